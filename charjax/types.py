@@ -1,0 +1,28 @@
+"""Array types shared by every floor."""
+
+from typing import NamedTuple
+
+import jax
+
+Array = jax.Array
+
+
+class LSTMCarry(NamedTuple):
+    """Recurrent state of one LSTM layer: cell state `c` and hidden state `h`, each [B, H] float32."""
+
+    c: Array
+    h: Array
+
+
+class LSTMWeights(NamedTuple):
+    """Parameters of one LSTM layer, gates in the order i, f, g, o along the last axis (G = 4H), float32.
+
+    Attributes:
+        w_ih: [D, G] input weights; row d is what a one-hot input d adds to the gates.
+        w_hh: [H, G] recurrent weights.
+        bias: [G].
+    """
+
+    w_ih: Array
+    w_hh: Array
+    bias: Array
