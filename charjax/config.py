@@ -30,7 +30,7 @@ def _require_counts(config: Any, *names: str) -> None:
 def _require_number(config: Any, name: str, rule: str, low: float, high: float, *, open_ends: str = "") -> None:
     """Checks that a field is a number in [low, high]; `open_ends` holds "low" and/or "high" to leave an end out."""
     value = getattr(config, name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int if "whole" in rule else int | float) and not isinstance(value, bool)
     above = number and (value > low if "low" in open_ends else value >= low)
     below = number and (value < high if "high" in open_ends else value <= high)
     _require(bool(above and below), name, value, rule)

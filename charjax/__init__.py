@@ -1,0 +1,66 @@
+"""charjax: character-level LSTM language models in JAX and Flax.
+
+The names below are imported when they are first used, so that `import charjax` costs nothing (PEP 562).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from charjax.checkpoint import load_model, restore_checkpoint, save_checkpoint
+    from charjax.config import ModelConfig, SampleConfig, TrainConfig
+    from charjax.corpus import Corpus
+    from charjax.fit import fit
+    from charjax.generate import generate, generate_text
+    from charjax.model import CharLSTM, LSTMCell, init_carry, init_params
+    from charjax.optimizer import make_optimizer
+    from charjax.sharding import make_mesh
+    from charjax.train import TrainState, evaluate, init_train_state, make_eval_step, make_train_step
+    from charjax.types import LSTMCarry, LSTMWeights
+    from charjax.vocab import Vocab
+
+_MODULE_OF = {
+    "CharLSTM": "model",
+    "Corpus": "corpus",
+    "LSTMCarry": "types",
+    "LSTMCell": "model",
+    "LSTMWeights": "types",
+    "ModelConfig": "config",
+    "SampleConfig": "config",
+    "TrainConfig": "config",
+    "TrainState": "train",
+    "Vocab": "vocab",
+    "evaluate": "train",
+    "fit": "fit",
+    "generate": "generate",
+    "generate_text": "generate",
+    "init_carry": "model",
+    "init_params": "model",
+    "init_train_state": "train",
+    "load_model": "checkpoint",
+    "make_eval_step": "train",
+    "make_mesh": "sharding",
+    "make_optimizer": "optimizer",
+    "make_train_step": "train",
+    "restore_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+}
+_SUBPACKAGES = ("interop", "ops")
+
+__all__ = [*sorted(_MODULE_OF), *_SUBPACKAGES]  # noqa: PLE0604 -- all of them are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"charjax.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'charjax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"charjax.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
