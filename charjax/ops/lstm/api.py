@@ -1,0 +1,81 @@
+"""`lstm`: the one door to every implementation of an LSTM layer."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from charjax.ops.lstm.flax_scan import lstm_flax
+from charjax.ops.lstm.scan import lstm_scan
+from charjax.types import Array, LSTMCarry, LSTMWeights
+
+Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
+
+IMPLEMENTATIONS: dict[str, Implementation] = {"flax": lstm_flax, "scan": lstm_scan}
+DTYPES = ("float32", "bfloat16")
+
+
+def lstm(
+    weights: LSTMWeights,
+    x: Array,
+    carry: LSTMCarry,
+    *,
+    implementation: str | None = None,
+    dtype: str = "float32",
+) -> tuple[Array, LSTMCarry]:
+    """Runs one LSTM layer (Hochreiter and Schmidhuber 1997, with forget gates) over a batch of sequences.
+
+    With z_t = x_t w_ih + h_{t-1} w_hh + bias, split into i, f, g, o:
+    c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g) and h_t = sigmoid(o) tanh(c_t), as in torch.nn.LSTM.
+
+    Args:
+        weights: parameters of the layer, float32, with D inputs and H hidden units.
+        x: [B, T, D] float inputs; or [B, T] integers in [0, D), which stand for one-hot rows and turn the
+            input product into a row look-up (an integer outside that range gives NaN).
+        carry: state before the first step, `c` and `h` [B, H] float32.
+        implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
+            input product hoisted out of the loop), or None for the fastest that serves.
+        dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
+            float32 in both.
+
+    Returns:
+        y [B, T, H] in `dtype`, the hidden state after every step, and the carry after the last one (float32).
+
+    Raises:
+        ValueError: shapes that do not fit together.
+        NotImplementedError: an unknown implementation or dtype.
+    """
+    _check_shapes(weights, x, carry)
+    if dtype not in DTYPES:
+        raise NotImplementedError(f"dtype {dtype!r} is not served; choose one of {', '.join(DTYPES)}")
+    name = implementation or default_implementation()
+    if name not in IMPLEMENTATIONS:
+        raise NotImplementedError(
+            f"LSTM implementation {name!r} does not exist; choose one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    return IMPLEMENTATIONS[name](weights, x, carry, jnp.dtype(dtype))
+
+
+@functools.cache
+def default_implementation() -> str:
+    """What `implementation=None` stands for; logs the choice the first time it is asked."""
+    choice = "scan"
+    logging.getLogger("charjax").info("LSTM implementation: %s", choice)
+    return choice
+
+
+def _check_shapes(weights: LSTMWeights, x: Array, carry: LSTMCarry) -> None:
+    inputs, gates = weights.w_ih.shape
+    hidden = weights.w_hh.shape[0]
+    if gates != 4 * hidden or weights.w_hh.shape != (hidden, gates) or weights.bias.shape != (gates,):
+        raise ValueError(
+            "LSTM weights must be w_ih [D, 4H], w_hh [H, 4H] and bias [4H], not "
+            f"{weights.w_ih.shape}, {weights.w_hh.shape} and {weights.bias.shape}"
+        )
+    one_hot = jnp.issubdtype(x.dtype, jnp.integer)
+    if x.ndim != (2 if one_hot else 3) or not (one_hot or x.shape[-1] == inputs):
+        raise ValueError(f"LSTM input must be [B, T, {inputs}] float or [B, T] integer, not {x.shape} {x.dtype}")
+    state = (x.shape[0], hidden)
+    if carry.c.shape != state or carry.h.shape != state:
+        raise ValueError(f"LSTM carry must be c and h of {state}, not {carry.c.shape} and {carry.h.shape}")

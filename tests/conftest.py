@@ -1,0 +1,26 @@
+"""Strict settings for every test: 8 CPU devices, rank promotion an error, compiled programs cached between runs."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before jax is imported for the first time, here or in a child process.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("charjax", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("charjax")
+
+
+@pytest.fixture
+def root() -> Path:
+    """The checkout."""
+    return ROOT
