@@ -1,0 +1,178 @@
+"""The character-level LSTM language model, in flax.linen."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from charjax.config import ModelConfig
+from charjax.ops.lstm.api import lstm
+from charjax.ops.lstm.flax_scan import LSTMCell as LSTMCell
+from charjax.ops.lstm.products import product
+from charjax.types import Array, LSTMCarry
+
+Carry = tuple[LSTMCarry, ...]
+
+
+class LSTMLayer(nn.Module):
+    """One LSTM layer over a window; see `charjax.ops.lstm` for the mathematics and the implementations.
+
+    Attributes:
+        hidden_dim: H.
+        input_dim: D.
+        implementation: "flax" runs `flax.linen.scan` over `LSTMCell`; the others compute the same.
+        dtype: format of the products' operands.
+    """
+
+    hidden_dim: int
+    input_dim: int
+    implementation: str | None = None
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        """Declares the cell, which owns the parameters under every implementation."""
+        self.cell = LSTMCell(self.hidden_dim, self.input_dim, self.dtype)
+
+    def __call__(self, x: Array, carry: LSTMCarry) -> tuple[Array, LSTMCarry]:
+        """x [B, T, D] float or [B, T] integer, carry [B, H] -> (y [B, T, H], carry)."""
+        return lstm(self.cell.weights, x, carry, implementation=self.implementation, dtype=self.dtype)
+
+
+class Head(nn.Module):
+    """The affine map from hidden state to logits: `kernel` [H, V] and `bias` [V], float32.
+
+    Attributes:
+        hidden_dim: H.
+        vocab_size: V.
+        dtype: format of the product's operands.
+    """
+
+    hidden_dim: int
+    vocab_size: int
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        """Declares the parameters."""
+        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.hidden_dim, self.vocab_size))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, T, H] -> logits [B, T, V] float32."""
+        return product(x, self.kernel, jnp.dtype(self.dtype)) + self.bias[None, None]
+
+
+class CharLSTM(nn.Module):
+    """A stack of LSTM layers that predicts the next character at every position (Graves 2013).
+
+    Characters go in as ids, which stand for one-hot rows of layer 0; dropout (Zaremba et al. 2014) falls on the
+    output of every layer, between layers and before the head, never on the recurrent state.
+
+    Attributes:
+        vocab_size: V, number of characters.
+        hidden_dim: H, units per layer.
+        hidden_layers: number of layers.
+        dropout: probability of zeroing an output while training.
+        implementation: how each layer is computed; see `charjax.ops.lstm`.
+        dtype: "float32" or "bfloat16", the format of the products' operands.
+    """
+
+    vocab_size: int
+    hidden_dim: int = 512
+    hidden_layers: int = 2
+    dropout: float = 0.0
+    implementation: str | None = None
+    dtype: str = "float32"
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, vocab_size: int) -> "CharLSTM":
+        """The model that a `ModelConfig` describes."""
+        return cls(
+            vocab_size=vocab_size,
+            hidden_dim=config.hidden_dim,
+            hidden_layers=config.hidden_layers,
+            dropout=config.dropout,
+            implementation=config.implementation,
+            dtype=config.dtype,
+        )
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape as a `ModelConfig`, which checks it.
+
+        Raises:
+            UserError: a size, probability or dtype out of range.
+        """
+        return ModelConfig(
+            hidden_dim=self.hidden_dim,
+            hidden_layers=self.hidden_layers,
+            dropout=self.dropout,
+            implementation=self.implementation,
+            dtype=self.dtype,  # type: ignore[arg-type]  # ModelConfig checks it
+        )
+
+    def setup(self) -> None:
+        """Declares the layers and the head."""
+        inputs = [self.vocab_size] + [self.hidden_dim] * (self.hidden_layers - 1)
+        # flax names the members after the attribute: layer_0, layer_1, ...
+        self.layer = [LSTMLayer(self.hidden_dim, size, self.implementation, self.dtype) for size in inputs]
+        self.head = Head(self.hidden_dim, self.vocab_size, self.dtype)
+
+    def __call__(
+        self, ids: Array, carry: Carry, *, train: bool = False, stream_ids: Array | None = None
+    ) -> tuple[Array, Carry]:
+        """Reads a window of characters.
+
+        Args:
+            ids: [B, T] integer, the characters.
+            carry: the state before the window, one `LSTMCarry` of [B, H] float32 per layer; see `init_carry`.
+            train: whether to drop outputs; needs the PRNG key `rngs={"dropout": key}` where dropout > 0.
+            stream_ids: [B] integer, the number that each row's dropout is drawn by, so that a row's draws do
+                not depend on which rows stand beside it; by default 0 to B-1.
+
+        Returns:
+            logits [B, T, V] float32, at each position of the character after it, and the carry after the window.
+        """
+        x, carries = ids, []
+        for layer, layer_carry in zip(self.layer, carry, strict=True):
+            x, layer_carry = layer(x, layer_carry)  # noqa: PLW2901 -- the carry after the layer takes its place
+            if train and self.dropout > 0:
+                x = dropout_per_stream(x, self.dropout, self.make_rng("dropout"), stream_ids)
+            carries.append(layer_carry)
+        return self.head(x), tuple(carries)
+
+
+def dropout_per_stream(x: Array, rate: float, key: Array, stream_ids: Array | None = None) -> Array:
+    """Inverted dropout (Srivastava et al. 2014) with the mask of each row drawn by its own key.
+
+    Args:
+        x: [B, T, H].
+        rate: probability of zeroing an element; the others are scaled by 1 / (1 - rate).
+        key: PRNG key.
+        stream_ids: [B] integer that `key` is folded with; by default 0 to B-1.
+
+    Returns:
+        [B, T, H] in x's dtype.
+    """
+    streams = jnp.arange(x.shape[0]) if stream_ids is None else stream_ids
+
+    def drop(stream: Array, x_TH: Array) -> Array:
+        keep = jax.random.bernoulli(jax.random.fold_in(key, stream), 1 - rate, x_TH.shape)
+        return jnp.where(keep, x_TH / (1 - rate), 0)
+
+    return jax.vmap(drop)(streams, x)
+
+
+def init_carry(model: CharLSTM, batch_size: int) -> Carry:
+    """The state before any character: one zero `LSTMCarry` of [batch_size, H] float32 per layer."""
+    # An array each: a buffer that stood in two places could not be donated.
+    return tuple(
+        LSTMCarry(
+            jnp.zeros((batch_size, model.hidden_dim), jnp.float32), jnp.zeros((batch_size, model.hidden_dim), jnp.float32)
+        )
+        for _ in range(model.hidden_layers)
+    )
+
+
+def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
+    """Draws fresh parameters (float32): `layer_0` to `layer_{L-1}`, each with its `cell`, and the `head`."""
+    variables = model.init(key, jnp.zeros((1, 1), jnp.int32), init_carry(model, 1))
+    return variables["params"]  # type: ignore[no-any-return]

@@ -1,0 +1,99 @@
+"""CharLSTM: shapes, one parameter tree for all implementations, dropout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charjax.errors import UserError
+from charjax.model import CharLSTM, dropout_per_stream, init_carry, init_params
+from charjax.ops.lstm.api import IMPLEMENTATIONS
+
+
+def make(**options):
+    model = CharLSTM(vocab_size=11, hidden_dim=6, hidden_layers=2, **options)
+    params = init_params(jax.random.key(0), model)
+    ids = jax.random.randint(jax.random.key(1), (4, 9), 0, 11).astype(jnp.uint8)
+    return model, params, ids
+
+
+def test_shapes_and_parameter_tree():
+    model, params, ids = make()
+    logits, carry = model.apply({"params": params}, ids, init_carry(model, 4))
+    assert logits.shape == (4, 9, 11)
+    assert logits.dtype == jnp.float32
+    assert [leaf.shape for leaf in jax.tree.leaves(carry)] == [(4, 6)] * 4
+    assert jax.tree.map(jnp.shape, params) == {
+        "layer_0": {"cell": {"w_ih": (11, 24), "w_hh": (6, 24), "bias": (24,)}},
+        "layer_1": {"cell": {"w_ih": (6, 24), "w_hh": (6, 24), "bias": (24,)}},
+        "head": {"kernel": (6, 11), "bias": (11,)},
+    }
+
+
+@pytest.mark.parametrize("implementation", [None, *sorted(IMPLEMENTATIONS)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_a_checkpoint_moves_between_implementations(implementation, dtype, tolerance):
+    reference, params, ids = make(implementation="flax")
+    model = CharLSTM(vocab_size=11, hidden_dim=6, hidden_layers=2, implementation=implementation, dtype=dtype)
+    expected, expected_carry = reference.apply({"params": params}, ids, init_carry(reference, 4))
+    logits, carry = jax.jit(model.apply)({"params": params}, ids, init_carry(model, 4))
+    np.testing.assert_allclose(logits, expected, atol=tolerance)
+    for leaf, expected_leaf in zip(jax.tree.leaves(carry), jax.tree.leaves(expected_carry), strict=True):
+        np.testing.assert_allclose(leaf, expected_leaf, atol=tolerance)
+    fresh = init_params(jax.random.key(0), model)
+    jax.tree.map(np.testing.assert_array_equal, fresh, params)
+
+
+def test_a_position_sees_nothing_after_it():
+    model, params, ids = make()
+    logits, _ = model.apply({"params": params}, ids, init_carry(model, 4))
+    changed, _ = model.apply({"params": params}, ids.at[:, 5].set((ids[:, 5] + 1) % 11), init_carry(model, 4))
+    np.testing.assert_array_equal(logits[:, :5], changed[:, :5])
+    assert (np.abs(logits[:, 5:] - changed[:, 5:]).max(axis=-1) > 0).all()
+
+
+def test_windows_with_the_carry_are_the_whole_text():
+    model, params, ids = make()
+    whole, _ = model.apply({"params": params}, ids, init_carry(model, 4))
+    first, carry = model.apply({"params": params}, ids[:, :4], init_carry(model, 4))
+    second, _ = model.apply({"params": params}, ids[:, 4:], carry)
+    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-6)
+
+
+def test_dropout_falls_only_in_training_and_on_both_layers():
+    model, params, ids = make(dropout=0.5)
+    run = lambda **options: model.apply({"params": params}, ids, init_carry(model, 4), **options)  # noqa: E731
+    rngs = {"dropout": jax.random.key(2)}
+    plain, carry = run()
+    trained, dropped_carry = run(train=True, rngs=rngs)
+    again, _ = run(train=True, rngs=rngs)
+    other, _ = run(train=True, rngs={"dropout": jax.random.key(3)})
+    assert not np.allclose(plain, trained)
+    np.testing.assert_array_equal(trained, again)
+    assert not np.allclose(trained, other)
+    # Layer 0's own state never sees dropout; layer 1's does, through its input.
+    np.testing.assert_array_equal(carry[0].c, dropped_carry[0].c)
+    assert not np.allclose(carry[1].c, dropped_carry[1].c)
+
+
+def test_a_streams_dropout_does_not_depend_on_its_neighbours():
+    x = jnp.ones((6, 50, 8))
+    key = jax.random.key(0)
+    whole = dropout_per_stream(x, 0.3, key)
+    half = dropout_per_stream(x[3:], 0.3, key, jnp.arange(3, 6))
+    np.testing.assert_array_equal(whole[3:], half)
+    assert not np.array_equal(whole[0], whole[1])
+    kept = np.asarray(whole) > 0
+    np.testing.assert_allclose(np.asarray(whole)[kept], 1 / 0.7, rtol=1e-6)
+    assert abs(kept.mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / kept.size)
+
+
+@pytest.mark.parametrize("options", [{"hidden_dim": 0}, {"hidden_layers": 0}, {"dropout": 1.0}, {"dtype": "float16"}])
+def test_config_checks_the_models_sizes(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        CharLSTM(vocab_size=11, **options).config  # noqa: B018
+
+
+def test_config_round_trip():
+    model, _, _ = make(dropout=0.2, dtype="bfloat16", implementation="scan")
+    assert CharLSTM.from_config(model.config, model.vocab_size) == model
