@@ -1,0 +1,4 @@
+"""Models to and from other formats; see the module of each."""
+
+from charjax.interop.torch import from_torch as from_torch
+from charjax.interop.torch import to_torch as to_torch

@@ -1,0 +1,162 @@
+"""Parameters to and from PyTorch, whose own LSTM has the same gates in the same order (i, f, g, o).
+
+The torch model that shares its weights with a `CharLSTM`, its input one-hot::
+
+    class TorchCharLSTM(torch.nn.Module):
+        def __init__(self, vocab_size, hidden_dim, hidden_layers):
+            super().__init__()
+            self.lstm = torch.nn.LSTM(vocab_size, hidden_dim, hidden_layers, batch_first=True)
+            self.head = torch.nn.Linear(hidden_dim, vocab_size)
+
+        def forward(self, one_hot, carry=None):  # [B, T, V] float; (h, c), each [L, B, H]
+            y, carry = self.lstm(one_hot, carry)
+            return self.head(y), carry
+
+    torch_model.load_state_dict({name: torch.from_numpy(array) for name, array in to_torch(params).items()})
+    params = from_torch(torch_model.state_dict())
+
+torch is not imported here and need not be installed.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from charjax.errors import UserError
+
+Params = dict[str, Any]  # flax's nested dict of arrays
+Float32 = NDArray[np.float32]
+
+_LAYER_KEYS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def to_torch(params: Params) -> dict[str, Float32]:
+    """Turns a model's parameters into a state_dict of numpy arrays for the torch model above.
+
+    Args:
+        params: the tree of `CharLSTM`, float: per layer `w_ih` ([V, 4H] at layer 0, else [H, 4H]), `w_hh`
+            [H, 4H] and `bias` [4H]; in the head `kernel` [H, V] and `bias` [V].
+
+    Returns:
+        `lstm.weight_ih_l{n}` [4H, V or H], `lstm.weight_hh_l{n}` [4H, H], `lstm.bias_ih_l{n}` [4H] with the
+        whole bias, `lstm.bias_hh_l{n}` [4H] with zeros, `head.weight` [V, H] and `head.bias` [V], in torch's
+        order; C-contiguous, writable float32 copies.
+
+    Raises:
+        UserError: not the tree of a CharLSTM; the message names the part.
+    """
+    layers = max(1, sum(name.startswith("layer_") for name in params))
+    _check_keys(params, [*(f"layer_{n}" for n in range(layers)), "head"], "the parameters")
+    state = {}
+    for n in range(layers):
+        _check_keys(params[f"layer_{n}"], ["cell"], f"layer_{n}")
+        cell = params[f"layer_{n}"]["cell"]
+        _check_keys(cell, ["w_ih", "w_hh", "bias"], f"layer_{n}/cell")
+        bias = _copy(cell["bias"])
+        state[f"lstm.weight_ih_l{n}"] = _transposed(cell["w_ih"])
+        state[f"lstm.weight_hh_l{n}"] = _transposed(cell["w_hh"])
+        state[f"lstm.bias_ih_l{n}"] = bias
+        state[f"lstm.bias_hh_l{n}"] = np.zeros_like(bias)
+    _check_keys(params["head"], ["kernel", "bias"], "head")
+    state["head.weight"] = _transposed(params["head"]["kernel"])
+    state["head.bias"] = _copy(params["head"]["bias"])
+    return state
+
+
+def from_torch(state_dict: Mapping[str, Any]) -> Params:
+    """Turns the state_dict of the torch model above into parameters of a `CharLSTM`.
+
+    Names must be exactly those that `to_torch` gives; those of a model with other attribute names, or wrapped
+    in another module, have to be renamed first.
+
+    Args:
+        state_dict: torch tensors (any device, any float dtype, requiring gradients or not) or numpy arrays.
+
+    Returns:
+        The tree that `to_torch` takes, of jax arrays in float32 that share no memory with the tensors. A
+        layer's `bias` is the sum of torch's two.
+
+    Raises:
+        UserError: a name missing or one too many, an LSTM that is bidirectional or has projections, a wrong
+            shape or a dtype that is not float; the message names the key.
+    """
+    layers = sum(re.fullmatch(r"lstm\.weight_ih_l\d+", key) is not None for key in state_dict)
+    _refuse_other_lstms(state_dict)
+    lstm_keys = [f"lstm.{name}_l{n}" for n in range(max(1, layers)) for name in _LAYER_KEYS]
+    _check_keys(state_dict, [*lstm_keys, "head.weight", "head.bias"], "the state_dict")
+    arrays = {key: _to_numpy(key, tensor) for key, tensor in state_dict.items()}
+    _check_shapes(arrays, layers)
+    params: Params = {
+        f"layer_{n}": {
+            "cell": {
+                "w_ih": jnp.array(arrays[f"lstm.weight_ih_l{n}"].T),
+                "w_hh": jnp.array(arrays[f"lstm.weight_hh_l{n}"].T),
+                "bias": jnp.array(arrays[f"lstm.bias_ih_l{n}"] + arrays[f"lstm.bias_hh_l{n}"]),
+            }
+        }
+        for n in range(layers)
+    }
+    params["head"] = {"kernel": jnp.array(arrays["head.weight"].T), "bias": jnp.array(arrays["head.bias"])}
+    return params
+
+
+def _check_keys(tree: Any, expected: list[str], where: str) -> None:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where} must be a mapping with {', '.join(expected)}, not {type(tree).__name__}")
+    for key in expected:
+        if key not in tree:
+            raise UserError(f"{where} must hold {key!r}, but it is missing")
+    for key in tree:
+        if key not in expected:
+            raise UserError(f"{where} holds {key!r}, which a CharLSTM has no place for: rename or remove it")
+
+
+def _refuse_other_lstms(state_dict: Mapping[str, Any]) -> None:
+    for key in state_dict:
+        if key.endswith("_reverse"):
+            raise UserError(f"{key!r} belongs to a bidirectional LSTM: a CharLSTM reads forwards only")
+        if key.startswith("lstm.weight_hr"):
+            raise UserError(f"{key!r} belongs to an LSTM with projections (proj_size): a CharLSTM has none")
+
+
+def _check_shapes(arrays: Mapping[str, Float32], layers: int) -> None:
+    """Checks every array against H, the columns of layer 0's weight_hh, and V, the length of head.bias."""
+    for key in ("lstm.weight_hh_l0", "head.bias"):
+        if not arrays[key].shape:
+            raise UserError(f"{key!r} is a scalar where an array is needed")
+    hidden, vocab = arrays["lstm.weight_hh_l0"].shape[-1], arrays["head.bias"].shape[0]
+    expected: dict[str, tuple[int, ...]] = {"head.weight": (vocab, hidden), "head.bias": (vocab,)}
+    for n in range(layers):
+        expected[f"lstm.weight_ih_l{n}"] = (4 * hidden, hidden if n else vocab)
+        expected[f"lstm.weight_hh_l{n}"] = (4 * hidden, hidden)
+        expected[f"lstm.bias_ih_l{n}"] = expected[f"lstm.bias_hh_l{n}"] = (4 * hidden,)
+    for key, shape in expected.items():
+        if arrays[key].shape != shape:
+            raise UserError(
+                f"{key!r} must be {list(shape)} for {hidden} hidden units and {vocab} characters,"
+                f" not {list(arrays[key].shape)}"
+            )
+
+
+def _to_numpy(key: str, value: Any) -> Float32:
+    if hasattr(value, "detach"):
+        if not value.is_floating_point():
+            raise UserError(f"{key!r} must be of a float dtype, not {value.dtype}")
+        # numpy has no bfloat16: torch widens it first.
+        return value.detach().cpu().float().numpy()  # type: ignore[no-any-return]
+    array = np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{key!r} must be of a float dtype, not {array.dtype}")
+    return array.astype(np.float32)
+
+
+def _copy(array: Any) -> Float32:
+    return np.array(array, dtype=np.float32, order="C")
+
+
+def _transposed(array: Any) -> Float32:
+    return _copy(np.asarray(array).T)
