@@ -1,0 +1,1 @@
+"""What a run tells of itself: metrics.jsonl, samples.txt, and progress on the terminal."""

@@ -1,0 +1,136 @@
+"""metrics.jsonl: one JSON object per evaluation."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Self
+
+from charjax.errors import UserError
+from charjax.report.append_log import AppendLog
+
+
+def perplexity(loss: float) -> float:
+    """Exp(loss), with loss in nats per character: how many characters the model hesitates between."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def bits_per_char(loss: float) -> float:
+    """Loss / ln 2, with loss in nats per character: bits that the model encodes a character in."""
+    return loss / math.log(2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured at one evaluation.
+
+    Attributes:
+        step: optimizer steps taken.
+        epoch: passes over the training text taken, with a fraction.
+        train_loss: nats per character, mean over the steps since the evaluation before.
+        val_loss: nats per character of the validation text.
+        chars_per_second: characters trained on per second, evaluations left out; None if not timed.
+        elapsed_seconds: wall-clock time of training.
+    """
+
+    step: int
+    epoch: float
+    train_loss: float
+    val_loss: float
+    chars_per_second: float | None
+    elapsed_seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(val_loss)."""
+        return perplexity(self.val_loss)
+
+    @property
+    def bits_per_char(self) -> float:
+        """val_loss / ln 2."""
+        return bits_per_char(self.val_loss)
+
+    def to_json(self) -> str:
+        """One line of strict JSON without its newline; numbers that are not finite become null."""
+        values = {
+            "step": int(self.step),
+            "epoch": _finite(self.epoch),
+            "train_loss": _finite(self.train_loss),
+            "val_loss": _finite(self.val_loss),
+            "perplexity": _finite(self.perplexity),
+            "bits_per_char": _finite(self.bits_per_char),
+            "chars_per_second": _finite(self.chars_per_second),
+            "elapsed_seconds": _finite(self.elapsed_seconds),
+        }
+        return json.dumps(values, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """Reads what `to_json` wrote, null as NaN; names that an Evaluation does not have are passed over.
+
+        Raises:
+            ValueError: not a JSON object with an Evaluation's numbers.
+        """
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        step = values.get("step")
+        if not isinstance(step, int):
+            raise ValueError(f"step is {step!r}, not a whole number")
+        speed = _number("chars_per_second", values)
+        return cls(
+            step=step,
+            epoch=_number("epoch", values),
+            train_loss=_number("train_loss", values),
+            val_loss=_number("val_loss", values),
+            chars_per_second=None if math.isnan(speed) else speed,
+            elapsed_seconds=_number("elapsed_seconds", values),
+        )
+
+
+class MetricsLog(AppendLog):
+    """metrics.jsonl open for appending; a context manager."""
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Writes one line and flushes it."""
+        self.write(evaluation.to_json() + "\n")
+
+
+def read_metrics(path: str | Path) -> list[Evaluation]:
+    """Reads a metrics.jsonl, also while it is being written: a last line without its end is left out.
+
+    Raises:
+        UserError: no such file, or a line that is not an evaluation.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    evaluations = []
+    # What follows the last newline is a line still being written, or nothing.
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            evaluations.append(Evaluation.from_json(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path} line {number} is not an evaluation ({error}); remove the line"
+            ) from error
+    return evaluations
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _number(name: str, values: dict[str, Any]) -> float:
+    if name not in values:
+        raise ValueError(f"{name} is missing")
+    value = values[name]
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r}, not a number")
+    return value

@@ -1,0 +1,82 @@
+"""How far a training is and how fast it goes."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+WINDOW_SECONDS = 10.0
+
+
+class Pace:
+    """Step, loss and speed of a training under way.
+
+    The speed is that of the last ten seconds or so. Compilation comes before the first update and evaluation
+    within a pause: neither is counted.
+
+    Attributes:
+        total_steps: steps of the whole training.
+        step: steps dispatched.
+        epochs: passes over the training text that total_steps make.
+        loss: latest training loss in nats per character; NaN before the first.
+    """
+
+    def __init__(
+        self, total_steps: int, step: int, chars_per_step: int, epochs: int, clock: Callable[[], float]
+    ) -> None:
+        self.total_steps, self.step, self.epochs, self.loss = total_steps, step, epochs, math.nan
+        self._chars_per_step, self._clock = chars_per_step, clock
+        self._started_at = clock()
+        self._updated_at: float | None = None
+        self._in_flight = 0
+        self._intervals: deque[tuple[float, int]] = deque()
+        self._seconds, self._steps = 0.0, 0
+
+    def update(self, step: int, loss: float) -> None:
+        """Takes note of the steps dispatched up to `step`."""
+        now = self._clock()
+        if self._updated_at is not None:
+            # The host dispatches one call ahead of the device: this time went into the call before.
+            self._count(now - self._updated_at, self._in_flight)
+            self._forget()
+        self._in_flight = step - self.step
+        self.step, self.loss, self._updated_at = step, loss, now
+
+    def pause(self) -> None:
+        """Leaves the time up to the next update out of the speed."""
+        self._updated_at = None
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training text taken."""
+        return self.step * self.epochs / self.total_steps
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Wall-clock time since the start."""
+        return self._clock() - self._started_at
+
+    @property
+    def chars_per_second(self) -> float:
+        """Characters trained on per second of late; NaN before two updates."""
+        return self._steps_per_second * self._chars_per_step
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds that the steps to come will take at this speed; NaN while it is not known."""
+        speed = self._steps_per_second
+        return (self.total_steps - self.step) / speed if speed > 0 else math.nan
+
+    @property
+    def _steps_per_second(self) -> float:
+        return self._steps / self._seconds if self._intervals and self._seconds > 0 else math.nan
+
+    def _count(self, seconds: float, steps: int) -> None:
+        self._intervals.append((seconds, steps))
+        self._seconds += seconds
+        self._steps += steps
+
+    def _forget(self) -> None:
+        while self._seconds - self._intervals[0][0] >= WINDOW_SECONDS:
+            seconds, steps = self._intervals.popleft()
+            self._seconds -= seconds
+            self._steps -= steps
