@@ -1,0 +1,306 @@
+"""From a text file to ids, to training and validation splits, to streams.
+
+A split of N characters has N - 1 labels: every character but the first, predicted from all before it. They are shared
+out over B streams of consecutive text whose lengths differ by at most one label, and each stream is read in windows of
+`seq_len`. Where a stream does not fill its last window, the rest is padding that is masked out of every loss. So each
+label counts exactly once per epoch, and nothing is dropped.
+"""
+
+import codecs
+import dataclasses
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from charjax.config import DataConfig
+from charjax.errors import UserError
+from charjax.vocab import Vocab, show_characters
+
+# Bytes read at a time: a file is never in memory but as ids.
+READ_BYTES = 1 << 22
+_UNICODE_SIZE = 0x110000
+_BOM = 0xFEFF
+
+_log = logging.getLogger("charjax")
+
+
+class Streams(NamedTuple):
+    """A split laid out for B readers side by side; see `make_streams`.
+
+    Attributes:
+        ids: [B, W * T + 1], W windows of T inputs and, moved by one, their labels; zeros where a stream has ended.
+        first: [B] int32, the first position whose label counts; those before it only warm the state up.
+        stop: [B] int32, the position after the last whose label counts.
+    """
+
+    ids: Any
+    first: Any
+    stop: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text as ids, split in two.
+
+    Attributes:
+        train: [N] ids, the text's first `train_frac`.
+        validation: [M] ids, the rest.
+        vocab: the characters.
+        train_frac: the fraction asked for.
+        name: name of the file.
+        path: absolute path of the file, empty for a text that came from none.
+        sha256: hex digest of the text's bytes, by which a resumed run knows its text.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    vocab: Vocab
+    train_frac: float
+    name: str
+    path: str
+    sha256: str
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, vocab: str | Vocab = "auto", train_frac: float = 0.9) -> "Corpus":
+        """Reads a text file of any size.
+
+        Args:
+            path: the file, UTF-8 for every vocabulary but "bytes"; a byte order mark is left out.
+            vocab: "ascii", "chars", "bytes", "auto" (the first of these that the file allows), or a `Vocab`.
+            train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
+
+        Raises:
+            UserError: a folder, a text too short to split, characters that the vocabulary lacks.
+            OSError: a file that is missing or cannot be read.
+        """
+        DataConfig(train_frac=train_frac)
+        if Path(path).is_dir():
+            raise UserError(f"{path} is a folder; give a text file")
+        ids, chosen, sha256 = read_ids(path, vocab)
+        resolved = Path(path).resolve()
+        return cls._split(ids, chosen, train_frac, resolved.name, str(resolved), sha256, shown=str(path))
+
+    @classmethod
+    def from_text(
+        cls, text: str, *, vocab: str | Vocab = "auto", train_frac: float = 0.9, name: str = "text"
+    ) -> "Corpus":
+        """Takes a text from memory; see `from_file`."""
+        DataConfig(train_frac=train_frac)
+        content = text.encode("utf-8", errors="surrogatepass")
+        ids, chosen, sha256 = _encode_stream(lambda: io.BytesIO(content), name, vocab)
+        return cls._split(ids, chosen, train_frac, name, "", sha256, shown=name)
+
+    @classmethod
+    def _split(
+        cls, ids: np.ndarray, vocab: Vocab, train_frac: float, name: str, path: str, sha256: str, *, shown: str
+    ) -> "Corpus":
+        if len(ids) < 4:
+            raise UserError(f"{shown} has {len(ids)} characters; a text needs at least 4, two for each split")
+        cut = round(train_frac * len(ids))
+        if not 2 <= cut <= len(ids) - 2:
+            raise UserError(
+                f"train_frac {train_frac} leaves {cut} of {shown}'s {len(ids)} characters to train on and "
+                f"{len(ids) - cut} to validate; each needs at least 2: choose it nearer to 0.5, or a longer text"
+            )
+        return cls(ids[:cut], ids[cut:], vocab, train_frac, name, path, sha256)
+
+
+def read_ids(path: str | Path, vocab: str | Vocab = "auto") -> tuple[np.ndarray, Vocab, str]:
+    """Reads a whole text file: -> (ids [N], the vocabulary, hex SHA-256 of the file); see `Corpus.from_file`."""
+    return _encode_stream(lambda: Path(path).open("rb"), str(path), vocab)
+
+
+@dataclasses.dataclass
+class _Survey:
+    """What a first reading finds: size, digest, which code points occur, and what no vocabulary could take."""
+
+    size: int = 0
+    characters: int = 0
+    not_utf8: int | None = None  # byte offset
+    seen: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(_UNICODE_SIZE, bool))
+    sha256: str = ""
+
+    @property
+    def is_ascii(self) -> bool:
+        return self.not_utf8 is None and not self.seen[128:].any()
+
+
+def _encode_stream(
+    open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab
+) -> tuple[np.ndarray, Vocab, str]:
+    survey = _survey(open_text)
+    if not survey.size:
+        raise UserError(f"{name} is empty; give a text of some length")
+    chosen = _choose(survey, name, vocab)
+    if chosen.kind == "bytes":
+        with open_text() as file:
+            return np.frombuffer(bytearray(file.read()), np.uint8), chosen, survey.sha256
+    if survey.not_utf8 is not None:
+        raise UserError(
+            f"{name} is not UTF-8: byte 0x{_byte_at(open_text, survey.not_utf8):02x} at offset {survey.not_utf8}; "
+            "use --vocab bytes, or convert the file"
+        )
+    codes = chosen.codes()
+    missing = np.flatnonzero(survey.seen)
+    missing = missing[~np.isin(missing, codes)]
+    if missing.size:
+        raise _missing_error(open_text, name, chosen, "".join(map(chr, missing)))
+    ids = np.empty(survey.characters, chosen.dtype)
+    table = np.zeros(int(codes[-1]) + 1, chosen.dtype)
+    table[codes] = np.arange(chosen.size, dtype=chosen.dtype)
+    position = 0
+    for points in _code_points(open_text):
+        ids[position : position + len(points)] = table[points]
+        position += len(points)
+    return ids, chosen, survey.sha256
+
+
+def _survey(open_text: Callable[[], BinaryIO]) -> _Survey:
+    found, digest = _Survey(), hashlib.sha256()
+    with open_text() as file:
+        for chunk in iter(lambda: file.read(READ_BYTES), b""):
+            digest.update(chunk)
+            found.size += len(chunk)
+    found.sha256 = digest.hexdigest()
+    try:
+        for points in _code_points(open_text):
+            found.seen[points] = True
+            found.characters += len(points)
+    except UnicodeDecodeError:
+        found.not_utf8 = _first_invalid(open_text)
+    return found
+
+
+def _code_points(open_text: Callable[[], BinaryIO]) -> Iterator[np.ndarray]:
+    """Decodes a text piece by piece into code points, without the byte order mark at its beginning."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    at_start = True
+    with open_text() as file:
+        while True:
+            chunk = file.read(READ_BYTES)
+            if at_start or not chunk.isascii():
+                text = decoder.decode(chunk, final=not chunk)
+                points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+            elif decoder.getstate()[0]:
+                decoder.decode(chunk[:1], final=True)  # raises: ASCII cannot go on with a character begun
+            else:
+                points = np.frombuffer(chunk, np.uint8)
+            if at_start and len(points):
+                points = points[int(points[0] == _BOM) :]
+                at_start = False
+            yield points
+            if not chunk:
+                return
+
+
+def _first_invalid(open_text: Callable[[], BinaryIO]) -> int:
+    """Offset of the first byte that no UTF-8 character holds."""
+    offset, held = 0, b""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open_text() as file:
+        while True:
+            chunk = file.read(READ_BYTES)
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                return offset - len(held) + error.start
+            offset += len(chunk)
+            held = decoder.getstate()[0]
+
+
+def _byte_at(open_text: Callable[[], BinaryIO], offset: int) -> int:
+    with open_text() as file:
+        file.seek(offset)
+        return file.read(1)[0]
+
+
+def _choose(survey: _Survey, name: str, vocab: str | Vocab) -> Vocab:
+    if isinstance(vocab, Vocab):
+        return vocab
+    DataConfig(vocab=vocab)  # type: ignore[arg-type]  # it is what checks the name
+    if vocab == "ascii":
+        return Vocab.ascii()
+    if vocab == "bytes":
+        return Vocab.bytes()
+    if vocab == "auto" and survey.is_ascii:
+        _log.info("vocabulary: ascii (128 characters), because %s is plain ASCII", name)
+        return Vocab.ascii()
+    if vocab == "auto" and survey.not_utf8 is not None:
+        _log.info("vocabulary: bytes (256), because %s is not UTF-8", name)
+        return Vocab.bytes()
+    chars = Vocab("chars", "".join(map(chr, np.flatnonzero(survey.seen))))
+    if vocab == "auto":
+        _log.info("vocabulary: chars (%d characters), because %s is UTF-8 beyond ASCII", chars.size, name)
+    return chars
+
+
+def _missing_error(open_text: Callable[[], BinaryIO], name: str, vocab: Vocab, missing: str) -> UserError:
+    """Names the characters that a vocabulary lacks, and where the first of them stands."""
+    wanted = np.array([ord(character) for character in missing], np.uint32)
+    line, column = 1, 1
+    for points in _code_points(open_text):
+        places = np.flatnonzero(np.isin(points, wanted))
+        before = points[: places[0]] if places.size else points
+        newlines = np.flatnonzero(before == ord("\n"))
+        line += len(newlines)
+        column = len(before) - int(newlines[-1]) if newlines.size else column + len(before)
+        if places.size:
+            first = chr(points[places[0]])
+            break
+    others = missing.replace(first, "")
+    also = f", and also {show_characters(others)}" if others else ""
+    return UserError(
+        f"{name} line {line}, column {column}: {show_characters(first)} is not in the {vocab.kind} "
+        f"vocabulary{also}; use --vocab auto, chars or bytes"
+    )
+
+
+def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int = 0) -> Streams:
+    """Lays a split out as B streams; the module's docstring says how.
+
+    Args:
+        ids: [N] integer, N >= 2.
+        batch_size: B; streams beyond the N - 1 labels stay empty.
+        seq_len: T, characters per window.
+        burn_in: characters that each stream begins early, as far as the text goes back: they are read to warm the
+            state up and not counted, so that B streams measure what a single one would.
+
+    Returns:
+        NumPy arrays; position t of stream b has the input ids[b, t] and the label ids[b, t + 1], which counts where
+        first[b] <= t < stop[b].
+    """
+    if len(ids) < 2:
+        raise UserError(f"a text of {len(ids)} characters has nothing to predict; give at least 2")
+    starts = (np.arange(batch_size + 1) * (len(ids) - 1)) // batch_size
+    begins = np.maximum(starts[:-1] - burn_in, 0)
+    windows = -(-int(np.max(starts[1:] - begins)) // seq_len)
+    streams = np.zeros((batch_size, windows * seq_len + 1), ids.dtype)
+    for row, begin, end in zip(streams, begins, starts[1:], strict=True):
+        row[: end - begin + 1] = ids[begin : end + 1]
+    return Streams(streams, (starts[:-1] - begins).astype(np.int32), (starts[1:] - begins).astype(np.int32))
+
+
+def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
+    """Checks that the training text fills at least one window of every stream.
+
+    Raises:
+        UserError: it does not; the message says what would fit.
+    """
+    labels = num_characters - 1
+    if labels >= batch_size * seq_len:
+        return
+    fitting = []
+    if labels >= seq_len:
+        fitting.append(f"--batch-size {labels // seq_len}")
+    if labels >= batch_size:
+        fitting.append(f"--seq-len {labels // batch_size}")
+    advice = " or ".join(fitting) or f"--batch-size 1 --seq-len {labels}"
+    raise UserError(
+        f"the training text has {num_characters} characters, but batch_size {batch_size} x seq_len {seq_len} needs "
+        f"{batch_size * seq_len + 1}; the largest that fit: {advice}"
+    )
