@@ -1,0 +1,260 @@
+"""Sampling: one pass over the context, then one jitted loop over the characters to come, carrying the hidden state."""
+
+import codecs
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.config import SampleConfig
+from charjax.model import Carry, CharLSTM, init_carry
+from charjax.types import Array
+from charjax.vocab import Vocab
+
+Params = Any  # flax's nested dict of arrays
+
+
+class Choice(NamedTuple):
+    """How a character is chosen from its logits; arrays, so that another value does not compile anew.
+
+    Attributes:
+        temperature: [] float32, 0 for argmax.
+        top_k: [] int32, V or more for all.
+        top_p: [] float32, infinite for all.
+    """
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+
+
+class DecodeState(NamedTuple):
+    """Where a batch of texts stands.
+
+    Attributes:
+        carry: recurrent state after the last character, [B, H] per layer.
+        logits: [B, V] float32 of the character to come.
+        keys: [B] PRNG keys, one per text.
+        position: [] int32, characters drawn so far; folded into the keys.
+    """
+
+    carry: Carry
+    logits: Array
+    keys: Array
+    position: Array
+
+
+def generate(
+    model: CharLSTM,
+    params: Params,
+    context: Array,
+    *,
+    key: Array,
+    length: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Array:
+    """Continues each row of `context`.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        context: [B, P] integer, the characters to go on from; with P = 0 the first character is drawn from what
+            the model says of an empty state, the head's bias.
+        key: PRNG key; row i draws from `fold_in(key, i)` alone, whatever B is.
+        length: characters to generate per row, at least 0.
+        temperature: divides the logits before anything else; 0 takes the likeliest character (argmax).
+        top_k: draw among the k likeliest characters alone (Fan et al. 2018).
+        top_p: draw among the fewest likeliest characters that together hold this probability (nucleus sampling,
+            Holtzman et al. 2020), after top_k.
+
+    Returns:
+        ids [B, length] int32, the new characters.
+
+    Raises:
+        UserError: temperature, top_k, top_p or length out of range.
+    """
+    config = SampleConfig(length=length, temperature=temperature, top_k=top_k, top_p=top_p)
+    state = prefill(model, params, jnp.asarray(context), key)
+    _, ids = decode(model, params, state, make_choice(config), length=length, filtered=is_filtered(config))
+    return ids
+
+
+def generate_text(
+    model: CharLSTM,
+    params: Params,
+    vocab: Vocab,
+    context: str = "",
+    *,
+    seed: int = 0,
+    length: int = 500,
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> list[str]:
+    """Continues a text, `num_samples` times side by side.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        vocab: its characters.
+        context: what to go on from; an empty one starts as if after a line break, where the vocabulary has one.
+        seed: of the draws; text i depends on the seed and i alone.
+        length: characters per text, context not counted.
+        num_samples: number of texts.
+        temperature: see `generate`.
+        top_k: see `generate`.
+        top_p: see `generate`.
+
+    Returns:
+        The continuations, without the context.
+
+    Raises:
+        UserError: characters of the context that the vocabulary lacks, or a number out of range.
+    """
+    config = SampleConfig(
+        length=length, temperature=temperature, top_k=top_k, top_p=top_p, num_samples=num_samples, seed=seed
+    )
+    ids = generate(
+        model,
+        params,
+        np.tile(encode_context(vocab, context), (num_samples, 1)),
+        key=jax.random.key(config.seed),
+        length=length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    return [vocab.decode(row) for row in np.asarray(ids)]
+
+
+def stream_ids(
+    model: CharLSTM, params: Params, context: np.ndarray, config: SampleConfig, *, chunk: int = 32
+) -> Iterator[np.ndarray]:
+    """Yields what `generate` would return, [B, up to chunk] at a time, while the next chunk is being computed.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        context: [B, P] integer.
+        config: length, temperature, top_k, top_p and seed.
+        chunk: characters per compiled call.
+    """
+    state = prefill(model, params, jnp.asarray(context), jax.random.key(config.seed))
+    choice = make_choice(config)
+    pending: tuple[Array, int] | None = None
+    for done in range(0, config.length, chunk):
+        # The last chunk is computed whole and cut, so that one compilation serves every length.
+        state, ids = decode(model, params, state, choice, length=chunk, filtered=is_filtered(config))
+        if pending is not None:
+            yield np.asarray(pending[0])[:, : pending[1]]
+        pending = (ids, min(chunk, config.length - done))
+    if pending is not None:
+        yield np.asarray(pending[0])[:, : pending[1]]
+
+
+def stream_text(
+    model: CharLSTM, params: Params, vocab: Vocab, context: str, config: SampleConfig
+) -> Iterator[str]:
+    """Yields one continuation piece by piece: joined, they are what `generate_text` returns first.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        vocab: its characters.
+        context: what to go on from.
+        config: length, temperature, top_k, top_p and seed.
+
+    Raises:
+        UserError: characters of the context that the vocabulary lacks.
+    """
+    # A character of several bytes may be cut by the end of a piece: the decoder holds its beginning back.
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for (ids,) in stream_ids(model, params, encode_context(vocab, context)[None], config):
+        yield decoder.decode(ids.astype(np.uint8).tobytes()) if vocab.kind == "bytes" else vocab.decode(ids)
+    yield decoder.decode(b"", final=True)
+
+
+def encode_context(vocab: Vocab, context: str) -> np.ndarray:
+    """A context as ids [P]; an empty one becomes a line break where the vocabulary has one.
+
+    Raises:
+        UserError: characters that the vocabulary lacks, which the message names.
+    """
+    if not context and not vocab.unknown("\n"):
+        context = "\n"
+    return vocab.encode(context)
+
+
+def make_choice(config: SampleConfig) -> Choice:
+    """The sampling settings as arrays."""
+    return Choice(
+        jnp.float32(config.temperature),
+        jnp.int32(2**31 - 1 if config.top_k is None else config.top_k),
+        # Sums of probabilities are rounded: 1 itself would drop characters at the far end.
+        jnp.float32(np.inf if config.top_p in (None, 1.0) else config.top_p),
+    )
+
+
+def is_filtered(config: SampleConfig) -> bool:
+    """Whether characters are ruled out before drawing, which needs them sorted."""
+    return config.top_k is not None or config.top_p is not None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(model: CharLSTM, params: Params, context: Array, key: Array) -> DecodeState:
+    """Reads a context [B, P] in one pass."""
+    batch, length = context.shape
+    carry = init_carry(model, batch)
+    if length:
+        logits_BPV, carry = model.apply({"params": params}, context, carry)
+        logits_BV = logits_BPV[:, -1]
+    else:
+        logits_BV = jnp.tile(params["head"]["bias"][None], (batch, 1))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch))
+    return DecodeState(carry, logits_BV, keys, jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "filtered"))
+def decode(
+    model: CharLSTM, params: Params, state: DecodeState, choice: Choice, *, length: int, filtered: bool
+) -> tuple[DecodeState, Array]:
+    """Draws `length` characters for each text: -> (state after them, ids [B, length] int32)."""
+
+    def step(state: DecodeState, _: None) -> tuple[DecodeState, Array]:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.position)
+        ids_B = jax.vmap(functools.partial(choose, choice=choice, filtered=filtered))(keys, state.logits)
+        logits_B1V, carry = model.apply({"params": params}, ids_B[:, None], state.carry)
+        return DecodeState(carry, logits_B1V[:, 0], state.keys, state.position + 1), ids_B
+
+    state, ids_TB = jax.lax.scan(step, state, length=length)
+    return state, ids_TB.T
+
+
+def choose(key: Array, logits: Array, choice: Choice, filtered: bool) -> Array:
+    """Draws one character from logits [V]: temperature first, then top-k, then top-p; -> [] int32.
+
+    Args:
+        key: PRNG key.
+        logits: [V] float32.
+        choice: the settings.
+        filtered: False leaves top-k and top-p out, and with them the sorting.
+    """
+    # Less their maximum, logits cannot overflow when a small temperature divides them.
+    scaled = (logits - jnp.max(logits)) / jnp.maximum(choice.temperature, jnp.finfo(jnp.float32).tiny)
+    greedy = jnp.argmax(logits)
+    if filtered:
+        ranked, order = jax.lax.top_k(scaled, scaled.shape[0])
+        kept = jnp.arange(ranked.shape[0]) < choice.top_k
+        probs = jax.nn.softmax(jnp.where(kept, ranked, -jnp.inf))
+        # A character stays while those before it do not yet hold top_p, so the likeliest one always does.
+        kept &= jnp.cumsum(probs) - probs < choice.top_p
+        drawn = order[jax.random.categorical(key, jnp.where(kept, ranked, -jnp.inf))]
+    else:
+        drawn = jax.random.categorical(key, scaled)
+    return jnp.where(choice.temperature == 0, greedy, drawn).astype(jnp.int32)
