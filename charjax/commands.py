@@ -1,0 +1,129 @@
+"""What each command of the command line does, once its arguments are parsed."""
+
+import dataclasses
+import logging
+import math
+import sys
+from typing import Any
+
+from charjax.arguments import EvalCommand, InfoCommand, SampleCommand, TrainCommand
+from charjax.checkpoint import RunInfo, load_params, read_info
+from charjax.config import DataConfig, ModelConfig, TrainConfig
+from charjax.corpus import Corpus, read_ids
+from charjax.errors import UserError
+from charjax.fit import fit
+from charjax.generate import generate_text, stream_text
+from charjax.model import CharLSTM
+from charjax.report.metrics import bits_per_char, perplexity
+from charjax.report.printable import printable
+from charjax.report.progress import TerminalReporter
+from charjax.train import evaluate
+
+
+def train(command: TrainCommand) -> None:
+    """Trains, and says how to go on."""
+    data, model_config, train_config = command.data, command.model, command.train
+    if command.resume:
+        info, _ = read_info(command.out)
+        data = _override(info.data, data, command.given)
+        model_config = _override(info.model, model_config, command.given)
+        train_config = _override(info.train, train_config, command.given)
+    corpus = Corpus.from_file(command.text, vocab=data.vocab, train_frac=data.train_frac)
+    model = CharLSTM.from_config(model_config, corpus.vocab.size)
+    fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=TerminalReporter())
+    print(f"saved in {command.out}; try: charjax sample {command.out}", file=sys.stderr)
+
+
+def _override(saved: Any, asked: Any, given: frozenset[str]) -> Any:
+    """The saved configuration, but for what the user set explicitly this time."""
+    names = {field.name for field in dataclasses.fields(saved)} & given
+    return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})
+
+
+def sample(command: SampleCommand) -> None:
+    """Prints the context and what the model goes on with: one text as it comes, several one after another."""
+    config = command.config
+    params, info, _ = load_params(command.run)
+    model = CharLSTM.from_config(info.model, info.vocab.size)
+    if config.num_samples == 1:
+        _write(command.context)
+        for piece in stream_text(model, params, info.vocab, command.context, config):
+            _write(piece)
+        _write("\n")
+        return
+    texts = generate_text(
+        model,
+        params,
+        info.vocab,
+        command.context,
+        seed=config.seed,
+        length=config.length,
+        num_samples=config.num_samples,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+    )
+    for number, text in enumerate(texts, start=1):
+        _write(f"--- {number} of {len(texts)} ---\n{command.context}{text}\n")
+
+
+def _write(text: str) -> None:
+    """Writes model text at once: made harmless for a terminal, unchanged for a file or a pipe."""
+    if sys.stdout.isatty():
+        sys.stdout.write(printable(text, sys.stdout.encoding))
+    else:
+        sys.stdout.buffer.write(text.encode("utf-8", errors="surrogateescape"))
+    sys.stdout.flush()
+
+
+def evaluate_text(command: EvalCommand) -> None:
+    """Prints nats per character, perplexity and bits per character."""
+    params, info, _ = load_params(command.run)
+    model = CharLSTM.from_config(info.model, info.vocab.size)
+    if command.text is None:
+        corpus = Corpus.from_file(info.corpus.path, vocab=info.vocab, train_frac=info.data.train_frac)
+        if corpus.sha256 != info.corpus.sha256:
+            raise UserError(f"{info.corpus.path} has changed since {command.run} was trained on it; name the TEXT")
+        ids, what = corpus.validation, f"the validation part of {info.corpus.path}"
+    else:
+        ids, _, sha256 = read_ids(command.text, info.vocab)
+        what = f"{command.text}" + (
+            ", which it was trained on (leave TEXT out for the validation part alone)"
+            if sha256 == info.corpus.sha256
+            else ""
+        )
+    loss = evaluate(model, params, ids)
+    print(f"text        {what}")
+    print(f"characters  {len(ids):,}")
+    print(f"loss        {loss:.4f} nats/char")
+    print(f"perplexity  {perplexity(loss):.4f}")
+    print(f"bits/char   {bits_per_char(loss):.4f}")
+
+
+def info(command: InfoCommand) -> None:
+    """Prints what a run is made of and how far it came."""
+    run, progress = read_info(command.run)
+    model = CharLSTM.from_config(run.model, run.vocab.size)
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    best = "not evaluated yet"
+    if progress.best_val_loss is not None:
+        best = (
+            f"{progress.best_val_loss:.4f} nats/char at step {progress.best_step} "
+            f"(perplexity {perplexity(progress.best_val_loss):.3f}, "
+            f"{bits_per_char(progress.best_val_loss):.3f} bits/char)"
+        )
+    minutes, seconds = divmod(round(progress.elapsed_seconds), 60)
+    rows = {
+        "model": f"{run.model.hidden_layers} x {run.model.hidden_dim} LSTM, {parameters:,} parameters, {run.model.dtype}",
+        "vocabulary": f"{run.vocab.kind}, {run.vocab.size} characters",
+        "text": f"{run.corpus.name}: {run.corpus.train_characters:,} characters to train on, "
+        f"{run.corpus.validation_characters:,} to validate",
+        "progress": f"step {progress.step}, epoch {progress.epoch:.2f} of {run.train.epochs}, {minutes} min {seconds} s",
+        "best": best,
+    }
+    for config in (run.data, run.model, run.train):
+        rows |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(config).items()}
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")

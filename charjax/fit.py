@@ -1,0 +1,229 @@
+"""`fit`, the host's loop: it dispatches steps, reads the metrics of earlier ones, evaluates, samples and saves."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from charjax.config import TrainConfig
+from charjax.corpus import Corpus, Streams, check_fits, make_streams
+from charjax.errors import Interrupted, UserError
+from charjax.checkpoint import Progress
+from charjax.generate import encode_context, generate_text
+from charjax.model import CharLSTM
+from charjax.optimizer import make_optimizer
+from charjax.report.metrics import Evaluation
+from charjax.report.progress import NullReporter, Reporter
+from charjax.run import RunFolder, describe_run
+from charjax.sharding import check_divides, make_mesh, put_streams
+from charjax.signals import SignalCatcher
+from charjax.tally import Tally
+from charjax.train import (
+    TrainState,
+    abstract_train_state,
+    init_train_state,
+    make_evaluator,
+    make_train_step,
+    num_windows,
+)
+
+SAMPLE_TEMPERATURE = 0.8
+
+
+def fit(
+    model: CharLSTM,
+    corpus: Corpus,
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> TrainState:
+    """Trains a model on a text.
+
+    Args:
+        model: the model; its vocab_size must be the corpus's.
+        corpus: the text.
+        config: how to train; by default `TrainConfig()`.
+        out: run folder for checkpoints, metrics.jsonl and samples.txt; None keeps nothing on disk.
+        resume: go on from the latest checkpoint in `out`. With the same configuration the result is bit for bit
+            that of a run that was never interrupted.
+        mesh: devices; by default all.
+        reporter: what shows progress; by default nothing does.
+        **overrides: any field of `TrainConfig` by its name, such as batch_size=32.
+
+    Returns:
+        The state after the last step. The run folder holds the best one, too.
+
+    Raises:
+        UserError: a text too short, a batch that cannot be split over the devices, a run folder that is taken or
+            does not match, a loss that is no longer a number.
+        Interrupted: SIGINT or SIGTERM came while writing to `out`; a checkpoint was saved.
+    """
+    config = dataclasses.replace(config or TrainConfig(), **overrides)
+    mesh = mesh or make_mesh()
+    info = describe_run(model, corpus, config)
+    check_divides(config.batch_size, mesh)
+    check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
+    encode_context(corpus.vocab, config.sample_context)
+    if out is None:
+        if resume:
+            raise UserError("resume needs the run folder to go on from: give out")
+        return _Loop(model, corpus, config, mesh, reporter, None).run()
+    with RunFolder(out, info, resume=resume) as folder:
+        return _Loop(model, corpus, config, mesh, reporter, folder).run()
+
+
+class _Loop:
+    """One training run: what stays the same through it, and how far it has come."""
+
+    def __init__(
+        self,
+        model: CharLSTM,
+        corpus: Corpus,
+        config: TrainConfig,
+        mesh: Mesh,
+        reporter: Reporter | None,
+        folder: RunFolder | None,
+    ) -> None:
+        self.model, self.vocab, self.config, self.mesh, self.folder = model, corpus.vocab, config, mesh, folder
+        self.reporter = reporter or NullReporter()
+        streams = make_streams(corpus.train, batch_size=config.batch_size, seq_len=config.seq_len)
+        self.streams: Streams = put_streams(streams, mesh)
+        self.steps_per_epoch = num_windows(self.streams, config.seq_len)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.eval_every = config.eval_every or self.steps_per_epoch
+        self.checkpoint_every = config.checkpoint_every or self.eval_every
+        self.optimizer = make_optimizer(config, self.total_steps)
+        self.train_step = make_train_step(model, self.optimizer, seq_len=config.seq_len, mesh=mesh)
+        self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh)
+
+    def run(self) -> TrainState:
+        """Trains from where the run folder stands to the last step."""
+        state = self._begin()
+        self.reporter.start(self.total_steps, self.progress.step, self.config.batch_size * self.config.seq_len)
+        try:
+            with SignalCatcher(enabled=self.folder is not None) as signals:
+                while self.progress.step < self.total_steps:
+                    state = self._advance(state)
+                    if self._is_due(self.eval_every):
+                        self._evaluate(state)
+                    if self._is_due(self.checkpoint_every) or signals.received:
+                        self._save(state)
+                    if signals.received:
+                        self._leave(signals.received)
+        finally:
+            self.reporter.stop()
+        return state
+
+    def _begin(self) -> TrainState:
+        """The state to start from: the run folder's latest, or a fresh one, which is saved at once."""
+        batch_size, resumed = self.config.batch_size, self.folder is not None and self.folder.resumed
+        self.progress = Progress(step=0, epoch=0.0)
+        if self.folder is not None and resumed:
+            abstract = abstract_train_state(self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
+            state, self.progress = self.folder.restore(abstract)
+            self.reporter.message(f"resuming at step {self.progress.step} of {self.total_steps}")
+        else:
+            key = jax.random.key(self.config.seed)
+            state = init_train_state(key, self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
+        self.started = time.monotonic() - self.progress.elapsed_seconds
+        self.tally = Tally(
+            steps_per_call=self.config.steps_per_call,
+            nats=self.progress.train_nats,
+            count=self.progress.train_count,
+        )
+        if not resumed:
+            self._save(state)
+        return state
+
+    def _advance(self, state: TrainState) -> TrainState:
+        """Dispatches one call and reads the metrics of the one before."""
+        step = self.progress.step
+        to_pause = min(every - step % every for every in (self.eval_every, self.checkpoint_every))
+        num_steps = min(self.tally.steps_per_call, to_pause, self.total_steps - step)
+        state, metrics = self.train_step(state, self.streams, num_steps)
+        self.tally.push(metrics, num_steps)
+        step += num_steps
+        self.progress = dataclasses.replace(self.progress, step=step, epoch=step / self.steps_per_epoch, val_loss=None)
+        self.reporter.update(step, self.tally.latest_loss)
+        return state
+
+    def _is_due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step == self.total_steps
+
+    def _evaluate(self, state: TrainState) -> None:
+        """Measures the validation loss, draws a sample, and tells of both."""
+        self._settle()
+        val_loss = self.evaluator(state.params)
+        self._require_finite(val_loss)
+        evaluation = Evaluation(
+            step=self.progress.step,
+            epoch=self.progress.epoch,
+            train_loss=self.tally.loss,
+            val_loss=val_loss,
+            chars_per_second=self.tally.chars_per_second,
+            elapsed_seconds=self.progress.elapsed_seconds,
+        )
+        self.tally.restart()
+        self.progress = dataclasses.replace(self.progress, val_loss=val_loss, train_nats=0.0, train_count=0)
+        if self.progress.best_val_loss is None or val_loss < self.progress.best_val_loss:
+            self.progress = dataclasses.replace(
+                self.progress, best_step=self.progress.step, best_val_loss=val_loss
+            )
+        sample = self._sample(state) if self.config.sample_length else ""
+        if self.folder is not None:
+            self.folder.record(evaluation, sample)
+        self.reporter.evaluation(evaluation, sample)
+
+    def _sample(self, state: TrainState) -> str:
+        context = self.config.sample_context
+        (text,) = generate_text(
+            self.model,
+            state.params,
+            self.vocab,
+            context,
+            seed=self.progress.step,
+            length=self.config.sample_length,
+            temperature=SAMPLE_TEMPERATURE,
+        )
+        return context + text
+
+    def _save(self, state: TrainState) -> None:
+        if self.folder is not None:
+            self._settle()
+            self.folder.save(state, self.progress)
+
+    def _settle(self) -> None:
+        """Waits for the device, so that what the host counts belongs to the state that it holds."""
+        self.tally.flush()
+        if self.tally.count:
+            self._require_finite(self.tally.loss)
+        self.progress = dataclasses.replace(
+            self.progress,
+            elapsed_seconds=time.monotonic() - self.started,
+            train_nats=self.tally.nats,
+            train_count=self.tally.count,
+        )
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            kept = "" if self.folder is None else f"; {self.folder.path} keeps the checkpoint before it"
+            raise UserError(
+                f"the loss became {loss} by step {self.progress.step}{kept}; try a lower --learning-rate "
+                f"(it is {self.config.learning_rate}) or a lower --clip-norm"
+            )
+
+    def _leave(self, signum: int) -> None:
+        assert self.folder is not None  # signals are caught only while there is a folder to save to
+        self.folder.wait()
+        raise Interrupted(
+            signum, f"interrupted at step {self.progress.step} of {self.total_steps}; saved in {self.folder.path}, "
+            "--resume goes on from there"
+        )
