@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from charjax.checkpoint import load_model, restore_checkpoint, save_checkpoint
     from charjax.config import ModelConfig, SampleConfig, TrainConfig
     from charjax.corpus import Corpus
+    from charjax.evaluate import evaluate, make_eval_step
     from charjax.fit import fit
     from charjax.generate import generate, generate_text
-    from charjax.model import CharLSTM, LSTMCell, init_carry, init_params
+    from charjax.model import CharLSTM, init_carry, init_params
+    from charjax.ops.lstm.flax_scan import LSTMCell
     from charjax.optimizer import make_optimizer
     from charjax.sharding import make_mesh
-    from charjax.train import TrainState, evaluate, init_train_state, make_eval_step, make_train_step
+    from charjax.train import make_train_step
+    from charjax.train_state import TrainState, init_train_state
     from charjax.types import LSTMCarry, LSTMWeights
     from charjax.vocab import Vocab
 
@@ -25,22 +28,22 @@ _MODULE_OF = {
     "CharLSTM": "model",
     "Corpus": "corpus",
     "LSTMCarry": "types",
-    "LSTMCell": "model",
+    "LSTMCell": "ops.lstm.flax_scan",
     "LSTMWeights": "types",
     "ModelConfig": "config",
     "SampleConfig": "config",
     "TrainConfig": "config",
-    "TrainState": "train",
+    "TrainState": "train_state",
     "Vocab": "vocab",
-    "evaluate": "train",
+    "evaluate": "evaluate",
     "fit": "fit",
     "generate": "generate",
     "generate_text": "generate",
     "init_carry": "model",
     "init_params": "model",
-    "init_train_state": "train",
+    "init_train_state": "train_state",
     "load_model": "checkpoint",
-    "make_eval_step": "train",
+    "make_eval_step": "evaluate",
     "make_mesh": "sharding",
     "make_optimizer": "optimizer",
     "make_train_step": "train",

@@ -1,53 +1,72 @@
 """What each command of the command line does, once its arguments are parsed."""
 
 import dataclasses
-import logging
 import math
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TypeVar
+
+import absl.logging
+import jax
+import numpy as np
 
 from charjax.arguments import EvalCommand, InfoCommand, SampleCommand, TrainCommand
-from charjax.checkpoint import RunInfo, load_params, read_info
+from charjax.checkpoint import load_params, read_header
 from charjax.config import DataConfig, ModelConfig, TrainConfig
-from charjax.corpus import Corpus, read_ids
+from charjax.corpus import Corpus, digest, read_ids
 from charjax.errors import UserError
+from charjax.evaluate import evaluate
 from charjax.fit import fit
 from charjax.generate import generate_text, stream_text
-from charjax.model import CharLSTM
+from charjax.model import CharLSTM, init_params
 from charjax.report.metrics import bits_per_char, perplexity
 from charjax.report.printable import printable
-from charjax.report.progress import TerminalReporter
-from charjax.train import evaluate
+from charjax.report.progress import make_reporter
+from charjax.run_folder import check_same_text
+from charjax.run_info import RunInfo
+
+_Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
+
+# Orbax tells through absl of what charjax tells in its own words.
+absl.logging.set_verbosity(absl.logging.FATAL)
 
 
-def train(command: TrainCommand) -> None:
-    """Trains, and says how to go on."""
+def train(command: TrainCommand, given: frozenset[str]) -> None:
+    """Trains, and says how to go on.
+
+    Args:
+        command: the arguments.
+        given: names of the options that the user gave; a resumed run takes the others from its folder.
+    """
     data, model_config, train_config = command.data, command.model, command.train
     if command.resume:
-        info, _ = read_info(command.out)
-        data = _override(info.data, data, command.given)
-        model_config = _override(info.model, model_config, command.given)
-        train_config = _override(info.train, train_config, command.given)
+        info = read_header(command.out).info
+        check_same_text(info, digest(command.text), command.text, command.out)
+        data = _override(info.data, data, given)
+        model_config = _override(info.model, model_config, given)
+        train_config = _override(info.train, train_config, given)
     corpus = Corpus.from_file(command.text, vocab=data.vocab, train_frac=data.train_frac)
     model = CharLSTM.from_config(model_config, corpus.vocab.size)
-    fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=TerminalReporter())
-    print(f"saved in {command.out}; try: charjax sample {command.out}", file=sys.stderr)
+    fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
+    print(f"saved in {command.out}; to generate text: charjax sample {command.out}", flush=True)
 
 
-def _override(saved: Any, asked: Any, given: frozenset[str]) -> Any:
-    """The saved configuration, but for what the user set explicitly this time."""
+def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:
+    """The saved configuration, but for what the user gave this time."""
     names = {field.name for field in dataclasses.fields(saved)} & given
     return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})
 
 
 def sample(command: SampleCommand) -> None:
     """Prints the context and what the model goes on with: one text as it comes, several one after another."""
-    config = command.config
+    config = command.sampling
     params, info, _ = load_params(command.run)
     model = CharLSTM.from_config(info.model, info.vocab.size)
     if config.num_samples == 1:
-        _write(command.context)
-        for piece in stream_text(model, params, info.vocab, command.context, config):
+        pieces = stream_text(model, params, info.vocab, command.context, config)
+        first = next(pieces)  # a context that cannot be encoded is told of before anything is printed
+        _write(command.context + first)
+        for piece in pieces:
             _write(piece)
         _write("\n")
         return
@@ -81,17 +100,12 @@ def evaluate_text(command: EvalCommand) -> None:
     params, info, _ = load_params(command.run)
     model = CharLSTM.from_config(info.model, info.vocab.size)
     if command.text is None:
-        corpus = Corpus.from_file(info.corpus.path, vocab=info.vocab, train_frac=info.data.train_frac)
-        if corpus.sha256 != info.corpus.sha256:
-            raise UserError(f"{info.corpus.path} has changed since {command.run} was trained on it; name the TEXT")
-        ids, what = corpus.validation, f"the validation part of {info.corpus.path}"
+        ids, what = _validation(command.run, info)
     else:
         ids, _, sha256 = read_ids(command.text, info.vocab)
-        what = f"{command.text}" + (
-            ", which it was trained on (leave TEXT out for the validation part alone)"
-            if sha256 == info.corpus.sha256
-            else ""
-        )
+        same = sha256 == info.corpus.sha256
+        note = " (most of which it was trained on: leave TEXT out for the validation part alone)" if same else ""
+        what = f"{command.text}{note}"
     loss = evaluate(model, params, ids)
     print(f"text        {what}")
     print(f"characters  {len(ids):,}")
@@ -100,9 +114,19 @@ def evaluate_text(command: EvalCommand) -> None:
     print(f"bits/char   {bits_per_char(loss):.4f}")
 
 
-def info(command: InfoCommand) -> None:
+def _validation(run_dir: Path, info: RunInfo) -> tuple[np.ndarray, str]:
+    path = info.corpus.path
+    if not Path(path).is_file():
+        raise UserError(f"{path or info.corpus.name}, which {run_dir} was trained on, is not there; name a TEXT")
+    if digest(path) != info.corpus.sha256:
+        raise UserError(f"{path} has changed since {run_dir} was trained on it; name a TEXT")
+    corpus = Corpus.from_file(path, vocab=info.vocab, train_frac=info.data.train_frac)
+    return corpus.validation, f"the validation part of {path}"
+
+
+def show_info(command: InfoCommand) -> None:
     """Prints what a run is made of and how far it came."""
-    run, progress = read_info(command.run)
+    _, run, progress, _ = read_header(command.run)
     model = CharLSTM.from_config(run.model, run.vocab.size)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
@@ -114,16 +138,18 @@ def info(command: InfoCommand) -> None:
             f"{bits_per_char(progress.best_val_loss):.3f} bits/char)"
         )
     minutes, seconds = divmod(round(progress.elapsed_seconds), 60)
+    sizes = f"{run.model.hidden_layers} x {run.model.hidden_dim} LSTM"
     rows = {
-        "model": f"{run.model.hidden_layers} x {run.model.hidden_dim} LSTM, {parameters:,} parameters, {run.model.dtype}",
+        "model": f"{sizes}, {parameters:,} parameters, {run.model.dtype}",
         "vocabulary": f"{run.vocab.kind}, {run.vocab.size} characters",
-        "text": f"{run.corpus.name}: {run.corpus.train_characters:,} characters to train on, "
+        "text": f"{run.corpus.name}, {run.corpus.train_characters:,} characters to train on and "
         f"{run.corpus.validation_characters:,} to validate",
-        "progress": f"step {progress.step}, epoch {progress.epoch:.2f} of {run.train.epochs}, {minutes} min {seconds} s",
+        "progress": f"step {progress.step:,}, epoch {progress.epoch:.2f} of {run.train.epochs}, "
+        f"{minutes} min {seconds} s",
         "best": best,
     }
     for config in (run.data, run.model, run.train):
-        rows |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(config).items()}
+        rows |= {f"--{name.replace('_', '-')}": repr(value) for name, value in dataclasses.asdict(config).items()}
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")

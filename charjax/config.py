@@ -48,7 +48,12 @@ class DataConfig:
     """Fraction of the text to train on, between 0 and 1; the rest, at its end, is for validation."""
 
     def __post_init__(self) -> None:
-        _require(self.vocab in ("auto", "ascii", "chars", "bytes"), "vocab", self.vocab, "auto, ascii, chars or bytes")
+        _require(
+            self.vocab in ("auto", "ascii", "chars", "bytes"),
+            "vocab",
+            self.vocab,
+            "auto, ascii, chars or bytes",
+        )
         _require_number(self, "train_frac", "between 0 and 1, both left out", 0, 1, open_ends="low high")
 
 
@@ -139,7 +144,12 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 _require_counts(self, name)
         _require_number(self, "learning_rate", "above 0 and finite", 0, 1e9, open_ends="low")
-        _require(self.schedule in ("cosine", "constant", "step"), "schedule", self.schedule, "cosine, constant or step")
+        _require(
+            self.schedule in ("cosine", "constant", "step"),
+            "schedule",
+            self.schedule,
+            "cosine, constant or step",
+        )
         _require_number(self, "warmup_frac", "between 0 and 1", 0, 1)
         _require_number(self, "final_lr_frac", "between 0 and 1", 0, 1)
         _require_number(self, "decay_factor", "above 0 and at most 1", 0, 1, open_ends="low")

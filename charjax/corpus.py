@@ -1,10 +1,4 @@
-"""From a text file to ids, to training and validation splits, to streams.
-
-A split of N characters has N - 1 labels: every character but the first, predicted from all before it. They are shared
-out over B streams of consecutive text whose lengths differ by at most one label, and each stream is read in windows of
-`seq_len`. Where a stream does not fill its last window, the rest is padding that is masked out of every loss. So each
-label counts exactly once per epoch, and nothing is dropped.
-"""
+"""From a text file to ids, and to training and validation splits."""
 
 import codecs
 import dataclasses
@@ -13,7 +7,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,20 +21,6 @@ _UNICODE_SIZE = 0x110000
 _BOM = 0xFEFF
 
 _log = logging.getLogger("charjax")
-
-
-class Streams(NamedTuple):
-    """A split laid out for B readers side by side; see `make_streams`.
-
-    Attributes:
-        ids: [B, W * T + 1], W windows of T inputs and, moved by one, their labels; zeros where a stream has ended.
-        first: [B] int32, the first position whose label counts; those before it only warm the state up.
-        stop: [B] int32, the position after the last whose label counts.
-    """
-
-    ids: Any
-    first: Any
-    stop: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,7 +77,15 @@ class Corpus:
 
     @classmethod
     def _split(
-        cls, ids: np.ndarray, vocab: Vocab, train_frac: float, name: str, path: str, sha256: str, *, shown: str
+        cls,
+        ids: np.ndarray,
+        vocab: Vocab,
+        train_frac: float,
+        name: str,
+        path: str,
+        sha256: str,
+        *,
+        shown: str,
     ) -> "Corpus":
         if len(ids) < 4:
             raise UserError(f"{shown} has {len(ids)} characters; a text needs at least 4, two for each split")
@@ -115,6 +103,12 @@ def read_ids(path: str | Path, vocab: str | Vocab = "auto") -> tuple[np.ndarray,
     return _encode_stream(lambda: Path(path).open("rb"), str(path), vocab)
 
 
+def digest(path: str | Path) -> str:
+    """Hex SHA-256 of a file, as `Corpus.sha256` has it."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclasses.dataclass
 class _Survey:
     """What a first reading finds: size, digest, which code points occur, and what no vocabulary could take."""
@@ -130,9 +124,7 @@ class _Survey:
         return self.not_utf8 is None and not self.seen[128:].any()
 
 
-def _encode_stream(
-    open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab
-) -> tuple[np.ndarray, Vocab, str]:
+def _encode_stream(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab) -> tuple[np.ndarray, Vocab, str]:
     survey = _survey(open_text)
     if not survey.size:
         raise UserError(f"{name} is empty; give a text of some length")
@@ -257,50 +249,4 @@ def _missing_error(open_text: Callable[[], BinaryIO], name: str, vocab: Vocab, m
     return UserError(
         f"{name} line {line}, column {column}: {show_characters(first)} is not in the {vocab.kind} "
         f"vocabulary{also}; use --vocab auto, chars or bytes"
-    )
-
-
-def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int = 0) -> Streams:
-    """Lays a split out as B streams; the module's docstring says how.
-
-    Args:
-        ids: [N] integer, N >= 2.
-        batch_size: B; streams beyond the N - 1 labels stay empty.
-        seq_len: T, characters per window.
-        burn_in: characters that each stream begins early, as far as the text goes back: they are read to warm the
-            state up and not counted, so that B streams measure what a single one would.
-
-    Returns:
-        NumPy arrays; position t of stream b has the input ids[b, t] and the label ids[b, t + 1], which counts where
-        first[b] <= t < stop[b].
-    """
-    if len(ids) < 2:
-        raise UserError(f"a text of {len(ids)} characters has nothing to predict; give at least 2")
-    starts = (np.arange(batch_size + 1) * (len(ids) - 1)) // batch_size
-    begins = np.maximum(starts[:-1] - burn_in, 0)
-    windows = -(-int(np.max(starts[1:] - begins)) // seq_len)
-    streams = np.zeros((batch_size, windows * seq_len + 1), ids.dtype)
-    for row, begin, end in zip(streams, begins, starts[1:], strict=True):
-        row[: end - begin + 1] = ids[begin : end + 1]
-    return Streams(streams, (starts[:-1] - begins).astype(np.int32), (starts[1:] - begins).astype(np.int32))
-
-
-def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
-    """Checks that the training text fills at least one window of every stream.
-
-    Raises:
-        UserError: it does not; the message says what would fit.
-    """
-    labels = num_characters - 1
-    if labels >= batch_size * seq_len:
-        return
-    fitting = []
-    if labels >= seq_len:
-        fitting.append(f"--batch-size {labels // seq_len}")
-    if labels >= batch_size:
-        fitting.append(f"--seq-len {labels // batch_size}")
-    advice = " or ".join(fitting) or f"--batch-size 1 --seq-len {labels}"
-    raise UserError(
-        f"the training text has {num_characters} characters, but batch_size {batch_size} x seq_len {seq_len} needs "
-        f"{batch_size * seq_len + 1}; the largest that fit: {advice}"
     )

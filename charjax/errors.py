@@ -1,5 +1,22 @@
-"""The one error type for what a user can mend: the command line prints it as a single line and exits with 2."""
+"""The errors that the command line tells in one line."""
 
 
 class UserError(ValueError):
-    """A path, flag, value or file content that the user has to change; the message says what and how."""
+    """A path, flag, value or file content that the user has to change; the message says what and how.
+
+    The command line prints it and exits with 2.
+    """
+
+
+class Interrupted(Exception):  # noqa: N818 -- nothing went wrong
+    """Training ended early on a signal, after its state was saved.
+
+    The command line prints the message and exits with 128 + signum.
+
+    Attributes:
+        signum: the signal's number.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum

@@ -10,26 +10,22 @@ import jax
 from jax.sharding import Mesh
 
 from charjax.config import TrainConfig
-from charjax.corpus import Corpus, Streams, check_fits, make_streams
+from charjax.corpus import Corpus
 from charjax.errors import Interrupted, UserError
-from charjax.checkpoint import Progress
+from charjax.evaluate import make_evaluator
 from charjax.generate import encode_context, generate_text
 from charjax.model import CharLSTM
 from charjax.optimizer import make_optimizer
 from charjax.report.metrics import Evaluation
 from charjax.report.progress import NullReporter, Reporter
-from charjax.run import RunFolder, describe_run
+from charjax.run_folder import RunFolder, describe_run
+from charjax.run_info import Progress
 from charjax.sharding import check_divides, make_mesh, put_streams
 from charjax.signals import SignalCatcher
+from charjax.streams import Streams, check_fits, make_streams, num_windows
 from charjax.tally import Tally
-from charjax.train import (
-    TrainState,
-    abstract_train_state,
-    init_train_state,
-    make_evaluator,
-    make_train_step,
-    num_windows,
-)
+from charjax.train import make_train_step
+from charjax.train_state import TrainState, abstract_train_state, init_train_state
 
 SAMPLE_TEMPERATURE = 0.8
 
@@ -75,9 +71,9 @@ def fit(
     if out is None:
         if resume:
             raise UserError("resume needs the run folder to go on from: give out")
-        return _Loop(model, corpus, config, mesh, reporter, None).run()
-    with RunFolder(out, info, resume=resume) as folder:
-        return _Loop(model, corpus, config, mesh, reporter, folder).run()
+        return _Loop(model, corpus, config, mesh, reporter).run()
+    with SignalCatcher() as signals, RunFolder(out, info, resume=resume) as folder:
+        return _Loop(model, corpus, config, mesh, reporter, folder, signals).run()
 
 
 class _Loop:
@@ -90,9 +86,11 @@ class _Loop:
         config: TrainConfig,
         mesh: Mesh,
         reporter: Reporter | None,
-        folder: RunFolder | None,
+        folder: RunFolder | None = None,
+        signals: SignalCatcher | None = None,
     ) -> None:
-        self.model, self.vocab, self.config, self.mesh, self.folder = model, corpus.vocab, config, mesh, folder
+        self.model, self.vocab, self.config, self.mesh = model, corpus.vocab, config, mesh
+        self.folder, self.signals = folder, signals
         self.reporter = reporter or NullReporter()
         streams = make_streams(corpus.train, batch_size=config.batch_size, seq_len=config.seq_len)
         self.streams: Streams = put_streams(streams, mesh)
@@ -107,17 +105,18 @@ class _Loop:
     def run(self) -> TrainState:
         """Trains from where the run folder stands to the last step."""
         state = self._begin()
-        self.reporter.start(self.total_steps, self.progress.step, self.config.batch_size * self.config.seq_len)
+        chars_per_step = self.config.batch_size * self.config.seq_len
+        self.reporter.start(self.total_steps, self.progress.step, chars_per_step, self.config.epochs)
         try:
-            with SignalCatcher(enabled=self.folder is not None) as signals:
-                while self.progress.step < self.total_steps:
-                    state = self._advance(state)
-                    if self._is_due(self.eval_every):
-                        self._evaluate(state)
-                    if self._is_due(self.checkpoint_every) or signals.received:
-                        self._save(state)
-                    if signals.received:
-                        self._leave(signals.received)
+            while self.progress.step < self.total_steps:
+                state = self._advance(state)
+                if self._is_due(self.eval_every):
+                    self._evaluate(state)
+                signum = self.signals.received if self.signals else None
+                if self._is_due(self.checkpoint_every) or self.progress.is_best or signum:
+                    self._save(state)
+                if signum:
+                    self._leave(signum)
         finally:
             self.reporter.stop()
         return state
@@ -174,9 +173,7 @@ class _Loop:
         self.tally.restart()
         self.progress = dataclasses.replace(self.progress, val_loss=val_loss, train_nats=0.0, train_count=0)
         if self.progress.best_val_loss is None or val_loss < self.progress.best_val_loss:
-            self.progress = dataclasses.replace(
-                self.progress, best_step=self.progress.step, best_val_loss=val_loss
-            )
+            self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_val_loss=val_loss)
         sample = self._sample(state) if self.config.sample_length else ""
         if self.folder is not None:
             self.folder.record(evaluation, sample)
@@ -224,6 +221,7 @@ class _Loop:
         assert self.folder is not None  # signals are caught only while there is a folder to save to
         self.folder.wait()
         raise Interrupted(
-            signum, f"interrupted at step {self.progress.step} of {self.total_steps}; saved in {self.folder.path}, "
-            "--resume goes on from there"
+            signum,
+            f"interrupted at step {self.progress.step} of {self.total_steps}; saved in {self.folder.path}, "
+            "--resume goes on from there",
         )

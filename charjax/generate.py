@@ -50,7 +50,7 @@ class DecodeState(NamedTuple):
 def generate(
     model: CharLSTM,
     params: Params,
-    context: Array,
+    context: jax.typing.ArrayLike,
     *,
     key: Array,
     length: int,
@@ -158,9 +158,7 @@ def stream_ids(
         yield np.asarray(pending[0])[:, : pending[1]]
 
 
-def stream_text(
-    model: CharLSTM, params: Params, vocab: Vocab, context: str, config: SampleConfig
-) -> Iterator[str]:
+def stream_text(model: CharLSTM, params: Params, vocab: Vocab, context: str, config: SampleConfig) -> Iterator[str]:
     """Yields one continuation piece by piece: joined, they are what `generate_text` returns first.
 
     Args:

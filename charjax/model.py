@@ -1,16 +1,22 @@
 """The character-level LSTM language model, in flax.linen."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from charjax.config import ModelConfig
 from charjax.ops.lstm.api import lstm
-from charjax.ops.lstm.flax_scan import LSTMCell as LSTMCell
+from charjax.ops.lstm.flax_scan import Initializer, LSTMCell
 from charjax.ops.lstm.products import product
 from charjax.types import Array, LSTMCarry
 
 Carry = tuple[LSTMCarry, ...]
+
+# Layer 0 reads one-hot rows, each of which must move the gates by itself. Scaled by 1 / sqrt(V), as if V inputs
+# were added up, they hardly do so for many thousand steps.
+ONE_HOT_INIT = nn.initializers.normal(2.0)
 
 
 class LSTMLayer(nn.Module):
@@ -21,19 +27,21 @@ class LSTMLayer(nn.Module):
         input_dim: D.
         implementation: "flax" runs `flax.linen.scan` over `LSTMCell`; the others compute the same.
         dtype: format of the products' operands.
+        w_ih_init: initializer of the input weights.
     """
 
     hidden_dim: int
     input_dim: int
     implementation: str | None = None
     dtype: str = "float32"
+    w_ih_init: Initializer = nn.initializers.lecun_normal()
 
     def setup(self) -> None:
         """Declares the cell, which owns the parameters under every implementation."""
-        self.cell = LSTMCell(self.hidden_dim, self.input_dim, self.dtype)
+        self.cell = LSTMCell(self.hidden_dim, self.input_dim, self.dtype, self.w_ih_init)
 
     def __call__(self, x: Array, carry: LSTMCarry) -> tuple[Array, LSTMCarry]:
-        """x [B, T, D] float or [B, T] integer, carry [B, H] -> (y [B, T, H], carry)."""
+        """X [B, T, D] float or [B, T] integer, carry [B, H] -> (y [B, T, H], carry)."""
         return lstm(self.cell.weights, x, carry, implementation=self.implementation, dtype=self.dtype)
 
 
@@ -56,7 +64,7 @@ class Head(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
 
     def __call__(self, x: Array) -> Array:
-        """x [B, T, H] -> logits [B, T, V] float32."""
+        """X [B, T, H] -> logits [B, T, V] float32."""
         return product(x, self.kernel, jnp.dtype(self.dtype)) + self.bias[None, None]
 
 
@@ -111,9 +119,10 @@ class CharLSTM(nn.Module):
 
     def setup(self) -> None:
         """Declares the layers and the head."""
-        inputs = [self.vocab_size] + [self.hidden_dim] * (self.hidden_layers - 1)
+        make = functools.partial(LSTMLayer, self.hidden_dim, implementation=self.implementation, dtype=self.dtype)
+        above = [make(self.hidden_dim) for _ in range(self.hidden_layers - 1)]
         # flax names the members after the attribute: layer_0, layer_1, ...
-        self.layer = [LSTMLayer(self.hidden_dim, size, self.implementation, self.dtype) for size in inputs]
+        self.layer = [make(self.vocab_size, w_ih_init=ONE_HOT_INIT), *above]
         self.head = Head(self.hidden_dim, self.vocab_size, self.dtype)
 
     def __call__(
@@ -166,7 +175,8 @@ def init_carry(model: CharLSTM, batch_size: int) -> Carry:
     # An array each: a buffer that stood in two places could not be donated.
     return tuple(
         LSTMCarry(
-            jnp.zeros((batch_size, model.hidden_dim), jnp.float32), jnp.zeros((batch_size, model.hidden_dim), jnp.float32)
+            jnp.zeros((batch_size, model.hidden_dim), jnp.float32),
+            jnp.zeros((batch_size, model.hidden_dim), jnp.float32),
         )
         for _ in range(model.hidden_layers)
     )
@@ -175,4 +185,4 @@ def init_carry(model: CharLSTM, batch_size: int) -> Carry:
 def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
     """Draws fresh parameters (float32): `layer_0` to `layer_{L-1}`, each with its `cell`, and the `head`."""
     variables = model.init(key, jnp.zeros((1, 1), jnp.int32), init_carry(model, 1))
-    return variables["params"]  # type: ignore[no-any-return]
+    return variables["params"]

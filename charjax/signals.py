@@ -12,19 +12,17 @@ class SignalCatcher:
     Python delivers signals to the main thread alone; entered in another thread, this does nothing.
 
     Attributes:
-        enabled: False leaves signals to act as they always do.
         received: number of the signal that came, or None.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, *, enabled: bool = True) -> None:
-        self.enabled = enabled
+    def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "SignalCatcher":
-        if self.enabled and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._catch) for number in self.SIGNALS}
         return self
 

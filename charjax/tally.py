@@ -64,7 +64,7 @@ class Tally:
         self._timed_count, self._timed_seconds = 0, 0.0
 
     def _read(self, metrics: TrainMetrics, num_steps: int) -> None:
-        nats, count = float(metrics.nats), int(metrics.count)
+        nats, count = float(metrics.nats), int(metrics.chars)
         now = self._clock()
         self.nats += nats
         self.count += count

@@ -54,5 +54,7 @@ def test_imports_run_downward(path):
 
 def test_breaches_are_seen(tmp_path):
     breach = tmp_path / "breach.py"
-    breach.write_text("def f():\n    from charjax.fit import fit\n    import charjax.cli\n    from charjax import run\n")
+    breach.write_text(
+        "def f():\n    from charjax.fit import fit\n    import charjax.cli\n    from charjax import run\n"
+    )
     assert imports(breach) == {"fit", "cli", "run"}

@@ -21,9 +21,7 @@ def make_params(layers, seed=0):
         return jnp.array(rng.normal(scale=0.5, size=shape), jnp.float32)
 
     params = {
-        f"layer_{n}": {
-            "cell": {"w_ih": draw(H if n else V, 4 * H), "w_hh": draw(H, 4 * H), "bias": draw(4 * H)}
-        }
+        f"layer_{n}": {"cell": {"w_ih": draw(H if n else V, 4 * H), "w_hh": draw(H, 4 * H), "bias": draw(4 * H)}}
         for n in range(layers)
     }
     return params | {"head": {"kernel": draw(H, V), "bias": draw(V)}}

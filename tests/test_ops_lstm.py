@@ -27,7 +27,9 @@ def make_inputs(size, one_hot=False, seed=0):
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
     weights = LSTMWeights(
-        normal(inputs, 4 * hidden, scale=0.5), normal(hidden, 4 * hidden, scale=0.5), normal(4 * hidden, scale=0.5)
+        normal(inputs, 4 * hidden, scale=0.5),
+        normal(hidden, 4 * hidden, scale=0.5),
+        normal(4 * hidden, scale=0.5),
     )
     x = rng.integers(0, inputs, (batch, time)).astype(np.uint8) if one_hot else normal(batch, time, inputs)
     carry = LSTMCarry(normal(batch, hidden), normal(batch, hidden))
@@ -121,9 +123,9 @@ def test_shapes_that_do_not_fit_are_named():
 
 def test_unknown_implementation_and_dtype_are_named():
     weights, x, carry = make_inputs("odd")
-    with pytest.raises(NotImplementedError, match="'cuda'.*flax, scan"):
+    with pytest.raises(NotImplementedError, match=r"'cuda'.*flax, scan"):
         lstm(weights, x, carry, implementation="cuda")
-    with pytest.raises(NotImplementedError, match="'float16'.*float32, bfloat16"):
+    with pytest.raises(NotImplementedError, match=r"'float16'.*float32, bfloat16"):
         lstm(weights, x, carry, dtype="float16")
 
 

@@ -147,7 +147,7 @@ def _to_numpy(key: str, value: Any) -> Float32:
         if not value.is_floating_point():
             raise UserError(f"{key!r} must be of a float dtype, not {value.dtype}")
         # numpy has no bfloat16: torch widens it first.
-        return value.detach().cpu().float().numpy()  # type: ignore[no-any-return]
+        return value.detach().cpu().float().numpy()
     array = np.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(f"{key!r} must be of a float dtype, not {array.dtype}")

@@ -115,9 +115,7 @@ def read_metrics(path: str | Path) -> list[Evaluation]:
         try:
             evaluations.append(Evaluation.from_json(line))
         except ValueError as error:
-            raise UserError(
-                f"{path} line {number} is not an evaluation ({error}); remove the line"
-            ) from error
+            raise UserError(f"{path} line {number} is not an evaluation ({error}); remove the line") from error
     return evaluations
 
 

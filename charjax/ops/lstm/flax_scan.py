@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from charjax.ops.lstm.products import input_product, product
 from charjax.types import Array, LSTMCarry, LSTMWeights
+
+Initializer = Callable[..., Array]
 
 
 class LSTMCell(nn.Module):
@@ -20,16 +22,18 @@ class LSTMCell(nn.Module):
         hidden_dim: H.
         input_dim: D, the number of input features, or of rows that integer inputs choose from.
         dtype: format of the products' operands.
+        w_ih_init: initializer of `w_ih`.
     """
 
     hidden_dim: int
     input_dim: int
     dtype: str = "float32"
+    w_ih_init: Initializer = nn.initializers.lecun_normal()
 
     def setup(self) -> None:
         """Declares the parameters."""
         gates = 4 * self.hidden_dim
-        self.w_ih = self.param("w_ih", nn.initializers.lecun_normal(), (self.input_dim, gates))
+        self.w_ih = self.param("w_ih", self.w_ih_init, (self.input_dim, gates))
         self.w_hh = self.param("w_hh", per_gate(nn.initializers.orthogonal()), (self.hidden_dim, gates))
         self.bias = self.param("bias", forget_gate_one, (gates,))
 
@@ -48,7 +52,7 @@ class LSTMCell(nn.Module):
         return LSTMCarry(c_BH, h_BH), h_BH.astype(dtype)
 
 
-def per_gate(initializer: Callable[..., Array]) -> Callable[..., Array]:
+def per_gate(initializer: Initializer) -> Initializer:
     """Turns an initializer of [H, H] into one of [H, 4H], drawn apart for each gate."""
 
     def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
@@ -68,9 +72,7 @@ def forget_gate_one(key: Array, shape: tuple[int], dtype: jnp.dtype = jnp.float3
 
 def lstm_flax(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
     """The reference implementation of `charjax.ops.lstm`."""
-    scanned = nn.scan(
-        LSTMCell, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1
-    )
+    scanned = nn.scan(LSTMCell, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
     # parent=None: the cell borrows its parameters, so it must not join the module that calls this.
     cell = scanned(weights.w_hh.shape[0], weights.w_ih.shape[0], dtype.name, parent=None)
     carry, y_BTH = cell.apply({"params": weights._asdict()}, carry, x)

@@ -1,0 +1,307 @@
+"""Checkpoints, by Orbax: each holds the whole TrainState and says what run it belongs to.
+
+Under RUN/checkpoints there is a folder per step kept: the latest two and the best. Each carries, as Orbax's custom
+metadata, the RunInfo (configuration and vocabulary), the Progress and a checksum of every array; a checkpoint
+that cannot be read, or does not match its checksums, is passed over for the one before it.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from charjax.checksum import checksums
+from charjax.errors import UserError
+from charjax.model import CharLSTM, init_params
+from charjax.run_info import Progress, RunInfo
+from charjax.train_state import Params, TrainState
+from charjax.vocab import Vocab
+
+CHECKPOINTS = "checkpoints"
+KEEP_LATEST = 2
+
+_log = logging.getLogger("charjax")
+_Loaded = TypeVar("_Loaded")
+
+
+class Header(NamedTuple):
+    """What a checkpoint says of itself before its arrays are read.
+
+    Attributes:
+        path: its folder.
+        info: the run that it belongs to.
+        progress: how far that run had come.
+        checksums: of every array, by its path in {"params": ..., "training": ...}.
+    """
+
+    path: Path
+    info: RunInfo
+    progress: Progress
+    checksums: dict[str, int]
+
+
+class CheckpointStore:
+    """The checkpoints of a run, open for writing; a context manager that waits for the last save.
+
+    A save copies the state, and writes it in the background while training goes on.
+    """
+
+    def __init__(self, run_dir: str | Path, info: RunInfo, *, step: int | None = None) -> None:
+        """Opens or makes RUN/checkpoints.
+
+        Args:
+            run_dir: the run folder.
+            info: what the run is made of.
+            step: the checkpoint that the run goes on from. Later ones, which could not be read, are set aside
+                under the name STEP.damaged.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        self.path = Path(run_dir).resolve() / CHECKPOINTS
+        self._info = info
+        policies = ocp.training.preservation_policies
+        lowest = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["val_loss"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        if step is not None:
+            _set_aside_after(self.path, step)
+        self._checkpointer = _translated(
+            self.path,
+            lambda: ocp.training.Checkpointer(
+                self.path,
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEEP_LATEST), lowest]),
+                custom_metadata=info.to_dict(),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _translated(self.path, self._checkpointer.close)
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Begins to save; waits first for the save before, if it still goes on.
+
+        The state may be donated as soon as this returns.
+
+        Raises:
+            UserError: this or the save before failed, for want of space for example; earlier checkpoints remain.
+        """
+        parts = _parts(state)
+        content = {
+            "info": self._info.to_dict(),
+            "progress": progress.to_dict(),
+            "checksums": checksums(parts),
+        }
+        _translated(
+            self.path,
+            lambda: self._checkpointer.save_checkpointables_async(
+                progress.step,
+                parts,
+                # Without force, Orbax would skip this save while another is in flight.
+                force=True,
+                metrics=None if progress.val_loss is None else {"val_loss": progress.val_loss},
+                custom_metadata={"content": content, "crc32": _crc32(content)},
+            ),
+        )
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        _translated(self.path, self._checkpointer.wait)
+
+
+def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progress: Progress) -> None:
+    """Saves one checkpoint and waits until it is on disk.
+
+    Args:
+        run_dir: the run folder, made where there is none.
+        state: what to save.
+        info: what the run is made of.
+        progress: how far it has come; its step names the checkpoint.
+
+    Raises:
+        UserError: the folder cannot be written, the disk is full, or the step is saved already.
+    """
+    with CheckpointStore(run_dir, info) as store:
+        store.save(state, progress)
+
+
+def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[TrainState, RunInfo, Progress]:
+    """Restores the latest checkpoint that can be read; one passed over is warned of.
+
+    Args:
+        run_dir: the run folder.
+        abstract: shapes, dtypes and shardings to restore to; see `abstract_train_state`. The devices may be others
+            than those it was saved on.
+
+    Returns:
+        The state, on its devices, and what the checkpoint says of the run.
+
+    Raises:
+        UserError: no run, or none of its checkpoints can be read.
+    """
+    header, parts = _first_readable(run_dir, _steps(run_dir), lambda header: _load(header, _parts(abstract)))
+    state = parts["training"].replace(params=parts["params"])
+    return state, header.info, header.progress
+
+
+def load_params(run_dir: str | Path) -> tuple[Params, RunInfo, Progress]:
+    """Loads the parameters with the lowest validation loss; before the first evaluation, the latest.
+
+    Args:
+        run_dir: the run folder; it is not written to.
+
+    Returns:
+        The parameters, on the default device, and what their checkpoint says of the run.
+
+    Raises:
+        UserError: no run, or none of its checkpoints can be read.
+    """
+    steps = _steps(run_dir)
+    best_step = read_header(run_dir).progress.best_step
+    if best_step in steps:
+        steps.sort(key=lambda step: (step == best_step, step))
+    header, parts = _first_readable(run_dir, steps, lambda header: _load(header, _abstract_params(header.info)))
+    return jax.tree.map(jnp.asarray, parts["params"]), header.info, header.progress
+
+
+def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
+    """Loads the best model of a run from its folder alone.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The model, its parameters with the lowest validation loss so far, and its vocabulary.
+
+    Raises:
+        UserError: no run, or none of its checkpoints can be read.
+    """
+    params, info, _ = load_params(run_dir)
+    return CharLSTM.from_config(info.model, info.vocab.size), params, info.vocab
+
+
+def read_header(run_dir: str | Path) -> Header:
+    """Reads what the latest checkpoint says of its run, without its arrays.
+
+    Raises:
+        UserError: no run, or none of its checkpoints can be read.
+    """
+    return _first_readable(run_dir, _steps(run_dir), lambda header: {})[0]
+
+
+def _steps(run_dir: str | Path) -> list[int]:
+    """The steps saved, in rising order."""
+    if not Path(run_dir).is_dir():
+        what = "is a file, no run folder" if Path(run_dir).exists() else "does not exist"
+        raise UserError(f"{run_dir} {what}; give the --out folder of a charjax train")
+    folder = Path(run_dir) / CHECKPOINTS
+    steps = sorted(int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name) and path.is_dir())
+    if not steps:
+        raise UserError(
+            f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a charjax train"
+        )
+    return steps
+
+
+def _first_readable(run_dir: str | Path, steps: list[int], load: Callable[[Header], _Loaded]) -> tuple[Header, _Loaded]:
+    """Tries the steps from the last to the first."""
+    reasons = []
+    for step in reversed(steps):
+        path = Path(run_dir).resolve() / CHECKPOINTS / str(step)
+        try:
+            header = _read_header(path)
+            loaded = load(header)
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # noqa: BLE001 -- on damaged files, decoders raise errors of every type
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            reasons.append(f"checkpoint {step} of {run_dir} cannot be read ({reason[:200]})")
+            continue
+        for reason in reasons:
+            _log.warning("%s; using checkpoint %d in its place", reason, step)
+        return header, loaded
+    raise UserError(f"{reasons[0]}, and no other one can; train anew with another --out")
+
+
+def _read_header(path: Path) -> Header:
+    metadata = ocp.checkpointables_metadata(path).custom_metadata
+    content = metadata["content"]
+    if metadata["crc32"] != _crc32(content):
+        raise ValueError("its description does not match its checksum")
+    return Header(
+        path,
+        RunInfo.from_dict(content["info"]),
+        Progress.from_dict(content["progress"]),
+        content["checksums"],
+    )
+
+
+def _load(header: Header, abstract: dict[str, Any]) -> dict[str, Any]:
+    loaded = ocp.load_checkpointables(header.path, abstract)
+    for place, value in checksums(loaded).items():
+        if header.checksums[place] != value:
+            raise ValueError(f"the array at {place} does not match its checksum")
+    return loaded
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The state in two, so that the parameters can be loaded without the rest."""
+    return {"params": state.params, "training": state.replace(params=None)}  # type: ignore[attr-defined]
+
+
+def _abstract_params(info: RunInfo) -> dict[str, Any]:
+    model = CharLSTM.from_config(info.model, info.vocab.size)
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
+    # NumPy arrays in the place of shapes make Orbax restore without regard to the devices it was saved on.
+    return {"params": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)}
+
+
+def _crc32(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _set_aside_after(path: Path, step: int) -> None:
+    for later in path.glob("*"):
+        if re.fullmatch("[0-9]+", later.name) and int(later.name) > step:
+            target = later.with_name(later.name + ".damaged")
+            shutil.rmtree(target, ignore_errors=True)
+            later.rename(target)
+
+
+def _translated(path: Path, action: Callable[[], _Loaded]) -> _Loaded:
+    """Runs a save, turning what TensorStore and the system report into one line, and removing what is half-written."""
+    try:
+        return action()
+    except (ValueError, OSError) as error:
+        # TensorStore's errors are ValueErrors that carry the system's number in their text.
+        match = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(match[1]) if match else getattr(error, "errno", None)
+        if number is None:
+            raise
+        for unfinished in path.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(
+            f"a checkpoint could not be written to {path} ({os.strerror(number)}); the ones before it are kept: "
+            "mend that, and go on with --resume"
+        ) from error

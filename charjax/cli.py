@@ -1,0 +1,62 @@
+"""The command line: runs a command and tells of its failure in one line."""
+
+import logging
+import os
+import sys
+
+from charjax.arguments import EvalCommand, InfoCommand, SampleCommand, TrainCommand, parse
+from charjax.errors import Interrupted, UserError
+
+USER_ERROR = 2
+SIGINT, SIGPIPE = 2, 13
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+        argv: the arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0; 2 for what the user can mend; 128 + the signal's number where one ended it (130, 143).
+    """
+    try:
+        _run(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        # What read the output, `head` for example, has enough. Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + SIGPIPE
+    except (UserError, NotImplementedError) as error:
+        return _fail(str(error), USER_ERROR)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", USER_ERROR)
+    except Interrupted as error:
+        return _fail(str(error), 128 + error.signum)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + SIGINT)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    kind = "error: " if code == USER_ERROR else ""
+    print(f"charjax: {kind}{message}", file=sys.stderr)
+    return code
+
+
+def _run(argv: list[str]) -> None:
+    parsed = parse(argv)
+    logging.basicConfig(format="charjax: %(message)s", level=logging.WARNING)
+    logging.getLogger("charjax").setLevel(logging.INFO)
+    # Only now: jax and its company take seconds to import, and --help needs none of them.
+    from charjax import commands  # noqa: PLC0415
+
+    match parsed.command:
+        case TrainCommand() as command:
+            commands.train(command, parsed.given)
+        case SampleCommand() as command:
+            commands.sample(command)
+        case EvalCommand() as command:
+            commands.evaluate_text(command)
+        case InfoCommand() as command:
+            commands.show_info(command)

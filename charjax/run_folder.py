@@ -1,0 +1,197 @@
+"""A run folder while it is written to: checkpoints, config.json, metrics.jsonl and samples.txt, kept in step."""
+
+import dataclasses
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from charjax import __version__
+from charjax.checkpoint import CheckpointStore, read_header, restore_checkpoint
+from charjax.config import DataConfig, TrainConfig
+from charjax.corpus import Corpus
+from charjax.errors import UserError
+from charjax.model import CharLSTM
+from charjax.report.metrics import Evaluation, MetricsLog
+from charjax.report.samples import SamplesLog
+from charjax.run_info import CorpusInfo, Progress, RunInfo
+from charjax.train_state import TrainState
+
+# What shapes the state or the order of the text cannot change between a run and its continuation.
+_FIXED_TRAIN_FIELDS = ("batch_size", "seq_len", "seed")
+
+
+def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInfo:
+    """What a run is made of, as it stands in its folder.
+
+    Raises:
+        UserError: sizes of the model out of range, or a model made for another vocabulary than the text's.
+    """
+    if model.vocab_size != corpus.vocab.size:
+        raise UserError(f"the model's vocab_size is {model.vocab_size}, the text's vocabulary has {corpus.vocab.size}")
+    return RunInfo(
+        charjax_version=__version__,
+        data=DataConfig(vocab=corpus.vocab.kind, train_frac=corpus.train_frac),
+        model=model.config,
+        train=config,
+        corpus=CorpusInfo(
+            name=corpus.name,
+            path=corpus.path,
+            sha256=corpus.sha256,
+            train_characters=len(corpus.train),
+            validation_characters=len(corpus.validation),
+        ),
+        vocab=corpus.vocab,
+    )
+
+
+def check_same_text(earlier: RunInfo, sha256: str, text: str | Path, run_dir: str | Path) -> None:
+    """Checks that a text is the one that a run was trained on.
+
+    Raises:
+        UserError: it is another, or has changed.
+    """
+    if earlier.corpus.sha256 != sha256:
+        characters = earlier.corpus.train_characters + earlier.corpus.validation_characters
+        raise UserError(
+            f"{run_dir} was trained on another text ({earlier.corpus.name}, {characters:,} characters) than {text} is "
+            "now; resume with that text, or choose another --out"
+        )
+
+
+def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
+    """Checks that training can go on in a run folder.
+
+    Raises:
+        UserError: another text, architecture, vocabulary, split, batch_size, seq_len or seed.
+    """
+    check_same_text(earlier, now.corpus.sha256, now.corpus.name, run_dir)
+    old, new = _fixed(earlier), _fixed(now)
+    for name, value in old.items():
+        if new[name] != value:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{run_dir} was trained with {flag} {value}, not {new[name]}; leave {flag} out to resume it, "
+                "or choose another --out"
+            )
+    if earlier.vocab != now.vocab:
+        raise UserError(f"{run_dir} was trained with another vocabulary; choose another --out")
+
+
+def _fixed(info: RunInfo) -> dict[str, Any]:
+    train = dataclasses.asdict(info.train)
+    fixed = dataclasses.asdict(info.data) | dataclasses.asdict(info.model)
+    # Every implementation computes the same, so a run may go on with another one.
+    del fixed["implementation"]
+    return fixed | {name: train[name] for name in _FIXED_TRAIN_FIELDS}
+
+
+class RunFolder:
+    """A run folder open for writing; a context manager that waits for what is still being saved.
+
+    A new run that fails before its first checkpoint is complete leaves nothing behind.
+
+    Attributes:
+        path: the folder.
+        resumed: whether it goes on from an earlier checkpoint.
+    """
+
+    def __init__(self, path: str | Path, info: RunInfo, *, resume: bool) -> None:
+        """Checks the folder; nothing is written before the first save.
+
+        Raises:
+            UserError: without `resume`, a folder that is not empty; with it, one that is no run or does not match.
+        """
+        self.path = Path(path).resolve()
+        self.resumed = resume
+        self._info = info
+        self._open = ExitStack()
+        self._store: CheckpointStore | None = None
+        self._metrics: MetricsLog
+        self._samples: SamplesLog
+        self._is_complete = resume
+        self._made: Path | None = None
+        if resume:
+            check_same_run(read_header(path).info, info, path)
+        elif self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{path} is a file; give --out a folder")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{path} exists already; add --resume to go on with it, or choose another --out")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self._open.close()
+        finally:
+            if not self._is_complete:
+                self._remove()
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Progress]:
+        """Reads the latest checkpoint and takes metrics.jsonl and samples.txt back to where they stood then.
+
+        Args:
+            abstract: shapes, dtypes and shardings; see `abstract_train_state`.
+        """
+        state, _, progress = restore_checkpoint(self.path, abstract)
+        self._start(progress, step=progress.step)
+        return state, progress
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Saves a checkpoint while training goes on; the first save of a new run makes the folder.
+
+        Raises:
+            UserError: the disk is full or may not be written; checkpoints saved before stay as they are.
+        """
+        if self._store is None:
+            self._start(progress, step=None)
+        assert self._store is not None
+        sizes = {"metrics_bytes": self._metrics.size, "samples_bytes": self._samples.size}
+        self._store.save(state, dataclasses.replace(progress, **sizes))
+        if not self._is_complete:
+            self._store.wait()
+            self._is_complete = True
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        if self._store is not None:
+            self._store.wait()
+
+    def record(self, evaluation: Evaluation, sample: str) -> None:
+        """Appends an evaluation to metrics.jsonl and its sample, where there is one, to samples.txt."""
+        self._metrics.append(evaluation)
+        if sample:
+            self._samples.append(evaluation, sample)
+
+    def _start(self, progress: Progress, *, step: int | None) -> None:
+        """Makes and opens what the folder holds."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self._made = missing[-1] if missing else None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_json(self.path / "config.json", self._info.to_dict())
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from error
+        metrics = MetricsLog(self.path / "metrics.jsonl", size=progress.metrics_bytes)
+        self._metrics = self._open.enter_context(metrics)
+        samples = SamplesLog(self.path / "samples.txt", size=progress.samples_bytes)
+        self._samples = self._open.enter_context(samples)
+        self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
+
+    def _remove(self) -> None:
+        """Removes what a failed start made, and no more: the folder may have been there, empty."""
+        if self._made is not None:
+            shutil.rmtree(self._made, ignore_errors=True)
+        elif self._store is not None or self.path.is_dir():
+            for name in ("config.json", "metrics.jsonl", "samples.txt"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    """Replaces a file in one go, so that it is never half there."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(values, indent=2) + "\n")
+    new.replace(path)

@@ -1,0 +1,106 @@
+"""All that training goes on from, and where it lies on the devices."""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from charjax.model import Carry, CharLSTM, init_carry, init_params
+from charjax.sharding import OVER_STREAMS, REPLICATED, check_divides, make_mesh
+from charjax.types import Array
+
+Params = Any  # flax's nested dict of arrays
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training goes on from.
+
+    Attributes:
+        step: [] int32, optimizer steps taken.
+        cursor: [] int32, the window of the streams that comes next.
+        params: the model's parameters, float32, a copy on each device.
+        opt_state: optax state.
+        carry: the recurrent state after the window before, split over the devices.
+        key: PRNG key that each step's dropout key is derived from.
+    """
+
+    step: Array
+    cursor: Array
+    params: Params
+    opt_state: optax.OptState
+    carry: Carry
+    key: Array
+
+
+# PartitionSpecs in the place of arrays.
+STATE_SPECS: Any = TrainState(
+    step=REPLICATED,  # type: ignore[arg-type]
+    cursor=REPLICATED,  # type: ignore[arg-type]
+    params=REPLICATED,
+    opt_state=REPLICATED,
+    carry=OVER_STREAMS,  # type: ignore[arg-type]
+    key=REPLICATED,  # type: ignore[arg-type]
+)
+
+
+def init_train_state(
+    key: Array,
+    model: CharLSTM,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> TrainState:
+    """A fresh state, created where it belongs on the mesh.
+
+    Args:
+        key: PRNG key; initial parameters and all dropout follow from it.
+        model: the model.
+        optimizer: optax transformation; see `make_optimizer`.
+        batch_size: B, streams over all devices together.
+        mesh: devices; by default all.
+
+    Raises:
+        UserError: batch_size is no multiple of the number of devices.
+    """
+    return jax.jit(_initializer(model, optimizer, batch_size), out_shardings=_shardings(mesh, batch_size))(key)
+
+
+def abstract_train_state(
+    model: CharLSTM, optimizer: optax.GradientTransformation, *, batch_size: int, mesh: Mesh | None = None
+) -> TrainState:
+    """The state's shapes, dtypes and shardings as `jax.ShapeDtypeStruct`s, which a restore fills."""
+    shapes = jax.eval_shape(_initializer(model, optimizer, batch_size), jax.random.key(0))
+    shardings = _shardings(mesh, batch_size)
+
+    def placed(sharding: NamedSharding, subtree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), subtree)
+
+    return jax.tree.map(placed, shardings, shapes)
+
+
+def _shardings(mesh: Mesh | None, batch_size: int) -> TrainState:
+    mesh = mesh or make_mesh()
+    check_divides(batch_size, mesh)
+    return jax.tree.map(functools.partial(NamedSharding, mesh), STATE_SPECS)
+
+
+def _initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int) -> Any:
+    def init(key: Array) -> TrainState:
+        params_key, dropout_key = jax.random.split(key)
+        params = init_params(params_key, model)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            cursor=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            carry=init_carry(model, batch_size),
+            key=dropout_key,
+        )
+
+    return init
