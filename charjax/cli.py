@@ -47,7 +47,8 @@ def _fail(message: str, code: int) -> int:
 def _run(argv: list[str]) -> None:
     parsed = parse(argv)
     logging.basicConfig(format="charjax: %(message)s", level=logging.WARNING)
-    logging.getLogger("charjax").setLevel(logging.INFO)
+    if isinstance(parsed.command, TrainCommand):
+        logging.getLogger("charjax").setLevel(logging.INFO)
     # Only now: jax and its company take seconds to import, and --help needs none of them.
     from charjax import commands  # noqa: PLC0415
 

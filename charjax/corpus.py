@@ -55,12 +55,10 @@ class Corpus:
             train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
 
         Raises:
-            UserError: a folder, a text too short to split, characters that the vocabulary lacks.
-            OSError: a file that is missing or cannot be read.
+            UserError: no such file, a folder, a text too short to split, characters that the vocabulary lacks.
+            OSError: a file that may not be read.
         """
         DataConfig(train_frac=train_frac)
-        if Path(path).is_dir():
-            raise UserError(f"{path} is a folder; give a text file")
         ids, chosen, sha256 = read_ids(path, vocab)
         resolved = Path(path).resolve()
         return cls._split(ids, chosen, train_frac, resolved.name, str(resolved), sha256, shown=str(path))
@@ -100,11 +98,25 @@ class Corpus:
 
 def read_ids(path: str | Path, vocab: str | Vocab = "auto") -> tuple[np.ndarray, Vocab, str]:
     """Reads a whole text file: -> (ids [N], the vocabulary, hex SHA-256 of the file); see `Corpus.from_file`."""
+    check_is_file(path)
     return _encode_stream(lambda: Path(path).open("rb"), str(path), vocab)
+
+
+def check_is_file(path: str | Path) -> None:
+    """Checks that there is a file to read.
+
+    Raises:
+        UserError: there is none, or a folder in its place.
+    """
+    if not Path(path).exists():
+        raise UserError(f"{path} does not exist; give a text file")
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder; give a text file")
 
 
 def digest(path: str | Path) -> str:
     """Hex SHA-256 of a file, as `Corpus.sha256` has it."""
+    check_is_file(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import SampleConfig
+from charjax.errors import UserError
 from charjax.model import Carry, CharLSTM, init_carry
 from charjax.types import Array
-from charjax.vocab import Vocab
+from charjax.vocab import Vocab, show_characters
 
 Params = Any  # flax's nested dict of arrays
 
@@ -186,6 +187,11 @@ def encode_context(vocab: Vocab, context: str) -> np.ndarray:
     """
     if not context and not vocab.unknown("\n"):
         context = "\n"
+    unknown = vocab.unknown(context)
+    if unknown:
+        raise UserError(
+            f"the context has characters that the {vocab.kind} vocabulary lacks: {show_characters(unknown)}; leave them out"
+        )
     return vocab.encode(context)
 
 

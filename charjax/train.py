@@ -10,14 +10,15 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from charjax.losses import cross_entropy
 from charjax.model import Carry, CharLSTM
 from charjax.sharding import DATA_AXIS, OVER_STREAMS, REPLICATED, make_mesh
 from charjax.streams import Streams, cut_window, num_windows
-from charjax.train_state import STATE_SPECS, Params, TrainState
+from charjax.train_state import STATE_SPECS, Params, TrainState, state_shardings
 from charjax.types import Array
 
 
@@ -88,13 +89,15 @@ def make_train_step(
         in_specs=(STATE_SPECS, OVER_STREAMS, REPLICATED),
         out_specs=(STATE_SPECS, REPLICATED),
     )
-    jitted = jax.jit(sharded, donate_argnums=0)
+    # Left to itself, jit would describe the same places in other words, and compile again for its own output.
+    placed = (state_shardings(mesh), NamedSharding(mesh, REPLICATED))
+    jitted = jax.jit(sharded, donate_argnums=0, out_shardings=placed)
 
     @functools.wraps(jitted)
     def train_step(
         state: TrainState, streams: Streams, num_steps: int | None = None
     ) -> tuple[TrainState, TrainMetrics]:
-        return jitted(state, streams, jnp.int32(num_steps or steps_per_call))
+        return jitted(state, streams, np.int32(steps_per_call if num_steps is None else num_steps))
 
     return train_step
 
@@ -136,5 +139,5 @@ def _one_step(
         opt_state=opt_state,
         carry=carry,
     )
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     return state, TrainMetrics(sums.nats + nats, sums.chars + chars, sums.grad_norm + norm)

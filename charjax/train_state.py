@@ -68,7 +68,9 @@ def init_train_state(
     Raises:
         UserError: batch_size is no multiple of the number of devices.
     """
-    return jax.jit(_initializer(model, optimizer, batch_size), out_shardings=_shardings(mesh, batch_size))(key)
+    mesh = mesh or make_mesh()
+    check_divides(batch_size, mesh)
+    return jax.jit(_initializer(model, optimizer, batch_size), out_shardings=state_shardings(mesh))(key)
 
 
 def abstract_train_state(
@@ -76,17 +78,15 @@ def abstract_train_state(
 ) -> TrainState:
     """The state's shapes, dtypes and shardings as `jax.ShapeDtypeStruct`s, which a restore fills."""
     shapes = jax.eval_shape(_initializer(model, optimizer, batch_size), jax.random.key(0))
-    shardings = _shardings(mesh, batch_size)
 
     def placed(sharding: NamedSharding, subtree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), subtree)
 
-    return jax.tree.map(placed, shardings, shapes)
+    return jax.tree.map(placed, state_shardings(mesh or make_mesh()), shapes)
 
 
-def _shardings(mesh: Mesh | None, batch_size: int) -> TrainState:
-    mesh = mesh or make_mesh()
-    check_divides(batch_size, mesh)
+def state_shardings(mesh: Mesh) -> Any:
+    """Where each part of a TrainState lies on a mesh: a TrainState of `NamedSharding`s."""
     return jax.tree.map(functools.partial(NamedSharding, mesh), STATE_SPECS)
 
 

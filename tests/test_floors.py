@@ -8,13 +8,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
-    {"config", "errors", "types", "signals"},
-    {"ops", "losses", "optimizer", "sharding", "vocab"},
-    {"model", "corpus"},
-    {"train", "generate", "checkpoint", "interop", "report"},
-    {"tally", "run"},
+    {"errors", "types", "signals"},
+    {"config"},
+    {"ops", "losses", "optimizer", "sharding", "streams", "vocab", "checksum"},
+    {"model", "corpus", "run_info"},
+    {"train_state", "generate", "interop", "report"},
+    {"train", "evaluate", "checkpoint"},
+    {"tally", "run_folder"},
     {"fit"},
-    {"commands", "arguments"},
+    {"arguments"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

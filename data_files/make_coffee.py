@@ -1,0 +1,59 @@
+"""Writes coffee.txt: random sentences about coffee, always the same ones.
+
+    python data_files/make_coffee.py
+
+Every sentence fills a frame with a few words drawn at random, so that a good model of the text knows where the next
+draw comes and how likely each outcome is, and no model can know more than that.
+"""
+
+import random
+from pathlib import Path
+
+SEED = 1652  # the year of London's first coffee house
+CHARACTERS = 50_000
+
+SLOTS = {
+    "drink": ["espresso", "cappuccino", "filter coffee", "flat white", "macchiato", "cold brew", "mocha", "ristretto"],
+    "origin": ["Ethiopia", "Kenya", "Colombia", "Guatemala", "Sumatra", "Yemen", "Brazil", "Rwanda"],
+    "taste": ["chocolate", "blackberries", "caramel", "lemon peel", "hazelnuts", "jasmine", "honey", "smoke"],
+    "person": ["the barista", "my neighbour", "the roaster", "a tired student", "grandmother", "the night guard"],
+    "place": ["at the corner cafe", "in the kitchen", "on the night train", "by the window", "under the awning"],
+    "time": ["before sunrise", "after lunch", "at midnight", "on Sunday morning", "between two meetings"],
+    "tool": ["a paper filter", "a moka pot", "a French press", "a copper kettle", "a hand grinder"],
+    "many": ["two", "three", "four", "five", "six"],
+}
+
+FRAMES = [
+    "{person} drinks {many} cups of {drink} {time}.",
+    "the beans from {origin} taste of {taste} and {taste}.",
+    "{person} brews the coffee with {tool} {place}.",
+    "nothing smells better {time} than fresh {drink}.",
+    "for a good {drink}, grind the beans from {origin} right {time}.",
+    "{place}, {person} waits for a {drink} that tastes of {taste}.",
+    "with {tool} and water just off the boil, {person} makes {drink}.",
+    "any {drink} made from {origin}'s beans keeps {person} awake.",
+]
+
+SENTENCES_PER_PARAGRAPH = 6
+
+
+def sentence(draw: random.Random) -> str:
+    """One sentence, with a capital at its beginning."""
+    frame = draw.choice(FRAMES)
+    while "{" in frame:
+        slot = frame[frame.index("{") + 1 : frame.index("}")]
+        frame = frame.replace("{" + slot + "}", draw.choice(SLOTS[slot]), 1)
+    return frame[0].upper() + frame[1:]
+
+
+def text(characters: int = CHARACTERS, seed: int = SEED) -> str:
+    """Paragraphs of sentences, as many as make up the given number of characters."""
+    draw = random.Random(seed)
+    paragraphs: list[str] = []
+    while sum(map(len, paragraphs)) < characters:
+        paragraphs.append(" ".join(sentence(draw) for _ in range(SENTENCES_PER_PARAGRAPH)) + "\n\n")
+    return "".join(paragraphs)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("coffee.txt").write_text(text(), encoding="ascii", newline="\n")
