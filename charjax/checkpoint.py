@@ -1,17 +1,17 @@
 """Checkpoints, by Orbax: each holds the whole TrainState and says what run it belongs to.
 
 Under RUN/checkpoints there is a folder per step kept: the latest two and the best. Each carries, as Orbax's custom
-metadata, the RunInfo (configuration and vocabulary), the Progress and a checksum of every array; a checkpoint
-that cannot be read, or does not match its checksums, is passed over for the one before it.
+metadata, the RunInfo (configuration and vocabulary) and the Progress, and is sealed once it is complete: one that is
+not, or has changed since, is passed over for the one before it.
 """
 
-import json
+import contextlib
 import logging
 import os
 import re
 import shutil
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -20,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from charjax.checksum import checksums
 from charjax.errors import UserError
 from charjax.model import CharLSTM, init_params
 from charjax.run_info import Progress, RunInfo
+from charjax.seal import BrokenSealError, check_seal, seal
 from charjax.train_state import Params, TrainState
 from charjax.vocab import Vocab
 
 CHECKPOINTS = "checkpoints"
 KEEP_LATEST = 2
+_METADATA = "_CHECKPOINT_METADATA"
 
 _log = logging.getLogger("charjax")
 _Loaded = TypeVar("_Loaded")
@@ -41,13 +42,11 @@ class Header(NamedTuple):
         path: its folder.
         info: the run that it belongs to.
         progress: how far that run had come.
-        checksums: of every array, by its path in {"params": ..., "training": ...}.
     """
 
     path: Path
     info: RunInfo
     progress: Progress
-    checksums: dict[str, int]
 
 
 class CheckpointStore:
@@ -70,6 +69,8 @@ class CheckpointStore:
         """
         self.path = Path(run_dir).resolve() / CHECKPOINTS
         self._info = info
+        self._writer = ThreadPoolExecutor(1, "charjax checkpoints")
+        self._pending: Future[None] | None = None
         policies = ocp.training.preservation_policies
         lowest = policies.BestN(
             get_metric_fn=lambda metrics: metrics["val_loss"],
@@ -77,23 +78,26 @@ class CheckpointStore:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        if step is not None:
-            _set_aside_after(self.path, step)
-        self._checkpointer = _translated(
-            self.path,
-            lambda: ocp.training.Checkpointer(
+        with self._translated():
+            _remove_unfinished(self.path)
+            if step is not None:
+                _set_aside_after(self.path, step)
+            self._checkpointer = ocp.training.Checkpointer(
                 self.path,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEEP_LATEST), lowest]),
                 custom_metadata=info.to_dict(),
-                cleanup_tmp_directories=True,
-            ),
-        )
+            )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _translated(self.path, self._checkpointer.close)
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            with self._translated():
+                self._checkpointer.close()
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Begins to save; waits first for the save before, if it still goes on.
@@ -103,23 +107,16 @@ class CheckpointStore:
         Raises:
             UserError: this or the save before failed, for want of space for example; earlier checkpoints remain.
         """
-        parts = _parts(state)
-        content = {
-            "info": self._info.to_dict(),
-            "progress": progress.to_dict(),
-            "checksums": checksums(parts),
-        }
-        _translated(
-            self.path,
-            lambda: self._checkpointer.save_checkpointables_async(
+        self.wait()
+        with self._translated():
+            response = self._checkpointer.save_checkpointables_async(
                 progress.step,
-                parts,
-                # Without force, Orbax would skip this save while another is in flight.
-                force=True,
+                _parts(state),
+                force=True,  # whatever Orbax's own policy says
                 metrics=None if progress.val_loss is None else {"val_loss": progress.val_loss},
-                custom_metadata={"content": content, "crc32": _crc32(content)},
-            ),
-        )
+                custom_metadata={"info": self._info.to_dict(), "progress": progress.to_dict()},
+            )
+        self._pending = self._writer.submit(_complete, response, self.path / str(progress.step))
 
     def wait(self) -> None:
         """Waits until what was saved is on disk.
@@ -127,7 +124,33 @@ class CheckpointStore:
         Raises:
             UserError: it could not be written.
         """
-        _translated(self.path, self._checkpointer.wait)
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._translated():
+                pending.result()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turns what TensorStore and the system report into one line, and removes what is half-written."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            # TensorStore's errors are ValueErrors that carry the system's number in their text.
+            match = re.search(r"os_error_code='(\d+)'", str(error))
+            number = int(match[1]) if match else getattr(error, "errno", None)
+            if number is None:
+                raise
+            _remove_unfinished(self.path)
+            raise UserError(
+                f"a checkpoint could not be written to {self.path} ({os.strerror(number)}); the ones before it are "
+                "kept: mend that, and go on with --resume"
+            ) from error
+
+
+def _complete(response: Any, folder: Path) -> None:
+    """Waits for a save and seals it; runs in the background."""
+    response.result()
+    seal(folder)
 
 
 def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progress: Progress) -> None:
@@ -226,17 +249,13 @@ def _steps(run_dir: str | Path) -> list[int]:
 
 def _first_readable(run_dir: str | Path, steps: list[int], load: Callable[[Header], _Loaded]) -> tuple[Header, _Loaded]:
     """Tries the steps from the last to the first."""
-    reasons = []
+    reasons: list[str] = []
     for step in reversed(steps):
-        path = Path(run_dir).resolve() / CHECKPOINTS / str(step)
         try:
-            header = _read_header(path)
+            header = _read_header(Path(run_dir).resolve() / CHECKPOINTS / str(step))
             loaded = load(header)
-        except (MemoryError, PermissionError):
-            raise
-        except Exception as error:  # noqa: BLE001 -- on damaged files, decoders raise errors of every type
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            reasons.append(f"checkpoint {step} of {run_dir} cannot be read ({reason[:200]})")
+        except BrokenSealError as error:
+            reasons.append(f"checkpoint {step} of {run_dir} cannot be read ({error})")
             continue
         for reason in reasons:
             _log.warning("%s; using checkpoint %d in its place", reason, step)
@@ -245,24 +264,15 @@ def _first_readable(run_dir: str | Path, steps: list[int], load: Callable[[Heade
 
 
 def _read_header(path: Path) -> Header:
+    check_seal(path, _METADATA)
     metadata = ocp.checkpointables_metadata(path).custom_metadata
-    content = metadata["content"]
-    if metadata["crc32"] != _crc32(content):
-        raise ValueError("its description does not match its checksum")
-    return Header(
-        path,
-        RunInfo.from_dict(content["info"]),
-        Progress.from_dict(content["progress"]),
-        content["checksums"],
-    )
+    return Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
 
 
 def _load(header: Header, abstract: dict[str, Any]) -> dict[str, Any]:
-    loaded = ocp.load_checkpointables(header.path, abstract)
-    for place, value in checksums(loaded).items():
-        if header.checksums[place] != value:
-            raise ValueError(f"the array at {place} does not match its checksum")
-    return loaded
+    # First the seal: on damaged files, Orbax's readers fail one by one in the background, at great length.
+    check_seal(header.path)
+    return ocp.load_checkpointables(header.path, abstract)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -277,8 +287,10 @@ def _abstract_params(info: RunInfo) -> dict[str, Any]:
     return {"params": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)}
 
 
-def _crc32(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+def _remove_unfinished(path: Path) -> None:
+    """Removes what a save that was cut off left behind."""
+    for unfinished in path.glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _set_aside_after(path: Path, step: int) -> None:
@@ -287,21 +299,3 @@ def _set_aside_after(path: Path, step: int) -> None:
             target = later.with_name(later.name + ".damaged")
             shutil.rmtree(target, ignore_errors=True)
             later.rename(target)
-
-
-def _translated(path: Path, action: Callable[[], _Loaded]) -> _Loaded:
-    """Runs a save, turning what TensorStore and the system report into one line, and removing what is half-written."""
-    try:
-        return action()
-    except (ValueError, OSError) as error:
-        # TensorStore's errors are ValueErrors that carry the system's number in their text.
-        match = re.search(r"os_error_code='(\d+)'", str(error))
-        number = int(match[1]) if match else getattr(error, "errno", None)
-        if number is None:
-            raise
-        for unfinished in path.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(
-            f"a checkpoint could not be written to {path} ({os.strerror(number)}); the ones before it are kept: "
-            "mend that, and go on with --resume"
-        ) from error

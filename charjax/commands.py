@@ -126,7 +126,7 @@ def _validation(run_dir: Path, info: RunInfo) -> tuple[np.ndarray, str]:
 
 def show_info(command: InfoCommand) -> None:
     """Prints what a run is made of and how far it came."""
-    _, run, progress, _ = read_header(command.run)
+    _, run, progress = read_header(command.run)
     model = CharLSTM.from_config(run.model, run.vocab.size)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

@@ -77,6 +77,8 @@ class ModelConfig:
     """Number format of the matrix products: float32 or bfloat16. Cell state, loss and optimizer stay float32."""
 
     def __post_init__(self) -> None:
+        name = self.implementation
+        _require(name is None or isinstance(name, str), "implementation", name, "the name of an implementation")
         _require_counts(self, "hidden_dim", "hidden_layers")
         _require_number(self, "dropout", "at least 0 and below 1", 0, 1, open_ends="high")
         _require(self.dtype in ("float32", "bfloat16"), "dtype", self.dtype, "float32 or bfloat16")
@@ -156,6 +158,7 @@ class TrainConfig:
         _require_number(self, "weight_decay", "at least 0 and finite", 0, 1e9)
         _require_number(self, "clip_norm", "above 0 and finite", 0, 1e9, open_ends="low")
         _require_number(self, "seed", "a whole number from 0 to 4294967295", 0, 2**32 - 1)
+        _require(isinstance(self.sample_context, str), "sample_context", self.sample_context, "text")
         _require_number(self, "sample_length", "a whole number of at least 0", 0, 10**9)
 
 

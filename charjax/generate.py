@@ -190,7 +190,8 @@ def encode_context(vocab: Vocab, context: str) -> np.ndarray:
     unknown = vocab.unknown(context)
     if unknown:
         raise UserError(
-            f"the context has characters that the {vocab.kind} vocabulary lacks: {show_characters(unknown)}; leave them out"
+            f"the context has characters that the {vocab.kind} vocabulary lacks: "
+            f"{show_characters(unknown)}; leave them out"
         )
     return vocab.encode(context)
 

@@ -1,0 +1,44 @@
+"""A seal says that a folder is complete and, by the digest of each of its files, what it must hold."""
+
+import hashlib
+import json
+from pathlib import Path
+
+SEAL = "charjax_seal.json"
+
+
+class BrokenSealError(Exception):
+    """A folder that is not complete or no longer holds what was sealed; the message says where."""
+
+
+def seal(folder: Path) -> None:
+    """Seals a folder as it is: from now on any change to its files is noticed."""
+    files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    new = folder / f"{SEAL}.new"
+    new.write_text(json.dumps(files, indent=1))
+    new.replace(folder / SEAL)
+
+
+def check_seal(folder: Path, *names: str) -> None:
+    """Checks the named files of a folder against its seal; without names, all that were sealed.
+
+    Raises:
+        BrokenSealError: there is no seal, or a file is missing or has changed.
+    """
+    try:
+        files = json.loads((folder / SEAL).read_bytes())
+        expected = {name: files[name] for name in names or files}
+    except FileNotFoundError as error:
+        raise BrokenSealError("it was not completed") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenSealError(f"{SEAL} is damaged") from error
+    for name, digest in expected.items():
+        if not (folder / name).is_file():
+            raise BrokenSealError(f"{name} is missing")
+        if _digest(folder / name) != digest:
+            raise BrokenSealError(f"{name} is damaged")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,36 @@
+"""A small training run that tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.config import TrainConfig
+from charjax.corpus import Corpus
+from charjax.model import CharLSTM
+
+TEXT = "The barista brews a flat white. Grandmother drinks three cups of mocha at midnight.\n" * 40
+SMALL = TrainConfig(batch_size=8, seq_len=16, epochs=2, learning_rate=0.01, eval_every=12, sample_length=20)
+
+
+def small_corpus(**options):
+    return Corpus.from_text(TEXT, **options)
+
+
+def small_model(corpus, **options):
+    return CharLSTM(corpus.vocab.size, **{"hidden_dim": 12, "hidden_layers": 2, "dropout": 0.2, **options})
+
+
+def host(tree):
+    """Every array of a tree as NumPy, PRNG keys as their bits."""
+    return [
+        np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+def assert_same(ours, theirs):
+    """Checks that two trees are equal bit for bit."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for mine, other in zip(host(ours), host(theirs), strict=True):
+        assert mine.dtype == other.dtype
+        assert mine.tobytes() == other.tobytes()
