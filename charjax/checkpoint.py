@@ -10,10 +10,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,8 @@ from charjax.vocab import Vocab
 
 CHECKPOINTS = "checkpoints"
 KEEP_LATEST = 2
-_METADATA = "_CHECKPOINT_METADATA"
 
 _log = logging.getLogger("charjax")
-_Loaded = TypeVar("_Loaded")
 
 
 class Header(NamedTuple):
@@ -183,7 +181,8 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    header, parts = _first_readable(run_dir, _steps(run_dir), lambda header: _load(header, _parts(abstract)))
+    header = read_header(run_dir)
+    parts = ocp.load_checkpointables(header.path, _parts(abstract))
     state = parts["training"].replace(params=parts["params"])
     return state, header.info, header.progress
 
@@ -201,10 +200,12 @@ def load_params(run_dir: str | Path) -> tuple[Params, RunInfo, Progress]:
         UserError: no run, or none of its checkpoints can be read.
     """
     steps = _steps(run_dir)
-    best_step = read_header(run_dir).progress.best_step
-    if best_step in steps:
+    header = _first_readable(run_dir, steps)
+    best_step = header.progress.best_step
+    if best_step in steps and best_step != header.progress.step:
         steps.sort(key=lambda step: (step == best_step, step))
-    header, parts = _first_readable(run_dir, steps, lambda header: _load(header, _abstract_params(header.info)))
+        header = _first_readable(run_dir, steps)
+    parts = ocp.load_checkpointables(header.path, _abstract_params(header.info))
     return jax.tree.map(jnp.asarray, parts["params"]), header.info, header.progress
 
 
@@ -230,7 +231,7 @@ def read_header(run_dir: str | Path) -> Header:
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    return _first_readable(run_dir, _steps(run_dir), lambda header: {})[0]
+    return _first_readable(run_dir, _steps(run_dir))
 
 
 def _steps(run_dir: str | Path) -> list[int]:
@@ -247,32 +248,29 @@ def _steps(run_dir: str | Path) -> list[int]:
     return steps
 
 
-def _first_readable(run_dir: str | Path, steps: list[int], load: Callable[[Header], _Loaded]) -> tuple[Header, _Loaded]:
+def _first_readable(run_dir: str | Path, steps: list[int]) -> Header:
     """Tries the steps from the last to the first."""
     reasons: list[str] = []
     for step in reversed(steps):
+        path = Path(run_dir).resolve() / CHECKPOINTS / str(step)
         try:
-            header = _read_header(Path(run_dir).resolve() / CHECKPOINTS / str(step))
-            loaded = load(header)
+            # Before anything is decoded: on damaged files, Orbax's readers fail in the background, at great length.
+            check_seal(path)
         except BrokenSealError as error:
             reasons.append(f"checkpoint {step} of {run_dir} cannot be read ({error})")
             continue
         for reason in reasons:
             _log.warning("%s; using checkpoint %d in its place", reason, step)
-        return header, loaded
+        return _read_header(path)
     raise UserError(f"{reasons[0]}, and no other one can; train anew with another --out")
 
 
 def _read_header(path: Path) -> Header:
-    check_seal(path, _METADATA)
     metadata = ocp.checkpointables_metadata(path).custom_metadata
-    return Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
-
-
-def _load(header: Header, abstract: dict[str, Any]) -> dict[str, Any]:
-    # First the seal: on damaged files, Orbax's readers fail one by one in the background, at great length.
-    check_seal(header.path)
-    return ocp.load_checkpointables(header.path, abstract)
+    try:
+        return Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(f"{path} was written by another version of charjax: {error}") from error
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

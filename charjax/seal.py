@@ -19,18 +19,17 @@ def seal(folder: Path) -> None:
     new.replace(folder / SEAL)
 
 
-def check_seal(folder: Path, *names: str) -> None:
-    """Checks the named files of a folder against its seal; without names, all that were sealed.
+def check_seal(folder: Path) -> None:
+    """Checks the files of a folder against its seal.
 
     Raises:
         BrokenSealError: there is no seal, or a file is missing or has changed.
     """
     try:
-        files = json.loads((folder / SEAL).read_bytes())
-        expected = {name: files[name] for name in names or files}
+        expected = dict(json.loads((folder / SEAL).read_bytes()))
     except FileNotFoundError as error:
         raise BrokenSealError("it was not completed") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise BrokenSealError(f"{SEAL} is damaged") from error
     for name, digest in expected.items():
         if not (folder / name).is_file():

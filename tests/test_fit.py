@@ -1,0 +1,241 @@
+"""fit: the host's loop as a user sees it, and a run that is resumed as if it had never stopped."""
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from small_run import SMALL, assert_same, small_corpus, small_model
+
+from charjax import fit, load_model
+from charjax.checkpoint import read_header
+from charjax.errors import Interrupted, UserError
+from charjax.evaluate import evaluate
+from charjax.report.metrics import read_metrics
+from charjax.report.progress import NullReporter
+from charjax.sharding import make_mesh
+
+CORPUS = small_corpus()
+MODEL = small_model(CORPUS)
+
+
+class Recorder(NullReporter):
+    """Keeps what fit tells, and does something at a step."""
+
+    def __init__(self, at_step=None, action=None):
+        self.at_step, self.action = at_step, action
+        self.starts, self.updates, self.evaluations, self.messages = [], [], [], []
+
+    def start(self, *args):
+        self.starts.append(args)
+
+    def update(self, step, loss):
+        self.updates.append((step, loss))
+        if self.at_step is not None and step >= self.at_step:
+            self.at_step = None
+            self.action()
+
+    def evaluation(self, evaluation, sample_text=""):
+        self.evaluations.append((evaluation, sample_text))
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def steps_of(recorder):
+    return [evaluation.step for evaluation, _ in recorder.evaluations]
+
+
+def test_it_learns_and_tells():
+    recorder = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, epochs=12, eval_every=None, reporter=recorder)
+    (total, first, chars_per_step, epochs) = recorder.starts[0]
+    assert (first, chars_per_step, epochs) == (0, 8 * 16, 12)
+    assert int(state.step) == total == 12 * -(-(len(CORPUS.train) - 1) // (8 * 16))
+    assert steps_of(recorder) == [total // 12 * epoch for epoch in range(1, 13)]
+    losses = [evaluation.val_loss for evaluation, _ in recorder.evaluations]
+    assert losses[-1] < 0.6 * losses[0]
+    assert recorder.updates[-1][0] == total
+    assert all(len(text) == 20 for _, text in recorder.evaluations)
+
+
+def test_the_numbers_told_are_those_of_the_state():
+    recorder = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, reporter=recorder)
+    evaluation, _ = recorder.evaluations[-1]
+    assert evaluation.val_loss == pytest.approx(evaluate(MODEL, state.params, CORPUS.validation), abs=1e-7)
+    assert evaluation.epoch == SMALL.epochs
+
+
+def test_evaluating_and_sampling_leave_training_untouched():
+    often = fit(MODEL, CORPUS, SMALL, eval_every=3)
+    seldom = fit(MODEL, CORPUS, SMALL, eval_every=None, sample_length=0)
+    assert_same(often.params, seldom.params)
+    assert_same(often.carry, seldom.carry)
+
+
+def test_steps_per_call_do_not_matter():
+    assert_same(fit(MODEL, CORPUS, SMALL, steps_per_call=1), fit(MODEL, CORPUS, SMALL, steps_per_call=7))
+
+
+def test_eight_devices_fit_as_one():
+    losses = []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        recorder = Recorder()
+        fit(MODEL, CORPUS, SMALL, mesh=make_mesh(devices), reporter=recorder)
+        losses.append([(e.train_loss, e.val_loss) for e, _ in recorder.evaluations])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
+
+
+def test_a_run_folder_holds_everything(tmp_path):
+    recorder = Recorder()
+    fit(MODEL, CORPUS, SMALL, out=tmp_path / "deep" / "run", reporter=recorder)
+    run = tmp_path / "deep" / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "samples.txt"]
+    assert read_metrics(run / "metrics.jsonl") == [evaluation for evaluation, _ in recorder.evaluations]
+    samples = (run / "samples.txt").read_text()
+    assert all(text in samples for _, text in recorder.evaluations)
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"]["hidden_dim"] == 12
+    assert config["train"] == dataclasses.asdict(SMALL)
+    best = min((evaluation for evaluation, _ in recorder.evaluations), key=lambda e: e.val_loss)
+    header = read_header(run)
+    assert (header.progress.best_step, header.progress.best_val_loss) == (best.step, best.val_loss)
+    model, params, vocab = load_model(run)
+    assert (model, vocab) == (MODEL, CORPUS.vocab)
+    assert evaluate(model, params, CORPUS.validation) == pytest.approx(best.val_loss, abs=1e-6)
+
+
+def test_the_best_is_kept_though_no_checkpoint_was_due(tmp_path):
+    fit(MODEL, CORPUS, SMALL, out=tmp_path, eval_every=5, checkpoint_every=1000)
+    header = read_header(tmp_path)
+    assert (tmp_path / "checkpoints" / str(header.progress.best_step)).is_dir()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at_step", [1, 7, 24, 40])
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, signum, at_step):
+    whole = Recorder()
+    expected = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole", reporter=whole)
+    stopped = Recorder(at_step, lambda: os.kill(os.getpid(), signum))
+    with pytest.raises(Interrupted, match="--resume goes on from there") as interruption:
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "run", reporter=stopped)
+    assert interruption.value.signum == signum
+    saved = read_header(tmp_path / "run").progress.step
+    assert saved >= at_step
+    resumed = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, out=tmp_path / "run", resume=True, reporter=resumed)
+    assert resumed.starts[0][1] == saved
+    assert_same(state, expected)
+    ours, theirs = ([dataclasses.replace(e, chars_per_second=None, elapsed_seconds=0.0)
+                     for e in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("run", "whole"))  # fmt: skip
+    assert ours == theirs
+    assert (tmp_path / "run" / "samples.txt").read_text() == (tmp_path / "whole" / "samples.txt").read_text()
+
+
+def test_a_finished_run_may_be_given_more_epochs(tmp_path):
+    fit(MODEL, CORPUS, SMALL, out=tmp_path)
+    again = Recorder()
+    fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, reporter=again)
+    assert again.updates == []
+    more = fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, epochs=3)
+    assert int(more.step) == read_header(tmp_path).progress.step
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 3
+
+
+def test_a_damaged_latest_checkpoint_costs_only_what_came_after_the_one_before(tmp_path, caplog):
+    expected = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole")
+    fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
+    latest = max((tmp_path / "run" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    (latest / "_CHECKPOINT_METADATA").write_text("{")
+    with caplog.at_level(logging.WARNING, logger="charjax"):
+        state = fit(MODEL, CORPUS, SMALL, out=tmp_path / "run", resume=True)
+    assert f"checkpoint {latest.name}" in caplog.text
+    assert_same(state, expected)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 4 * 1 + 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"hidden_dim": 13}}, "--hidden-dim 12, not 13"),
+        ({"model": {"hidden_layers": 1}}, "--hidden-layers 2, not 1"),
+        ({"model": {"dropout": 0.0}}, "--dropout 0.2, not 0.0"),
+        ({"corpus": {"train_frac": 0.8}}, "--train-frac 0.9, not 0.8"),
+        ({"corpus": {"vocab": "bytes"}}, "--vocab ascii, not bytes"),
+        ({"train": {"batch_size": 16}}, "--batch-size 8, not 16"),
+        ({"train": {"seq_len": 8}}, "--seq-len 16, not 8"),
+        ({"train": {"seed": 1}}, "--seed 0, not 1"),
+    ],
+)
+def test_resuming_with_something_else_names_it(tmp_path, changes, message):
+    fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
+    corpus = small_corpus(**changes.get("corpus", {}))
+    model = small_model(corpus, **changes.get("model", {}))
+    with pytest.raises(UserError, match=message):
+        fit(model, corpus, SMALL, out=tmp_path, resume=True, **changes.get("train", {}))
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
+
+
+def test_another_implementation_may_go_on(tmp_path):
+    fit(small_model(CORPUS, implementation="scan"), CORPUS, SMALL, out=tmp_path, epochs=1)
+    fit(small_model(CORPUS, implementation="flax"), CORPUS, SMALL, out=tmp_path, epochs=1, resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
+    with pytest.raises(
+        UserError, match=r"loss became nan by step .* keeps the checkpoint before it; .*--learning-rate"
+    ):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path, learning_rate=1e9, clip_norm=1e9, schedule="constant", warmup_frac=0)
+    _, params, _ = load_model(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def refused(tmp_path, message, **options):
+    with pytest.raises(UserError, match=message):
+        fit(**{"model": MODEL, "corpus": CORPUS, "config": SMALL, "out": tmp_path / "run", **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+    refused(tmp_path, "batch_size 6 cannot be split evenly over 8 devices", batch_size=6)
+
+
+def test_a_text_too_short_is_refused(tmp_path):
+    refused(tmp_path, "the largest that fit: --batch-size 8 or --seq-len", seq_len=376, batch_size=16)
+
+
+def test_a_model_for_another_vocabulary_is_refused(tmp_path):
+    refused(tmp_path, "vocab_size is 7, the text's vocabulary has 128", model=small_model(CORPUS).clone(vocab_size=7))
+
+
+def test_a_sample_context_outside_the_vocabulary_is_refused(tmp_path):
+    refused(tmp_path, "'é'", sample_context="café")
+
+
+def test_resuming_nothing_is_refused(tmp_path):
+    refused(tmp_path, "does not exist", resume=True)
+    refused(tmp_path, "give out", out=None, resume=True)
+
+
+def test_a_folder_that_is_taken_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already; add --resume"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="is a file; give --out a folder"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
+
+
+def test_an_empty_folder_will_do(tmp_path):
+    fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
+    assert (tmp_path / "config.json").is_file()
