@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -63,7 +64,7 @@ class CheckpointStore:
                 under the name STEP.damaged.
 
         Raises:
-            UserError: the folder cannot be written.
+            OSError: the folder cannot be written.
         """
         self.path = Path(run_dir).resolve() / CHECKPOINTS
         self._info = info
@@ -94,8 +95,11 @@ class CheckpointStore:
             self.wait()
         finally:
             self._writer.shutdown()
-            with self._translated():
-                self._checkpointer.close()
+            try:
+                with self._translated():
+                    self._checkpointer.close()
+            finally:
+                _remove_unfinished(self.path)
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Begins to save; waits first for the save before, if it still goes on.
@@ -103,7 +107,7 @@ class CheckpointStore:
         The state may be donated as soon as this returns.
 
         Raises:
-            UserError: this or the save before failed, for want of space for example; earlier checkpoints remain.
+            OSError: this or the save before failed, for want of space for example; earlier checkpoints remain.
         """
         self.wait()
         with self._translated():
@@ -120,7 +124,7 @@ class CheckpointStore:
         """Waits until what was saved is on disk.
 
         Raises:
-            UserError: it could not be written.
+            OSError: it could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -129,20 +133,14 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turns what TensorStore and the system report into one line, and removes what is half-written."""
+        """Turns TensorStore's errors into the system's: they are ValueErrors that carry its number in their text."""
         try:
             yield
-        except (ValueError, OSError) as error:
-            # TensorStore's errors are ValueErrors that carry the system's number in their text.
+        except ValueError as error:
             match = re.search(r"os_error_code='(\d+)'", str(error))
-            number = int(match[1]) if match else getattr(error, "errno", None)
-            if number is None:
+            if match is None:
                 raise
-            _remove_unfinished(self.path)
-            raise UserError(
-                f"a checkpoint could not be written to {self.path} ({os.strerror(number)}); the ones before it are "
-                "kept: mend that, and go on with --resume"
-            ) from error
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(self.path)) from error
 
 
 def _complete(response: Any, folder: Path) -> None:
@@ -161,7 +159,8 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         progress: how far it has come; its step names the checkpoint.
 
     Raises:
-        UserError: the folder cannot be written, the disk is full, or the step is saved already.
+        OSError: the folder cannot be written, or the disk is full.
+        ValueError: the step is saved already.
     """
     with CheckpointStore(run_dir, info) as store:
         store.save(state, progress)
@@ -288,7 +287,18 @@ def _abstract_params(info: RunInfo) -> dict[str, Any]:
 def _remove_unfinished(path: Path) -> None:
     """Removes what a save that was cut off left behind."""
     for unfinished in path.glob("*.orbax-checkpoint-tmp"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove_tree(unfinished)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder for good: where a save failed, writers in the background may still add files for a moment."""
+    absent = 0
+    for _ in range(100):
+        shutil.rmtree(path, ignore_errors=True)
+        absent = 0 if path.exists() else absent + 1
+        if absent == 3:
+            return
+        time.sleep(0.02)
 
 
 def _set_aside_after(path: Path, step: int) -> None:

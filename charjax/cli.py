@@ -44,11 +44,20 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _set_up_log(level: int) -> None:
+    """Shows what the library logs on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("charjax: %(message)s"))
+    logger = logging.getLogger("charjax")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    # Other libraries set the root logger up, which would print everything once more.
+    logger.propagate = False
+
+
 def _run(argv: list[str]) -> None:
     parsed = parse(argv)
-    logging.basicConfig(format="charjax: %(message)s", level=logging.WARNING)
-    if isinstance(parsed.command, TrainCommand):
-        logging.getLogger("charjax").setLevel(logging.INFO)
+    _set_up_log(logging.INFO if isinstance(parsed.command, TrainCommand) else logging.WARNING)
     # Only now: jax and its company take seconds to import, and --help needs none of them.
     from charjax import commands  # noqa: PLC0415
 

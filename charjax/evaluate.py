@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from charjax.losses import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
-from charjax.sharding import DATA_AXIS, OVER_STREAMS, REPLICATED, make_mesh, put_streams
+from charjax.sharding import DATA_AXIS, OVER_STREAMS, REPLICATED, make_mesh, put_replicated, put_streams
 from charjax.streams import Streams, cut_window, make_streams, num_windows
 from charjax.train_state import Params
 from charjax.types import Array
@@ -67,7 +67,7 @@ def make_evaluator(model: CharLSTM, ids: np.ndarray, *, mesh: Mesh | None = None
     wanted = min(EVAL_MAX_STREAMS, max(1, (len(ids) - 1) // (10 * EVAL_BURN_IN)))
     batch_size = -(-wanted // mesh.size) * mesh.size
     streams = make_streams(ids, batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
-    return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), put_streams(streams, mesh))
+    return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), put_streams(streams, mesh), mesh)
 
 
 class Evaluator(NamedTuple):
@@ -75,11 +75,12 @@ class Evaluator(NamedTuple):
 
     eval_step: EvalStep
     streams: Streams
+    mesh: Mesh
 
     def __call__(self, params: Params) -> float:
         """Mean nats per character."""
         # NumPy's arrays, for its 64-bit sums: jax's would stay at 32 bits.
-        metrics = jax.device_get(self.eval_step(params, self.streams))
+        metrics = jax.device_get(self.eval_step(put_replicated(params, self.mesh), self.streams))
         return float(np.sum(metrics.nats, dtype=np.float64) / np.sum(metrics.chars, dtype=np.int64))
 
 

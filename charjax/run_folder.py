@@ -1,14 +1,14 @@
 """A run folder while it is written to: checkpoints, config.json, metrics.jsonl and samples.txt, kept in step."""
 
+import contextlib
 import dataclasses
 import json
-import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from charjax import __version__
-from charjax.checkpoint import CheckpointStore, read_header, restore_checkpoint
+from charjax.checkpoint import CheckpointStore, read_header, remove_tree, restore_checkpoint
 from charjax.config import DataConfig, TrainConfig
 from charjax.corpus import Corpus
 from charjax.errors import UserError
@@ -106,7 +106,7 @@ class RunFolder:
         self.path = Path(path).resolve()
         self.resumed = resume
         self._info = info
-        self._open = ExitStack()
+        self._open = contextlib.ExitStack()
         self._store: CheckpointStore | None = None
         self._metrics: MetricsLog
         self._samples: SamplesLog
@@ -124,7 +124,8 @@ class RunFolder:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            self._open.close()
+            with self._advised():
+                self._open.close()
         finally:
             if not self._is_complete:
                 self._remove()
@@ -136,7 +137,8 @@ class RunFolder:
             abstract: shapes, dtypes and shardings; see `abstract_train_state`.
         """
         state, _, progress = restore_checkpoint(self.path, abstract)
-        self._start(progress, step=progress.step)
+        with self._advised():
+            self._start(progress, step=progress.step)
         return state, progress
 
     def save(self, state: TrainState, progress: Progress) -> None:
@@ -145,35 +147,47 @@ class RunFolder:
         Raises:
             UserError: the disk is full or may not be written; checkpoints saved before stay as they are.
         """
-        if self._store is None:
-            self._start(progress, step=None)
-        assert self._store is not None
-        sizes = {"metrics_bytes": self._metrics.size, "samples_bytes": self._samples.size}
-        self._store.save(state, dataclasses.replace(progress, **sizes))
-        if not self._is_complete:
-            self._store.wait()
-            self._is_complete = True
+        with self._advised():
+            if self._store is None:
+                self._start(progress, step=None)
+            assert self._store is not None
+            sizes = {"metrics_bytes": self._metrics.size, "samples_bytes": self._samples.size}
+            self._store.save(state, dataclasses.replace(progress, **sizes))
+            if not self._is_complete:
+                self._store.wait()
+        self._is_complete = True
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
         if self._store is not None:
-            self._store.wait()
+            with self._advised():
+                self._store.wait()
 
     def record(self, evaluation: Evaluation, sample: str) -> None:
         """Appends an evaluation to metrics.jsonl and its sample, where there is one, to samples.txt."""
-        self._metrics.append(evaluation)
-        if sample:
-            self._samples.append(evaluation, sample)
+        with self._advised():
+            self._metrics.append(evaluation)
+            if sample:
+                self._samples.append(evaluation, sample)
+
+    @contextlib.contextmanager
+    def _advised(self) -> Iterator[None]:
+        """Turns the system's errors into one line that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            advice = "nothing was kept: make room, or choose another --out"
+            if self._is_complete:
+                advice = "the checkpoints saved before are kept: make room, and go on with --resume"
+            where = error.filename or self.path
+            raise UserError(f"{where} cannot be written ({error.strerror or error}); {advice}") from error
 
     def _start(self, progress: Progress, *, step: int | None) -> None:
         """Makes and opens what the folder holds."""
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self._made = missing[-1] if missing else None
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write_json(self.path / "config.json", self._info.to_dict())
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from error
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_json(self.path / "config.json", self._info.to_dict())
         metrics = MetricsLog(self.path / "metrics.jsonl", size=progress.metrics_bytes)
         self._metrics = self._open.enter_context(metrics)
         samples = SamplesLog(self.path / "samples.txt", size=progress.samples_bytes)
@@ -183,11 +197,11 @@ class RunFolder:
     def _remove(self) -> None:
         """Removes what a failed start made, and no more: the folder may have been there, empty."""
         if self._made is not None:
-            shutil.rmtree(self._made, ignore_errors=True)
+            remove_tree(self._made)
         elif self._store is not None or self.path.is_dir():
             for name in ("config.json", "metrics.jsonl", "samples.txt"):
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            remove_tree(self.path / "checkpoints")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -163,7 +163,7 @@ def test_a_line_in_the_middle_that_is_no_evaluation_is_named(tmp_path, line, why
 
 
 def test_a_file_that_cannot_be_opened_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none/metrics\.jsonl cannot be written"):
+    with pytest.raises(FileNotFoundError, match=r"none/metrics\.jsonl"):
         MetricsLog(tmp_path / "none" / "metrics.jsonl")
     with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read"):
         read_metrics(tmp_path / "metrics.jsonl")

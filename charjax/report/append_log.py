@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import Self
 
-from charjax.errors import UserError
-
 
 class AppendLog:
     """A UTF-8 file open for appending, flushed at every entry; a context manager. Surrogates become escapes.
@@ -22,13 +20,10 @@ class AppendLog:
             size: bytes of the file to go on from, the rest is cut away; 0 starts afresh, None keeps all.
 
         Raises:
-            UserError: the file cannot be opened for writing.
+            OSError: the file cannot be opened for writing.
         """
         self.path = Path(path)
-        try:
-            self._file = self.path.open("a+b")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+        self._file = self.path.open("a+b")
         if size is not None and size < self.size:
             self._file.truncate(size)
         self._drop_cut_line()
