@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from charjax.model import CharLSTM, init_carry, init_params
     from charjax.ops.lstm.flax_scan import LSTMCell
     from charjax.optimizer import make_optimizer
-    from charjax.sharding import make_mesh
+    from charjax.sharding import make_mesh, put_streams
+    from charjax.streams import make_streams
     from charjax.train import make_train_step
     from charjax.train_state import TrainState, init_train_state
     from charjax.types import LSTMCarry, LSTMWeights
@@ -46,7 +47,9 @@ _MODULE_OF = {
     "make_eval_step": "evaluate",
     "make_mesh": "sharding",
     "make_optimizer": "optimizer",
+    "make_streams": "streams",
     "make_train_step": "train",
+    "put_streams": "sharding",
     "restore_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
 }
