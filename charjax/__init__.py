@@ -4,6 +4,8 @@ The names below are imported when they are first used, so that `import charjax` 
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -56,6 +58,17 @@ _MODULE_OF = {
 _SUBPACKAGES = ("interop", "ops")
 
 __all__ = [*sorted(_MODULE_OF), *_SUBPACKAGES]  # noqa: PLE0604 -- all of them are strings
+
+
+class _Package(ModuleType):
+    """Keeps `charjax.fit` the function: importing the module charjax.fit would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

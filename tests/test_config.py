@@ -1,0 +1,86 @@
+"""Configurations: every bound is checked, and a wrong value is named."""
+
+import dataclasses
+import math
+
+import pytest
+
+from charjax.config import DataConfig, ModelConfig, SampleConfig, TrainConfig, from_dict
+from charjax.errors import UserError
+
+COUNTS = {
+    ModelConfig: ["hidden_dim", "hidden_layers"],
+    TrainConfig: ["batch_size", "seq_len", "epochs", "decay_every", "eval_every", "checkpoint_every", "steps_per_call"],
+    SampleConfig: ["top_k", "num_samples"],
+}
+# The values at which a number is just inside, and those at which it is just outside.
+BOUNDS = [
+    (DataConfig, "train_frac", [1e-9, 1 - 1e-9], [0, 1, -0.5, 2]),
+    (ModelConfig, "dropout", [0, 0.999], [-1e-9, 1]),
+    (TrainConfig, "learning_rate", [1e-9], [0, -1]),
+    (TrainConfig, "warmup_frac", [0, 1], [-1e-9, 1.0001]),
+    (TrainConfig, "final_lr_frac", [0, 1], [-1e-9, 1.0001]),
+    (TrainConfig, "decay_factor", [1e-9, 1], [0, 1.0001]),
+    (TrainConfig, "weight_decay", [0], [-1e-9]),
+    (TrainConfig, "clip_norm", [1e-9], [0]),
+    (TrainConfig, "seed", [0, 2**32 - 1], [-1, 2**32, 0.5]),
+    (TrainConfig, "sample_length", [0], [-1, 0.5]),
+    (SampleConfig, "length", [0], [-1, 1.5]),
+    (SampleConfig, "temperature", [0, 5], [-1e-9]),
+    (SampleConfig, "top_p", [1e-9, 1], [0, 1.0001]),
+    (SampleConfig, "seed", [0, 2**32 - 1], [-1, 2**32]),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in COUNTS.items() for name in names])
+def test_counts_are_whole_and_positive(kind, name):
+    assert getattr(kind(**{name: 1}), name) == 1
+    for value in (0, -1, 1.5, "1", True):
+        with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, not {value!r}"):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize(("kind", "name", "inside", "outside"), BOUNDS)
+def test_bounds(kind, name, inside, outside):
+    for value in inside:
+        assert getattr(kind(**{name: value}), name) == value
+    for value in [*outside, math.nan, math.inf, -math.inf, True, "1"]:
+        with pytest.raises(UserError, match=f"{name} must be"):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (DataConfig, "vocab", "latin"), (ModelConfig, "dtype", "float16"), (TrainConfig, "schedule", "linear"),
+        (ModelConfig, "implementation", 3), (TrainConfig, "sample_context", None),
+    ],
+)  # fmt: skip
+def test_choices(kind, name, value):
+    with pytest.raises(UserError, match=f"{name} must be .*, not {value!r}"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [DataConfig, ModelConfig, TrainConfig])
+def test_they_survive_json(kind):
+    assert from_dict(kind, dataclasses.asdict(kind())) == kind()
+
+
+def test_unknown_names_and_other_types_are_refused():
+    with pytest.raises(UserError, match="ModelConfig has no field 'hidden'"):
+        from_dict(ModelConfig, {"hidden": 3})
+    with pytest.raises(UserError, match="ModelConfig must be an object, not list"):
+        from_dict(ModelConfig, [])
+
+
+def test_every_field_has_its_help():
+    import ast
+    import inspect
+
+    from charjax import config
+
+    for node in ast.walk(ast.parse(inspect.getsource(config))):
+        if isinstance(node, ast.ClassDef):
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id}"

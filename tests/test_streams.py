@@ -1,0 +1,87 @@
+"""Streams: each label of a split counts once, in order, and windows put together are the text."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charjax.errors import UserError
+from charjax.streams import Streams, check_fits, cut_window, make_streams, num_windows
+
+SIZES = {"length": st.integers(2, 300), "batch_size": st.integers(1, 12), "seq_len": st.integers(1, 20)}
+
+
+@given(**SIZES, burn_in=st.integers(0, 30))
+def test_each_label_counts_once_and_follows_its_input(length, batch_size, seq_len, burn_in):
+    ids = np.arange(length, dtype=np.uint16)
+    streams = make_streams(ids, batch_size=batch_size, seq_len=seq_len, burn_in=burn_in)
+    assert streams.ids.shape[0] == batch_size
+    assert streams.ids.dtype == ids.dtype
+    counted = []
+    for row, first, stop in zip(*streams, strict=True):
+        np.testing.assert_array_equal(row[1 : stop + 1], row[:stop] + 1)  # labels are the inputs moved by one
+        counted.extend(row[first + 1 : stop + 1].tolist())
+    assert counted == list(range(1, length))
+
+
+@given(**SIZES)
+def test_streams_are_of_one_length_but_for_one_character(length, batch_size, seq_len):
+    streams = make_streams(np.zeros(length, np.uint8), batch_size=batch_size, seq_len=seq_len)
+    lengths = streams.stop - streams.first
+    assert lengths.max() - lengths.min() <= 1
+    assert num_windows(streams, seq_len) == -(-lengths.max() // seq_len)
+
+
+@given(**SIZES, burn_in=st.integers(1, 30))
+def test_burn_in_reaches_back_as_far_as_the_text(length, batch_size, seq_len, burn_in):
+    ids = np.arange(length, dtype=np.uint16)
+    streams = make_streams(ids, batch_size=batch_size, seq_len=seq_len, burn_in=burn_in)
+    starts = (np.arange(batch_size) * (length - 1)) // batch_size
+    np.testing.assert_array_equal(streams.first, np.minimum(burn_in, starts))
+
+
+@pytest.mark.parametrize(("length", "batch_size", "seq_len", "burn_in"), [(100, 3, 7, 0), (64, 4, 5, 9), (5, 8, 3, 0)])
+def test_windows_put_together_are_the_streams(length, batch_size, seq_len, burn_in):
+    ids = np.random.default_rng(0).integers(0, 9, length).astype(np.uint8)
+    streams = Streams(
+        *map(jax.numpy.asarray, make_streams(ids, batch_size=batch_size, seq_len=seq_len, burn_in=burn_in))
+    )
+    cut = jax.jit(cut_window, static_argnums=2)
+    windows = [cut(streams, cursor, seq_len) for cursor in range(num_windows(streams, seq_len))]
+    inputs, labels, counts = (np.concatenate(parts, axis=1) for parts in zip(*windows, strict=True))
+    np.testing.assert_array_equal(inputs, streams.ids[:, :-1])
+    np.testing.assert_array_equal(labels, streams.ids[:, 1:])
+    assert counts.sum() == length - 1
+    np.testing.assert_array_equal(
+        np.concatenate([row[kept] for row, kept in zip(labels, counts, strict=True)]), ids[1:]
+    )
+
+
+def test_streams_of_another_window_are_refused():
+    streams = make_streams(np.zeros(50, np.uint8), batch_size=2, seq_len=10)
+    with pytest.raises(ValueError, match="not windows of seq_len 7"):
+        num_windows(streams, 7)
+
+
+def test_a_text_without_a_label_is_refused():
+    with pytest.raises(UserError, match="nothing to predict"):
+        make_streams(np.zeros(1, np.uint8), batch_size=1, seq_len=1)
+
+
+@given(length=st.integers(2, 400), batch_size=st.integers(1, 30), seq_len=st.integers(1, 30))
+def test_the_advice_fits_and_no_more_would(length, batch_size, seq_len):
+    if length > batch_size * seq_len:
+        check_fits(length, batch_size=batch_size, seq_len=seq_len)
+        return
+    with pytest.raises(UserError, match="the largest that fit: ") as error:
+        check_fits(length, batch_size=batch_size, seq_len=seq_len)
+    advice = str(error.value).split("the largest that fit: ")[1]
+    for option in advice.split(" or "):
+        values = option.split()
+        sizes = {"batch_size": batch_size, "seq_len": seq_len}
+        sizes |= {flag[2:].replace("-", "_"): int(value) for flag, value in zip(values[::2], values[1::2], strict=True)}
+        check_fits(length, **sizes)
+        grown = values[-2][2:].replace("-", "_")
+        with pytest.raises(UserError):
+            check_fits(length, **{**sizes, grown: sizes[grown] + 1})

@@ -1,0 +1,87 @@
+"""Tally: losses one call late, speed without pauses, calls of about a quarter of a second."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from charjax.tally import CALL_SECONDS, Tally
+from charjax.train import TrainMetrics
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def metrics(nats, chars):
+    return TrainMetrics(np.float32(nats), np.int32(chars), np.float32(1))
+
+
+def test_metrics_are_read_one_call_late():
+    tally = Tally(clock=Clock())
+    tally.push(metrics(20, 10), 1)
+    assert math.isnan(tally.latest_loss)
+    assert math.isnan(tally.loss)
+    tally.push(metrics(10, 10), 1)
+    assert tally.latest_loss == 2.0
+    tally.flush()
+    assert tally.latest_loss == 1.0
+    assert tally.loss == 1.5
+
+
+def test_it_goes_on_from_earlier_sums_and_begins_anew_after_an_evaluation():
+    tally = Tally(nats=30.0, count=10, clock=Clock())
+    tally.push(metrics(10, 10), 1)
+    tally.flush()
+    assert tally.loss == 2.0
+    tally.restart()
+    assert math.isnan(tally.loss)
+
+
+def test_speed_leaves_the_first_call_after_a_pause_out():
+    clock = Clock()
+    tally = Tally(steps_per_call=1, clock=clock)
+    for seconds in (50.0, 2.0, 2.0):  # the first one compiles
+        clock.now += seconds
+        tally.push(metrics(1, 100), 1)
+    assert tally.chars_per_second == 50.0
+    clock.now += 2.0
+    tally.flush()
+    clock.now += 1000.0  # an evaluation
+    for _ in range(3):
+        clock.now += 2.0
+        tally.push(metrics(1, 100), 1)
+    assert tally.chars_per_second == pytest.approx(50.0)
+
+
+def test_nothing_timed_has_no_speed():
+    assert Tally(clock=Clock()).chars_per_second is None
+
+
+@pytest.mark.parametrize("seconds_per_step", [0.001, 0.02, 2.0])
+def test_calls_settle_at_a_quarter_of_a_second(seconds_per_step):
+    clock = Clock()
+    tally = Tally(clock=clock)
+    assert tally.steps_per_call == 1
+    sizes = []
+    for _ in range(20):
+        steps = tally.steps_per_call
+        sizes.append(steps)
+        tally.push(metrics(1, 1), steps)
+        clock.now += steps * seconds_per_step
+    assert all(after <= 2 * before for before, after in itertools.pairwise(sizes))
+    assert sizes[-1] == pytest.approx(max(1, CALL_SECONDS / seconds_per_step), rel=0.1)
+
+
+def test_a_number_of_steps_that_was_asked_for_stays():
+    clock = Clock()
+    tally = Tally(steps_per_call=3, clock=clock)
+    for _ in range(5):
+        tally.push(metrics(1, 1), 3)
+        clock.now += 0.001
+    assert tally.steps_per_call == 3
