@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from small_run import TEXT
@@ -396,24 +398,25 @@ def test_no_write_permission(capsys, text, tmp_path):
     assert "choose another --out" in message
 
 
-def test_a_folder_without_write_permission(text, tmp_path):
+def test_a_folder_without_write_permission():
     """Root may write everywhere, so as root the second training runs as somebody else, with all modules loaded."""
-    (tmp_path / "closed").mkdir(mode=0o555)
     code = """
 import os, sys
 from charjax import cli
-text, folder, *options = sys.argv[1:]
-assert cli.main(["train", text, "--out", folder + "/run", *options]) == 0
-for path in (folder, *map(str, __import__("pathlib").Path(folder).parents)):
-    if os.stat(path).st_uid == os.geteuid() == 0 and path.startswith(folder.rsplit("/", 3)[0]):
-        os.chmod(path, 0o755)
+folder, *options = sys.argv[1:]
+assert cli.main(["train", folder + "/coffee.txt", "--out", folder + "/run", *options]) == 0
 if os.geteuid() == 0:
     os.seteuid(65534)
-sys.exit(cli.main(["train", text, "--out", folder + "/closed/run", *options]))
+sys.exit(cli.main(["train", folder + "/coffee.txt", "--out", folder + "/closed/run", *options]))
 """
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    command = [sys.executable, "-c", code, str(text), str(tmp_path), *SMALL]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # Not pytest's own folder, which is closed to others.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "coffee.txt").write_text(TEXT)
+        (Path(folder) / "closed").mkdir(mode=0o555)
+        command = [sys.executable, "-c", code, folder, *SMALL]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "closed/run cannot be written (Permission denied); nothing was kept" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
