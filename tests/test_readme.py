@@ -57,7 +57,7 @@ def test_the_first_command_trains_and_prints_a_sample(root, copy):
     command = commands(root)[0]
     assert command.startswith(SETUP)
     out = run(as_here(command), copy)
-    assert len(out.split("\nROMEO:")[-1]) == 500 + 1
+    assert len(out.split("\nOTHELLO.")[-1]) == 500 + 1
     assert read_header(copy / "runs" / "shakespeare").progress.epoch == 4
 
 
