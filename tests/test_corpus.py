@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax import corpus as corpus_module
-from charjax.corpus import Corpus, read_ids
+from charjax.corpus import Corpus, digest, read_ids
 from charjax.errors import UserError
 from charjax.vocab import Vocab
 
@@ -155,3 +155,106 @@ def test_reading_takes_little_more_memory_than_the_text(path, vocab):
     assert ids.nbytes == len(content)
     # A piece of 4 MB stands as bytes, text and code points beside the ids; and "seen" takes one byte per code point.
     assert peak < 2.3 * len(content)
+
+
+@given(TEXT, READS, st.sampled_from(["auto", "chars", "bytes"]))
+def test_a_file_and_its_text_agree_for_any_text(tmp_path_factory, text, size, vocab):
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    path.write_bytes(text.encode())
+    read = with_reads_of(size, lambda: Corpus.from_file(path, vocab=vocab, train_frac=0.5))
+    given_text = Corpus.from_text(text, vocab=vocab, train_frac=0.5)
+    np.testing.assert_array_equal(read.train, given_text.train)
+    np.testing.assert_array_equal(read.validation, given_text.validation)
+    assert (read.vocab, read.sha256) == (given_text.vocab, given_text.sha256)
+
+
+def test_carriage_returns_are_kept(path):
+    path.write_bytes(b"one\r\ntwo\rthree\n")
+    ids, vocab, _ = read_ids(path)
+    assert vocab.decode(ids) == "one\r\ntwo\rthree\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 100])
+def test_only_the_first_byte_order_mark_is_left_out(size):
+    text = "ab\ufeffcdefgh"
+    corpus = with_reads_of(size, lambda: Corpus.from_text("\ufeff" + text, vocab="chars", train_frac=0.5))
+    assert corpus.vocab.decode(np.concatenate([corpus.train, corpus.validation])) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"plain\x7f", "vocabulary: ascii (128 characters), because {} is plain ASCII"),
+        (b"abc\xc2\x80", "vocabulary: chars (4 characters), because {} is UTF-8 beyond ASCII"),
+        (b"\xffabc", "vocabulary: bytes (256), because {} is not UTF-8"),
+    ],
+    ids=["ascii", "chars", "bytes"],
+)
+def test_auto_logs_its_choice_and_the_file(path, caplog, content, message):
+    path.write_bytes(content)
+    with caplog.at_level(logging.INFO, logger="charjax"):
+        read_ids(path)
+    assert caplog.messages == [message.format(path)]
+
+
+@pytest.mark.parametrize("vocab", ["ascii", "chars", "bytes"])
+def test_a_vocabulary_asked_for_is_not_logged(path, caplog, vocab):
+    path.write_bytes(b"plain")
+    with caplog.at_level(logging.INFO, logger="charjax"):
+        read_ids(path, vocab)
+    assert caplog.messages == []
+
+
+def test_a_file_is_read_as_auto_unless_told_otherwise(path):
+    path.write_bytes(b"abcdefgh")
+    assert Corpus.from_file(path, train_frac=0.5).vocab == Vocab.ascii()
+
+
+@pytest.mark.parametrize("train_frac", [0.2, 0.8])
+def test_a_split_may_be_as_short_as_two(train_frac):
+    corpus = Corpus.from_text("abcdefghij", train_frac=train_frac)
+    assert min(len(corpus.train), len(corpus.validation)) == 2
+
+
+def test_a_training_split_of_one_is_refused():
+    with pytest.raises(UserError, match="leaves 1 of text's 10 characters to train on and 9 to validate"):
+        Corpus.from_text("abcdefghij", train_frac=0.1)
+
+
+def test_the_invalid_byte_is_named(path):
+    path.write_bytes(b"ab\xffcd")
+    with pytest.raises(UserError, match=r"text\.txt is not UTF-8: byte 0xff at offset 2; use --vocab bytes"):
+        Corpus.from_file(path, vocab="chars")
+
+
+def test_a_character_cut_at_the_end_of_the_file_is_named(path):
+    path.write_bytes("né".encode()[:-1])
+    with pytest.raises(UserError, match="byte 0xc3 at offset 1"):
+        Corpus.from_file(path, vocab="ascii")
+
+
+def test_unknown_characters_are_named_by_place_not_by_code_point():
+    with pytest.raises(UserError) as error:
+        Corpus.from_text("ab\n😀é😀", vocab="ascii")
+    assert str(error.value) == (
+        "text line 2, column 1: '😀' (U+1F600) is not in the ascii vocabulary, and also 'é' (U+00E9); "
+        "use --vocab auto, chars or bytes"
+    )
+
+
+@pytest.mark.parametrize("train_frac", [0, 1, -0.5, float("nan"), "half"])
+def test_the_fraction_is_checked_for_texts_too(train_frac):
+    with pytest.raises(UserError, match="train_frac must be between 0 and 1"):
+        Corpus.from_text("abcdefgh", train_frac=train_frac)
+
+
+def test_the_path_is_absolute(path, monkeypatch):
+    path.write_bytes(b"abcdefgh")
+    monkeypatch.chdir(path.parent)
+    assert Corpus.from_file("text.txt", train_frac=0.5).path == str(path.resolve())
+
+
+def test_the_digest_is_that_of_the_file(path):
+    path.write_bytes(b"\xef\xbb\xbfabcdefgh")
+    assert digest(path) == hashlib.sha256(b"\xef\xbb\xbfabcdefgh").hexdigest()
+    assert Corpus.from_file(path, train_frac=0.5).sha256 == digest(path)

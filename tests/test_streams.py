@@ -85,3 +85,29 @@ def test_the_advice_fits_and_no_more_would(length, batch_size, seq_len):
         grown = values[-2][2:].replace("-", "_")
         with pytest.raises(UserError):
             check_fits(length, **{**sizes, grown: sizes[grown] + 1})
+
+
+@given(**SIZES, burn_in=st.integers(0, 30))
+def test_what_a_stream_does_not_fill_is_zero(length, batch_size, seq_len, burn_in):
+    streams = make_streams(np.ones(length, np.uint8), batch_size=batch_size, seq_len=seq_len, burn_in=burn_in)
+    for row, stop in zip(streams.ids, streams.stop, strict=True):
+        assert row[: stop + 1].all()
+        assert not row[stop + 1 :].any()
+
+
+@given(batch_size=st.integers(1, 30), seq_len=st.integers(1, 30))
+def test_the_length_that_is_asked_for_is_the_least_that_fits(batch_size, seq_len):
+    with pytest.raises(UserError, match=f"needs {batch_size * seq_len + 1};"):
+        check_fits(batch_size * seq_len, batch_size=batch_size, seq_len=seq_len)
+    check_fits(batch_size * seq_len + 1, batch_size=batch_size, seq_len=seq_len)
+
+
+def test_windows_of_one_character_are_advised_where_only_they_fit():
+    with pytest.raises(UserError, match=r"the largest that fit: --batch-size 2 or --seq-len 1$"):
+        check_fits(5, batch_size=4, seq_len=2)
+
+
+def test_streams_without_a_window_are_refused():
+    empty = Streams(np.zeros((2, 1), np.uint8), np.zeros(2, np.int32), np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="not windows of seq_len 1"):
+        num_windows(empty, 1)

@@ -1,12 +1,14 @@
 """Vocab: characters to ids and back, for every alphabet."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.errors import UserError
-from charjax.vocab import Vocab
+from charjax.vocab import Vocab, show_characters
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 ASCII_TEXT = st.text(st.characters(max_codepoint=127))
@@ -104,3 +106,44 @@ def test_it_survives_json(vocab):
 def test_what_is_no_vocabulary_is_refused(values):
     with pytest.raises(UserError, match="vocabulary"):
         Vocab.from_dict(values)
+
+
+@pytest.mark.parametrize("vocab", VOCABS, ids=lambda vocab: vocab.kind)
+def test_the_last_id_is_taken_and_the_one_after_it_is_not(vocab):
+    assert len(vocab.decode([vocab.size - 1])) == 1
+    with pytest.raises(ValueError, match=rf"must lie in \[0, {vocab.size}\)"):
+        vocab.decode([vocab.size])
+
+
+def test_lone_surrogates_come_back():
+    text = "a\ud800b\udfff"
+    vocab = Vocab.from_text(text)
+    assert vocab.decode(vocab.encode(text)) == text
+
+
+def test_ascii_ends_at_128():
+    assert Vocab.ascii().unknown("\x7f\x80\xff") == "\x80\xff"
+
+
+@pytest.mark.parametrize("characters", [None, [], 0], ids=str)
+@pytest.mark.parametrize("kind", ["ascii", "bytes"])
+def test_no_characters_means_the_empty_text(kind, characters):
+    with pytest.raises(UserError, match="vocabulary"):
+        Vocab.from_dict({"kind": kind, "characters": characters})
+
+
+def test_up_to_five_characters_are_shown():
+    assert show_characters("abcde") == ", ".join(f"{name!r} (U+{ord(name):04X})" for name in "abcde")
+
+
+def test_more_than_five_characters_are_counted():
+    assert show_characters("abcdef") == show_characters("abcde") + " and 1 more"
+
+
+def test_encoding_takes_little_more_memory_than_the_text():
+    text = "The quick brown fox.\n" * 1_000_000
+    tracemalloc.start()
+    Vocab.ascii().encode(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * len(text)
