@@ -6,13 +6,18 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.flax_scan import lstm_flax
 from charjax.ops.lstm.scan import lstm_scan
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
 
-IMPLEMENTATIONS: dict[str, Implementation] = {"flax": lstm_flax, "scan": lstm_scan}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "flax": lstm_flax,
+    "scan": lstm_scan,
+    "custom_vjp": lstm_custom_vjp,
+}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -35,7 +40,8 @@ def lstm(
             input product into a row look-up (an integer outside that range gives NaN).
         carry: state before the first step, `c` and `h` [B, H] float32.
         implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
-            input product hoisted out of the loop), or None for the fastest that serves.
+            input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), or None for the
+            fastest that serves.
         dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
             float32 in both.
 
@@ -60,7 +66,7 @@ def lstm(
 @functools.cache
 def default_implementation() -> str:
     """What `implementation=None` stands for; logs the choice the first time it is asked."""
-    choice = "scan"
+    choice = "custom_vjp"
     logging.getLogger("charjax").info("LSTM implementation: %s", choice)
     return choice
 
