@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
-from charjax.ops.lstm.products import product
+from charjax.ops.lstm.bits import kept, operand, pack, unpack
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs: inputs, `y` and `c` [T, B, H], and `gates` [T, B, 4H] after their activations."""
+    """What the backward pass needs: the inputs, and as `pack` keeps them `y` and `c` [T, B, H] and `gates` [T, B, 4H]."""
 
     weights: LSTMWeights
     x: Array
@@ -44,60 +45,66 @@ _layer = jax.custom_vjp(_layer_primal, nondiff_argnums=(3,))
 
 def _forward(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tuple[tuple[Array, LSTMCarry], _Saved]:
     """X [T, B, D] float or [T, B] integer."""
+    pack_ = functools.partial(pack, dtype=jnp.dtype(dtype))
     hidden = carry.c.shape[-1]
+    w_hh = operand(pack_(weights.w_hh))
     if jnp.issubdtype(x.dtype, jnp.integer):
         # The bias goes into the table of rows, which is small, and not into what is looked up, which is large.
-        table = weights.w_ih.astype(dtype).astype(jnp.float32) + weights.bias[None]
+        table = unpack(pack_(weights.w_ih)) + weights.bias[None]
         z_TBG, bias = jnp.take(table, x, axis=0), None
     else:
-        z_TBG, bias = product(_rows(x), weights.w_ih, jnp.dtype(dtype)).reshape(*x.shape[:2], -1), weights.bias
+        x = x if x.dtype == dtype else operand(pack_(x.astype(jnp.float32)))
+        z_TBG = _product(_rows(kept(x)), pack_(weights.w_ih)).reshape(*x.shape[:2], -1)
+        bias = weights.bias
     # sigmoid(z) = (1 + tanh(z / 2)) / 2: one loop over all gates, with numbers that differ by gate, runs at the speed
     # of the vector units, where four activations joined together branch at every element.
     half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], jnp.float32), hidden, total_repeat_length=4 * hidden)[None]
 
     def step(carry: LSTMCarry, z_BG: Array) -> tuple[LSTMCarry, tuple[Array, Array, Array]]:
-        z_BG = z_BG + product(carry.h, weights.w_hh, jnp.dtype(dtype))
+        z_BG = z_BG + jnp.matmul(operand(pack_(carry.h)), w_hh, preferred_element_type=jnp.float32)
         if bias is not None:
             z_BG = z_BG + bias[None]
         gates_BG = half * jnp.tanh(half * z_BG) + (1 - half)
         i_BH, f_BH, g_BH, o_BH = jnp.split(gates_BG, 4, axis=-1)
         c_BH = f_BH * carry.c + i_BH * g_BH
         h_BH = o_BH * jnp.tanh(c_BH)
-        return LSTMCarry(c_BH, h_BH), (h_BH.astype(dtype), c_BH, gates_BG)
+        return LSTMCarry(c_BH, h_BH), (pack_(h_BH), pack_(c_BH), pack_(gates_BG))
 
     last, (y, c, gates) = jax.lax.scan(step, carry, z_TBG)
-    return (y, last), _Saved(weights, x, carry, y, c, gates)
+    return (operand(y), last), _Saved(weights, x, carry, y, c, gates)
 
 
 def _backward(dtype: str, saved: _Saved, cotangents: tuple[Array, LSTMCarry]) -> tuple[LSTMWeights, Any, LSTMCarry]:
     weights, x, first, y, _, _ = saved
+    pack_ = functools.partial(pack, dtype=jnp.dtype(dtype))
     dz, carry = _backward_in_time(dtype, saved, cotangents)
-    h_before = jnp.concatenate([first.h[None].astype(dtype), y[:-1]])
-    dw_hh = _weight_gradient(h_before, dz, dtype)
+    dw_hh = _weight_gradient(jnp.concatenate([pack_(first.h)[None], y[:-1]]), dz)
     if jnp.issubdtype(x.dtype, jnp.integer):
         # On processors, a one-hot product is faster than a scatter-add.
-        one_hot = jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype, axis=0)
-        dw_ih = jnp.concatenate([product(one_hot, _rows(d), jnp.dtype(dtype)) for d in dz], axis=-1)
-        # Each one-hot row holds a single one, so the table's rows add up to the bias's gradient.
+        one_hot = kept(jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype, axis=0))
+        dw_ih = jnp.concatenate([_product(one_hot, _rows(d)) for d in dz], axis=-1)
+        # Each one-hot column holds a single one, so the table's rows add up to the bias's gradient.
         return LSTMWeights(dw_ih, dw_hh, jnp.sum(dw_ih, axis=0)), np.zeros(x.shape, jax.dtypes.float0), carry
-    dw_ih = _weight_gradient(x, dz, dtype)
-    bias = jnp.concatenate([jnp.sum(d, axis=(0, 1)) for d in dz])
-    w_ih = jnp.split(weights.w_ih, 4, axis=-1)
-    dx = _sum(product(_rows(d), w.T, jnp.dtype(dtype)) for d, w in zip(dz, w_ih, strict=True))
-    return LSTMWeights(dw_ih, dw_hh, bias), jnp.reshape(dx, x.shape).astype(x.dtype), carry
+    dw_ih = _weight_gradient(kept(x), dz)
+    bias = jnp.concatenate([jnp.sum(unpack(d), axis=(0, 1)) for d in dz])
+    dx = _sum(
+        _product(_rows(d), _transpose(pack_(w))) for d, w in zip(dz, jnp.split(weights.w_ih, 4, axis=-1), strict=True)
+    )
+    return LSTMWeights(dw_ih, dw_hh, bias), operand(pack_(jnp.reshape(dx, x.shape))), carry
 
 
 def _backward_in_time(
     dtype: str, saved: _Saved, cotangents: tuple[Array, LSTMCarry]
 ) -> tuple[tuple[Array, ...], LSTMCarry]:
     """The gradient of the gates before their activations, each [T, B, H], and of the carry before the first step."""
+    pack_ = functools.partial(pack, dtype=jnp.dtype(dtype))
     dy, last = cotangents
-    c_before = jnp.concatenate([saved.carry.c[None], saved.c[:-1]])
+    c_before = jnp.concatenate([pack_(saved.carry.c)[None], saved.c[:-1]])
     # One [B, H] x [H, H] product per gate: four gradients joined to [B, 4H] first would cost a pass of their own.
-    w_hh_T = [w.T for w in jnp.split(saved.weights.w_hh, 4, axis=-1)]
+    w_hh_T = [operand(_transpose(pack_(w))) for w in jnp.split(saved.weights.w_hh, 4, axis=-1)]
 
     def step(carry: LSTMCarry, at: tuple[Array, ...]) -> tuple[LSTMCarry, tuple[Array, ...]]:
-        dy_BH, c_BH, c_before_BH, gates_BG = at
+        dy_BH, c_BH, c_before_BH, gates_BG = (unpack(part) for part in at)
         i_BH, f_BH, g_BH, o_BH = jnp.split(gates_BG, 4, axis=-1)
         dh_BH = carry.h + dy_BH
         tanh_c_BH = jnp.tanh(c_BH)
@@ -109,19 +116,28 @@ def _backward_in_time(
             dh_BH * tanh_c_BH * o_BH * (1 - o_BH),
         )
         # Written once, for the products of this step and for those after the loop.
-        dz = jax.lax.optimization_barrier(dz)
-        dh_BH = _sum(product(d, w, jnp.dtype(dtype)) for d, w in zip(dz, w_hh_T, strict=True))
+        dz = jax.lax.optimization_barrier(tuple(pack_(d) for d in dz))
+        dh_BH = _sum(_product(d, w) for d, w in zip(dz, w_hh_T, strict=True))
         return LSTMCarry(dc_BH * f_BH, dh_BH), dz
 
-    carry, dz = jax.lax.scan(step, last, (dy.astype(jnp.float32), saved.c, c_before, saved.gates), reverse=True)
+    carry, dz = jax.lax.scan(step, last, (kept(dy), saved.c, c_before, saved.gates), reverse=True)
     return dz, carry
 
 
-def _weight_gradient(x: Array, dz: tuple[Array, ...], dtype: str) -> Array:
+def _weight_gradient(x: Array, dz: tuple[Array, ...]) -> Array:
     """X [T, B, D] and four [T, B, H] -> [D, 4H], in one product per gate over all steps."""
-    # The transpose is made once, in memory: products that read it crosswise are slower by a third.
-    x_T = jax.lax.optimization_barrier(_rows(x).T)
-    return jnp.concatenate([product(x_T, _rows(d), jnp.dtype(dtype)) for d in dz], axis=-1)
+    x_T = _transpose(_rows(x))
+    return jnp.concatenate([_product(x_T, _rows(d)) for d in dz], axis=-1)
+
+
+def _transpose(x: Array) -> Array:
+    """[M, N] -> [N, M], made in memory: products that read an operand crosswise are slower, in bfloat16 by half."""
+    return with_layout_constraint(x.T, Layout((0, 1)))
+
+
+def _product(x: Array, w: Array) -> Array:
+    """[M, K] times [K, N] -> [M, N] float32, of what `pack` made."""
+    return jnp.matmul(operand(x), operand(w), preferred_element_type=jnp.float32)
 
 
 def _sum(terms: Iterable[Array]) -> Array:
