@@ -61,6 +61,7 @@ def _run(argv: list[str]) -> None:
     # Only now: jax and its company take seconds to import, and --help needs none of them.
     from charjax import commands  # noqa: PLC0415
 
+    commands.keep_compiled_programs()
     match parsed.command:
         case TrainCommand() as command:
             commands.train(command, parsed.given)

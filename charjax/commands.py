@@ -1,7 +1,10 @@
 """What each command of the command line does, once its arguments are parsed."""
 
 import dataclasses
+import hashlib
 import math
+import os
+import platform
 import sys
 from pathlib import Path
 from typing import TypeVar
@@ -24,11 +27,29 @@ from charjax.report.printable import printable
 from charjax.report.progress import make_reporter
 from charjax.run_folder import check_same_text
 from charjax.run_info import RunInfo
+from charjax.sharding import use_all_cores
 
 _Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
 
 # Orbax tells through absl of what charjax tells in its own words.
 absl.logging.set_verbosity(absl.logging.FATAL)
+
+
+def keep_compiled_programs() -> None:
+    """Turns JAX's persistent compilation cache on, in the user's cache folder, unless the user has set it up."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # Programs compiled for one processor do not run on every other: each kind gets a folder of its own.
+        kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
+        jax.config.update("jax_compilation_cache_dir", str(caches / "charjax" / kind))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _processor() -> str:
+    """What this processor can do, or its name where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def train(command: TrainCommand, given: frozenset[str]) -> None:
@@ -38,6 +59,7 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
         command: the arguments.
         given: names of the options that the user gave; a resumed run takes the others from its folder.
     """
+    use_all_cores()
     data, model_config, train_config = command.data, command.model, command.train
     if command.resume:
         info = read_header(command.out).info
@@ -97,6 +119,7 @@ def _write(text: str) -> None:
 
 def evaluate_text(command: EvalCommand) -> None:
     """Prints nats per character, perplexity and bits per character."""
+    use_all_cores()
     params, info, _ = load_params(command.run)
     model = CharLSTM.from_config(info.model, info.vocab.size)
     if command.text is None:

@@ -20,7 +20,7 @@ from charjax.report.metrics import Evaluation
 from charjax.report.progress import NullReporter, Reporter
 from charjax.run_folder import RunFolder, describe_run
 from charjax.run_info import Progress
-from charjax.sharding import check_divides, make_mesh, put_streams
+from charjax.sharding import check_divides, make_training_mesh, put_streams, use_all_cores
 from charjax.signals import SignalCatcher
 from charjax.streams import Streams, check_fits, make_streams, num_windows
 from charjax.tally import Tally
@@ -50,7 +50,7 @@ def fit(
         out: run folder for checkpoints, metrics.jsonl and samples.txt; None keeps nothing on disk.
         resume: go on from the latest checkpoint in `out`. With the same configuration the result is bit for bit
             that of a run that was never interrupted.
-        mesh: devices; by default all.
+        mesh: devices; by default all. On a processor each core is one, if JAX was not in use before.
         reporter: what shows progress; by default nothing does.
         **overrides: any field of `TrainConfig` by its name, such as batch_size=32.
 
@@ -63,7 +63,8 @@ def fit(
         Interrupted: SIGINT or SIGTERM came while writing to `out`; a checkpoint was saved.
     """
     config = dataclasses.replace(config or TrainConfig(), **overrides)
-    mesh = mesh or make_mesh()
+    use_all_cores()
+    mesh = mesh or make_training_mesh(config.batch_size)
     info = describe_run(model, corpus, config)
     check_divides(config.batch_size, mesh)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
@@ -181,9 +182,11 @@ class _Loop:
 
     def _sample(self, state: TrainState) -> str:
         context = self.config.sample_context
+        # On one device: on all of them, each would write the same text.
+        params = jax.device_put(state.params, self.mesh.devices.flat[0])
         (text,) = generate_text(
             self.model,
-            state.params,
+            params,
             self.vocab,
             context,
             seed=self.progress.step,

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,7 +21,7 @@ from charjax.errors import Interrupted, UserError
 from charjax.evaluate import evaluate
 from charjax.report.metrics import read_metrics
 from charjax.report.progress import NullReporter
-from charjax.sharding import make_mesh
+from charjax.sharding import make_mesh, make_training_mesh
 
 CORPUS = small_corpus()
 MODEL = small_model(CORPUS)
@@ -242,3 +244,21 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 def test_an_empty_folder_will_do(tmp_path):
     fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
     assert (tmp_path / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(64, 8), (60, 6), (7, 1), (8, 1), (16, 2), (40, 5), (1000, 8)])
+def test_the_cores_share_a_batch_out_evenly(batch_size, devices):
+    assert make_training_mesh(batch_size).size == devices
+
+
+def test_every_core_is_a_device_unless_the_user_chose():
+    code = "import jax; from charjax.sharding import use_all_cores; use_all_cores(); print(jax.device_count())"
+
+    def count(**environment):
+        environment = {**os.environ, "XLA_FLAGS": "", **environment}
+        command = [sys.executable, "-c", code]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert count() == len(os.sched_getaffinity(0))
+    assert count(JAX_NUM_CPU_DEVICES="3") == 3
+    assert count(XLA_FLAGS="--xla_force_host_platform_device_count=5") == 5

@@ -20,7 +20,7 @@ from charjax.types import Array, LSTMCarry, LSTMWeights
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs: the inputs, and as `pack` keeps them `y` and `c` [T, B, H] and `gates` [T, B, 4H]."""
+    """What the backward pass needs: the inputs and, as `pack` keeps them, `y`, `c` [T, B, H] and `gates` [T, B, 4H]."""
 
     weights: LSTMWeights
     x: Array
