@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -31,12 +32,15 @@ ROUND_SECONDS = 0.4
 class Worker:
     """A peer in its own process."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, *, huge_pages: bool) -> None:
         self.peer = peer
+        # As charjax's command line sets it for itself.
+        tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.peers", peer],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            env=os.environ | tunables,
         )  # fmt: skip
 
     def ask(self, **command: Any) -> dict[str, Any]:
@@ -69,9 +73,9 @@ def flops(sizes: dict[str, Any]) -> float:
     return 3.0 * forward * sizes["batch_size"] * SEQ_LEN
 
 
-def measure(sizes: dict[str, Any], peers: list[str], rounds: int) -> dict[str, Any]:
+def measure(sizes: dict[str, Any], peers: list[str], rounds: int, *, huge_pages: bool) -> dict[str, Any]:
     """One point of the grid: -> per peer, its times and memory, or why it cannot run."""
-    workers = {peer: Worker(peer) for peer in peers}
+    workers = {peer: Worker(peer, huge_pages=huge_pages) for peer in peers}
     row: dict[str, Any] = {"sizes": sizes, "peers": {}}
     try:
         for peer, worker in workers.items():
@@ -167,6 +171,9 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few sizes and rounds, under two minutes")
+    parser.add_argument(
+        "--huge-pages", action="store_true", help="every peer's memory in huge pages, where Linux has them"
+    )
     parser.add_argument("--rounds", type=int, help="rounds per size (default 5, quick 3)")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="peers beside charjax (default all)")
     parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
@@ -180,20 +187,23 @@ def main() -> None:
     peers = list(dict.fromkeys(peers))
     rounds = arguments.rounds or (3 if arguments.quick else 5)
 
-    judge = Worker("charjax")
+    judge = Worker("charjax", huge_pages=arguments.huge_pages)
     peak = {dtype: judge.ask(do="peak", dtype=dtype)["gflops"] for dtype in arguments.dtypes}
     judge.close()
     print("matrix-product peak, GFLOP/s:", {dtype: round(value) for dtype, value in peak.items()}, flush=True)
     rows = []
     for values in itertools.product(*axes, arguments.dtypes):
         sizes = dict(zip([*GRID, "dtype"], values, strict=True))
-        rows.append(measure(sizes, peers, rounds))
+        rows.append(measure(sizes, peers, rounds, huge_pages=arguments.huge_pages))
         print(table(rows[-1:], peers, peak).splitlines()[-1], flush=True)
     print("\n" + table(rows, peers, peak))
     totals = summary(rows)
     for name, numbers in totals.items():
         print(f"{name}: geometric mean {numbers['geometric_mean']:.2f}, least {numbers['least']:.2f}")
-    path = machine.save("train_step", {"peak_gflops": peak, "rounds": rounds, "summary": totals, "rows": rows})
+    path = machine.save(
+        "train_step",
+        {"peak_gflops": peak, "rounds": rounds, "huge_pages": arguments.huge_pages, "summary": totals, "rows": rows},
+    )
     print("written:", path)
 
 

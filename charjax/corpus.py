@@ -13,7 +13,7 @@ import numpy as np
 
 from charjax.config import DataConfig
 from charjax.errors import UserError
-from charjax.vocab import Vocab, show_characters
+from charjax.vocab import Vocab, show_characters, to_utf8
 
 # Bytes read at a time: a file is never in memory but as ids.
 READ_BYTES = 1 << 22
@@ -50,7 +50,7 @@ class Corpus:
         """Reads a text file of any size.
 
         Args:
-            path: the file, UTF-8 for every vocabulary but "bytes"; a byte order mark is left out.
+            path: the file, UTF-8 without its byte order mark for every vocabulary but "bytes", which takes all.
             vocab: "ascii", "chars", "bytes", "auto" (the first of these that the file allows), or a `Vocab`.
             train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
 
@@ -69,7 +69,7 @@ class Corpus:
     ) -> "Corpus":
         """Takes a text from memory; see `from_file`."""
         DataConfig(train_frac=train_frac)
-        content = text.encode("utf-8", errors="surrogatepass")
+        content = to_utf8(text)
         ids, chosen, sha256 = _encode_stream(lambda: io.BytesIO(content), name, vocab)
         return cls._split(ids, chosen, train_frac, name, "", sha256, shown=name)
 
@@ -149,6 +149,8 @@ def _encode_stream(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vo
             f"{name} is not UTF-8: byte 0x{_byte_at(open_text, survey.not_utf8):02x} at offset {survey.not_utf8}; "
             "use --vocab bytes, or convert the file"
         )
+    if not survey.characters:
+        raise UserError(f"{name} is empty but for a byte order mark; give a text of some length")
     codes = chosen.codes()
     missing = np.flatnonzero(survey.seen)
     missing = missing[~np.isin(missing, codes)]

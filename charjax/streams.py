@@ -62,6 +62,8 @@ def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
         UserError: it does not; the message says what would fit.
     """
     labels = num_characters - 1
+    if labels < 1:
+        raise UserError(f"a training text of {num_characters} characters has nothing to predict; give at least 2")
     if labels >= batch_size * seq_len:
         return
     fitting = []

@@ -26,6 +26,10 @@ class Vocab:
     kind: Kind
     characters: str = ""
 
+    def __post_init__(self) -> None:
+        if self.characters != "".join(sorted(set(self.characters))):
+            raise UserError("the vocabulary's characters must be distinct and in the order of their code points")
+
     @classmethod
     def ascii(cls) -> "Vocab":
         """The 128 ASCII characters."""
@@ -71,7 +75,7 @@ class Vocab:
             UserError: characters that the vocabulary lacks.
         """
         if self.kind == "bytes":
-            return np.frombuffer(text.encode("utf-8", errors="surrogateescape"), np.uint8).copy()
+            return np.frombuffer(to_utf8(text), np.uint8).copy()
         unknown = self.unknown(text)
         if unknown:
             raise UserError(f"not in the {self.kind} vocabulary: {show_characters(unknown)}")
@@ -123,9 +127,20 @@ class Vocab:
             return cls(kind)
         if kind != "chars" or not isinstance(characters, str) or not characters:
             raise UserError("the vocabulary must be ascii, bytes, or chars with its characters")
-        if characters != "".join(sorted(set(characters))):
-            raise UserError("the vocabulary's characters must be distinct and in the order of their code points")
         return cls("chars", characters)
+
+
+def to_utf8(text: str) -> bytes:
+    """Encodes a text, giving bytes that `errors="surrogateescape"` could not decode back as they were.
+
+    Raises:
+        UserError: other lone surrogates, which stand for no character.
+    """
+    try:
+        return text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        lone = f"U+{ord(text[error.start]):04X}"
+        raise UserError(f"the text holds {lone} at {error.start}, which is half a character; remove it") from error
 
 
 def show_characters(characters: str) -> str:

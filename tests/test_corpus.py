@@ -258,3 +258,22 @@ def test_the_digest_is_that_of_the_file(path):
     path.write_bytes(b"\xef\xbb\xbfabcdefgh")
     assert digest(path) == hashlib.sha256(b"\xef\xbb\xbfabcdefgh").hexdigest()
     assert Corpus.from_file(path, train_frac=0.5).sha256 == digest(path)
+
+
+@pytest.mark.parametrize("vocab", ["auto", "ascii", "chars"])
+def test_a_byte_order_mark_alone_is_an_empty_text(path, vocab):
+    path.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(UserError, match=r"text\.txt is empty"):
+        Corpus.from_file(path, vocab=vocab)
+
+
+def test_bytes_that_were_escaped_are_given_back():
+    corpus = Corpus.from_text("\udcffabc", vocab="bytes", train_frac=0.5)
+    assert corpus.train.tolist() == [255, 97]
+
+
+def test_half_a_character_is_named():
+    with pytest.raises(UserError, match=r"U\+D800 at 2, which is half a character"):
+        Corpus.from_text("ab\ud800cdefg")
+    with pytest.raises(UserError, match=r"U\+D800 at 0"):
+        Vocab.bytes().encode("\ud800")

@@ -111,3 +111,9 @@ def test_streams_without_a_window_are_refused():
     empty = Streams(np.zeros((2, 1), np.uint8), np.zeros(2, np.int32), np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="not windows of seq_len 1"):
         num_windows(empty, 1)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_nothing_to_predict_has_no_advice(length):
+    with pytest.raises(UserError, match="nothing to predict"):
+        check_fits(length, batch_size=2, seq_len=2)

@@ -147,3 +147,8 @@ def test_encoding_takes_little_more_memory_than_the_text():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * len(text)
+
+
+def test_characters_out_of_order_are_refused():
+    with pytest.raises(UserError, match="in the order of their code points"):
+        Vocab("chars", "ba")
