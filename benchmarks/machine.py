@@ -38,13 +38,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
-    """Writes a result with its date, command and machine; -> the file."""
+def save(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes a result with its date, command and machine into a folder; -> the file."""
     now = datetime.datetime.now(datetime.UTC)
     module = Path(sys.argv[0]).stem
     command = " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{now:%Y-%m-%d-%H%M}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{now:%Y-%m-%d-%H%M}.json"
     content = {"date": f"{now:%Y-%m-%dT%H:%M:%SZ}", "command": command, "machine": describe(), **result}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--huge-pages", action="store_true", help="every peer's memory in huge pages, where Linux has them"
     )
+    parser.add_argument("--results", type=Path, default=machine.RESULTS, help="folder to write to")
     parser.add_argument("--rounds", type=int, help="rounds per size (default 5, quick 3)")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="peers beside charjax (default all)")
     parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
@@ -200,10 +202,8 @@ def main() -> None:
     totals = summary(rows)
     for name, numbers in totals.items():
         print(f"{name}: geometric mean {numbers['geometric_mean']:.2f}, least {numbers['least']:.2f}")
-    path = machine.save(
-        "train_step",
-        {"peak_gflops": peak, "rounds": rounds, "huge_pages": arguments.huge_pages, "summary": totals, "rows": rows},
-    )
+    setting = {"peak_gflops": peak, "rounds": rounds, "huge_pages": arguments.huge_pages}
+    path = machine.save("train_step", {**setting, "summary": totals, "rows": rows}, arguments.results)
     print("written:", path)
 
 

@@ -138,7 +138,7 @@ class TrainConfig:
     """Characters in the sample shown at each evaluation; 0 for none."""
 
     steps_per_call: int | None = None
-    """Most optimizer steps per dispatch to the device; by default fitted to about a quarter of a second."""
+    """Most optimizer steps per dispatch to the device; by default fitted to about a second."""
 
     def __post_init__(self) -> None:
         _require_counts(self, "batch_size", "seq_len", "epochs", "decay_every")

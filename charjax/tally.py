@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from charjax.train import TrainMetrics
 
-CALL_SECONDS = 0.25
+CALL_SECONDS = 1.0
 MOST_STEPS_PER_CALL = 1000
 
 
