@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 def main() -> None:
     """Runs the command line and exits with its code."""
@@ -14,15 +16,14 @@ def main() -> None:
     sys.exit(run())
 
 
-def _start_again_with_huge_pages() -> None:
+def _start_again_with_huge_pages(setting: Path = SETTING) -> None:
     """Makes the C library ask for huge pages, where the system gives them to those who ask.
 
     A training step works in a few hundred megabytes, which come from the system 4 kilobytes at a time: with huge pages
     a step takes 5 to 35% less time (benchmarks/NOTES.md). The setting is read when a process starts; one that the user
     has made in GLIBC_TUNABLES stays.
     """
-    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if "GLIBC_TUNABLES" in os.environ or not pages.exists() or "[madvise]" not in pages.read_text():
+    if "GLIBC_TUNABLES" in os.environ or not setting.exists() or "[madvise]" not in setting.read_text():
         return
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, sys.orig_argv)

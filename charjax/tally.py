@@ -13,8 +13,9 @@ class Tally:
     """Reads metrics one call late, so that the device always has the next call to work on.
 
     Attributes:
-        steps_per_call: steps that the next call should take: fitted so that a call lasts about a quarter of a
-            second, long enough to hide the host, short enough for a prompt answer to Ctrl-C.
+        steps_per_call: steps that the next call should take: fitted so that a call lasts about a second, long
+            enough to hide the host and to use the working memory again that a call asks the system for, short enough
+            for a prompt answer to Ctrl-C.
         nats: sum of -log p over the labels read since the last evaluation.
         count: number of those labels.
         latest_loss: mean nats per character of the call read last; NaN before the first.
