@@ -39,9 +39,12 @@ def initial_params(sizes: dict[str, Any]) -> Any:
 
 def charjax_peer(sizes: dict[str, Any], *, implementation: str | None, all_cores: bool) -> Run:
     """Charjax's own training step; many steps per call."""
+    from charjax.memory import reuse_memory
     from charjax.sharding import make_training_mesh, use_all_cores
 
     if all_cores:
+        # What `fit` does before anything else.
+        reuse_memory()
         use_all_cores()
     import jax
     import optax

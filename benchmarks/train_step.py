@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self, peer: str, *, huge_pages: bool) -> None:
         self.peer = peer
-        # As charjax's command line sets it for itself.
+        # A setting of glibc that any program can be started with.
         tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the process
         self._process = subprocess.Popen(

@@ -21,6 +21,7 @@ from charjax.errors import UserError
 from charjax.evaluate import evaluate
 from charjax.fit import fit
 from charjax.generate import generate_text, stream_text
+from charjax.memory import reuse_memory
 from charjax.model import CharLSTM, init_params
 from charjax.report.metrics import bits_per_char, perplexity
 from charjax.report.printable import printable
@@ -59,6 +60,7 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
         command: the arguments.
         given: names of the options that the user gave; a resumed run takes the others from its folder.
     """
+    reuse_memory()
     use_all_cores()
     data, model_config, train_config = command.data, command.model, command.train
     if command.resume:
@@ -119,6 +121,7 @@ def _write(text: str) -> None:
 
 def evaluate_text(command: EvalCommand) -> None:
     """Prints nats per character, perplexity and bits per character."""
+    reuse_memory()
     use_all_cores()
     params, info, _ = load_params(command.run)
     model = CharLSTM.from_config(info.model, info.vocab.size)

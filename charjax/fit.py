@@ -14,6 +14,7 @@ from charjax.corpus import Corpus
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import make_evaluator
 from charjax.generate import encode_context, generate_text
+from charjax.memory import reuse_memory
 from charjax.model import CharLSTM
 from charjax.optimizer import make_optimizer
 from charjax.report.metrics import Evaluation
@@ -63,6 +64,7 @@ def fit(
         Interrupted: SIGINT or SIGTERM came while writing to `out`; a checkpoint was saved.
     """
     config = dataclasses.replace(config or TrainConfig(), **overrides)
+    reuse_memory()
     use_all_cores()
     mesh = mesh or make_training_mesh(config.batch_size)
     info = describe_run(model, corpus, config)
