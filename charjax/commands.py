@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +45,8 @@ def keep_compiled_programs() -> None:
         kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
         jax.config.update("jax_compilation_cache_dir", str(caches / "charjax" / kind))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        # A process that was killed while it wrote a program leaves half a file, which JAX passes over with a warning.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
 
 
 def _processor() -> str:

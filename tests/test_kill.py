@@ -18,6 +18,14 @@ OPTIONS = """
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_of_their_own(tmp_path_factory):
+    """A process killed while it writes to the compilation cache leaves half a file there, which others must not read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
 def environment():
     return {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
@@ -33,7 +41,7 @@ def run(text, out, *more):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(_compiled_programs_of_their_own, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     text = folder / "coffee.txt"
     text.write_text(TEXT)
