@@ -217,6 +217,7 @@ def _windows(batch_size: int) -> np.ndarray:
 
 PEERS: dict[str, Callable[[dict[str, Any]], Run]] = {
     "charjax": lambda sizes: charjax_peer(sizes, implementation=None, all_cores=True),
+    "custom_vjp": lambda sizes: charjax_peer(sizes, implementation="custom_vjp", all_cores=True),
     "lax.scan": lambda sizes: charjax_peer(sizes, implementation="scan", all_cores=False),
     "flax": lambda sizes: jax_peer(sizes, flax_model),
     "equinox": lambda sizes: jax_peer(sizes, equinox_model),

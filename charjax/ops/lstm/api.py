@@ -4,10 +4,12 @@ import functools
 import logging
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.flax_scan import lstm_flax
+from charjax.ops.lstm.native import library_for, lstm_native
 from charjax.ops.lstm.scan import lstm_scan
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
@@ -17,8 +19,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "flax": lstm_flax,
     "scan": lstm_scan,
     "custom_vjp": lstm_custom_vjp,
+    "native": lstm_native,
 }
 DTYPES = ("float32", "bfloat16")
+LEAST_STEPS_TO_PACK_FOR = 8
 
 
 def lstm(
@@ -40,8 +44,8 @@ def lstm(
             input product into a row look-up (an integer outside that range gives NaN).
         carry: state before the first step, `c` and `h` [B, H] float32.
         implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
-            input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), or None for the
-            fastest that serves.
+            input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), "native" (C++, for
+            processors; see `charjax.ops.lstm.native`), or None for the fastest that serves.
         dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
             float32 in both.
 
@@ -50,12 +54,12 @@ def lstm(
 
     Raises:
         ValueError: shapes that do not fit together.
-        NotImplementedError: an unknown implementation or dtype.
+        NotImplementedError: an unknown implementation or dtype, or one that this machine does not have.
     """
     _check_shapes(weights, x, carry)
     if dtype not in DTYPES:
         raise NotImplementedError(f"dtype {dtype!r} is not served; choose one of {', '.join(DTYPES)}")
-    name = implementation or default_implementation()
+    name = implementation or default_implementation(dtype, x.shape[1])
     if name not in IMPLEMENTATIONS:
         raise NotImplementedError(
             f"LSTM implementation {name!r} does not exist; choose one of {', '.join(IMPLEMENTATIONS)}"
@@ -63,11 +67,18 @@ def lstm(
     return IMPLEMENTATIONS[name](weights, x, carry, jnp.dtype(dtype))
 
 
+def default_implementation(dtype: str, time: int) -> str:
+    """What `implementation=None` stands for, for sequences of so many steps; logs the choice when it is first made."""
+    # For a few steps, as in generation, packing the weights would take longer than what it saves.
+    return _default_for_sequences(dtype) if time >= LEAST_STEPS_TO_PACK_FOR else "custom_vjp"
+
+
 @functools.cache
-def default_implementation() -> str:
-    """What `implementation=None` stands for; logs the choice the first time it is asked."""
-    choice = "custom_vjp"
-    logging.getLogger("charjax").info("LSTM implementation: %s", choice)
+def _default_for_sequences(dtype: str) -> str:
+    library = library_for(dtype) if jax.default_backend() == "cpu" else None
+    choice = "native" if library else "custom_vjp"
+    detail = f" ({library.instructions})" if library else ""
+    logging.getLogger("charjax").info("LSTM implementation: %s%s", choice, detail)
     return choice
 
 

@@ -1,0 +1,160 @@
+"""The fastest implementation on processors: one layer, forward and backward, as two custom calls written in C++.
+
+What a compiler of array programs cannot do is done here: weights are packed once for all steps, the four gates of a
+tile are applied while its sums are still in registers, and a block of steps gives its share of the weights' gradients
+while it is in the cache. The library is compiled when charjax is installed, once for each instruction set that pays; the
+best that the processor has is loaded. benchmarks/NOTES.md says what each choice gave.
+"""
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from charjax.types import Array, LSTMCarry, LSTMWeights
+
+# Best first; bfloat16 products need the first.
+INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "generic")
+
+
+class Library(NamedTuple):
+    """A compiled form of the kernel that this processor can run.
+
+    Attributes:
+        instructions: one of INSTRUCTION_SETS.
+        panel: units to a vector; arrays saved for the backward pass are padded to a multiple of it.
+        dtypes: formats of operands that it serves.
+    """
+
+    instructions: str
+    panel: int
+    dtypes: tuple[str, ...]
+
+    def target(self, direction: str, dtype: str) -> str:
+        """The name of a custom call."""
+        return f"charjax_lstm_{direction}_{dtype}_{self.instructions}"
+
+
+@functools.cache
+def libraries() -> tuple[Library, ...]:
+    """The compiled forms that are installed and run on this processor, best first; registers their custom calls."""
+    found = []
+    for instructions in INSTRUCTION_SETS:
+        for path in sorted(Path(__file__).parent.glob(f"_{instructions}.*so")):
+            kernel = ctypes.CDLL(str(path))
+            if kernel.charjax_lstm_supported():
+                dtypes = ("float32", "bfloat16") if instructions == "avx512bf16" else ("float32",)
+                library = Library(instructions, kernel.charjax_lstm_panel(), dtypes)
+                for direction in ("forward", "backward"):
+                    for dtype in dtypes:
+                        call = jax.ffi.pycapsule(getattr(kernel, f"charjax_lstm_{direction}_{dtype}"))
+                        jax.ffi.register_ffi_target(library.target(direction, dtype), call, platform="cpu")
+                found.append(library)
+    return tuple(found)
+
+
+def library_for(dtype: str) -> Library | None:
+    """The best compiled form for operands of a dtype, or None where there is none."""
+    return next((library for library in libraries() if dtype in library.dtypes), None)
+
+
+def lstm_native(
+    weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype, library: Library | None = None
+) -> tuple[Array, LSTMCarry]:
+    """The implementation of `charjax.ops.lstm` in C++, for processors.
+
+    Raises:
+        NotImplementedError: this processor cannot run it for that dtype, or it was not compiled.
+    """
+    library = library or library_for(dtype.name)
+    if library is None:
+        raise NotImplementedError(
+            f"LSTM implementation 'native' is not there for {dtype.name} on this machine: float32 takes AVX2 and FMA, "
+            "bfloat16 AVX-512 with bf16, and both a C++ compiler when charjax is installed"
+        )
+    one_hot = jnp.issubdtype(x.dtype, jnp.integer)
+    # XLA's uint8 comparisons and this kernel's differ for ids that are out of range: int32 holds all that come.
+    x = x.astype(jnp.int32 if one_hot else dtype)
+    y, c, h = _layer(*_alike((*weights, x, *carry)), library, dtype.name)
+    return y, LSTMCarry(c, h)
+
+
+def _alike(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Under shard_map, makes all arrays vary over the devices if one does, as a custom call wants it."""
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    wanted = frozenset().union(*varying)
+    return tuple(
+        jax.lax.pcast(array, tuple(wanted - axes), to="varying") if wanted - axes else array
+        for array, axes in zip(arrays, varying, strict=True)
+    )
+
+
+def _threads() -> int:
+    """What a call may use: the cores, shared out over the devices that JAX makes of them."""
+    return max(1, len(os.sched_getaffinity(0)) // jax.local_device_count("cpu"))
+
+
+def _call(library: Library, direction: str, dtype: str, shapes: dict[str, tuple[Any, ...]], *args: Array) -> list[Array]:
+    axes = jax.typeof(args[0]).manual_axis_type
+    # What varies over the devices of a shard_map has to name its mesh as well.
+    placed = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec()) if axes.varying else None
+    results = [
+        jax.ShapeDtypeStruct(shape, kind, sharding=placed, manual_axis_type=axes) for shape, kind in shapes.values()
+    ]
+    call = jax.ffi.ffi_call(library.target(direction, dtype), results, vmap_method="sequential")
+    return list(call(*args, threads=np.int64(_threads())))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _layer(
+    w_ih: Array, w_hh: Array, bias: Array, x: Array, c: Array, h: Array, library: Library, dtype: str
+) -> tuple[Array, Array, Array]:
+    return _forward(w_ih, w_hh, bias, x, c, h, library, dtype, save=False)[:3]
+
+
+def _forward(
+    w_ih: Array, w_hh: Array, bias: Array, x: Array, c: Array, h: Array, library: Library, dtype: str, *, save: bool
+) -> tuple[Array, Array, Array, Array, Array]:
+    batch, time, hidden = x.shape[0], x.shape[1], c.shape[1]
+    padded = -(-hidden // library.panel) * library.panel if save else 0
+    shapes = {
+        "y": ((batch, time, hidden), dtype),
+        "c_last": (c.shape, "float32"),
+        "h_last": (h.shape, "float32"),
+        "saved_c": ((time, batch, padded), dtype),
+        "saved_gates": ((time, batch, 4 * padded), dtype),
+    }
+    return tuple(_call(library, "forward", dtype, shapes, x, w_ih, w_hh, bias, c, h))  # type: ignore[return-value]
+
+
+def _forward_and_save(
+    w_ih: Array, w_hh: Array, bias: Array, x: Array, c: Array, h: Array, library: Library, dtype: str
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    y, c_last, h_last, *saved = _forward(w_ih, w_hh, bias, x, c, h, library, dtype, save=True)
+    return (y, c_last, h_last), (x, w_ih, w_hh, c, h, y, *saved)
+
+
+def _backward(
+    library: Library, dtype: str, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Any, ...]:
+    x, w_ih, w_hh, c, h, *_ = saved
+    one_hot = jnp.issubdtype(x.dtype, jnp.integer)
+    shapes = {
+        "dx": ((0,) if one_hot else x.shape, dtype),
+        "dw_ih": (w_ih.shape, "float32"),
+        "dw_hh": (w_hh.shape, "float32"),
+        "dbias": (w_hh.shape[1:], "float32"),
+        "dc": (c.shape, "float32"),
+        "dh": (h.shape, "float32"),
+    }
+    dx, dw_ih, dw_hh, dbias, dc, dh = _call(library, "backward", dtype, shapes, *_alike((*saved, *cotangents)))
+    return dw_ih, dw_hh, dbias, np.zeros(x.shape, jax.dtypes.float0) if one_hot else dx, dc, dh
+
+
+_layer.defvjp(_forward_and_save, _backward)

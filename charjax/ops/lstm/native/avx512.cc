@@ -1,0 +1,1 @@
+#include "lstm.h"

@@ -1,0 +1,265 @@
+// The backward pass: dz step by step, and the weights' gradients from a block of steps while its dz is in the cache.
+#pragma once
+
+#include "layer.h"
+
+namespace charjax {
+
+constexpr int BLOCK = 256;  // rows of dz, over steps and sequences, whose products with the inputs are made together
+
+template <class E>
+struct Backward {
+  static constexpr int pair = PAIR<E>;
+  static constexpr bool two_forms = pair > 1;  // dz as left operand and as right operand lies differently
+  Sizes n;
+  const E* x;
+  const int32_t* ids;
+  const float *w_ih, *w_hh, *c0, *h0;
+  const E *y, *saved_c, *saved_gates, *dy;
+  const float *dc_last, *dh_last;
+  E* dx;  // [B, T, D], or null where integers choose rows
+  float *dw_ih, *dw_hh, *dbias, *dc0, *dh0;
+  Scratch scratch;
+  E *packed_ih, *packed_hh;
+
+  // What one part of the rows works in.
+  struct Own {
+    float *dc, *dh;         // [rows][padded], [rows][hidden_outputs()]
+    E *dz, *dz_pairs;       // [panel][k][TILE] and [panel][k / 2][TILE][2], k over the block's steps and rows
+    E *x, *h;               // [m / ROWS][k / PAIR][ROWS][PAIR]: the block's inputs and hidden states, transposed
+    float *sum_ih, *sum_hh; // [panel][m][TILE]; where integers choose rows, sum_ih is [m][panel][TILE]
+    float* sum_bias;        // [panel][TILE]
+  };
+  std::vector<Own> own;
+
+  int hidden_outputs() const { return round_up(n.H, TILE); }
+  int inputs() const { return n.chooses_rows ? n.D : round_up(n.D, ROWS); }
+  int rows_of(int part, int parts) const { return part_begin(n.B, parts, part + 1) - part_begin(n.B, parts, part); }
+  int padded_rows(int rows) const { return round_up(rows, pair); }
+  int steps_per_block(int rows) const { return std::max(1, std::min(n.T, BLOCK / padded_rows(rows))); }
+  size_t block(int rows) const { return static_cast<size_t>(steps_per_block(rows)) * padded_rows(rows); }
+
+  void take(int parts) {
+    const size_t gates = 4 * static_cast<size_t>(n.padded());
+    packed_hh = scratch.take<E>(gates * hidden_outputs());
+    packed_ih = n.chooses_rows ? nullptr : scratch.take<E>(gates * round_up(n.D, TILE));
+    for (int part = 0; part < parts; ++part) {
+      const int rows = rows_of(part, parts);
+      const size_t k = block(rows);
+      Own o;
+      o.dc = scratch.take<float>(static_cast<size_t>(rows) * n.padded(), true);
+      o.dh = scratch.take<float>(static_cast<size_t>(rows) * hidden_outputs(), true);
+      o.dz = scratch.take<E>(k * gates, true);
+      o.dz_pairs = two_forms ? scratch.take<E>(k * gates, true) : o.dz;
+      o.x = n.chooses_rows ? nullptr : scratch.take<E>(k * inputs(), true);
+      o.h = scratch.take<E>(k * round_up(n.H, ROWS), true);
+      o.sum_ih = scratch.take<float>(gates * inputs(), true);
+      o.sum_hh = scratch.take<float>(gates * round_up(n.H, ROWS), true);
+      o.sum_bias = scratch.take<float>(gates, true);
+      own.push_back(o);
+    }
+  }
+
+  void prepare() {
+    pack_transposed<E>(w_hh, n.H, n, packed_hh);
+    if (!n.chooses_rows) pack_transposed<E>(w_ih, n.D, n, packed_ih);
+  }
+
+  void run(int part, int parts) {
+    const int first = part_begin(n.B, parts, part), rows = rows_of(part, parts);
+    const Own& o = own[part];
+    for (int r = 0; r < rows; ++r) {
+      const size_t at = static_cast<size_t>(first + r) * n.H;
+      std::memcpy(o.dc + static_cast<size_t>(r) * n.padded(), dc_last + at, n.H * sizeof(float));
+      std::memcpy(o.dh + static_cast<size_t>(r) * hidden_outputs(), dh_last + at, n.H * sizeof(float));
+    }
+    const int steps = steps_per_block(rows);
+    for (int end = n.T; end > 0; end -= steps) {
+      const int begin = std::max(0, end - steps);
+      for (int t = end - 1; t >= begin; --t) {
+        const int k = (t - begin) * padded_rows(rows);
+        differentiate_gates(o, first, rows, t, k);
+        for (int q = 0; q * TILE < n.H; ++q) for_tiles(rows, Hidden{*this, o, k, q});
+        if (!n.chooses_rows)
+          for (int q = 0; q * TILE < n.D; ++q) for_tiles(rows, Inputs{*this, o, first, t, k, q});
+      }
+      add_weight_gradients(o, first, rows, begin, end);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const size_t at = static_cast<size_t>(first + r) * n.H;
+      std::memcpy(dc0 + at, o.dc + static_cast<size_t>(r) * n.padded(), n.H * sizeof(float));
+      std::memcpy(dh0 + at, o.dh + static_cast<size_t>(r) * hidden_outputs(), n.H * sizeof(float));
+    }
+  }
+
+  struct Dz {
+    Vec v[4];
+  };
+
+  // The gradient of one panel's gates before their activations, and of the cell state before the step.
+  CHARJAX_INLINE Dz differentiate(const Own& o, size_t row, int r, int t, int p) {
+    const int padded = n.padded(), units = n.units(p);
+    const size_t at = static_cast<size_t>(t) * n.B + row;
+    const E* gates = saved_gates + at * 4 * padded + p * TILE;
+    const Vec i = load_as_float(gates), f = load_as_float(gates + W), g = load_as_float(gates + 2 * W),
+              out = load_as_float(gates + 3 * W);
+    const Vec c = load_as_float(saved_c + at * padded + p * W);
+    const Vec before =
+        t > 0 ? load_as_float(saved_c + (at - n.B) * padded + p * W) : load_some(c0 + row * n.H + p * W, units);
+    const Vec dh = load(o.dh + static_cast<size_t>(r) * hidden_outputs() + p * W) +
+                   load_some(dy + (row * n.T + t) * n.H + p * W, units);
+    float* state = o.dc + static_cast<size_t>(r) * padded + p * W;
+    const Vec tanh_c = tanh(c);
+    const Vec dc = load(state) + dh * out * (1.0f - tanh_c * tanh_c);
+    store(state, dc * f);
+    return {{dc * g * i * (1.0f - i), dc * before * f * (1.0f - f), dc * i * (1.0f - g * g),
+             dh * tanh_c * out * (1.0f - out)}};
+  }
+
+  void differentiate_gates(const Own& o, int first, int rows, int t, int k) {
+    for (int p = 0; p < n.panels(); ++p) {
+      float* sums = o.sum_bias + p * TILE;
+      E* to = o.dz + (p * block_of(o) + k) * TILE;
+      E* to_pairs = o.dz_pairs + (p * block_of(o) + k) * TILE;
+      Vec bias[4] = {load(sums), load(sums + W), load(sums + 2 * W), load(sums + 3 * W)};
+      for (int r = 0; r < rows; r += pair) {
+        Dz dz[pair] = {};
+        for (int s = 0; s < pair && r + s < rows; ++s) {
+          const size_t row = first + r + s;
+          dz[s] = differentiate(o, row, r + s, t, p);
+          float* chosen = nullptr;
+          if (n.chooses_rows) {
+            const int32_t id = ids[row * n.T + t];
+            if (id >= 0 && id < n.D) chosen = o.sum_ih + (static_cast<size_t>(id) * n.panels() + p) * TILE;
+          }
+          for (int gate = 0; gate < 4; ++gate) {
+            bias[gate] += dz[s].v[gate];
+            store_as(to + (r + s) * TILE + gate * W, dz[s].v[gate]);
+            if (chosen != nullptr) store(chosen + gate * W, load(chosen + gate * W) + dz[s].v[gate]);
+          }
+        }
+        if constexpr (two_forms)
+          for (int gate = 0; gate < 4; ++gate)
+            store_pairs(to_pairs + r * TILE + gate * 2 * W, dz[0].v[gate], dz[pair - 1].v[gate]);
+      }
+      for (int gate = 0; gate < 4; ++gate) store(sums + gate * W, bias[gate]);
+    }
+  }
+
+  size_t block_of(const Own& o) const { return block(rows_of(static_cast<int>(&o - own.data()), static_cast<int>(own.size()))); }
+
+  // R rows of dz times TILE columns of a transposed matrix.
+  template <int R>
+  CHARJAX_INLINE Tile<R> times(const Own& o, int k, const E* matrix) {
+    Tile<R> sums = {};
+    const size_t panel = block_of(o) * TILE;
+    const E* dz = o.dz + static_cast<size_t>(k) * TILE;
+    for (int p = 0; p < n.panels(); ++p) {
+      multiply<E, R>(sums, dz, TILE, pair, matrix, TILE / pair);
+      dz += panel;
+      matrix += TILE * TILE;
+    }
+    return sums;
+  }
+
+  struct Hidden {
+    Backward& b;
+    const Own& o;
+    int k, q;
+    template <int R>
+    __attribute__((noinline)) void run(int r0) const {
+      const Tile<R> dh = b.times<R>(o, k + r0, b.packed_hh + static_cast<size_t>(q) * 4 * b.n.padded() * TILE);
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < 4; ++j)
+          store(o.dh + static_cast<size_t>(r0 + r) * b.hidden_outputs() + q * TILE + j * W, dh.v[r][j]);
+    }
+  };
+
+  struct Inputs {
+    Backward& b;
+    const Own& o;
+    int first, t, k, q;
+    template <int R>
+    __attribute__((noinline)) void run(int r0) const {
+      const Tile<R> dx = b.times<R>(o, k + r0, b.packed_ih + static_cast<size_t>(q) * 4 * b.n.padded() * TILE);
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < 4; ++j) {
+          const int column = q * TILE + j * W, some = std::min(W, b.n.D - column);
+          E* to = b.dx + (static_cast<size_t>(first + r0 + r) * b.n.T + t) * b.n.D + column;
+          if (some > 0) store_some(to, dx.v[r][j], some);
+        }
+    }
+  };
+
+  // Rows of [.., width] for every k of a block -> [m / ROWS][k / PAIR][ROWS][PAIR].
+  template <class Row>
+  void transpose(E* out, int width, int rows, int steps, size_t stride, Row row_of) {
+    for (int s = 0; s < steps; ++s)
+      for (int r = 0; r < rows; ++r) {
+        const size_t k = static_cast<size_t>(s) * padded_rows(rows) + r;
+        const E* from = row_of(s, r);
+        E* to = out + k / pair * pair * ROWS + k % pair;
+        int m = 0;
+        for (; m + ROWS <= width; m += ROWS, to += stride * ROWS)
+          for (int j = 0; j < ROWS; ++j) to[j * pair] = from[m + j];
+        for (int j = 0; m + j < width; ++j) to[j * pair] = from[m + j];
+      }
+  }
+
+  void add_weight_gradients(const Own& o, int first, int rows, int begin, int end) {
+    const int steps = end - begin, groups = steps * padded_rows(rows) / pair;
+    const size_t stride = block_of(o);
+    std::vector<E> initial(static_cast<size_t>(begin == 0 ? rows : 0) * n.H);
+    for (size_t at = 0; at < initial.size(); ++at) initial[at] = narrow<E>(h0[static_cast<size_t>(first) * n.H + at]);
+    transpose(o.h, n.H, rows, steps, stride, [&](int s, int r) {
+      return begin + s == 0 ? initial.data() + static_cast<size_t>(r) * n.H
+                            : y + (static_cast<size_t>(first + r) * n.T + begin + s - 1) * n.H;
+    });
+    if (!n.chooses_rows)
+      transpose(o.x, n.D, rows, steps, stride,
+                [&](int s, int r) { return x + (static_cast<size_t>(first + r) * n.T + begin + s) * n.D; });
+    for (int p = 0; p < n.panels(); ++p) {
+      const E* dz = o.dz_pairs + p * stride * TILE;
+      add_products(o.h, n.H, dz, groups, stride, o.sum_hh, p);
+      if (!n.chooses_rows) add_products(o.x, n.D, dz, groups, stride, o.sum_ih, p);
+    }
+  }
+
+  __attribute__((noinline)) void add_products(const E* left, int width, const E* dz, int groups, size_t stride, float* sums, int p) {
+    const int padded = round_up(width, ROWS);
+    for (int m = 0; m < padded; m += ROWS) {
+      float* at = sums + (static_cast<size_t>(p) * padded + m) * TILE;
+      Tile<ROWS> tile;
+      for (int r = 0; r < ROWS; ++r)
+        for (int j = 0; j < 4; ++j) tile.v[r][j] = load(at + r * TILE + j * W);
+      multiply<E, ROWS>(tile, left + m * stride, pair, ROWS * pair, dz, groups);
+      for (int r = 0; r < ROWS; ++r)
+        for (int j = 0; j < 4; ++j) store(at + r * TILE + j * W, tile.v[r][j]);
+    }
+  }
+
+  // Adds the parts' sums up, in the order of parts, and lays them out as the weights are.
+  void finish() {
+    const int panels = n.panels();
+    for (int m = 0; m < n.D; ++m)
+      unpack(dw_ih + static_cast<size_t>(m) * 4 * n.H, &Own::sum_ih, [&](int p) {
+        return n.chooses_rows ? (static_cast<size_t>(m) * panels + p) * TILE : (static_cast<size_t>(p) * inputs() + m) * TILE;
+      });
+    for (int m = 0; m < n.H; ++m)
+      unpack(dw_hh + static_cast<size_t>(m) * 4 * n.H, &Own::sum_hh,
+             [&](int p) { return (static_cast<size_t>(p) * round_up(n.H, ROWS) + m) * TILE; });
+    unpack(dbias, &Own::sum_bias, [&](int p) { return static_cast<size_t>(p) * TILE; });
+  }
+
+  template <class At>
+  void unpack(float* to, float* Own::*sums, At at) {
+    for (int p = 0; p < n.panels(); ++p)
+      for (int gate = 0; gate < 4; ++gate) {
+        Vec sum = Vec{};
+        for (const Own& o : own) sum += load(o.*sums + at(p) + gate * W);
+        store_some(to + gate * n.H + p * W, sum, n.units(p));
+      }
+  }
+};
+
+}  // namespace charjax

@@ -1,0 +1,156 @@
+// An LSTM layer over a sequence, forward and backward, as two custom calls of XLA for processors.
+//
+// Compiled once for each instruction set that pays: avx2.cc and its like differ by the flags that setup.py gives them.
+
+#pragma once
+
+#include "backward.h"
+#include "forward.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace charjax {
+namespace {
+
+namespace ffi = xla::ffi;
+using Buffer = ffi::AnyBuffer;
+using Out = ffi::Result<ffi::AnyBuffer>;
+
+constexpr int LEAST_ROWS = 8;  // per thread: with fewer, weights are read more than they are used
+
+template <class E>
+const E* in(const Buffer& buffer) {
+  return static_cast<const E*>(buffer.untyped_data());
+}
+template <class E>
+E* out(Out& buffer) {
+  return buffer->element_count() ? static_cast<E*>(buffer->untyped_data()) : nullptr;
+}
+
+// x [B, T, D] or integers [B, T]; w_ih [D, 4H].
+Sizes sizes_of(const Buffer& x, const Buffer& w_ih) {
+  const auto shape = x.dimensions(), weights = w_ih.dimensions();
+  return {static_cast<int>(shape[0]), static_cast<int>(shape[1]), static_cast<int>(weights[0]),
+          static_cast<int>(weights[1] / 4), x.element_type() == ffi::S32};
+}
+
+template <class Pass>
+ffi::Error run(Pass& pass, ffi::ThreadPool& pool, int64_t threads) {
+  const int parts = std::max<int>(1, std::min<int64_t>(threads, pass.n.B / LEAST_ROWS));
+  pass.take(parts);
+  if (!pass.scratch.ok()) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for an LSTM layer");
+  pass.prepare();
+  run_parts(pool, parts, [&](int part) { pass.run(part, parts); });
+  return ffi::Error::Success();
+}
+
+template <class E>
+ffi::Error forward(ffi::ThreadPool pool, int64_t threads, Buffer x, Buffer w_ih, Buffer w_hh, Buffer bias, Buffer c0,
+                   Buffer h0, Out y, Out c_last, Out h_last, Out saved_c, Out saved_gates) {
+  Forward<E> pass{};
+  pass.n = sizes_of(x, w_ih);
+  pass.x = pass.n.chooses_rows ? nullptr : in<E>(x);
+  pass.ids = pass.n.chooses_rows ? in<int32_t>(x) : nullptr;
+  pass.w_ih = in<float>(w_ih), pass.w_hh = in<float>(w_hh), pass.bias = in<float>(bias);
+  pass.c0 = in<float>(c0), pass.h0 = in<float>(h0);
+  pass.y = out<E>(y), pass.c_last = out<float>(c_last), pass.h_last = out<float>(h_last);
+  pass.saved_c = out<E>(saved_c), pass.saved_gates = out<E>(saved_gates);
+  return run(pass, pool, threads);
+}
+
+template <class E>
+ffi::Error backward(ffi::ThreadPool pool, int64_t threads, Buffer x, Buffer w_ih, Buffer w_hh, Buffer c0, Buffer h0,
+                    Buffer y, Buffer saved_c, Buffer saved_gates, Buffer dy, Buffer dc_last, Buffer dh_last, Out dx,
+                    Out dw_ih, Out dw_hh, Out dbias, Out dc0, Out dh0) {
+  Backward<E> pass{};
+  pass.n = sizes_of(x, w_ih);
+  pass.x = pass.n.chooses_rows ? nullptr : in<E>(x);
+  pass.ids = pass.n.chooses_rows ? in<int32_t>(x) : nullptr;
+  pass.w_ih = in<float>(w_ih), pass.w_hh = in<float>(w_hh);
+  pass.c0 = in<float>(c0), pass.h0 = in<float>(h0);
+  pass.y = in<E>(y), pass.saved_c = in<E>(saved_c), pass.saved_gates = in<E>(saved_gates), pass.dy = in<E>(dy);
+  pass.dc_last = in<float>(dc_last), pass.dh_last = in<float>(dh_last);
+  pass.dx = out<E>(dx), pass.dw_ih = out<float>(dw_ih), pass.dw_hh = out<float>(dw_hh);
+  pass.dbias = out<float>(dbias), pass.dc0 = out<float>(dc0), pass.dh0 = out<float>(dh0);
+  const ffi::Error error = run(pass, pool, threads);
+  if (error.success()) pass.finish();
+  return error;
+}
+
+auto bind_forward() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Attr<int64_t>("threads")
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>();
+}
+
+auto bind_backward() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Attr<int64_t>("threads")
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>();
+}
+
+}  // namespace
+
+// Everything else stays out of sight: several of these libraries live in one process.
+#pragma GCC visibility push(default)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_forward_float32, forward<float>, bind_forward());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_float32, backward<float>, bind_backward());
+#if defined(CHARJAX_BF16)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_forward_bfloat16, forward<bf16>, bind_forward());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_bfloat16, backward<bf16>, bind_backward());
+#endif
+
+}  // namespace charjax
+
+extern "C" {
+
+// Units to a panel, to whose multiple the saved arrays are padded.
+int charjax_lstm_panel() { return charjax::W; }
+
+// Whether this processor has the instructions that this file is compiled for.
+int charjax_lstm_supported() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#if defined(__AVX512BF16__)
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#elif defined(__AVX512F__)
+  return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#else
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#else
+  return 1;
+#endif
+}
+}
+
+#pragma GCC visibility pop
