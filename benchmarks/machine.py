@@ -3,11 +3,12 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import sys
 from pathlib import Path
 from typing import Any
+
+from charjax.cores import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
@@ -25,7 +26,7 @@ def describe() -> dict[str, Any]:
     return {
         "processor": info.get("model name", platform.processor()),
         "features": [feature for feature in FEATURES if feature in flags],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
     }

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from charjax.cores import available_cores
+
 VOCAB, SEQ_LEN, WINDOWS, LEARNING_RATE = 128, 100, 8, 1e-3
 Run = Callable[[int], float]
 """Takes so many steps and returns the loss of the last."""
@@ -166,7 +168,7 @@ def torch_peer(sizes: dict[str, Any], *, compiled: bool) -> Run:
 
     from charjax.interop import to_torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(available_cores())
     torch.set_flush_denormal(True)
     dim, layers = sizes["hidden_dim"], sizes["hidden_layers"]
     lstm, head = torch.nn.LSTM(VOCAB, dim, layers, batch_first=True), torch.nn.Linear(dim, VOCAB)

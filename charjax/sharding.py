@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from charjax.cores import available_cores
 from charjax.errors import UserError
 
 Tree = TypeVar("Tree")
@@ -40,9 +41,9 @@ def use_all_cores() -> None:
     if chosen or jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
         return
     try:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", available_cores())
     except RuntimeError:
-        if jax.default_backend() == "cpu" and len(os.sched_getaffinity(0)) > 1:
+        if jax.default_backend() == "cpu" and available_cores() > 1:
             _log.info("JAX was in use before: training on %d CPU device(s)", jax.device_count())
 
 

@@ -17,6 +17,7 @@ from small_run import SMALL, assert_same, small_corpus, small_model
 import charjax
 from charjax import load_model
 from charjax.checkpoint import read_header
+from charjax.cores import available_cores
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import evaluate
 from charjax.report.metrics import read_metrics
@@ -72,7 +73,8 @@ def test_the_numbers_told_are_those_of_the_state():
     recorder = Recorder()
     state = fit(MODEL, CORPUS, SMALL, reporter=recorder)
     evaluation, _ = recorder.evaluations[-1]
-    assert evaluation.val_loss == pytest.approx(evaluate(MODEL, state.params, CORPUS.validation), abs=1e-7)
+    # On other devices than fit's, sums of float32 are added up in another order.
+    assert evaluation.val_loss == pytest.approx(evaluate(MODEL, state.params, CORPUS.validation), rel=1e-6)
     assert evaluation.epoch == SMALL.epochs
 
 
@@ -259,6 +261,6 @@ def test_every_core_is_a_device_unless_the_user_chose():
         command = [sys.executable, "-c", code]
         return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
-    assert count() == len(os.sched_getaffinity(0))
+    assert count() == available_cores()
     assert count(JAX_NUM_CPU_DEVICES="3") == 3
     assert count(XLA_FLAGS="--xla_force_host_platform_device_count=5") == 5

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
-    {"errors", "types", "signals", "seal", "memory"},
+    {"errors", "types", "signals", "seal", "memory", "cores"},
     {"config"},
     {"ops", "losses", "optimizer", "sharding", "streams", "vocab"},
     {"model", "corpus", "run_info"},

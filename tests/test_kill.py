@@ -20,7 +20,7 @@ OPTIONS = """
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs_of_their_own(tmp_path_factory):
-    """A process killed while it writes to the compilation cache leaves half a file there, which others must not read."""
+    """A process killed while it writes to the compilation cache leaves half a file, which no other must read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         yield

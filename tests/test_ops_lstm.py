@@ -1,25 +1,42 @@
 """The contract of `charjax.ops.lstm`, held by every implementation against float64 NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from lstm_reference import lstm_float64, numerical_gradient
 
+from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
 from charjax.ops.lstm.flax_scan import LSTMCell
 from charjax.types import LSTMCarry, LSTMWeights
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 SIZES = {"odd": (3, 7, 5, 6), "one": (1, 1, 1, 1), "wide": (2, 3, 33, 17)}  # B, T, D, H
+# More steps than the native kernel takes in one block; rows and columns that end in the middle of its tiles.
+SIZES |= {"long": (3, 150, 5, 20), "tiles": (29, 11, 67, 70)}
 
 
-@pytest.fixture(params=sorted(IMPLEMENTATIONS))
-def implementation(request):
+# Every form of the native kernel that this processor runs is an implementation of its own here.
+NATIVE = {f"native {library.instructions}": library for library in native.libraries()}
+NAMES = sorted({*IMPLEMENTATIONS} - {"native"} | {*NATIVE})
+
+
+@pytest.fixture(params=NAMES)
+def implementation(request, monkeypatch):
+    if request.param in NATIVE:
+        function = functools.partial(native.lstm_native, library=NATIVE[request.param])
+        monkeypatch.setitem(IMPLEMENTATIONS, request.param, function)
     return request.param
 
 
-def make_inputs(size, one_hot=False, seed=0):
+def serves(implementation, dtype):
+    return implementation not in NATIVE or dtype in NATIVE[implementation].dtypes
+
+
+def make_inputs(size, one_hot=False, seed=0, scale=0.5):
     batch, time, inputs, hidden = SIZES[size]
     rng = np.random.default_rng(seed)
 
@@ -27,9 +44,9 @@ def make_inputs(size, one_hot=False, seed=0):
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
     weights = LSTMWeights(
-        normal(inputs, 4 * hidden, scale=0.5),
-        normal(hidden, 4 * hidden, scale=0.5),
-        normal(4 * hidden, scale=0.5),
+        normal(inputs, 4 * hidden, scale=scale),
+        normal(hidden, 4 * hidden, scale=scale),
+        normal(4 * hidden, scale=scale),
     )
     x = rng.integers(0, inputs, (batch, time)).astype(np.uint8) if one_hot else normal(batch, time, inputs)
     carry = LSTMCarry(normal(batch, hidden), normal(batch, hidden))
@@ -46,9 +63,11 @@ def relative(actual, expected):
 
 @pytest.mark.parametrize("dtype", sorted(TOLERANCE))
 @pytest.mark.parametrize("one_hot", [False, True])
-@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("size", ["odd", "one", "wide", "tiles"])
 def test_forward(implementation, size, one_hot, dtype):
-    weights, x, carry = make_inputs(size, one_hot)
+    if not serves(implementation, dtype):
+        return
+    weights, x, carry = make_inputs(size, one_hot, scale=0.1 if size == "tiles" else 0.5)
     y, after = jax.jit(lambda *a: lstm(*a, implementation=implementation, dtype=dtype))(weights, x, carry)
     expected_y, expected_c, expected_h = reference(weights, x, carry)
     assert y.dtype == jnp.dtype(dtype)
@@ -61,6 +80,8 @@ def test_forward(implementation, size, one_hot, dtype):
 @pytest.mark.parametrize("dtype", sorted(TOLERANCE))
 @pytest.mark.parametrize("one_hot", [False, True])
 def test_every_gradient(implementation, one_hot, dtype):
+    if not serves(implementation, dtype):
+        return
     weights, x, carry = make_inputs("odd", one_hot)
     rng = np.random.default_rng(1)
     y, c, h = reference(weights, x, carry)
@@ -83,6 +104,31 @@ def test_every_gradient(implementation, one_hot, dtype):
             return sum(np.sum(a * b) for a, b in zip(reference(*rebuild.unflatten(leaves)), pull, strict=True))
 
         assert relative(gradient, numerical_gradient(at, flat[place])) < TOLERANCE[dtype]
+
+
+def gradients(implementation, dtype, weights, x, carry):
+    """Of a weighted sum of everything that comes out, with respect to everything that goes in."""
+    rng = np.random.default_rng(1)
+
+    def scalar(weights, x, carry):
+        outputs = jax.tree.leaves(lstm(weights, x, carry, implementation=implementation, dtype=dtype))
+        return sum(jnp.sum(out * rng.standard_normal(out.shape).astype(np.float32)) for out in outputs)
+
+    one_hot = jnp.issubdtype(x.dtype, jnp.integer)
+    return jax.tree.leaves(jax.jit(jax.grad(scalar, argnums=(0, 2) if one_hot else (0, 1, 2)))(weights, x, carry))
+
+
+@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("size", ["long", "tiles"])
+def test_gradients_of_larger_sizes_are_those_of_the_reference(implementation, size, one_hot, dtype):
+    if not serves(implementation, dtype):
+        return
+    # Small weights, so that long sequences do not multiply rounding errors.
+    weights, x, carry = make_inputs(size, one_hot, scale=0.1)
+    expected = gradients("flax", "float32", weights, x, carry)
+    for actual, right in zip(gradients(implementation, dtype, weights, x, carry), expected, strict=True):
+        assert relative(actual, np.asarray(right, np.float64)) < TOLERANCE[dtype]
 
 
 def test_a_sequence_split_in_two_is_the_whole_sequence(implementation):
@@ -109,6 +155,50 @@ def test_an_integer_out_of_range_gives_nan(implementation):
     assert np.isfinite(y[0, :2]).all()
     assert np.isnan(y[0, 2:]).all()
     assert np.isfinite(y[1:]).all()
+
+
+def test_no_steps_change_nothing(implementation):
+    weights, x, carry = make_inputs("odd")
+    y, after = lstm(weights, x[:, :0], carry, implementation=implementation)
+    assert y.shape == (3, 0, 6)
+    np.testing.assert_array_equal(after.c, carry.c)
+    np.testing.assert_array_equal(after.h, carry.h)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_threads_share_the_rows_out(monkeypatch, one_hot):
+    arguments = make_inputs("tiles", one_hot)
+    y, after = lstm(*arguments, implementation="native")
+    alone = gradients("native", "float32", *arguments)
+    monkeypatch.setattr(native, "_threads", lambda: 3)
+    y_shared, after_shared = lstm(*arguments, implementation="native")
+    # A row's numbers do not depend on which thread makes them; sums over rows are added up in another order.
+    np.testing.assert_array_equal(y_shared, y)
+    np.testing.assert_array_equal(after_shared.c, after.c)
+    for one, other in zip(gradients("native", "float32", *arguments), alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_it_runs_under_vmap(implementation):
+    weights, x, carry = make_inputs("odd")
+    twice = jax.vmap(lambda x: lstm(weights, x, carry, implementation=implementation)[0])(jnp.stack([x, 2 * x]))
+    np.testing.assert_allclose(twice[1], lstm(weights, 2 * x, carry, implementation=implementation)[0], atol=1e-6)
+
+
+def test_the_default_is_native_where_packing_pays(monkeypatch):
+    api._default_for_sequences.cache_clear()
+    assert api.default_implementation("float32", 100) == "native"
+    assert api.default_implementation("float32", 1) == "custom_vjp"
+    monkeypatch.setattr(native, "libraries", lambda: ())
+    api._default_for_sequences.cache_clear()
+    assert api.default_implementation("float32", 100) == "custom_vjp"
+    api._default_for_sequences.cache_clear()
+
+
+def test_a_machine_without_the_kernel_is_told(monkeypatch):
+    monkeypatch.setattr(native, "libraries", lambda: ())
+    with pytest.raises(NotImplementedError, match="'native' is not there for bfloat16"):
+        lstm(*make_inputs("odd"), implementation="native", dtype="bfloat16")
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -21,9 +21,9 @@ from charjax.train_state import abstract_train_state, init_train_state
 V, T, B = 13, 8, 8
 
 
-def make(num_devices=1, *, ids=None, dropout=0.0, config=None, layers=2):
+def make(num_devices=1, *, ids=None, dropout=0.0, config=None, layers=2, implementation=None):
     """A small model, its state and streams on so many devices: (train_step, state, streams)."""
-    model = CharLSTM(V, hidden_dim=10, hidden_layers=layers, dropout=dropout)
+    model = CharLSTM(V, hidden_dim=10, hidden_layers=layers, dropout=dropout, implementation=implementation)
     mesh = make_mesh(jax.devices()[:num_devices])
     optimizer = make_optimizer(config or TrainConfig(learning_rate=0.01, schedule="constant", warmup_frac=0.0), 100)
     if ids is None:
@@ -161,8 +161,9 @@ def test_one_compilation_serves_all_steps(num_devices):
     assert len(compiled) == once > 0
 
 
-def test_gradients_meet_once_outside_the_time_loop():
-    step, state, streams = make(8)
+@pytest.mark.parametrize("implementation", ["flax", "scan", "custom_vjp"])
+def test_gradients_meet_once_outside_the_time_loop(implementation):
+    step, state, streams = make(8, implementation=implementation)
     text = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile().as_text()
     names = re.findall(r"body=%?([\w.\-]+)", text)
     bodies = {name: re.search(rf"^%{re.escape(name)} .*?^}}", text, re.M | re.S)[0] for name in names}

@@ -54,7 +54,7 @@ def _forward(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tu
         z_TBG, bias = jnp.take(table, x, axis=0), None
     else:
         x = x if x.dtype == dtype else operand(pack_(x.astype(jnp.float32)))
-        z_TBG = _product(_rows(kept(x)), pack_(weights.w_ih)).reshape(*x.shape[:2], -1)
+        z_TBG = _product(_rows(kept(x)), pack_(weights.w_ih)).reshape(*x.shape[:2], 4 * hidden)
         bias = weights.bias
     # sigmoid(z) = (1 + tanh(z / 2)) / 2: one loop over all gates, with numbers that differ by gate, runs at the speed
     # of the vector units, where four activations joined together branch at every element.
@@ -146,7 +146,7 @@ def _sum(terms: Iterable[Array]) -> Array:
 
 def _rows(x: Array) -> Array:
     """[T, B, D] -> [T * B, D]."""
-    return jnp.reshape(x, (-1, x.shape[-1]))
+    return jnp.reshape(x, (x.shape[0] * x.shape[1], x.shape[-1]))
 
 
 _layer.defvjp(_forward, _backward)

@@ -2,13 +2,12 @@
 
 What a compiler of array programs cannot do is done here: weights are packed once for all steps, the four gates of a
 tile are applied while its sums are still in registers, and a block of steps gives its share of the weights' gradients
-while it is in the cache. The library is compiled when charjax is installed, once for each instruction set that pays; the
-best that the processor has is loaded. benchmarks/NOTES.md says what each choice gave.
+while it is in the cache. The library is compiled when charjax is installed, once for each instruction set that pays, and
+the best that the processor has is loaded. benchmarks/NOTES.md says what each choice gave.
 """
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from charjax.cores import available_cores
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 # Best first; bfloat16 products need the first.
@@ -73,7 +73,7 @@ def lstm_native(
         NotImplementedError: this processor cannot run it for that dtype, or it was not compiled.
     """
     library = library or library_for(dtype.name)
-    if library is None:
+    if library is None or dtype.name not in library.dtypes:
         raise NotImplementedError(
             f"LSTM implementation 'native' is not there for {dtype.name} on this machine: float32 takes AVX2 and FMA, "
             "bfloat16 AVX-512 with bf16, and both a C++ compiler when charjax is installed"
@@ -97,10 +97,12 @@ def _alike(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
 
 def _threads() -> int:
     """What a call may use: the cores, shared out over the devices that JAX makes of them."""
-    return max(1, len(os.sched_getaffinity(0)) // jax.local_device_count("cpu"))
+    return max(1, available_cores() // jax.local_device_count("cpu"))
 
 
-def _call(library: Library, direction: str, dtype: str, shapes: dict[str, tuple[Any, ...]], *args: Array) -> list[Array]:
+def _call(
+    library: Library, direction: str, dtype: str, shapes: dict[str, tuple[Any, ...]], *args: Array
+) -> list[Array]:
     axes = jax.typeof(args[0]).manual_axis_type
     # What varies over the devices of a shard_map has to name its mesh as well.
     placed = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec()) if axes.varying else None

@@ -37,7 +37,8 @@ struct Backward {
   int rows_of(int part, int parts) const { return part_begin(n.B, parts, part + 1) - part_begin(n.B, parts, part); }
   int padded_rows(int rows) const { return round_up(rows, pair); }
   int steps_per_block(int rows) const { return std::max(1, std::min(n.T, BLOCK / padded_rows(rows))); }
-  size_t block(int rows) const { return static_cast<size_t>(steps_per_block(rows)) * padded_rows(rows); }
+  // A few more than are used: panels that lie a power of two apart would share the same places in the cache.
+  size_t block(int rows) const { return static_cast<size_t>(steps_per_block(rows)) * padded_rows(rows) + 2; }
 
   void take(int parts) {
     const size_t gates = 4 * static_cast<size_t>(n.padded());
@@ -116,33 +117,37 @@ struct Backward {
              dh * tanh_c * out * (1.0f - out)}};
   }
 
+  // Row by row, so that what was saved is read in the order in which it lies in memory.
   void differentiate_gates(const Own& o, int first, int rows, int t, int k) {
-    for (int p = 0; p < n.panels(); ++p) {
-      float* sums = o.sum_bias + p * TILE;
-      E* to = o.dz + (p * block_of(o) + k) * TILE;
-      E* to_pairs = o.dz_pairs + (p * block_of(o) + k) * TILE;
-      Vec bias[4] = {load(sums), load(sums + W), load(sums + 2 * W), load(sums + 3 * W)};
-      for (int r = 0; r < rows; r += pair) {
-        Dz dz[pair] = {};
-        for (int s = 0; s < pair && r + s < rows; ++s) {
-          const size_t row = first + r + s;
-          dz[s] = differentiate(o, row, r + s, t, p);
-          float* chosen = nullptr;
-          if (n.chooses_rows) {
-            const int32_t id = ids[row * n.T + t];
-            if (id >= 0 && id < n.D) chosen = o.sum_ih + (static_cast<size_t>(id) * n.panels() + p) * TILE;
+    const size_t stride = block_of(o) * TILE;
+    for (int r = 0; r < rows; r += pair) {
+      const bool both = r + pair <= rows;
+      E* to = o.dz + static_cast<size_t>(k + r) * TILE;
+      E* to_pairs = o.dz_pairs + static_cast<size_t>(k + r) * TILE;
+      for (int p = 0; p < n.panels(); ++p, to += stride, to_pairs += stride) {
+        const Dz even = differentiate(o, first + r, r, t, p);
+        keep(o, even, first + r, t, p, to);
+        if constexpr (two_forms) {
+          Dz odd = {};
+          if (both) {
+            odd = differentiate(o, first + r + 1, r + 1, t, p);
+            keep(o, odd, first + r + 1, t, p, to + TILE);
           }
-          for (int gate = 0; gate < 4; ++gate) {
-            bias[gate] += dz[s].v[gate];
-            store_as(to + (r + s) * TILE + gate * W, dz[s].v[gate]);
-            if (chosen != nullptr) store(chosen + gate * W, load(chosen + gate * W) + dz[s].v[gate]);
-          }
+          for (int gate = 0; gate < 4; ++gate) store_pairs(to_pairs + gate * 2 * W, even.v[gate], odd.v[gate]);
         }
-        if constexpr (two_forms)
-          for (int gate = 0; gate < 4; ++gate)
-            store_pairs(to_pairs + r * TILE + gate * 2 * W, dz[0].v[gate], dz[pair - 1].v[gate]);
       }
-      for (int gate = 0; gate < 4; ++gate) store(sums + gate * W, bias[gate]);
+    }
+  }
+
+  // Stores the gates' gradient of one row and panel, and adds it to the gradient of what its sums started from.
+  CHARJAX_INLINE void keep(const Own& o, const Dz& dz, size_t row, int t, int p, E* to) {
+    const int32_t id = n.chooses_rows ? ids[row * n.T + t] : -1;
+    float* chosen = id >= 0 && id < n.D ? o.sum_ih + (static_cast<size_t>(id) * n.panels() + p) * TILE : nullptr;
+    float* bias = o.sum_bias + p * TILE;
+    for (int gate = 0; gate < 4; ++gate, bias += W) {
+      store_as(to + gate * W, dz.v[gate]);
+      store(bias, load(bias) + dz.v[gate]);
+      if (chosen != nullptr) store(chosen + gate * W, load(chosen + gate * W) + dz.v[gate]);
     }
   }
 
