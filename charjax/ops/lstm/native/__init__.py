@@ -2,8 +2,8 @@
 
 What a compiler of array programs cannot do is done here: weights are packed once for all steps, the four gates of a
 tile are applied while its sums are still in registers, and a block of steps gives its share of the weights' gradients
-while it is in the cache. The library is compiled when charjax is installed, once for each instruction set that pays, and
-the best that the processor has is loaded. benchmarks/NOTES.md says what each choice gave.
+while it is in the cache. It is compiled when charjax is installed, once for each instruction set that pays; the best of
+them that the processor has is loaded. benchmarks/NOTES.md says what each choice gave.
 """
 
 import ctypes
