@@ -4,11 +4,11 @@ The docstring under each field is also the help text of its command-line flag.
 """
 
 import dataclasses
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from charjax.errors import UserError
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["cosine", "constant", "step"]
 VocabKind = Literal["auto", "ascii", "chars", "bytes"]
 ConfigT = TypeVar("ConfigT", "DataConfig", "ModelConfig", "TrainConfig")
@@ -73,15 +73,16 @@ class ModelConfig:
     implementation: str | None = None
     """How the LSTM is computed (flax or scan); by default the fastest that serves."""
 
-    dtype: Dtype = "float32"
-    """Number format of the matrix products: float32 or bfloat16. Cell state, loss and optimizer stay float32."""
+    dtype: Dtype = "auto"
+    """Number format of the matrix products: float32, bfloat16, or auto (bfloat16 where this machine multiplies it
+    faster, else float32). Cell state, loss and optimizer stay float32."""
 
     def __post_init__(self) -> None:
         name = self.implementation
         _require(name is None or isinstance(name, str), "implementation", name, "the name of an implementation")
         _require_counts(self, "hidden_dim", "hidden_layers")
         _require_number(self, "dropout", "at least 0 and below 1", 0, 1, open_ends="high")
-        _require(self.dtype in ("float32", "bfloat16"), "dtype", self.dtype, "float32 or bfloat16")
+        _require(self.dtype in get_args(Dtype), "dtype", self.dtype, "auto, float32 or bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

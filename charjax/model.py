@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from charjax.config import ModelConfig
-from charjax.ops.lstm.api import lstm
+from charjax.ops.lstm.api import default_dtype, lstm
 from charjax.ops.lstm.flax_scan import Initializer, LSTMCell
 from charjax.ops.lstm.products import product
 from charjax.types import Array, LSTMCarry
@@ -92,14 +92,14 @@ class CharLSTM(nn.Module):
 
     @classmethod
     def from_config(cls, config: ModelConfig, vocab_size: int) -> "CharLSTM":
-        """The model that a `ModelConfig` describes."""
+        """The model that a `ModelConfig` describes; its dtype "auto" becomes what is faster on this machine."""
         return cls(
             vocab_size=vocab_size,
             hidden_dim=config.hidden_dim,
             hidden_layers=config.hidden_layers,
             dropout=config.dropout,
             implementation=config.implementation,
-            dtype=config.dtype,
+            dtype=default_dtype() if config.dtype == "auto" else config.dtype,
         )
 
     @property

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from charjax.config import ModelConfig
 from charjax.errors import UserError
 from charjax.model import CharLSTM, dropout_per_stream, init_carry, init_params
+from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import IMPLEMENTATIONS
 
 
@@ -97,3 +99,14 @@ def test_config_checks_the_models_sizes(options):
 def test_config_round_trip():
     model, _, _ = make(dropout=0.2, dtype="bfloat16", implementation="scan")
     assert CharLSTM.from_config(model.config, model.vocab_size) == model
+
+
+def test_the_dtype_auto_is_what_this_machine_multiplies_faster(monkeypatch):
+    config = ModelConfig(hidden_dim=6)
+    assert config.dtype == "auto"
+    fast = next(iter(native.libraries()), None)
+    monkeypatch.setattr(api, "library_for", lambda dtype: fast)
+    expected = "bfloat16" if fast else "float32"
+    assert CharLSTM.from_config(config, 11).dtype == expected
+    monkeypatch.setattr(api, "library_for", lambda dtype: None)
+    assert CharLSTM.from_config(config, 11).dtype == "float32"

@@ -67,6 +67,11 @@ def lstm(
     return IMPLEMENTATIONS[name](weights, x, carry, jnp.dtype(dtype))
 
 
+def default_dtype() -> str:
+    """The format of operands that is faster on this machine: bfloat16 wherever its products have hardware."""
+    return "bfloat16" if jax.default_backend() != "cpu" or library_for("bfloat16") else "float32"
+
+
 def default_implementation(dtype: str, time: int) -> str:
     """What `implementation=None` stands for, for sequences of so many steps; logs the choice when it is first made."""
     # For a few steps, as in generation, packing the weights would take longer than what it saves.
@@ -78,7 +83,7 @@ def _default_for_sequences(dtype: str) -> str:
     library = library_for(dtype) if jax.default_backend() == "cpu" else None
     choice = "native" if library else "custom_vjp"
     detail = f" ({library.instructions})" if library else ""
-    logging.getLogger("charjax").info("LSTM implementation: %s%s", choice, detail)
+    logging.getLogger("charjax").info("LSTM implementation: %s%s, %s products", choice, detail, dtype)
     return choice
 
 
