@@ -24,11 +24,11 @@ struct Backward {
 
   // What one part of the rows works in.
   struct Own {
-    float *dc, *dh;         // [rows][padded], [rows][hidden_outputs()]
-    E *dz, *dz_pairs;       // [panel][k][TILE] and [panel][k / 2][TILE][2], k over the block's steps and rows
-    E *x, *h;               // [m / ROWS][k / PAIR][ROWS][PAIR]: the block's inputs and hidden states, transposed
-    float *sum_ih, *sum_hh; // [panel][m][TILE]; where integers choose rows, sum_ih is [m][panel][TILE]
-    float* sum_bias;        // [panel][TILE]
+    float *dc, *dh;          // [rows][padded], [rows][hidden_outputs()]
+    E *dz, *dz_pairs;        // [panel][k][TILE] and [panel][k / 2][TILE][2], k over the block's steps and rows
+    E *x, *h;                // [m / ROWS][k / PAIR][ROWS][PAIR]: the block's inputs and hidden states, transposed
+    float *sum_ih, *sum_hh;  // [panel][m][TILE]; where integers choose rows, sum_ih is [m][panel][TILE]
+    float* sum_bias;         // [panel][TILE]
   };
   std::vector<Own> own;
 
@@ -151,7 +151,9 @@ struct Backward {
     }
   }
 
-  size_t block_of(const Own& o) const { return block(rows_of(static_cast<int>(&o - own.data()), static_cast<int>(own.size()))); }
+  size_t block_of(const Own& o) const {
+    return block(rows_of(static_cast<int>(&o - own.data()), static_cast<int>(own.size())));
+  }
 
   // R rows of dz times TILE columns of a transposed matrix.
   template <int R>
@@ -230,7 +232,8 @@ struct Backward {
     }
   }
 
-  __attribute__((noinline)) void add_products(const E* left, int width, const E* dz, int groups, size_t stride, float* sums, int p) {
+  __attribute__((noinline)) void add_products(const E* left, int width, const E* dz, int groups, size_t stride,
+                                              float* sums, int p) {
     const int padded = round_up(width, ROWS);
     for (int m = 0; m < padded; m += ROWS) {
       float* at = sums + (static_cast<size_t>(p) * padded + m) * TILE;
@@ -248,7 +251,8 @@ struct Backward {
     const int panels = n.panels();
     for (int m = 0; m < n.D; ++m)
       unpack(dw_ih + static_cast<size_t>(m) * 4 * n.H, &Own::sum_ih, [&](int p) {
-        return n.chooses_rows ? (static_cast<size_t>(m) * panels + p) * TILE : (static_cast<size_t>(p) * inputs() + m) * TILE;
+        return n.chooses_rows ? (static_cast<size_t>(m) * panels + p) * TILE
+                              : (static_cast<size_t>(p) * inputs() + m) * TILE;
       });
     for (int m = 0; m < n.H; ++m)
       unpack(dw_hh + static_cast<size_t>(m) * 4 * n.H, &Own::sum_hh,
@@ -257,7 +261,7 @@ struct Backward {
   }
 
   template <class At>
-  void unpack(float* to, float* Own::*sums, At at) {
+  void unpack(float* to, float* Own::* sums, At at) {
     for (int p = 0; p < n.panels(); ++p)
       for (int gate = 0; gate < 4; ++gate) {
         Vec sum = Vec{};

@@ -11,9 +11,9 @@ struct Forward {
   const E* x;          // [B, T, D], or
   const int32_t* ids;  // [B, T] in its place
   const float *w_ih, *w_hh, *bias, *c0, *h0;
-  E* y;                         // [B, T, H]
-  float *c_last, *h_last;       // [B, H]
-  E *saved_c, *saved_gates;     // [T, B, P * W] and [T, B, P * 4 * W] for the backward pass, or null
+  E* y;                      // [B, T, H]
+  float *c_last, *h_last;    // [B, H]
+  E *saved_c, *saved_gates;  // [T, B, P * W] and [T, B, P * 4 * W] for the backward pass, or null
   Scratch scratch;
   E *packed_ih, *packed_hh;
   float* start;  // what sums start from: the bias [P][4][W], or for rows [D][P][4][W] with the bias added
@@ -57,10 +57,10 @@ struct Forward {
 
   void run(int part, int parts) {
     const int first = part_begin(n.B, parts, part), rows = part_begin(n.B, parts, part + 1) - first;
-    const int padded = n.padded();
+    const size_t padded = n.padded();
     Own o = own[part];
     for (int r = 0; r < rows; ++r)
-      for (int u = 0; u < padded; ++u) {
+      for (int u = 0; u < n.padded(); ++u) {
         const size_t at = static_cast<size_t>(first + r) * n.H + u;
         o.h[r * padded + u] = narrow<E>(u < n.H ? h0[at] : 0);
         o.c[r * padded + u] = u < n.H ? c0[at] : 0;
@@ -72,8 +72,7 @@ struct Forward {
       std::swap(o.h, o.h_next);
     }
     for (int r = 0; r < rows; ++r)
-      std::memcpy(c_last + static_cast<size_t>(first + r) * n.H, o.c + static_cast<size_t>(r) * padded,
-                  n.H * sizeof(float));
+      std::memcpy(c_last + static_cast<size_t>(first + r) * n.H, o.c + r * padded, n.H * sizeof(float));
   }
 
   // Rows of one step side by side: in x they lie T * D apart, which caches take badly.
@@ -111,8 +110,8 @@ struct Forward {
         for (int gate = 0; gate < 4; ++gate) z.v[r][gate] = load(from + gate * W) + offset;
       }
       if (!n.chooses_rows)
-        multiply<E, R>(z, o.x + static_cast<size_t>(r0) * in, in, PAIR<E>, f.packed_ih + static_cast<size_t>(p) * in * TILE,
-                       in / PAIR<E>);
+        multiply<E, R>(z, o.x + static_cast<size_t>(r0) * in, in, PAIR<E>,
+                       f.packed_ih + static_cast<size_t>(p) * in * TILE, in / PAIR<E>);
       multiply<E, R>(z, o.h + static_cast<size_t>(r0) * padded, padded, PAIR<E>,
                      f.packed_hh + static_cast<size_t>(p) * hidden * TILE, hidden / PAIR<E>);
 #pragma GCC unroll 8

@@ -62,7 +62,8 @@ void pack_by_gate(const float* w, int K, const Sizes& n, E* out) {
       for (int gate = 0; gate < 4; ++gate)
         for (int u = 0; u < W; ++u) {
           const bool inside = k < K && u < n.units(p);
-          to[(gate * W + u) * pair] = narrow<E>(inside ? w[static_cast<size_t>(k) * 4 * n.H + gate * n.H + p * W + u] : 0);
+          to[(gate * W + u) * pair] =
+              narrow<E>(inside ? w[static_cast<size_t>(k) * 4 * n.H + gate * n.H + p * W + u] : 0);
         }
     }
 }
@@ -111,6 +112,8 @@ void run_parts(Pool& pool, int parts, const Task& task) {
 }
 
 // The first row of each part of B rows, and B.
-inline int part_begin(int B, int parts, int part) { return static_cast<int>(static_cast<int64_t>(B) * part / parts); }
+inline int part_begin(int B, int parts, int part) {
+  return static_cast<int>(static_cast<int64_t>(B) * part / parts);
+}
 
 }  // namespace charjax

@@ -133,7 +133,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_bfloat16, backward<bf16>, bi
 extern "C" {
 
 // Units to a panel, to whose multiple the saved arrays are padded.
-int charjax_lstm_panel() { return charjax::W; }
+int charjax_lstm_panel() {
+  return charjax::W;
+}
 
 // Whether this processor has the instructions that this file is compiled for.
 int charjax_lstm_supported() {

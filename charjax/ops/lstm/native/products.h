@@ -1,7 +1,7 @@
 // The one inner loop that all products share, and the layouts that feed it.
 //
-// A product sums over k. Its right operand lies in panels of TILE columns, [k / PAIR][TILE][PAIR], so that the loop reads
-// memory in order. A tile of ROWS x TILE sums stays in registers from the first k to the last.
+// A product sums over k. Its right operand lies in panels of TILE columns, [k / PAIR][TILE][PAIR], so that the loop
+// reads memory in order. A tile of ROWS x TILE sums stays in registers from the first k to the last.
 #pragma once
 
 #include "vectors.h"
@@ -89,8 +89,8 @@ inline void for_tiles(int rows, F f) {
   int r = 0;
   for (; r + ROWS <= rows; r += ROWS) f.template run<ROWS>(r);
   switch (rows - r) {
-#define CHARJAX_CASE(n)                          \
-  case n:                                        \
+#define CHARJAX_CASE(n)                           \
+  case n:                                         \
     if constexpr (n < ROWS) f.template run<n>(r); \
     break;
     CHARJAX_CASE(1)
@@ -104,6 +104,8 @@ inline void for_tiles(int rows, F f) {
   }
 }
 
-inline constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+inline constexpr int round_up(int n, int multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 }  // namespace charjax

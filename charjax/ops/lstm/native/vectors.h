@@ -27,14 +27,22 @@ typedef float Vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint16_t Half __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
-CHARJAX_INLINE Vec broadcast(float x) { return x - Vec{}; }
-CHARJAX_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-CHARJAX_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+CHARJAX_INLINE Vec broadcast(float x) {
+  return x - Vec{};
+}
+CHARJAX_INLINE Vec load(const float* p) {
+  return *reinterpret_cast<const Vec*>(p);
+}
+CHARJAX_INLINE void store(float* p, Vec v) {
+  *reinterpret_cast<Vec*>(p) = v;
+}
 
 // bfloat16: the upper half of a float's bits.
 using bf16 = uint16_t;
 
-CHARJAX_INLINE float widen(float x) { return x; }
+CHARJAX_INLINE float widen(float x) {
+  return x;
+}
 CHARJAX_INLINE float widen(bf16 x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float value;
@@ -53,11 +61,15 @@ CHARJAX_INLINE bf16 narrow<bf16>(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40u);  // a NaN stays one
-  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);                 // to nearest, ties to even
+  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);                  // to nearest, ties to even
 }
 
-CHARJAX_INLINE Vec load_as_float(const float* p) { return load(p); }
-CHARJAX_INLINE void store_as(float* p, Vec v) { store(p, v); }
+CHARJAX_INLINE Vec load_as_float(const float* p) {
+  return load(p);
+}
+CHARJAX_INLINE void store_as(float* p, Vec v) {
+  store(p, v);
+}
 
 #if defined(__AVX512BF16__)
 #define CHARJAX_BF16 1
@@ -124,6 +136,8 @@ CHARJAX_INLINE Vec tanh(Vec x) {
   return x * p / q;
 #endif
 }
-CHARJAX_INLINE Vec sigmoid(Vec x) { return tanh(x * 0.5f) * 0.5f + 0.5f; }
+CHARJAX_INLINE Vec sigmoid(Vec x) {
+  return tanh(x * 0.5f) * 0.5f + 0.5f;
+}
 
 }  // namespace charjax
