@@ -242,3 +242,11 @@ def test_a_fresh_cell_remembers():
     np.testing.assert_array_equal(params["bias"], np.repeat([0.0, 1.0, 0.0, 0.0], 8))
     for gate in np.split(np.asarray(params["w_hh"]), 4, axis=1):
         np.testing.assert_allclose(gate @ gate.T, np.eye(8), atol=1e-5)
+
+
+def test_the_default_follows_what_is_compiled_for():
+    h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=h100)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert api.default_implementation("float32", 1) == "recompute"
+        assert api.default_dtype() == "bfloat16"

@@ -4,13 +4,14 @@ import functools
 import logging
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.flax_scan import lstm_flax
 from charjax.ops.lstm.native import library_for, lstm_native
+from charjax.ops.lstm.recompute import lstm_recompute
 from charjax.ops.lstm.scan import lstm_scan
+from charjax.ops.lstm.target import target_platform
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
@@ -20,6 +21,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "scan": lstm_scan,
     "custom_vjp": lstm_custom_vjp,
     "native": lstm_native,
+    "recompute": lstm_recompute,
 }
 DTYPES = ("float32", "bfloat16")
 LEAST_STEPS_TO_PACK_FOR = 8
@@ -45,7 +47,8 @@ def lstm(
         carry: state before the first step, `c` and `h` [B, H] float32.
         implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
             input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), "native" (C++, for
-            processors; see `charjax.ops.lstm.native`), or None for the fastest that serves.
+            processors; see `charjax.ops.lstm.native`), "recompute" (for GPUs and TPUs), or None for the fastest
+            that serves on the platform that is compiled for.
         dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
             float32 in both.
 
@@ -69,19 +72,22 @@ def lstm(
 
 def default_dtype() -> str:
     """The format of operands that is faster on this machine: bfloat16 wherever its products have hardware."""
-    return "bfloat16" if jax.default_backend() != "cpu" or library_for("bfloat16") else "float32"
+    return "bfloat16" if target_platform() != "cpu" or library_for("bfloat16") else "float32"
 
 
 def default_implementation(dtype: str, time: int) -> str:
     """What `implementation=None` stands for, for sequences of so many steps; logs the choice when it is first made."""
+    platform = target_platform()
     # For a few steps, as in generation, packing the weights would take longer than what it saves.
-    return _default_for_sequences(dtype) if time >= LEAST_STEPS_TO_PACK_FOR else "custom_vjp"
+    if platform == "cpu" and time < LEAST_STEPS_TO_PACK_FOR:
+        return "custom_vjp"
+    return _default_for_sequences(dtype, platform)
 
 
 @functools.cache
-def _default_for_sequences(dtype: str) -> str:
-    library = library_for(dtype) if jax.default_backend() == "cpu" else None
-    choice = "native" if library else "custom_vjp"
+def _default_for_sequences(dtype: str, platform: str) -> str:
+    library = library_for(dtype) if platform == "cpu" else None
+    choice = "recompute" if platform != "cpu" else "native" if library else "custom_vjp"
     detail = f" ({library.instructions})" if library else ""
     logging.getLogger("charjax").info("LSTM implementation: %s%s, %s products", choice, detail, dtype)
     return choice

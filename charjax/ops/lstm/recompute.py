@@ -1,0 +1,109 @@
+"""The implementation for GPUs and TPUs: a hand-written backward pass that keeps little and launches little.
+
+There a time step is bound by the kernels it launches and the bytes it moves, not by arithmetic. The forward loop keeps
+h and c alone. The backward pass makes all gates anew in one product over all steps and turns them into factors, so
+that its loop is left with a few multiplications and one product; the weights' gradients are one product after it, the
+bias's among them as a row of ones.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.ops.lstm.target import target_platform
+from charjax.types import Array, LSTMCarry, LSTMWeights
+
+# Steps per trip of a loop. On a GPU what they write is merged, and the host asks once per trip whether to go on; a TPU
+# asks nobody, and its compiler copies what several steps read and write.
+UNROLL = {"gpu": 10}
+
+
+def lstm_recompute(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
+    """The implementation of `charjax.ops.lstm` for GPUs and TPUs."""
+    one_hot = jnp.issubdtype(x.dtype, jnp.integer)
+    x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
+    y_TBH, carry = _layer(weights, x, carry, dtype.name)
+    return jnp.swapaxes(y_TBH, 0, 1), carry
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tuple[Array, LSTMCarry]:
+    return _forward(weights, x, carry, dtype)[0]
+
+
+def _forward(
+    weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str
+) -> tuple[tuple[Array, LSTMCarry], tuple[LSTMWeights, Array, LSTMCarry, Array, Array]]:
+    """X [T, B, D] in `dtype` or [T, B] integer; keeps y and c, [T, B, H] in `dtype`."""
+    w_hh = weights.w_hh.astype(dtype)
+
+    def step(carry: LSTMCarry, z_BG: Array) -> tuple[LSTMCarry, tuple[Array, Array]]:
+        z_BG = z_BG.astype(jnp.float32) + _product(carry.h.astype(dtype), w_hh)
+        i_BH, f_BH, g_BH, o_BH = jnp.split(z_BG, 4, axis=-1)
+        c_BH = jax.nn.sigmoid(f_BH) * carry.c + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
+        h_BH = jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH)
+        return LSTMCarry(c_BH, h_BH), (h_BH.astype(dtype), c_BH.astype(dtype))
+
+    last, (y, c) = jax.lax.scan(step, carry, _input_product(weights, x, dtype), unroll=UNROLL.get(target_platform(), 1))
+    return (y, last), (weights, x, carry, y, c)
+
+
+def _input_product(weights: LSTMWeights, x: Array, dtype: str) -> Array:
+    """[T, B, 4H] float32, with the bias; row look-ups, from a table with the bias, for integers."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return jnp.take(weights.w_ih.astype(dtype).astype(jnp.float32) + weights.bias[None], x, axis=0)
+    return _product(x, weights.w_ih.astype(dtype)) + weights.bias[None, None]
+
+
+def _backward(
+    dtype: str, saved: tuple[LSTMWeights, Array, LSTMCarry, Array, Array], cotangents: tuple[Array, LSTMCarry]
+) -> tuple[LSTMWeights, Any, LSTMCarry]:
+    weights, x, first, y, c = saved
+    dy, last = cotangents
+    w_hh = weights.w_hh.astype(dtype)
+    h_before = jnp.concatenate([first.h.astype(dtype)[None], y])[:-1]
+    c_before = jnp.concatenate([first.c.astype(dtype)[None], c])[:-1].astype(jnp.float32)
+    z_TBG = _input_product(weights, x, dtype) + _product(h_before, w_hh)
+    i, f, g, o = jnp.split(z_TBG, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    tanh_c = jnp.tanh(c.astype(jnp.float32))
+    # dz = [dc * of_i, dc * of_f, dc * of_g, dh * of_o], where dc has taken dh * of_c up.
+    of_c = o * (1 - tanh_c**2)
+    of_i, of_f, of_g, of_o = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g**2), tanh_c * o * (1 - o)
+    factors = jax.tree.map(lambda factor: factor.astype(dtype), (of_c, of_i, of_f, of_g, of_o, f))
+
+    def step(carry: LSTMCarry, at: tuple[Array, tuple[Array, ...]]) -> tuple[LSTMCarry, Array]:
+        dy_BH, (of_c, of_i, of_f, of_g, of_o, f) = at
+        dh_BH = carry.h + dy_BH
+        dc_BH = carry.c + dh_BH * of_c
+        dz_BG = jnp.concatenate([dc_BH * of_i, dc_BH * of_f, dc_BH * of_g, dh_BH * of_o], axis=-1).astype(dtype)
+        return LSTMCarry(dc_BH * f, _product(dz_BG, w_hh.T)), dz_BG
+
+    carry, dz = jax.lax.scan(step, last, (dy, factors), reverse=True, unroll=UNROLL.get(target_platform(), 1))
+    dz = dz.reshape(dz.shape[0] * dz.shape[1], dz.shape[2])
+    hidden = weights.w_hh.shape[0]
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        rows = jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype)
+        gradient = _product(jnp.concatenate([rows, _rows(h_before)], axis=-1).T, dz)
+        dw_ih, dw_hh = gradient[:-hidden], gradient[-hidden:]
+        # Each row of the one-hot matrix holds a single one, so its gradients add up to the bias's.
+        return LSTMWeights(dw_ih, dw_hh, jnp.sum(dw_ih, axis=0)), np.zeros(x.shape, jax.dtypes.float0), carry
+    inputs = jnp.concatenate([_rows(x), _rows(h_before), jnp.ones((dz.shape[0], 1), dtype)], axis=-1)
+    gradient = _product(inputs.T, dz)
+    dx = _product(dz, weights.w_ih.astype(dtype).T).astype(dtype).reshape(x.shape)
+    return LSTMWeights(gradient[: x.shape[-1]], gradient[x.shape[-1] : -1], gradient[-1]), dx, carry
+
+
+def _product(x: Array, w: Array) -> Array:
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+
+def _rows(x: Array) -> Array:
+    """[T, B, D] -> [T * B, D]."""
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2])
+
+
+_layer.defvjp(_forward, _backward)
