@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from charjax.capacity import check_room_to_sample, check_room_to_train
 from charjax.config import TrainConfig
 from charjax.corpus import Corpus
 from charjax.errors import Interrupted, UserError
@@ -59,8 +60,8 @@ def fit(
         The state after the last step. The run folder holds the best one, too.
 
     Raises:
-        UserError: a text too short, a batch that cannot be split over the devices, a run folder that is taken or
-            does not match, a loss that is no longer a number.
+        UserError: a text too short, a batch that cannot be split over the devices, too little memory, a run folder
+            that is taken or does not match, a loss that is no longer a number.
         Interrupted: SIGINT or SIGTERM came while writing to `out`; a checkpoint was saved.
     """
     config = dataclasses.replace(config or TrainConfig(), **overrides)
@@ -70,7 +71,16 @@ def fit(
     info = describe_run(model, corpus, config)
     check_divides(config.batch_size, mesh)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
-    encode_context(corpus.vocab, config.sample_context)
+    context = encode_context(corpus.vocab, config.sample_context)
+    check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))
+    check_room_to_sample(
+        model.config,
+        model.vocab_size,
+        num_samples=1,
+        length=config.sample_length,
+        context_length=len(context),
+        flags="--sample-length",
+    )
     if out is None:
         if resume:
             raise UserError("resume needs the run folder to go on from: give out")

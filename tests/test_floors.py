@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors", "types", "signals", "seal", "memory", "cores"},
     {"config"},
-    {"ops", "losses", "optimizer", "sharding", "streams", "vocab"},
+    {"ops", "losses", "optimizer", "sharding", "streams", "vocab", "capacity"},
     {"model", "corpus", "run_info"},
     {"train_state", "generate", "interop", "report"},
     {"train", "evaluate", "checkpoint"},
