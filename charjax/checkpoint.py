@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,13 +21,13 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from charjax.errors import UserError
+from charjax.leftovers import CHECKPOINTS, is_leftover, remove_tree
 from charjax.model import CharLSTM, init_params
 from charjax.run_info import Progress, RunInfo
 from charjax.seal import BrokenSealError, check_seal, seal
 from charjax.train_state import Params, TrainState
 from charjax.vocab import Vocab
 
-CHECKPOINTS = "checkpoints"
 KEEP_LATEST = 2
 
 _log = logging.getLogger("charjax")
@@ -234,12 +233,24 @@ def read_header(run_dir: str | Path) -> Header:
 
 
 def _steps(run_dir: str | Path) -> list[int]:
-    """The steps saved, in rising order."""
+    """The steps saved, in rising order.
+
+    Raises:
+        UserError: no run folder.
+        OSError: a folder that may not be read.
+    """
     if not Path(run_dir).is_dir():
         what = "is a file, no run folder" if Path(run_dir).exists() else "does not exist"
         raise UserError(f"{run_dir} {what}; give the --out folder of a charjax train")
+    if is_leftover(Path(run_dir)):
+        raise UserError(
+            f"{run_dir} was stopped before its first checkpoint was complete; "
+            "start it over: charjax train without --resume"
+        )
     folder = Path(run_dir) / CHECKPOINTS
-    steps = sorted(int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name) and path.is_dir())
+    # Not Path.glob, which finds nothing in a folder that may not be read.
+    found = folder.iterdir() if folder.is_dir() else ()
+    steps = sorted(int(path.name) for path in found if re.fullmatch("[0-9]+", path.name) and path.is_dir())
     if not steps:
         raise UserError(
             f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a charjax train"
@@ -288,17 +299,6 @@ def _remove_unfinished(path: Path) -> None:
     """Removes what a save that was cut off left behind."""
     for unfinished in path.glob("*.orbax-checkpoint-tmp"):
         remove_tree(unfinished)
-
-
-def remove_tree(path: Path) -> None:
-    """Removes a folder for good: where a save failed, writers in the background may still add files for a moment."""
-    absent = 0
-    for _ in range(100):
-        shutil.rmtree(path, ignore_errors=True)
-        absent = 0 if path.exists() else absent + 1
-        if absent == 3:
-            return
-        time.sleep(0.02)
 
 
 def _set_aside_after(path: Path, step: int) -> None:

@@ -114,5 +114,5 @@ def test_too_many_samples_are_refused(system):
     corpus = small_corpus()
     model = small_model(corpus)
     params = init_params(jax.random.key(0), model)
-    with pytest.raises(UserError, match="100000000 x 500 characters to generate need about .*--num-samples or"):
+    with pytest.raises(UserError, match=r"100000000 x 500 characters to generate need about .*--num-samples or"):
         generate_text(model, params, corpus.vocab, num_samples=10**8)

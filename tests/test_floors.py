@@ -12,7 +12,7 @@ FLOORS = [
     {"config"},
     {"ops", "losses", "optimizer", "sharding", "streams", "vocab", "capacity"},
     {"model", "corpus", "run_info"},
-    {"train_state", "generate", "interop", "report"},
+    {"train_state", "generate", "interop", "report", "leftovers"},
     {"train", "evaluate", "checkpoint"},
     {"tally", "run_folder"},
     {"fit"},
