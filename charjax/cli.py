@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), USER_ERROR)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", USER_ERROR)
+        advice = "; check its permissions" if isinstance(error, PermissionError) else ""
+        return _fail(f"{where}{error.strerror or error}{advice}", USER_ERROR)
     except Interrupted as error:
         return _fail(str(error), 128 + error.signum)
     except KeyboardInterrupt:

@@ -30,6 +30,7 @@ from charjax.train import make_train_step
 from charjax.train_state import TrainState, abstract_train_state, init_train_state
 
 SAMPLE_TEMPERATURE = 0.8
+MOST_STEPS = 2**31 - 1
 
 
 def fit(
@@ -109,6 +110,11 @@ class _Loop:
         self.streams: Streams = put_streams(streams, mesh)
         self.steps_per_epoch = num_windows(self.streams, config.seq_len)
         self.total_steps = config.epochs * self.steps_per_epoch
+        if self.total_steps > MOST_STEPS:  # the device counts them as int32
+            raise UserError(
+                f"epochs {config.epochs} are {self.total_steps:,} steps, more than {MOST_STEPS:,}; "
+                f"the most that --epochs can be is {MOST_STEPS // self.steps_per_epoch}"
+            )
         self.eval_every = config.eval_every or self.steps_per_epoch
         self.checkpoint_every = config.checkpoint_every or self.eval_every
         self.optimizer = make_optimizer(config, self.total_steps)

@@ -418,7 +418,47 @@ sys.exit(cli.main(["train", folder + "/coffee.txt", "--out", folder + "/closed/r
         command = [sys.executable, "-c", code, folder, *SMALL]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "closed/run cannot be written (Permission denied); nothing was kept" in done.stderr.splitlines()[-1]
+    assert (
+        "closed/run cannot be written (Permission denied); nothing was kept: change its permissions, or choose"
+        in done.stderr.splitlines()[-1]
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_what_may_not_be_read():
+    """Root may read everything, so as root the commands run as somebody else, with all modules loaded."""
+    code = """
+import os, sys
+from charjax import cli
+folder, *options = sys.argv[1:]
+train = ["train", folder + "/coffee.txt", "--out", folder + "/run", *options]
+assert cli.main(train) == 0
+run, copy = folder + "/run", folder + "/copy"
+os.system(f"cp -r {run} {copy}")
+latest = max((n for n in os.listdir(copy + "/checkpoints") if n.isdigit()), key=int)
+os.chmod(f"{copy}/checkpoints/{latest}/charjax_seal.json", 0)
+os.chmod(run + "/checkpoints", 0)
+os.chmod(folder + "/closed.txt", 0)
+os.chmod(folder + "/closed", 0)
+if os.geteuid() == 0:
+    os.seteuid(65534)
+for argv in (["info", run], ["info", copy], ["info", folder + "/closed"], ["eval", copy, folder + "/closed.txt"],
+             ["train", folder + "/closed.txt", "--out", folder + "/other", *options]):
+    print("code", cli.main(argv), file=sys.stderr)
+"""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "coffee.txt").write_text(TEXT)
+        (Path(folder) / "closed.txt").write_text(TEXT)
+        (Path(folder) / "closed").mkdir()
+        command = [sys.executable, "-c", code, folder, *SMALL]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    denied = "Permission denied; check its permissions\ncode 2\n"
+    assert f"charjax: error: {folder}/run/checkpoints: {denied}" in done.stderr
+    assert "charjax_seal.json: Permission denied); using checkpoint 0 in its place\ncode 0\n" in done.stderr
+    assert f"charjax: error: {folder}/closed: {denied}" in done.stderr
+    assert done.stderr.count(f"charjax: error: {folder}/closed.txt: {denied}") == 2
     assert "Traceback" not in done.stderr
 
 

@@ -264,3 +264,12 @@ def test_every_core_is_a_device_unless_the_user_chose():
     assert count() == available_cores()
     assert count(JAX_NUM_CPU_DEVICES="3") == 3
     assert count(XLA_FLAGS="--xla_force_host_platform_device_count=5") == 5
+
+
+def test_more_steps_than_can_be_counted_are_refused(tmp_path):
+    refused(tmp_path, "epochs 99999999999 are .* steps, more than 2,147,483,647; the most that --epochs can be is 89",
+            epochs=99999999999)  # fmt: skip
+
+
+def test_a_decay_that_never_comes():
+    fit(MODEL, CORPUS, SMALL, epochs=1, schedule="step", decay_every=10**11, sample_length=0)
