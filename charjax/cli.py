@@ -6,6 +6,7 @@ import sys
 
 from charjax.arguments import EvalCommand, InfoCommand, SampleCommand, TrainCommand, parse
 from charjax.errors import Interrupted, UserError
+from charjax.signals import leaving_at_once
 
 USER_ERROR = 2
 SIGINT, SIGPIPE = 2, 13
@@ -60,7 +61,8 @@ def _run(argv: list[str]) -> None:
     parsed = parse(argv)
     _set_up_log(logging.INFO if isinstance(parsed.command, TrainCommand) else logging.WARNING)
     # Only now: jax and its company take seconds to import, and --help needs none of them.
-    from charjax import commands  # noqa: PLC0415
+    with leaving_at_once():
+        from charjax import commands  # noqa: PLC0415
 
     commands.keep_compiled_programs()
     match parsed.command:

@@ -166,6 +166,7 @@ class _Loop:
         step = self.progress.step
         to_pause = min(every - step % every for every in (self.eval_every, self.checkpoint_every))
         num_steps = min(self.tally.steps_per_call, to_pause, self.total_steps - step)
+        self.tally.begin()
         state, metrics = self.train_step(state, self.streams, num_steps)
         self.tally.push(metrics, num_steps)
         step += num_steps

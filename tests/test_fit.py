@@ -273,3 +273,10 @@ def test_more_steps_than_can_be_counted_are_refused(tmp_path):
 
 def test_a_decay_that_never_comes():
     fit(MODEL, CORPUS, SMALL, epochs=1, schedule="step", decay_every=10**11, sample_length=0)
+
+
+def test_every_evaluation_tells_the_speed(tmp_path):
+    recorder = Recorder()
+    fit(MODEL, CORPUS, SMALL, epochs=3, eval_every=None, steps_per_call=1000, sample_length=0, reporter=recorder)
+    assert len(recorder.evaluations) == 3
+    assert all(evaluation.chars_per_second > 0 for evaluation, _ in recorder.evaluations)
