@@ -179,7 +179,8 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    header = read_header(run_dir)
+    header, passed_over = _first_readable(run_dir, _steps(run_dir))
+    _warn(passed_over, header)
     parts = ocp.load_checkpointables(header.path, _parts(abstract))
     state = parts["training"].replace(params=parts["params"])
     return state, header.info, header.progress
@@ -198,11 +199,13 @@ def load_params(run_dir: str | Path) -> tuple[Params, RunInfo, Progress]:
         UserError: no run, or none of its checkpoints can be read.
     """
     steps = _steps(run_dir)
-    header = _first_readable(run_dir, steps)
+    header, passed_over = _first_readable(run_dir, steps)
     best_step = header.progress.best_step
     if best_step in steps and best_step != header.progress.step:
         steps.sort(key=lambda step: (step == best_step, step))
-        header = _first_readable(run_dir, steps)
+        header, also = _first_readable(run_dir, steps)
+        passed_over += [reason for reason in also if reason not in passed_over]
+    _warn(passed_over, header)
     parts = ocp.load_checkpointables(header.path, _abstract_params(header.info))
     return jax.tree.map(jnp.asarray, parts["params"]), header.info, header.progress
 
@@ -223,13 +226,20 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
     return CharLSTM.from_config(info.model, info.vocab.size), params, info.vocab
 
 
-def read_header(run_dir: str | Path) -> Header:
+def read_header(run_dir: str | Path, *, quiet: bool = False) -> Header:
     """Reads what the latest checkpoint says of its run, without its arrays.
+
+    Args:
+        run_dir: the run folder.
+        quiet: leave it to the restore that follows to warn of checkpoints passed over.
 
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    return _first_readable(run_dir, _steps(run_dir))
+    header, passed_over = _first_readable(run_dir, _steps(run_dir))
+    if not quiet:
+        _warn(passed_over, header)
+    return header
 
 
 def _steps(run_dir: str | Path) -> list[int]:
@@ -258,8 +268,8 @@ def _steps(run_dir: str | Path) -> list[int]:
     return steps
 
 
-def _first_readable(run_dir: str | Path, steps: list[int]) -> Header:
-    """Tries the steps from the last to the first."""
+def _first_readable(run_dir: str | Path, steps: list[int]) -> tuple[Header, list[str]]:
+    """Tries the steps from the last to the first: -> (what could be read, what is wrong with those before it)."""
     reasons: list[str] = []
     for step in reversed(steps):
         path = Path(run_dir).resolve() / CHECKPOINTS / str(step)
@@ -269,10 +279,13 @@ def _first_readable(run_dir: str | Path, steps: list[int]) -> Header:
         except BrokenSealError as error:
             reasons.append(f"checkpoint {step} of {run_dir} cannot be read ({error})")
             continue
-        for reason in reasons:
-            _log.warning("%s; using checkpoint %d in its place", reason, step)
-        return _read_header(path)
+        return _read_header(path), reasons
     raise UserError(f"{reasons[0]}, and no other one can; train anew with another --out")
+
+
+def _warn(passed_over: list[str], header: Header) -> None:
+    for reason in passed_over:
+        _log.warning("%s; using checkpoint %d in its place", reason, header.progress.step)
 
 
 def _read_header(path: Path) -> Header:

@@ -131,7 +131,7 @@ class RunFolder:
         if self.path.is_symlink():
             raise UserError(f"{path} is a symbolic link that leads back to itself; choose another --out")
         if resume:
-            check_same_run(read_header(path).info, info, path)
+            check_same_run(read_header(path, quiet=True).info, info, path)
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"{path} is a file; give --out a folder")
         elif self.path.exists() and is_leftover(self.path):

@@ -44,7 +44,7 @@ def test_it_goes_on_from_earlier_sums_and_begins_anew_after_an_evaluation():
 
 
 def call(tally, clock, seconds, chars=100):
-    """One call that the device takes `seconds` for once the one before is done, as fit makes it."""
+    """Dispatches a call, and waits so long for it to compile or for the call before."""
     tally.begin()
     clock.now += seconds
     tally.push(metrics(1, chars), 1)
@@ -59,8 +59,8 @@ def test_speed_leaves_compilation_and_pauses_out():
     tally.flush()
     assert tally.chars_per_second == 50.0
     clock.now += 1000.0  # an evaluation
-    for _ in range(3):
-        call(tally, clock, 2.0)
+    for seconds in (0.0, 2.0, 2.0):  # nothing to wait for, then the call before
+        call(tally, clock, seconds)
     clock.now += 2.0
     tally.flush()
     assert tally.chars_per_second == pytest.approx(50.0)
