@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -166,7 +167,7 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
         if not equals:
             value = argv[position] if position < len(argv) else ""
             if position == len(argv) or _is_flag(value):
-                hint = f"; if {value} is meant, write {flag}={value}" if value else ""
+                hint = f"; if {value} is meant, write {flag}={shlex.quote(value)}" if value else ""
                 raise UserError(f"{flag} needs a value{hint}; see charjax {command} --help")
             position += 1
         if not value and options[name] in _PATHS:
