@@ -92,7 +92,8 @@ class Corpus:
         if not 2 <= cut <= len(ids) - 2:
             raise UserError(
                 f"train_frac {train_frac} leaves {cut} of {shown}'s {len(ids)} characters to train on and "
-                f"{len(ids) - cut} to validate; each needs at least 2: choose --train-frac nearer to 0.5, or a longer text"
+                f"{len(ids) - cut} to validate; each needs at least 2: choose --train-frac nearer to 0.5, "
+                "or a longer text"
             )
         return cls(ids[:cut], ids[cut:], vocab, train_frac, name, path, sha256)
 
