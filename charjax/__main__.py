@@ -2,11 +2,13 @@
 
 import sys
 
-from charjax.cli import main as run
+from charjax.signals import leaving_at_once
 
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    with leaving_at_once():
+        from charjax.cli import main as run  # noqa: PLC0415 -- takes its time, in which the user may want to leave
     sys.exit(run())
 
 

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,13 +21,13 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from charjax.errors import UserError
+from charjax.leftovers import CHECKPOINTS, is_leftover, remove_tree
 from charjax.model import CharLSTM, init_params
 from charjax.run_info import Progress, RunInfo
 from charjax.seal import BrokenSealError, check_seal, seal
 from charjax.train_state import Params, TrainState
 from charjax.vocab import Vocab
 
-CHECKPOINTS = "checkpoints"
 KEEP_LATEST = 2
 
 _log = logging.getLogger("charjax")
@@ -180,7 +179,8 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    header = read_header(run_dir)
+    header, passed_over = _first_readable(run_dir, _steps(run_dir))
+    _warn(passed_over, header)
     parts = ocp.load_checkpointables(header.path, _parts(abstract))
     state = parts["training"].replace(params=parts["params"])
     return state, header.info, header.progress
@@ -199,11 +199,13 @@ def load_params(run_dir: str | Path) -> tuple[Params, RunInfo, Progress]:
         UserError: no run, or none of its checkpoints can be read.
     """
     steps = _steps(run_dir)
-    header = _first_readable(run_dir, steps)
+    header, passed_over = _first_readable(run_dir, steps)
     best_step = header.progress.best_step
     if best_step in steps and best_step != header.progress.step:
         steps.sort(key=lambda step: (step == best_step, step))
-        header = _first_readable(run_dir, steps)
+        header, also = _first_readable(run_dir, steps)
+        passed_over += [reason for reason in also if reason not in passed_over]
+    _warn(passed_over, header)
     parts = ocp.load_checkpointables(header.path, _abstract_params(header.info))
     return jax.tree.map(jnp.asarray, parts["params"]), header.info, header.progress
 
@@ -224,22 +226,41 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
     return CharLSTM.from_config(info.model, info.vocab.size), params, info.vocab
 
 
-def read_header(run_dir: str | Path) -> Header:
+def read_header(run_dir: str | Path, *, quiet: bool = False) -> Header:
     """Reads what the latest checkpoint says of its run, without its arrays.
+
+    Args:
+        run_dir: the run folder.
+        quiet: leave it to the restore that follows to warn of checkpoints passed over.
 
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    return _first_readable(run_dir, _steps(run_dir))
+    header, passed_over = _first_readable(run_dir, _steps(run_dir))
+    if not quiet:
+        _warn(passed_over, header)
+    return header
 
 
 def _steps(run_dir: str | Path) -> list[int]:
-    """The steps saved, in rising order."""
+    """The steps saved, in rising order.
+
+    Raises:
+        UserError: no run folder.
+        OSError: a folder that may not be read.
+    """
     if not Path(run_dir).is_dir():
         what = "is a file, no run folder" if Path(run_dir).exists() else "does not exist"
         raise UserError(f"{run_dir} {what}; give the --out folder of a charjax train")
+    if is_leftover(Path(run_dir)):
+        raise UserError(
+            f"{run_dir} was stopped before its first checkpoint was complete; "
+            "start it over: charjax train without --resume"
+        )
     folder = Path(run_dir) / CHECKPOINTS
-    steps = sorted(int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name) and path.is_dir())
+    # Not Path.glob, which finds nothing in a folder that may not be read.
+    found = folder.iterdir() if folder.is_dir() else ()
+    steps = sorted(int(path.name) for path in found if re.fullmatch("[0-9]+", path.name) and path.is_dir())
     if not steps:
         raise UserError(
             f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a charjax train"
@@ -247,8 +268,8 @@ def _steps(run_dir: str | Path) -> list[int]:
     return steps
 
 
-def _first_readable(run_dir: str | Path, steps: list[int]) -> Header:
-    """Tries the steps from the last to the first."""
+def _first_readable(run_dir: str | Path, steps: list[int]) -> tuple[Header, list[str]]:
+    """Tries the steps from the last to the first: -> (what could be read, what is wrong with those before it)."""
     reasons: list[str] = []
     for step in reversed(steps):
         path = Path(run_dir).resolve() / CHECKPOINTS / str(step)
@@ -258,10 +279,13 @@ def _first_readable(run_dir: str | Path, steps: list[int]) -> Header:
         except BrokenSealError as error:
             reasons.append(f"checkpoint {step} of {run_dir} cannot be read ({error})")
             continue
-        for reason in reasons:
-            _log.warning("%s; using checkpoint %d in its place", reason, step)
-        return _read_header(path)
+        return _read_header(path), reasons
     raise UserError(f"{reasons[0]}, and no other one can; train anew with another --out")
+
+
+def _warn(passed_over: list[str], header: Header) -> None:
+    for reason in passed_over:
+        _log.warning("%s; using checkpoint %d in its place", reason, header.progress.step)
 
 
 def _read_header(path: Path) -> Header:
@@ -288,17 +312,6 @@ def _remove_unfinished(path: Path) -> None:
     """Removes what a save that was cut off left behind."""
     for unfinished in path.glob("*.orbax-checkpoint-tmp"):
         remove_tree(unfinished)
-
-
-def remove_tree(path: Path) -> None:
-    """Removes a folder for good: where a save failed, writers in the background may still add files for a moment."""
-    absent = 0
-    for _ in range(100):
-        shutil.rmtree(path, ignore_errors=True)
-        absent = 0 if path.exists() else absent + 1
-        if absent == 3:
-            return
-        time.sleep(0.02)
 
 
 def _set_aside_after(path: Path, step: int) -> None:

@@ -6,6 +6,8 @@ import sys
 
 from charjax.arguments import EvalCommand, InfoCommand, SampleCommand, TrainCommand, parse
 from charjax.errors import Interrupted, UserError
+from charjax.report.printable import printable
+from charjax.signals import leaving_at_once
 
 USER_ERROR = 2
 SIGINT, SIGPIPE = 2, 13
@@ -30,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), USER_ERROR)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", USER_ERROR)
+        advice = "; check its permissions" if isinstance(error, PermissionError) else ""
+        return _fail(f"{where}{error.strerror or error}{advice}", USER_ERROR)
     except Interrupted as error:
         return _fail(str(error), 128 + error.signum)
     except KeyboardInterrupt:
@@ -40,14 +43,24 @@ def main(argv: list[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     kind = "error: " if code == USER_ERROR else ""
-    print(f"charjax: {kind}{message}", file=sys.stderr)
+    print(_one_line(f"charjax: {kind}{message}"), file=sys.stderr)
     return code
+
+
+def _one_line(message: str) -> str:
+    """A message harmless for a terminal, whatever names of files and options are in it."""
+    return printable(message, sys.stderr.encoding or "utf-8").replace("\n", "\\n")
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _one_line(super().format(record))
 
 
 def _set_up_log(level: int) -> None:
     """Shows what the library logs on standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("charjax: %(message)s"))
+    handler.setFormatter(_OneLine("charjax: %(message)s"))
     logger = logging.getLogger("charjax")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
@@ -57,9 +70,11 @@ def _set_up_log(level: int) -> None:
 
 def _run(argv: list[str]) -> None:
     parsed = parse(argv)
+    _require_current_directory()
     _set_up_log(logging.INFO if isinstance(parsed.command, TrainCommand) else logging.WARNING)
     # Only now: jax and its company take seconds to import, and --help needs none of them.
-    from charjax import commands  # noqa: PLC0415
+    with leaving_at_once():
+        from charjax import commands  # noqa: PLC0415
 
     commands.keep_compiled_programs()
     match parsed.command:
@@ -71,3 +86,15 @@ def _run(argv: list[str]) -> None:
             commands.evaluate_text(command)
         case InfoCommand() as command:
             commands.show_info(command)
+
+
+def _require_current_directory() -> None:
+    """Checks for the folder that relative paths start from.
+
+    Raises:
+        UserError: it was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current directory was deleted; change to another one (cd) and try again") from error

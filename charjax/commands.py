@@ -67,7 +67,7 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
     use_all_cores()
     data, model_config, train_config = command.data, command.model, command.train
     if command.resume:
-        info = read_header(command.out).info
+        info = read_header(command.out, quiet=True).info
         check_same_text(info, digest(command.text), command.text, command.out)
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)

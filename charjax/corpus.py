@@ -55,7 +55,7 @@ class Corpus:
             train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
 
         Raises:
-            UserError: no such file, a folder, a text too short to split, characters that the vocabulary lacks.
+            UserError: no such file, a folder, a pipe, a text too short to split, characters that the vocabulary lacks.
             OSError: a file that may not be read.
         """
         DataConfig(train_frac=train_frac)
@@ -86,12 +86,14 @@ class Corpus:
         shown: str,
     ) -> "Corpus":
         if len(ids) < 4:
-            raise UserError(f"{shown} has {len(ids)} characters; a text needs at least 4, two for each split")
+            plural = "" if len(ids) == 1 else "s"
+            raise UserError(f"{shown} has {len(ids)} character{plural}; a text needs at least 4, two for each split")
         cut = round(train_frac * len(ids))
         if not 2 <= cut <= len(ids) - 2:
             raise UserError(
                 f"train_frac {train_frac} leaves {cut} of {shown}'s {len(ids)} characters to train on and "
-                f"{len(ids) - cut} to validate; each needs at least 2: choose it nearer to 0.5, or a longer text"
+                f"{len(ids) - cut} to validate; each needs at least 2: choose --train-frac nearer to 0.5, "
+                "or a longer text"
             )
         return cls(ids[:cut], ids[cut:], vocab, train_frac, name, path, sha256)
 
@@ -106,12 +108,14 @@ def check_is_file(path: str | Path) -> None:
     """Checks that there is a file to read.
 
     Raises:
-        UserError: there is none, or a folder in its place.
+        UserError: there is none, or a folder, pipe or device in its place: a text is read more than once.
     """
     if not Path(path).exists():
         raise UserError(f"{path} does not exist; give a text file")
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; give a text file")
+    if not Path(path).is_file():
+        raise UserError(f"{path} is a pipe or device; give a text file, which can be read more than once")
 
 
 def digest(path: str | Path) -> str:
@@ -143,7 +147,7 @@ def _encode_stream(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vo
     chosen = _choose(survey, name, vocab)
     if chosen.kind == "bytes":
         with open_text() as file:
-            return np.frombuffer(bytearray(file.read()), np.uint8), chosen, survey.sha256
+            return _read_bytes(file, survey.size), chosen, survey.sha256
     if survey.not_utf8 is not None:
         raise UserError(
             f"{name} is not UTF-8: byte 0x{_byte_at(open_text, survey.not_utf8):02x} at offset {survey.not_utf8}; "
@@ -164,6 +168,16 @@ def _encode_stream(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vo
         ids[position : position + len(points)] = table[points]
         position += len(points)
     return ids, chosen, survey.sha256
+
+
+def _read_bytes(file: BinaryIO, size: int) -> np.ndarray:
+    """Reads `size` bytes to where they stay; what a file has lost since it was measured is left out."""
+    ids = np.empty(size, np.uint8)
+    position = 0
+    while piece := file.read(min(READ_BYTES, size - position)):
+        ids[position : position + len(piece)] = np.frombuffer(piece, np.uint8)
+        position += len(piece)
+    return ids[:position]
 
 
 def _survey(open_text: Callable[[], BinaryIO]) -> _Survey:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from charjax.capacity import check_room_to_sample, check_room_to_train
 from charjax.config import TrainConfig
 from charjax.corpus import Corpus
 from charjax.errors import Interrupted, UserError
@@ -29,6 +30,7 @@ from charjax.train import make_train_step
 from charjax.train_state import TrainState, abstract_train_state, init_train_state
 
 SAMPLE_TEMPERATURE = 0.8
+MOST_STEPS = 2**31 - 1
 
 
 def fit(
@@ -59,8 +61,8 @@ def fit(
         The state after the last step. The run folder holds the best one, too.
 
     Raises:
-        UserError: a text too short, a batch that cannot be split over the devices, a run folder that is taken or
-            does not match, a loss that is no longer a number.
+        UserError: a text too short, a batch that cannot be split over the devices, too little memory, a run folder
+            that is taken or does not match, a loss that is no longer a number.
         Interrupted: SIGINT or SIGTERM came while writing to `out`; a checkpoint was saved.
     """
     config = dataclasses.replace(config or TrainConfig(), **overrides)
@@ -70,7 +72,16 @@ def fit(
     info = describe_run(model, corpus, config)
     check_divides(config.batch_size, mesh)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
-    encode_context(corpus.vocab, config.sample_context)
+    context = encode_context(corpus.vocab, config.sample_context)
+    check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))
+    check_room_to_sample(
+        model.config,
+        model.vocab_size,
+        num_samples=1,
+        length=config.sample_length,
+        context_length=len(context),
+        flags="--sample-length",
+    )
     if out is None:
         if resume:
             raise UserError("resume needs the run folder to go on from: give out")
@@ -99,6 +110,11 @@ class _Loop:
         self.streams: Streams = put_streams(streams, mesh)
         self.steps_per_epoch = num_windows(self.streams, config.seq_len)
         self.total_steps = config.epochs * self.steps_per_epoch
+        if self.total_steps > MOST_STEPS:  # the device counts them as int32
+            raise UserError(
+                f"epochs {config.epochs} are {self.total_steps:,} steps, more than {MOST_STEPS:,}; "
+                f"the most that --epochs can be is {MOST_STEPS // self.steps_per_epoch}"
+            )
         self.eval_every = config.eval_every or self.steps_per_epoch
         self.checkpoint_every = config.checkpoint_every or self.eval_every
         self.optimizer = make_optimizer(config, self.total_steps)
@@ -150,6 +166,7 @@ class _Loop:
         step = self.progress.step
         to_pause = min(every - step % every for every in (self.eval_every, self.checkpoint_every))
         num_steps = min(self.tally.steps_per_call, to_pause, self.total_steps - step)
+        self.tally.begin()
         state, metrics = self.train_step(state, self.streams, num_steps)
         self.tally.push(metrics, num_steps)
         step += num_steps

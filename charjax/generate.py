@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charjax.capacity import check_room_to_sample
 from charjax.config import SampleConfig
 from charjax.errors import UserError
 from charjax.model import Carry, CharLSTM, init_carry
@@ -116,15 +117,19 @@ def generate_text(
         The continuations, without the context.
 
     Raises:
-        UserError: characters of the context that the vocabulary lacks, or a number out of range.
+        UserError: characters of the context that the vocabulary lacks, a number out of range, or too little memory.
     """
     config = SampleConfig(
         length=length, temperature=temperature, top_k=top_k, top_p=top_p, num_samples=num_samples, seed=seed
     )
+    context_P = encode_context(vocab, context)
+    check_room_to_sample(
+        model.config, model.vocab_size, num_samples=num_samples, length=length, context_length=len(context_P)
+    )
     ids = generate(
         model,
         params,
-        np.tile(encode_context(vocab, context), (num_samples, 1)),
+        np.tile(context_P, (num_samples, 1)),
         key=jax.random.key(config.seed),
         length=length,
         temperature=temperature,

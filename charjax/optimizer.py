@@ -49,7 +49,8 @@ def _make_decay(config: TrainConfig, total_steps: int, last_warmup: int) -> opta
         return optax.cosine_decay_schedule(peak, steps, alpha=config.final_lr_frac)
     if config.schedule == "constant":
         return optax.constant_schedule(peak)
-    interval = max(1, round(config.decay_every * total_steps / config.epochs))
+    # An interval longer than training, of which int32 holds the steps, is as good as the longest there is.
+    interval = min(max(1, round(config.decay_every * total_steps / config.epochs)), 2**31 - 1)
     staircase = optax.exponential_decay(peak, interval, config.decay_factor, staircase=True)
     # Half a step in: at a boundary the float32 quotient must not round to below the whole number.
     return lambda count: staircase(count + last_warmup + 0.5)

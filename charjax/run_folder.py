@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from charjax import __version__
-from charjax.checkpoint import CheckpointStore, read_header, remove_tree, restore_checkpoint
+from charjax.checkpoint import CheckpointStore, read_header, restore_checkpoint
 from charjax.config import DataConfig, TrainConfig
 from charjax.corpus import Corpus
 from charjax.errors import UserError
+from charjax.leftovers import CONFIG, is_leftover, remove_leftovers, remove_tree
 from charjax.model import CharLSTM
 from charjax.report.metrics import Evaluation, MetricsLog
 from charjax.report.samples import SamplesLog
@@ -20,6 +24,15 @@ from charjax.train_state import TrainState
 
 # What shapes the state or the order of the text cannot change between a run and its continuation.
 _FIXED_TRAIN_FIELDS = ("batch_size", "seq_len", "seed")
+
+# What the user can do where the system refuses to write.
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
+    errno.EROFS: "make its file system writable",
+}
+
+_log = logging.getLogger("charjax")
 
 
 def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInfo:
@@ -101,9 +114,11 @@ class RunFolder:
         """Checks the folder; nothing is written before the first save.
 
         Raises:
-            UserError: without `resume`, a folder that is not empty; with it, one that is no run or does not match.
+            UserError: without `resume`, a folder that is not empty, unless a run was killed in it before its first
+                checkpoint was complete; with it, one that is no run or does not match.
         """
-        self.path = Path(path).resolve()
+        # Path.resolve() raises on a link to itself.
+        self.path = Path(os.path.realpath(path))
         self.resumed = resume
         self._info = info
         self._open = contextlib.ExitStack()
@@ -112,10 +127,18 @@ class RunFolder:
         self._samples: SamplesLog
         self._is_complete = resume
         self._made: Path | None = None
+        self._has_leftovers = self._is_started = False
+        if self.path.is_symlink():
+            raise UserError(f"{path} is a symbolic link that leads back to itself; choose another --out")
         if resume:
-            check_same_run(read_header(path).info, info, path)
+            check_same_run(read_header(path, quiet=True).info, info, path)
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"{path} is a file; give --out a folder")
+        elif self.path.exists() and is_leftover(self.path):
+            self._has_leftovers = True
+            _log.info(
+                "%s holds a run that was stopped before its first checkpoint was complete: starting it over", path
+            )
         elif self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{path} exists already; add --resume to go on with it, or choose another --out")
 
@@ -127,8 +150,10 @@ class RunFolder:
             with self._advised():
                 self._open.close()
         finally:
-            if not self._is_complete:
-                self._remove()
+            if self._is_started and not self._is_complete:
+                # What refused to be written may refuse to be removed: the error under way tells of it.
+                with contextlib.suppress(OSError):
+                    self._remove()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Progress]:
         """Reads the latest checkpoint and takes metrics.jsonl and samples.txt back to where they stood then.
@@ -176,18 +201,23 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            advice = "nothing was kept: make room, or choose another --out"
+            remedy = _REMEDIES.get(error.errno or 0)
             if self._is_complete:
-                advice = "the checkpoints saved before are kept: make room, and go on with --resume"
+                advice = f"the checkpoints saved before are kept: {remedy or 'mend that'}, and go on with --resume"
+            else:
+                advice = f"nothing was kept: {remedy + ', or ' if remedy else ''}choose another --out"
             where = error.filename or self.path
             raise UserError(f"{where} cannot be written ({error.strerror or error}); {advice}") from error
 
     def _start(self, progress: Progress, *, step: int | None) -> None:
         """Makes and opens what the folder holds."""
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        missing = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
         self._made = missing[-1] if missing else None
+        self._is_started = True
         self.path.mkdir(parents=True, exist_ok=True)
-        _write_json(self.path / "config.json", self._info.to_dict())
+        if self._has_leftovers:
+            remove_leftovers(self.path)
+        _write_json(self.path / CONFIG, self._info.to_dict())
         metrics = MetricsLog(self.path / "metrics.jsonl", size=progress.metrics_bytes)
         self._metrics = self._open.enter_context(metrics)
         samples = SamplesLog(self.path / "samples.txt", size=progress.samples_bytes)
@@ -198,10 +228,8 @@ class RunFolder:
         """Removes what a failed start made, and no more: the folder may have been there, empty."""
         if self._made is not None:
             remove_tree(self._made)
-        elif self._store is not None or self.path.is_dir():
-            for name in ("config.json", "metrics.jsonl", "samples.txt"):
-                (self.path / name).unlink(missing_ok=True)
-            remove_tree(self.path / "checkpoints")
+        elif self.path.is_dir():
+            remove_leftovers(self.path)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

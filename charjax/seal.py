@@ -23,18 +23,24 @@ def check_seal(folder: Path) -> None:
     """Checks the files of a folder against its seal.
 
     Raises:
-        BrokenSealError: there is no seal, or a file is missing or has changed.
+        BrokenSealError: there is no seal, or a file is missing, cannot be read or has changed.
     """
     try:
         expected = dict(json.loads((folder / SEAL).read_bytes()))
     except FileNotFoundError as error:
         raise BrokenSealError("it was not completed") from error
+    except OSError as error:
+        raise BrokenSealError(f"{SEAL}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise BrokenSealError(f"{SEAL} is damaged") from error
     for name, digest in expected.items():
-        if not (folder / name).is_file():
-            raise BrokenSealError(f"{name} is missing")
-        if _digest(folder / name) != digest:
+        try:
+            found = _digest(folder / name)
+        except FileNotFoundError as error:
+            raise BrokenSealError(f"{name} is missing") from error
+        except OSError as error:
+            raise BrokenSealError(f"{name}: {error.strerror}") from error
+        if found != digest:
             raise BrokenSealError(f"{name} is damaged")
 
 

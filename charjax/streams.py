@@ -45,7 +45,7 @@ def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int
         first[b] <= t < stop[b].
     """
     if len(ids) < 2:
-        raise UserError(f"a text of {len(ids)} characters has nothing to predict; give at least 2")
+        raise UserError(f"a text of {_characters(len(ids))} has nothing to predict; give at least 2")
     starts = (np.arange(batch_size + 1) * (len(ids) - 1)) // batch_size
     begins = np.maximum(starts[:-1] - burn_in, 0)
     windows = -(-int(np.max(starts[1:] - begins)) // seq_len)
@@ -53,6 +53,10 @@ def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int
     for row, begin, end in zip(streams, begins, starts[1:], strict=True):
         row[: end - begin + 1] = ids[begin : end + 1]
     return Streams(streams, (starts[:-1] - begins).astype(np.int32), (starts[1:] - begins).astype(np.int32))
+
+
+def _characters(number: int) -> str:
+    return f"{number} character{'' if number == 1 else 's'}"
 
 
 def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
@@ -63,7 +67,7 @@ def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
     """
     labels = num_characters - 1
     if labels < 1:
-        raise UserError(f"a training text of {num_characters} characters has nothing to predict; give at least 2")
+        raise UserError(f"a training text of {_characters(num_characters)} has nothing to predict; give at least 2")
     if labels >= batch_size * seq_len:
         return
     fitting = []

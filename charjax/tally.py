@@ -12,6 +12,10 @@ MOST_STEPS_PER_CALL = 1000
 class Tally:
     """Reads metrics one call late, so that the device always has the next call to work on.
 
+    A call is timed from its dispatch, or from the arrival of the metrics before it where those came later, to the
+    arrival of its own metrics. The very first call compiles: it is left out of the speed, unless no other was made
+    since the last evaluation.
+
     Attributes:
         steps_per_call: steps that the next call should take: fitted so that a call lasts about a second, long
             enough to hide the host and to use the working memory again that a call asks the system for, short enough
@@ -33,21 +37,27 @@ class Tally:
         self.steps_per_call = steps_per_call or 1
         self._fixed = steps_per_call is not None
         self._clock = clock
-        self._pending: tuple[TrainMetrics, int] | None = None
-        self._read_at: float | None = None
+        self._pending: tuple[TrainMetrics, int, float] | None = None
+        self._has_compiled = False
+        self._begun_at = self._read_at = clock()
         self._timed_count, self._timed_seconds = 0, 0.0
+        self._compiling_count, self._compiling_seconds = 0, 0.0
+
+    def begin(self) -> None:
+        """Takes note that a call is about to be dispatched."""
+        self._begun_at = self._clock()
 
     def push(self, metrics: TrainMetrics, num_steps: int) -> None:
         """Takes the metrics of a call that was just dispatched and waits for those of the one before."""
-        earlier, self._pending = self._pending, (metrics, num_steps)
+        earlier, self._pending = self._pending, (metrics, num_steps, self._begun_at)
         if earlier is not None:
             self._read(*earlier)
 
     def flush(self) -> None:
-        """Waits for the metrics of the last call; the time until the next read is not counted as training."""
+        """Waits for the metrics of the last call."""
         if self._pending is not None:
             self._read(*self._pending)
-        self._pending, self._read_at = None, None
+        self._pending = None
 
     @property
     def loss(self) -> float:
@@ -56,26 +66,34 @@ class Tally:
 
     @property
     def chars_per_second(self) -> float | None:
-        """Characters trained on per second since the last evaluation; None before anything was timed."""
-        return self._timed_count / self._timed_seconds if self._timed_seconds else None
+        """Characters trained on per second since the last evaluation; None before anything was timed.
+
+        Where there was no call but the first, the time that it took to compile is in it.
+        """
+        if self._timed_seconds:
+            return self._timed_count / self._timed_seconds
+        return self._compiling_count / self._compiling_seconds if self._compiling_seconds else None
 
     def restart(self) -> None:
         """Begins anew after an evaluation."""
         self.nats, self.count = 0.0, 0
         self._timed_count, self._timed_seconds = 0, 0.0
+        self._compiling_count, self._compiling_seconds = 0, 0.0
 
-    def _read(self, metrics: TrainMetrics, num_steps: int) -> None:
+    def _read(self, metrics: TrainMetrics, num_steps: int, begun_at: float) -> None:
         nats, count = float(metrics.nats), int(metrics.chars)
         now = self._clock()
         self.nats += nats
         self.count += count
         self.latest_loss = nats / count
-        # The first call after a pause has nothing to be timed from: it may have compiled or waited.
-        if self._read_at is not None:
-            seconds = max(now - self._read_at, 1e-6)
-            self._timed_count += count
-            self._timed_seconds += seconds
-            if not self._fixed:
-                wanted = round(num_steps * CALL_SECONDS / seconds)
-                self.steps_per_call = min(max(1, wanted), 2 * self.steps_per_call, MOST_STEPS_PER_CALL)
+        seconds = max(now - max(begun_at, self._read_at), 1e-6)
         self._read_at = now
+        if not self._has_compiled:
+            self._has_compiled = True
+            self._compiling_count, self._compiling_seconds = count, seconds
+            return
+        self._timed_count += count
+        self._timed_seconds += seconds
+        if not self._fixed:
+            wanted = round(num_steps * CALL_SECONDS / seconds)
+            self.steps_per_call = min(max(1, wanted), 2 * self.steps_per_call, MOST_STEPS_PER_CALL)

@@ -9,7 +9,7 @@ from charjax.errors import UserError
 
 Kind = Literal["ascii", "chars", "bytes"]
 
-# Text is encoded so many characters at a time, so that its UTF-32 form never stands in memory whole.
+# Text is encoded and decoded so many characters at a time, so that its UTF-32 form never stands in memory whole.
 CHUNK = 1 << 20
 _SHOWN_AT_MOST = 5
 
@@ -107,8 +107,10 @@ class Vocab:
         if ids.min() < 0 or ids.max() >= self.size:
             raise ValueError(f"ids must lie in [0, {self.size}), not in [{ids.min()}, {ids.max()}]")
         if self.kind == "bytes":
-            return ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
-        return self.codes()[ids].tobytes().decode("utf-32-le", errors="surrogatepass")
+            return ids.astype(np.uint8, copy=False).tobytes().decode("utf-8", errors="replace")
+        codes = self.codes()
+        pieces = (codes[ids[start : start + CHUNK]] for start in range(0, len(ids), CHUNK))
+        return "".join(piece.tobytes().decode("utf-32-le", errors="surrogatepass") for piece in pieces)
 
     def to_dict(self) -> dict[str, str]:
         """What `from_dict` takes, as JSON can hold it."""

@@ -197,7 +197,7 @@ def test_empty_file(capsys, text):
 
 def test_one_character_file(capsys, text):
     text.write_text("x")
-    assert "has 1 characters; a text needs at least 4" in train_fails(capsys, text)
+    assert "has 1 character; a text needs at least 4" in train_fails(capsys, text)
 
 
 def test_text_shorter_than_one_window_says_what_would_fit(capsys, text):
@@ -230,14 +230,13 @@ def test_invalid_utf8_names_the_offset_and_suggests_bytes(capsys, text):
 
 @pytest.mark.parametrize("value", ["0", "1", "-0.1", "1.5", "nan"])
 def test_train_frac_outside_its_bounds(capsys, text, value):
-    assert "train_frac must be between 0 and 1" in train_fails(capsys, text, "--train-frac", value)
+    assert train_fails(capsys, text, "--train-frac", value).startswith("--train-frac must be between 0 and 1")
 
 
 @pytest.mark.parametrize("flag", ["--hidden-dim", "--hidden-layers", "--batch-size", "--seq-len", "--epochs"])
 @pytest.mark.parametrize("value", ["0", "-3"])
 def test_sizes_that_are_not_positive(capsys, text, flag, value):
-    name = flag[2:].replace("-", "_")
-    assert f"{name} must be a whole number of at least 1, not {value}" in train_fails(capsys, text, flag, value)
+    assert f"{flag} must be a whole number of at least 1, not {value}" in train_fails(capsys, text, flag, value)
 
 
 def test_a_value_of_the_wrong_type(capsys, text):
@@ -267,6 +266,69 @@ def test_missing_arguments(capsys, text):
     assert "surplus" in fails(capsys, "info", "run", "surplus")
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--out"], "--out needs a value; see charjax train --help"),
+        (["--out", ""], "--out needs a value, not an empty one; see charjax train --help"),
+        (["--out="], "--out needs a value, not an empty one"),
+        (["--config", "--out", "x"], "--config needs a value; if --out is meant, write --config=--out;"),
+        (["--config"], "--config needs a value;"),
+        (["--sample-context", "--x"], "if --x is meant, write --sample-context=--x;"),
+        (["--hidden-dim", "--resume"], "--hidden-dim needs a value"),
+        (["-out", "x"], "unknown option -out, did you mean --out?; see charjax train --help"),
+        (["--schedule", "linear"], "see charjax train --help"),
+    ],
+)
+def test_values_that_are_missing(capsys, text, argv, message):
+    assert message in fails(capsys, "train", text, *argv)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_complaint_is_read_out_of_its_frame(encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "charjax", "train", "x", "--out", "y", "--epochs", "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    rule = "--epochs must be a whole number of at least 1, not 0; see charjax train --help"
+    assert (done.returncode, done.stderr) == (2, f"charjax: error: {rule}\n")
+
+
+def test_negative_numbers_are_values(capsys, text):
+    assert "--learning-rate must be above 0" in train_fails(capsys, text, "--learning-rate", "-.5")
+
+
+def test_a_name_of_two_lines_is_told_in_one(capsys, text, tmp_path):
+    assert "a\\nb does not exist" in train_fails(capsys, tmp_path / "a\nb")
+    assert "unknown option --a\\nb" in train_fails(capsys, text, "--a\nb")
+
+
+def test_a_pipe_or_device_is_no_text(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is a pipe or device; give a text file" in train_fails(capsys, tmp_path / "pipe")
+    assert "/dev/zero is a pipe or device" in fails(capsys, "train", "/dev/zero", "--out", tmp_path / "run")
+
+
+def test_the_current_directory_is_gone(text, tmp_path):
+    command = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && charjax info run"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("charjax: error: the current directory was deleted")
+
+
+def test_help_names_the_implementations_and_the_version(capsys):
+    from charjax.ops.lstm import api
+
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "charjax --version" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    explained = out[out.index("How the LSTM is computed") :]
+    assert all(name in explained[: explained.index("(default")] for name in api.IMPLEMENTATIONS)
+
+
 def test_unknown_implementation(capsys, text):
     assert "'cuda'" in train_fails(capsys, text, "--implementation", "cuda")
 
@@ -280,7 +342,11 @@ def test_unknown_implementation(capsys, text):
         ("resume = 1", "resume cannot be 1"),
         ("hidden_dim = true", "hidden_dim cannot be True"),
         ("config = 'x'", "unknown option 'config'"),
-        ("learning_rate = 'x'", "--learning-rate"),
+        ("learning_rate = 'x'", "learning_rate cannot be 'x'"),
+        ("hidden_dim = '8'", "hidden_dim cannot be '8'"),
+        ("eval_every = 8.5", "--eval-every"),
+        ("sample_context = 5", "sample_context cannot be 5"),
+        ("[data]\nseed = 1\n[train]\nseed = 2", "seed is given twice"),
     ],
 )
 def test_config_files_that_cannot_be_used(capsys, text, content, message):
@@ -334,11 +400,11 @@ def test_context_outside_the_vocabulary(capsys, finished):
     [
         ("--temperature", "-0.5", "temperature must be at least 0"),
         ("--temperature", "nan", "temperature must be at least 0"),
-        ("--top-p", "0", "top_p must be above 0 and at most 1"),
-        ("--top-p", "1.2", "top_p must be above 0 and at most 1"),
-        ("--top-k", "0", "top_k must be a whole number of at least 1"),
+        ("--top-p", "0", "--top-p must be above 0 and at most 1"),
+        ("--top-p", "1.2", "--top-p must be above 0 and at most 1"),
+        ("--top-k", "0", "--top-k must be a whole number of at least 1"),
         ("--length", "-1", "length must be"),
-        ("--num-samples", "0", "num_samples must be"),
+        ("--num-samples", "0", "--num-samples must be"),
         ("--seed", "-1", "seed must be"),
     ],
 )
@@ -418,7 +484,47 @@ sys.exit(cli.main(["train", folder + "/coffee.txt", "--out", folder + "/closed/r
         command = [sys.executable, "-c", code, folder, *SMALL]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "closed/run cannot be written (Permission denied); nothing was kept" in done.stderr.splitlines()[-1]
+    assert (
+        "closed/run cannot be written (Permission denied); nothing was kept: change its permissions, or choose"
+        in done.stderr.splitlines()[-1]
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_what_may_not_be_read():
+    """Root may read everything, so as root the commands run as somebody else, with all modules loaded."""
+    code = """
+import os, sys
+from charjax import cli
+folder, *options = sys.argv[1:]
+train = ["train", folder + "/coffee.txt", "--out", folder + "/run", *options]
+assert cli.main(train) == 0
+run, copy = folder + "/run", folder + "/copy"
+os.system(f"cp -r {run} {copy}")
+latest = max((n for n in os.listdir(copy + "/checkpoints") if n.isdigit()), key=int)
+os.chmod(f"{copy}/checkpoints/{latest}/charjax_seal.json", 0)
+os.chmod(run + "/checkpoints", 0)
+os.chmod(folder + "/closed.txt", 0)
+os.chmod(folder + "/closed", 0)
+if os.geteuid() == 0:
+    os.seteuid(65534)
+for argv in (["info", run], ["info", copy], ["info", folder + "/closed"], ["eval", copy, folder + "/closed.txt"],
+             ["train", folder + "/closed.txt", "--out", folder + "/other", *options]):
+    print("code", cli.main(argv), file=sys.stderr)
+"""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "coffee.txt").write_text(TEXT)
+        (Path(folder) / "closed.txt").write_text(TEXT)
+        (Path(folder) / "closed").mkdir()
+        command = [sys.executable, "-c", code, folder, *SMALL]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    denied = "Permission denied; check its permissions\ncode 2\n"
+    assert f"charjax: error: {folder}/run/checkpoints: {denied}" in done.stderr
+    assert "charjax_seal.json: Permission denied); using checkpoint 0 in its place\ncode 0\n" in done.stderr
+    assert f"charjax: error: {folder}/closed: {denied}" in done.stderr
+    assert done.stderr.count(f"charjax: error: {folder}/closed.txt: {denied}") == 2
     assert "Traceback" not in done.stderr
 
 

@@ -123,7 +123,7 @@ def test_a_vocabulary_may_be_given(path):
     ("content", "options", "message"),
     [
         (b"", {}, "is empty"),
-        (b"x", {}, "has 1 characters; a text needs at least 4"),
+        (b"x", {}, "has 1 character; a text needs at least 4"),
         (b"xyz", {}, "has 3 characters; a text needs at least 4"),
         (b"x" * 10, {}, "leaves 9 of .* 10 characters to train on and 1 to validate"),
         (b"xxxx", {"vocab": "latin"}, "vocab must be auto, ascii, chars or bytes, not 'latin'"),
@@ -154,7 +154,7 @@ def test_reading_takes_little_more_memory_than_the_text(path, vocab):
     tracemalloc.stop()
     assert ids.nbytes == len(content)
     # A piece of 4 MB stands as bytes, text and code points beside the ids; and "seen" takes one byte per code point.
-    assert peak < 2.3 * len(content)
+    assert peak < (1.3 if vocab == "bytes" else 2.3) * len(content)
 
 
 @given(TEXT, READS, st.sampled_from(["auto", "chars", "bytes"]))

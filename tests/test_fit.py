@@ -163,7 +163,7 @@ def test_a_damaged_latest_checkpoint_costs_only_what_came_after_the_one_before(t
     (latest / "_CHECKPOINT_METADATA").write_text("{")
     with caplog.at_level(logging.WARNING, logger="charjax"):
         state = fit(MODEL, CORPUS, SMALL, out=tmp_path / "run", resume=True)
-    assert f"checkpoint {latest.name}" in caplog.text
+    assert caplog.text.count(f"checkpoint {latest.name}") == 1
     assert_same(state, expected)
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 4
 
@@ -264,3 +264,19 @@ def test_every_core_is_a_device_unless_the_user_chose():
     assert count() == available_cores()
     assert count(JAX_NUM_CPU_DEVICES="3") == 3
     assert count(XLA_FLAGS="--xla_force_host_platform_device_count=5") == 5
+
+
+def test_more_steps_than_can_be_counted_are_refused(tmp_path):
+    refused(tmp_path, "epochs 99999999999 are .* steps, more than 2,147,483,647; the most that --epochs can be is 89",
+            epochs=99999999999)  # fmt: skip
+
+
+def test_a_decay_that_never_comes():
+    fit(MODEL, CORPUS, SMALL, epochs=1, schedule="step", decay_every=10**11, sample_length=0)
+
+
+def test_every_evaluation_tells_the_speed(tmp_path):
+    recorder = Recorder()
+    fit(MODEL, CORPUS, SMALL, epochs=3, eval_every=None, steps_per_call=1000, sample_length=0, reporter=recorder)
+    assert len(recorder.evaluations) == 3
+    assert all(evaluation.chars_per_second > 0 for evaluation, _ in recorder.evaluations)

@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors", "types", "signals", "seal", "memory", "cores"},
     {"config"},
-    {"ops", "losses", "optimizer", "sharding", "streams", "vocab"},
+    {"ops", "losses", "optimizer", "sharding", "streams", "vocab", "capacity"},
     {"model", "corpus", "run_info"},
-    {"train_state", "generate", "interop", "report"},
+    {"train_state", "generate", "interop", "report", "leftovers"},
     {"train", "evaluate", "checkpoint"},
     {"tally", "run_folder"},
     {"fit"},

@@ -7,10 +7,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from small_run import TEXT, assert_same
 
-from charjax.checkpoint import load_params, read_header
+from charjax.checkpoint import load_params, read_header, restore_checkpoint
+from charjax.model import CharLSTM
+from charjax.optimizer import make_optimizer
+from charjax.sharding import make_mesh
+from charjax.train_state import abstract_train_state
 
 OPTIONS = """
     --hidden-dim 16 --hidden-layers 2 --dropout 0.3 --batch-size 4 --seq-len 20 --epochs 6
@@ -50,9 +55,18 @@ def uninterrupted(_compiled_programs_of_their_own, tmp_path_factory):
 
 
 def final(out):
-    """What the last checkpoint of a run says, and the best parameters."""
-    progress = read_header(out).progress
-    return progress.step, progress.best_step, progress.best_val_loss, load_params(out)[0]
+    """What the last checkpoint of a run says, the best parameters, and the whole last state."""
+    _, info, progress = read_header(out)
+    return progress.step, progress.best_step, progress.best_val_loss, load_params(out)[0], last_state(out, info)
+
+
+def last_state(out, info):
+    model = CharLSTM.from_config(info.model, info.vocab.size)
+    optimizer = make_optimizer(info.train, total_steps=1)  # its state looks the same for any number of steps
+    mesh = make_mesh(jax.devices()[:1])
+    return restore_checkpoint(out, abstract_train_state(model, optimizer, batch_size=info.train.batch_size, mesh=mesh))[
+        0
+    ]
 
 
 def started(text, out, *more):
@@ -85,6 +99,7 @@ def test_killed_at_three_random_moments(uninterrupted, tmp_path):
     ours, theirs = final(out), final(whole)
     assert ours[:3] == theirs[:3], progress
     assert_same(ours[3], theirs[3])
+    assert_same(ours[4], theirs[4])
     steps = [line.split(",")[0] for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line.split(",")[0] for line in (out / "metrics.jsonl").read_text().splitlines()] == steps
 
@@ -107,3 +122,4 @@ def test_a_signal_saves_first(uninterrupted, tmp_path, signum):
     ours, theirs = final(out), final(whole)
     assert ours[:3] == theirs[:3]
     assert_same(ours[3], theirs[3])
+    assert_same(ours[4], theirs[4])

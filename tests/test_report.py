@@ -376,7 +376,7 @@ def test_a_terminal_shows_evaluations_samples_and_the_bar_in_its_width():
     assert bar.endswith("step 1,000/1,000  0:00:12 in all")
     assert numbers.split() == [
         "train",
-        "2.2500",
+        "1.5000",  # the evaluation's, newer than the last update's
         "val",
         "1.3863",
         "perplexity",

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from charjax.signals import SignalCatcher
+from charjax.signals import SignalCatcher, leaving_at_once
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -45,3 +47,35 @@ def test_another_thread_is_left_alone():
     thread.start()
     thread.join()
     assert received == [None]
+
+
+@pytest.mark.parametrize("module", ["tyro", "charjax.commands", "jax.numpy"])
+def test_an_interrupted_import_is_one_line(tmp_path, module):
+    code = f"""
+import os, signal, sys
+class Interrupter:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupter())
+from charjax.__main__ import main
+sys.argv[1:] = ["info", "nowhere"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "charjax: interrupted\n")
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with leaving_at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_handler_comes_back():
+    with leaving_at_once():
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

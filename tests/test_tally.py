@@ -43,20 +43,40 @@ def test_it_goes_on_from_earlier_sums_and_begins_anew_after_an_evaluation():
     assert math.isnan(tally.loss)
 
 
-def test_speed_leaves_the_first_call_after_a_pause_out():
+def call(tally, clock, seconds, chars=100):
+    """Dispatches a call, and waits so long for it to compile or for the call before."""
+    tally.begin()
+    clock.now += seconds
+    tally.push(metrics(1, chars), 1)
+
+
+def test_speed_leaves_compilation_and_pauses_out():
     clock = Clock()
     tally = Tally(steps_per_call=1, clock=clock)
     for seconds in (50.0, 2.0, 2.0):  # the first one compiles
-        clock.now += seconds
-        tally.push(metrics(1, 100), 1)
-    assert tally.chars_per_second == 50.0
+        call(tally, clock, seconds)
     clock.now += 2.0
     tally.flush()
+    assert tally.chars_per_second == 50.0
     clock.now += 1000.0  # an evaluation
-    for _ in range(3):
-        clock.now += 2.0
-        tally.push(metrics(1, 100), 1)
+    for seconds in (0.0, 2.0, 2.0):  # nothing to wait for, then the call before
+        call(tally, clock, seconds)
+    clock.now += 2.0
+    tally.flush()
     assert tally.chars_per_second == pytest.approx(50.0)
+
+
+def test_an_interval_of_one_call_is_timed():
+    clock = Clock()
+    tally = Tally(steps_per_call=1, clock=clock)
+    speeds = []
+    for seconds in (50.0, 2.0, 4.0):
+        call(tally, clock, seconds)
+        tally.flush()
+        speeds.append(tally.chars_per_second)
+        tally.restart()
+        clock.now += 1000.0  # an evaluation
+    assert speeds == [2.0, 50.0, 25.0]  # with nothing else to tell, compilation counts
 
 
 def test_nothing_timed_has_no_speed():
@@ -72,6 +92,7 @@ def test_calls_settle_at_a_second(seconds_per_step):
     for _ in range(20):
         steps = tally.steps_per_call
         sizes.append(steps)
+        tally.begin()
         tally.push(metrics(1, 1), steps)
         clock.now += steps * seconds_per_step
     assert all(after <= 2 * before for before, after in itertools.pairwise(sizes))
@@ -82,6 +103,7 @@ def test_a_number_of_steps_that_was_asked_for_stays():
     clock = Clock()
     tally = Tally(steps_per_call=3, clock=clock)
     for _ in range(5):
+        tally.begin()
         tally.push(metrics(1, 1), 3)
         clock.now += 0.001
     assert tally.steps_per_call == 3

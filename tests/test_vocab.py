@@ -149,6 +149,17 @@ def test_encoding_takes_little_more_memory_than_the_text():
     assert peak < 3 * len(text)
 
 
+@pytest.mark.parametrize("vocab", [Vocab.ascii(), Vocab.bytes(), Vocab.from_text("The quick brown fox.\n")])
+def test_decoding_takes_little_more_memory_than_the_text(vocab):
+    ids = np.zeros(40_000_000, np.uint8)
+    tracemalloc.start()
+    text = vocab.decode(ids)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(text) == len(ids)
+    assert peak < 2.5 * len(text)
+
+
 def test_characters_out_of_order_are_refused():
     with pytest.raises(UserError, match="in the order of their code points"):
         Vocab("chars", "ba")

@@ -32,7 +32,8 @@ class Evaluation:
         epoch: passes over the training text taken, with a fraction.
         train_loss: nats per character, mean over the steps since the evaluation before.
         val_loss: nats per character of the validation text.
-        chars_per_second: characters trained on per second, evaluations left out; None if not timed.
+        chars_per_second: characters trained on per second, evaluations left out, and compilation, too, but in an
+            interval of one call that had to compile; None if not timed.
         elapsed_seconds: wall-clock time of training.
     """
 

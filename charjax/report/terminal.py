@@ -41,6 +41,8 @@ class TerminalReporter:
         """Writes a line, green where the validation loss is the lowest so far, and the sample under it."""
         assert self._pace is not None, "evaluation() before start()"
         self._pace.pause()
+        # Updates bring the loss of the call before; nothing else would tell the bar's last frame of the last call.
+        self._pace.loss = evaluation.train_loss
         self._latest = evaluation
         best = evaluation.val_loss < self._best_val_loss
         self._best_val_loss = min(self._best_val_loss, evaluation.val_loss)

@@ -1,0 +1,162 @@
+"""Whether a training or a sampling fits in memory: told before anything is written or put on a device.
+
+A system that runs out of memory does not say so: it swaps for hours, or kills the process in the middle of a save.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from charjax.config import ModelConfig, TrainConfig
+from charjax.errors import UserError
+
+_FLOAT32 = 4
+# Parameters, Adam's two moments, gradients.
+_COPIES_OF_PARAMETERS = 4
+# What a layer keeps of each character and unit for the backward pass: four gates, the cell state, the output.
+_SAVED_PER_UNIT = 6
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+# Files of a control group, in versions 2 and 1 of the interface: limit and use.
+_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
+
+def count_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Number of a model's parameters, without building it."""
+    hidden, gates = model.hidden_dim, 4 * model.hidden_dim
+    layers = (vocab_size + hidden + 1) * gates + (model.hidden_layers - 1) * (2 * hidden + 1) * gates
+    return layers + (hidden + 1) * vocab_size
+
+
+def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int, devices: Sequence[jax.Device]) -> None:
+    """Checks that a training run fits in the memory there is; where the system does not tell, it passes.
+
+    Args:
+        model: the model's shape.
+        train: batch_size and seq_len count.
+        vocab_size: V.
+        devices: those that training uses. Each holds a copy of the parameters and their moments, and its share of the
+            batch; processor cores hold theirs in the same memory.
+
+    Raises:
+        UserError: it does not fit; the message says what is needed, what there is and what to lower.
+    """
+    width = 2 if model.dtype == "bfloat16" else _FLOAT32
+    characters = train.batch_size * train.seq_len
+    state = _COPIES_OF_PARAMETERS * _FLOAT32 * count_parameters(model, vocab_size)
+    kept = characters * (_SAVED_PER_UNIT * model.hidden_dim * model.hidden_layers * width + vocab_size * _FLOAT32)
+    shared = devices[0].platform == "cpu"
+    states, share = (len(devices) * state, kept) if shared else (state, kept // len(devices))
+    available = available_memory(devices)
+    if available is None or states + share <= available:
+        return
+    if states > available:
+        advice = f"lower --hidden-dim (it is {model.hidden_dim}) or --hidden-layers ({model.hidden_layers})"
+    else:
+        advice = f"lower --batch-size (it is {train.batch_size}) or --seq-len ({train.seq_len})"
+    if shared and len(devices) > 1 and state + kept <= available:
+        advice += f", or set JAX_NUM_CPU_DEVICES=1 for one copy of the model in place of {len(devices)}"
+    raise UserError(
+        f"training needs about {_size(states + share)} of memory, {_size(available)} is available: {advice}"
+    )
+
+
+def check_room_to_sample(
+    model: ModelConfig,
+    vocab_size: int,
+    *,
+    num_samples: int,
+    length: int,
+    context_length: int,
+    flags: str = "--num-samples or --length",
+) -> None:
+    """Checks that texts generated side by side fit in the memory there is; where the system does not tell, it passes.
+
+    Args:
+        model: the model's shape.
+        vocab_size: V.
+        num_samples: texts.
+        length: characters of each.
+        context_length: characters that each goes on from.
+        flags: what the message says to lower.
+
+    Raises:
+        UserError: they do not fit; the message says what is needed, what there is and what to lower.
+    """
+    # The state before and after a character, the logits of the context and of the character, ids there and back.
+    each = 4 * model.hidden_layers * model.hidden_dim + (context_length + 1) * vocab_size + 2 * length
+    needed = num_samples * each * _FLOAT32
+    available = available_memory(jax.devices()[:1])
+    if available is not None and needed > available:
+        raise UserError(
+            f"{num_samples} x {length} characters to generate need about {_size(needed)} of memory, "
+            f"{_size(available)} is available: lower {flags}"
+        )
+
+
+def available_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that are free: of the device with the least, or for processors of the system; None where nothing tells."""
+    if devices[0].platform == "cpu":
+        told = [_system_memory(), _cgroup_memory()]
+    else:
+        # Other hosts' devices cannot be asked.
+        told = [_device_memory(device) for device in devices if device.process_index == jax.process_index()]
+    return min((size for size in told if size is not None), default=None)
+
+
+def _device_memory(device: jax.Device) -> int | None:
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return None if limit is None else limit - stats.get("bytes_in_use", 0)
+
+
+def _system_memory() -> int | None:
+    """What Linux takes to be available without swapping."""
+    for line in _lines(_PROC / "meminfo"):
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _cgroup_memory() -> int | None:
+    """What the control groups that the process is in, those of a container for example, leave to it."""
+    rooms = []
+    for line in _lines(_PROC / "self" / "cgroup"):
+        _, controllers, name = line.split(":", 2)
+        if controllers in ("", "memory"):
+            group = _CGROUP / controllers / name.lstrip("/")
+            rooms += [_room_of(folder) for folder in (group, *group.parents) if folder.is_relative_to(_CGROUP)]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _room_of(group: Path) -> int | None:
+    for limit, used in _CGROUP_FILES:
+        sizes = [int(line) for name in (limit, used) for line in _lines(group / name)[:1] if line.isdecimal()]
+        if len(sizes) == 2:
+            # Cached files count as used, but make room.
+            return sizes[0] - sizes[1] + _cached_files(group)
+    return None
+
+
+def _cached_files(group: Path) -> int:
+    counts = dict(line.split() for line in _lines(group / "memory.stat"))
+    return sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of the system; none where it does not tell: other systems have no such file, or hide it."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _size(size: int) -> str:
+    """Bytes in words: 512 MB, 1.5 GB, 24 GB, 160,000 TB."""
+    amount = float(size)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 999.5:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:,.1f} TB"

@@ -1,0 +1,73 @@
+"""What is left in a run folder where training was killed before its first checkpoint was complete."""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+from charjax.errors import UserError
+from charjax.run_info import RunInfo
+from charjax.seal import SEAL
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
+# Under its new name, a file is not complete yet.
+_CONFIG_NEW = CONFIG + ".new"
+_LOGS = ("metrics.jsonl", "samples.txt")
+# Orbax's folder about all checkpoints, and that of the first before and after it is committed.
+_ORBAX = re.compile(r"metadata|0(\.orbax-checkpoint-tmp.*)?")
+
+
+def is_leftover(folder: Path) -> bool:
+    """Whether a folder holds what charjax writes before its first checkpoint is complete, and nothing else.
+
+    Raises:
+        OSError: it may not be read.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if not names or not names <= {CHECKPOINTS, CONFIG, _CONFIG_NEW, *_LOGS}:
+        return False
+    if CONFIG not in names:
+        return names == {_CONFIG_NEW}  # nothing was written before it
+    logs_are_empty = all((folder / name).stat().st_size == 0 for name in names & {*_LOGS})
+    return logs_are_empty and _is_run_config(folder / CONFIG) and _has_no_checkpoint(folder / CHECKPOINTS)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `is_leftover` found, and no more.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    for name in (CONFIG, _CONFIG_NEW, *_LOGS):
+        # A read-only file system refuses to remove even what is not there.
+        if (folder / name).exists():
+            (folder / name).unlink()
+    remove_tree(folder / CHECKPOINTS)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder for good: where a save failed, writers in the background may still add files for a moment."""
+    absent = 0
+    for _ in range(100):
+        shutil.rmtree(path, ignore_errors=True)
+        absent = 0 if path.exists() else absent + 1
+        if absent == 3:
+            return
+        time.sleep(0.02)
+
+
+def _is_run_config(path: Path) -> bool:
+    try:
+        RunInfo.from_dict(json.loads(path.read_bytes()))
+    except (UserError, ValueError):
+        return False
+    return True
+
+
+def _has_no_checkpoint(folder: Path) -> bool:
+    if not folder.exists():
+        return True
+    found = list(folder.iterdir())
+    return all(_ORBAX.fullmatch(path.name) and not (path / SEAL).exists() for path in found)
