@@ -163,27 +163,29 @@ def equinox_model(sizes: dict[str, Any]) -> Any:
 
 
 def torch_peer(sizes: dict[str, Any], *, compiled: bool) -> Run:
-    """`torch.nn.LSTM`, bfloat16 by autocast; threads as cores, denormals flushed, fused Adam."""
+    """`torch.nn.LSTM`, bfloat16 by autocast, fused Adam; on a GPU if PyTorch has one, else threads as cores."""
     import torch
 
     from charjax.interop import to_torch
 
     torch.set_num_threads(available_cores())
     torch.set_flush_denormal(True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     dim, layers = sizes["hidden_dim"], sizes["hidden_layers"]
     lstm, head = torch.nn.LSTM(VOCAB, dim, layers, batch_first=True), torch.nn.Linear(dim, VOCAB)
     module = torch.nn.ModuleDict({"lstm": lstm, "head": head})
     module.load_state_dict({name: torch.as_tensor(array) for name, array in to_torch(initial_params(sizes)).items()})
+    module.to(device)
     for name, parameter in lstm.named_parameters():
         # PyTorch keeps two biases that are added up: trained both, they would learn at twice the rate.
         parameter.requires_grad_("bias_hh" not in name)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE, fused=True)
-    ids = torch.from_numpy(_windows(sizes["batch_size"])).long()
+    ids = torch.from_numpy(_windows(sizes["batch_size"])).long().to(device)
     half = sizes["dtype"] == "bfloat16"
 
     def loss_of(window: Any, state: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             x = torch.nn.functional.one_hot(window[:, :-1], VOCAB).float()
             y, state = lstm(x, state)
             logits = head(y)
@@ -244,6 +246,28 @@ def peak_gflops(dtype: str) -> float:
     return 2 * 2048**3 / min(seconds) / 1e9
 
 
+def _reset_peak_memory() -> float:
+    """Starts the measure of peak memory anew: -> megabytes in use now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _peak_memory(peer: str, before: float) -> float:
+    """Megabytes above `before` at the highest, of the GPU where the peer runs on one, which counts from its start."""
+    if peer.startswith("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**20
+    else:
+        import jax
+
+        stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+        if stats and "peak_bytes_in_use" in stats:
+            return stats["peak_bytes_in_use"] / 2**20
+    return _memory("VmHWM") - before
+
+
 def _memory(field: str) -> float:
     """A field of /proc/self/status in megabytes."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
@@ -259,8 +283,7 @@ def _serve(peer: str, answer: Any) -> None:
             reply = {"gflops": peak_gflops(command["dtype"])}
         elif command["do"] == "set up":
             run = None
-            Path("/proc/self/clear_refs").write_text("5")  # starts the measure of peak memory anew
-            before = _memory("VmRSS")
+            before = _reset_peak_memory()
             run = PEERS[peer](command["sizes"])
             start = time.perf_counter()
             first = run(1)
@@ -270,7 +293,7 @@ def _serve(peer: str, answer: Any) -> None:
             assert run is not None
             start = time.perf_counter()
             run(command["steps"])
-            reply = {"seconds": time.perf_counter() - start, "peak_megabytes": _memory("VmHWM") - before}
+            reply = {"seconds": time.perf_counter() - start, "peak_megabytes": _peak_memory(peer, before)}
         print(json.dumps(reply), file=answer, flush=True)
 
 

@@ -130,9 +130,9 @@ def ratio(row: dict[str, Any], others: list[str]) -> tuple[float, float, float] 
 
 
 def table(rows: list[dict[str, Any]], peers: list[str], peak: dict[str, float]) -> str:
-    """The result as Markdown: milliseconds per step, ratios to charjax, its speed and share of the peak."""
+    """The result as Markdown: milliseconds per step, ratios to charjax, its speed, memory and compile time."""
     head = ["H", "L", "B", "dtype", *(f"{peer} ms" for peer in peers)]
-    head += ["torch / charjax", "flax / charjax", "char/s", "of peak", "MB", "torch MB"]
+    head += ["torch / charjax", "flax / charjax", "char/s", "of peak", "MB", "torch MB", "first step s"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         sizes, ours = row["sizes"], row["peers"]["charjax"]
@@ -147,6 +147,7 @@ def table(rows: list[dict[str, Any]], peers: list[str], peak: dict[str, float]) 
         cells.append(f"{sizes['batch_size'] * SEQ_LEN / seconds:,.0f}")
         cells.append(f"{flops(sizes) / seconds / 1e9 / peak[sizes['dtype']]:.0%}")
         cells += [f"{row['peers'].get(peer, {}).get('peak_megabytes', math.nan):.0f}" for peer in ("charjax", "torch")]
+        cells.append(f"{ours['first_step_seconds']:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
