@@ -15,7 +15,7 @@ from charjax.corpus import Corpus
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import make_evaluator
 from charjax.generate import encode_context, generate_text
-from charjax.memory import reuse_memory
+from charjax.memory import release_unused_memory, reuse_memory
 from charjax.model import CharLSTM
 from charjax.optimizer import make_optimizer
 from charjax.report.metrics import Evaluation
@@ -30,6 +30,8 @@ from charjax.train import make_train_step
 from charjax.train_state import TrainState, abstract_train_state, init_train_state
 
 SAMPLE_TEMPERATURE = 0.8
+# Calls after compilation or evaluation, whose memory lies otherwise than training's, that end by tidying up.
+CALLS_TO_SETTLE = 2
 MOST_STEPS = 2**31 - 1
 
 
@@ -157,6 +159,7 @@ class _Loop:
             nats=self.progress.train_nats,
             count=self.progress.train_count,
         )
+        self.calls_to_settle = CALLS_TO_SETTLE
         if not resumed:
             self._save(state)
         return state
@@ -169,6 +172,9 @@ class _Loop:
         self.tally.begin()
         state, metrics = self.train_step(state, self.streams, num_steps)
         self.tally.push(metrics, num_steps)
+        if self.calls_to_settle:
+            self.calls_to_settle -= 1
+            release_unused_memory()
         step += num_steps
         self.progress = dataclasses.replace(self.progress, step=step, epoch=step / self.steps_per_epoch, val_loss=None)
         self.reporter.update(step, self.tally.latest_loss)
@@ -198,6 +204,7 @@ class _Loop:
         if self.folder is not None:
             self.folder.record(evaluation, sample)
         self.reporter.evaluation(evaluation, sample)
+        self.calls_to_settle = CALLS_TO_SETTLE
 
     def _sample(self, state: TrainState) -> str:
         context = self.config.sample_context
