@@ -1,4 +1,4 @@
-"""reuse_memory: large pieces that were freed are used again, unless the user has set the C library up."""
+"""reuse_memory and release_unused_memory: what was freed is used again, and what lies in holes goes back."""
 
 import os
 import subprocess
@@ -34,3 +34,25 @@ def test_freed_memory_is_used_again():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_what_the_user_set_stays():
     assert second_allocation(MALLOC_ARENA_MAX="4") > 100
+
+
+RELEASE = """
+import numpy as np
+from charjax.memory import release_unused_memory, reuse_memory
+reuse_memory()
+def megabytes():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmRSS"))
+    return int(line.split()[1]) // 1024
+large = [np.ones(8_000_000) for _ in range(4)]
+del large[0], large[1]
+before = megabytes()
+release_unused_memory()
+print(before - megabytes())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_holes_go_back_to_the_system():
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, "-c", RELEASE], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100  # two arrays of 64 MB

@@ -1,6 +1,7 @@
 """The contract of `charjax.ops.lstm`, held by every implementation against float64 NumPy."""
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -193,6 +194,10 @@ def test_the_default_is_native_where_packing_pays(monkeypatch):
     api._default_for_sequences.cache_clear()
     assert api.default_implementation("float32", 100) == "custom_vjp"
     api._default_for_sequences.cache_clear()
+
+
+def test_the_kernel_is_there_where_a_compiler_is():
+    assert native.libraries() or not shutil.which("c++")
 
 
 def test_a_machine_without_the_kernel_is_told(monkeypatch):
