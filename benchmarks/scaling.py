@@ -136,6 +136,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         points = [(row["value"], row["chars_per_second"]) for row in measured]
         chart.loglog(*zip(*points, strict=True), "o-")
         chart.set_xlabel(axis)
+        # The values measured: on short axes, matplotlib's own labels would run into each other.
+        chart.set_xticks([value for value, _ in points], [str(value) for value, _ in points])
+        chart.set_xticks([], minor=True)
         chart.grid(visible=True, which="both", alpha=0.3)
     charts[0][0].set_ylabel("characters/s")
     figure.tight_layout()
