@@ -79,7 +79,7 @@ def lstm_native(
             "bfloat16 AVX-512 with bf16, and both a C++ compiler when charjax is installed"
         )
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
-    # XLA's uint8 comparisons and this kernel's differ for ids that are out of range: int32 holds all that come.
+    # The kernel reads ids of one width.
     x = x.astype(jnp.int32 if one_hot else dtype)
     y, c, h = _layer(*_alike((*weights, x, *carry)), library, dtype.name)
     return y, LSTMCarry(c, h)
