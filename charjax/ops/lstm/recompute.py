@@ -1,13 +1,14 @@
-"""The implementation for GPUs and TPUs: a hand-written backward pass that keeps little and launches little.
+"""The scheme for GPUs and TPUs: a hand-written backward pass that keeps little and launches little.
 
 There a time step is bound by the kernels it launches and the bytes it moves, not by arithmetic. The forward loop keeps
 h and c alone. The backward pass makes all gates anew in one product over all steps and turns them into factors, so
 that its loop is left with a few multiplications and one product; the weights' gradients are one product after it, the
-bias's among them as a row of ones.
+bias's among them as a row of ones. The two loops are given by the implementation: `lax.scan` here, kernels elsewhere.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,34 +22,88 @@ from charjax.types import Array, LSTMCarry, LSTMWeights
 UNROLL = {"gpu": 10}
 
 
+class Factors(NamedTuple):
+    """What the backward loop multiplies with, each [T, B, H] in the operands' dtype.
+
+    With dh and dc the cotangents of h_t and c_t: dc += dh of_c; dz = [dc of_i, dc of_f, dc of_g, dh of_o]; and for the
+    step before, dc = dc f and dh = dz w_hh^T.
+    """
+
+    of_c: Array
+    of_i: Array
+    of_f: Array
+    of_g: Array
+    of_o: Array
+    f: Array
+
+
+class Loops(NamedTuple):
+    """The loops over time of one implementation; T may be 0.
+
+    Attributes:
+        forward: (z [T, B, 4H] float32, the inputs' part of the gates with the bias; w_hh [H, 4H] in the operands'
+            dtype; carry before the first step) -> (h [T, B, H] and c [T, B, H] in the operands' dtype, carry after the
+            last step).
+        backward: (dy [T, B, H] in the operands' dtype, factors, w_hh, cotangent of the carry after the last step) ->
+            (dz [T, B, 4H] in the operands' dtype, cotangent of the carry before the first step).
+    """
+
+    forward: Callable[[Array, Array, LSTMCarry], tuple[Array, Array, LSTMCarry]]
+    backward: Callable[[Array, Factors, Array, LSTMCarry], tuple[Array, LSTMCarry]]
+
+
 def lstm_recompute(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-    """The implementation of `charjax.ops.lstm` for GPUs and TPUs."""
+    """The implementation of `charjax.ops.lstm` for GPUs and TPUs that needs no kernel: its loops are `lax.scan`."""
+    return run_layer(SCAN, weights, x, carry, dtype)
+
+
+def run_layer(
+    loops: Loops, weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype
+) -> tuple[Array, LSTMCarry]:
+    """One layer over [B, T, D] or integer [B, T] with the given loops: (y [B, T, H] in `dtype`, carry)."""
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
-    y_TBH, carry = _layer(weights, x, carry, dtype.name)
+    y_TBH, carry = _layer(loops, weights, x, carry, dtype.name)
     return jnp.swapaxes(y_TBH, 0, 1), carry
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _layer(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tuple[Array, LSTMCarry]:
-    return _forward(weights, x, carry, dtype)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def _layer(loops: Loops, weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tuple[Array, LSTMCarry]:
+    return _forward(loops, weights, x, carry, dtype)[0]
 
 
 def _forward(
-    weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str
+    loops: Loops, weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str
 ) -> tuple[tuple[Array, LSTMCarry], tuple[LSTMWeights, Array, LSTMCarry, Array, Array]]:
     """X [T, B, D] in `dtype` or [T, B] integer; keeps y and c, [T, B, H] in `dtype`."""
-    w_hh = weights.w_hh.astype(dtype)
+    y, c, last = loops.forward(_input_product(weights, x, dtype), weights.w_hh.astype(dtype), carry)
+    return (y, last), (weights, x, carry, y, c)
 
+
+def _scan_forward(z_TBG: Array, w_hh: Array, carry: LSTMCarry) -> tuple[Array, Array, LSTMCarry]:
     def step(carry: LSTMCarry, z_BG: Array) -> tuple[LSTMCarry, tuple[Array, Array]]:
-        z_BG = z_BG.astype(jnp.float32) + _product(carry.h.astype(dtype), w_hh)
-        i_BH, f_BH, g_BH, o_BH = jnp.split(z_BG, 4, axis=-1)
+        i_BH, f_BH, g_BH, o_BH = jnp.split(z_BG + _product(carry.h.astype(w_hh.dtype), w_hh), 4, axis=-1)
         c_BH = jax.nn.sigmoid(f_BH) * carry.c + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
         h_BH = jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH)
-        return LSTMCarry(c_BH, h_BH), (h_BH.astype(dtype), c_BH.astype(dtype))
+        return LSTMCarry(c_BH, h_BH), (h_BH.astype(w_hh.dtype), c_BH.astype(w_hh.dtype))
 
-    last, (y, c) = jax.lax.scan(step, carry, _input_product(weights, x, dtype), unroll=UNROLL.get(target_platform(), 1))
-    return (y, last), (weights, x, carry, y, c)
+    last, (h, c) = jax.lax.scan(step, carry, z_TBG, unroll=UNROLL.get(target_platform(), 1))
+    return h, c, last
+
+
+def _scan_backward(dy: Array, factors: Factors, w_hh: Array, last: LSTMCarry) -> tuple[Array, LSTMCarry]:
+    def step(carry: LSTMCarry, at: tuple[Array, Factors]) -> tuple[LSTMCarry, Array]:
+        dy_BH, (of_c, of_i, of_f, of_g, of_o, f) = at
+        dh_BH = carry.h + dy_BH
+        dc_BH = carry.c + dh_BH * of_c
+        dz_BG = jnp.concatenate([dc_BH * of_i, dc_BH * of_f, dc_BH * of_g, dh_BH * of_o], axis=-1).astype(w_hh.dtype)
+        return LSTMCarry(dc_BH * f, _product(dz_BG, w_hh.T)), dz_BG
+
+    carry, dz = jax.lax.scan(step, last, (dy, factors), reverse=True, unroll=UNROLL.get(target_platform(), 1))
+    return dz, carry
+
+
+SCAN = Loops(_scan_forward, _scan_backward)
 
 
 def _input_product(weights: LSTMWeights, x: Array, dtype: str) -> Array:
@@ -59,7 +114,10 @@ def _input_product(weights: LSTMWeights, x: Array, dtype: str) -> Array:
 
 
 def _backward(
-    dtype: str, saved: tuple[LSTMWeights, Array, LSTMCarry, Array, Array], cotangents: tuple[Array, LSTMCarry]
+    loops: Loops,
+    dtype: str,
+    saved: tuple[LSTMWeights, Array, LSTMCarry, Array, Array],
+    cotangents: tuple[Array, LSTMCarry],
 ) -> tuple[LSTMWeights, Any, LSTMCarry]:
     weights, x, first, y, c = saved
     dy, last = cotangents
@@ -70,19 +128,10 @@ def _backward(
     i, f, g, o = jnp.split(z_TBG, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
     tanh_c = jnp.tanh(c.astype(jnp.float32))
-    # dz = [dc * of_i, dc * of_f, dc * of_g, dh * of_o], where dc has taken dh * of_c up.
     of_c = o * (1 - tanh_c**2)
     of_i, of_f, of_g, of_o = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g**2), tanh_c * o * (1 - o)
-    factors = jax.tree.map(lambda factor: factor.astype(dtype), (of_c, of_i, of_f, of_g, of_o, f))
-
-    def step(carry: LSTMCarry, at: tuple[Array, tuple[Array, ...]]) -> tuple[LSTMCarry, Array]:
-        dy_BH, (of_c, of_i, of_f, of_g, of_o, f) = at
-        dh_BH = carry.h + dy_BH
-        dc_BH = carry.c + dh_BH * of_c
-        dz_BG = jnp.concatenate([dc_BH * of_i, dc_BH * of_f, dc_BH * of_g, dh_BH * of_o], axis=-1).astype(dtype)
-        return LSTMCarry(dc_BH * f, _product(dz_BG, w_hh.T)), dz_BG
-
-    carry, dz = jax.lax.scan(step, last, (dy, factors), reverse=True, unroll=UNROLL.get(target_platform(), 1))
+    factors = Factors(*(factor.astype(dtype) for factor in (of_c, of_i, of_f, of_g, of_o, f)))
+    dz, carry = loops.backward(dy, factors, w_hh, last)
     dz = dz.reshape(dz.shape[0] * dz.shape[1], dz.shape[2])
     hidden = weights.w_hh.shape[0]
     if jnp.issubdtype(x.dtype, jnp.integer):
