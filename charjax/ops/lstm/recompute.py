@@ -3,7 +3,7 @@
 There a time step is bound by the kernels it launches and the bytes it moves, not by arithmetic. The forward loop keeps
 h and c alone. The backward pass makes all gates anew in one product over all steps and turns them into factors, so
 that its loop is left with a few multiplications and one product; the weights' gradients are one product after it, the
-bias's among them as a row of ones. The two loops are given by the implementation: `lax.scan` here, kernels elsewhere.
+bias's among them as a row of ones. The two loops are given by the implementation: XLA's here, kernels elsewhere.
 """
 
 import functools
@@ -14,12 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.ops.lstm.target import target_platform
+from charjax.ops.lstm.varying import alike, empty
 from charjax.types import Array, LSTMCarry, LSTMWeights
-
-# Steps per trip of a loop. On a GPU what they write is merged, and the host asks once per trip whether to go on; a TPU
-# asks nobody, and its compiler copies what several steps read and write.
-UNROLL = {"gpu": 10}
 
 
 class Factors(NamedTuple):
@@ -38,12 +34,11 @@ class Factors(NamedTuple):
 
 
 class Loops(NamedTuple):
-    """The loops over time of one implementation; T may be 0.
+    """The loops over time of one implementation; T is at least 1.
 
     Attributes:
-        forward: (z [T, B, 4H] float32, the inputs' part of the gates with the bias; w_hh [H, 4H] in the operands'
-            dtype; carry before the first step) -> (h [T, B, H] and c [T, B, H] in the operands' dtype, carry after the
-            last step).
+        forward: (z [T, B, 4H], the inputs' part of the gates with the bias, and w_hh [H, 4H] in the operands' dtype;
+            carry before the first step) -> (h [T, B, H] and c [T, B, H] in the operands' dtype, carry after the last).
         backward: (dy [T, B, H] in the operands' dtype, factors, w_hh, cotangent of the carry after the last step) ->
             (dz [T, B, 4H] in the operands' dtype, cotangent of the carry before the first step).
     """
@@ -53,8 +48,8 @@ class Loops(NamedTuple):
 
 
 def lstm_recompute(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-    """The implementation of `charjax.ops.lstm` for GPUs and TPUs that needs no kernel: its loops are `lax.scan`."""
-    return run_layer(SCAN, weights, x, carry, dtype)
+    """The implementation of `charjax.ops.lstm` for GPUs and TPUs that needs no kernel: XLA compiles its loops."""
+    return run_layer(XLA, weights, x, carry, dtype)
 
 
 def run_layer(
@@ -62,8 +57,10 @@ def run_layer(
 ) -> tuple[Array, LSTMCarry]:
     """One layer over [B, T, D] or integer [B, T] with the given loops: (y [B, T, H] in `dtype`, carry)."""
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
+    if not x.shape[1]:
+        return jnp.zeros((x.shape[0], 0, weights.w_hh.shape[0]), dtype), carry
     x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
-    y_TBH, carry = _layer(loops, weights, x, carry, dtype.name)
+    y_TBH, carry = _layer(loops, *alike((weights, x, carry)), dtype.name)
     return jnp.swapaxes(y_TBH, 0, 1), carry
 
 
@@ -80,37 +77,52 @@ def _forward(
     return (y, last), (weights, x, carry, y, c)
 
 
-def _scan_forward(z_TBG: Array, w_hh: Array, carry: LSTMCarry) -> tuple[Array, Array, LSTMCarry]:
-    def step(carry: LSTMCarry, z_BG: Array) -> tuple[LSTMCarry, tuple[Array, Array]]:
-        i_BH, f_BH, g_BH, o_BH = jnp.split(z_BG + _product(carry.h.astype(w_hh.dtype), w_hh), 4, axis=-1)
+def _loop_forward(z_TBG: Array, w_hh: Array, carry: LSTMCarry) -> tuple[Array, Array, LSTMCarry]:
+    time, batch, gates = z_TBG.shape
+    dtype = w_hh.dtype
+
+    def step(t: Array, state: tuple[LSTMCarry, Array, Array]) -> tuple[LSTMCarry, Array, Array]:
+        carry, h_TBH, c_TBH = state
+        z_BG = _at(z_TBG, t).astype(jnp.float32) + _product(carry.h.astype(dtype), w_hh)
+        i_BH, f_BH, g_BH, o_BH = jnp.split(z_BG, 4, axis=-1)
         c_BH = jax.nn.sigmoid(f_BH) * carry.c + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
         h_BH = jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH)
-        return LSTMCarry(c_BH, h_BH), (h_BH.astype(w_hh.dtype), c_BH.astype(w_hh.dtype))
+        return LSTMCarry(c_BH, h_BH), _put(h_TBH, h_BH.astype(dtype), t), _put(c_TBH, c_BH.astype(dtype), t)
 
-    last, (h, c) = jax.lax.scan(step, carry, z_TBG, unroll=UNROLL.get(target_platform(), 1))
-    return h, c, last
+    h_TBH, c_TBH = (empty((time, batch, gates // 4), dtype, z_TBG) for _ in range(2))
+    last, h_TBH, c_TBH = jax.lax.fori_loop(0, time, step, (carry, h_TBH, c_TBH))
+    return h_TBH, c_TBH, last
 
 
-def _scan_backward(dy: Array, factors: Factors, w_hh: Array, last: LSTMCarry) -> tuple[Array, LSTMCarry]:
-    def step(carry: LSTMCarry, at: tuple[Array, Factors]) -> tuple[LSTMCarry, Array]:
-        dy_BH, (of_c, of_i, of_f, of_g, of_o, f) = at
-        dh_BH = carry.h + dy_BH
+def _loop_backward(dy: Array, factors: Factors, w_hh: Array, last: LSTMCarry) -> tuple[Array, LSTMCarry]:
+    time, batch, hidden = dy.shape
+
+    def step(n: Array, state: tuple[LSTMCarry, Array]) -> tuple[LSTMCarry, Array]:
+        carry, dz_TBG = state
+        t = time - 1 - n
+        of_c, of_i, of_f, of_g, of_o, f = (_at(factor, t).astype(jnp.float32) for factor in factors)
+        dh_BH = carry.h + _at(dy, t)
         dc_BH = carry.c + dh_BH * of_c
         dz_BG = jnp.concatenate([dc_BH * of_i, dc_BH * of_f, dc_BH * of_g, dh_BH * of_o], axis=-1).astype(w_hh.dtype)
-        return LSTMCarry(dc_BH * f, _product(dz_BG, w_hh.T)), dz_BG
+        return LSTMCarry(dc_BH * f, _product(dz_BG, w_hh.T)), _put(dz_TBG, dz_BG, t)
 
-    carry, dz = jax.lax.scan(step, last, (dy, factors), reverse=True, unroll=UNROLL.get(target_platform(), 1))
+    carry, dz = jax.lax.fori_loop(0, time, step, (last, empty((time, batch, 4 * hidden), w_hh.dtype, dy)))
     return dz, carry
 
 
-SCAN = Loops(_scan_forward, _scan_backward)
+XLA = Loops(_loop_forward, _loop_backward)
 
 
 def _input_product(weights: LSTMWeights, x: Array, dtype: str) -> Array:
-    """[T, B, 4H] float32, with the bias; row look-ups, from a table with the bias, for integers."""
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        return jnp.take(weights.w_ih.astype(dtype).astype(jnp.float32) + weights.bias[None], x, axis=0)
-    return _product(x, weights.w_ih.astype(dtype)) + weights.bias[None, None]
+    """[T, B, 4H] in `dtype`, with the bias; row look-ups, from a table with the bias, for integers."""
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        return (_product(x, weights.w_ih.astype(dtype)) + weights.bias[None, None]).astype(dtype)
+    table = (weights.w_ih.astype(dtype).astype(jnp.float32) + weights.bias[None]).astype(dtype)
+    # A row of its own for integers out of range: choosing NaN afterwards would go over [T, B, 4H] once more.
+    table = jnp.concatenate([table, jnp.full_like(table[:1], jnp.nan)])
+    row = x.astype(jnp.int32)
+    row = jnp.where((row < 0) | (row >= weights.w_ih.shape[0]), weights.w_ih.shape[0], row)
+    return table.at[row].get(mode="promise_in_bounds")
 
 
 def _backward(
@@ -144,6 +156,14 @@ def _backward(
     gradient = _product(inputs.T, dz)
     dx = _product(dz, weights.w_ih.astype(dtype).T).astype(dtype).reshape(x.shape)
     return LSTMWeights(gradient[: x.shape[-1]], gradient[x.shape[-1] : -1], gradient[-1]), dx, carry
+
+
+def _at(stack: Array, t: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(stack, t, keepdims=False)
+
+
+def _put(stack: Array, row: Array, t: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, row, t, 0)
 
 
 def _product(x: Array, w: Array) -> Array:
