@@ -3,11 +3,11 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from charjax.config import ModelConfig
-from charjax.ops.lstm.api import default_dtype, lstm
+from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
+from charjax.ops.lstm.dropout import drop, keep_per_stream
 from charjax.ops.lstm.flax_scan import Initializer, LSTMCell
 from charjax.ops.lstm.products import product
 from charjax.types import Array, LSTMCarry
@@ -140,34 +140,23 @@ class CharLSTM(nn.Module):
         Returns:
             logits [B, T, V] float32, at each position of the character after it, and the carry after the window.
         """
-        x, carries = ids, []
-        for layer, layer_carry in zip(self.layer, carry, strict=True):
-            x, layer_carry = layer(x, layer_carry)  # noqa: PLW2901 -- the carry after the layer takes its place
-            if train and self.dropout > 0:
-                x = dropout_per_stream(x, self.dropout, self.make_rng("dropout"), stream_ids)
-            carries.append(layer_carry)
-        return self.head(x), tuple(carries)
+        keep = self._keep(ids.shape, stream_ids) if train and self.dropout > 0 else ()
+        y, carry = lstm_stack(
+            [layer.cell.weights for layer in self.layer],
+            ids,
+            carry,
+            keep=keep[:-1],
+            rate=self.dropout,
+            implementation=self.implementation,
+            dtype=self.dtype,
+        )
+        return self.head(drop(y, keep[-1], self.dropout) if keep else y), carry
 
-
-def dropout_per_stream(x: Array, rate: float, key: Array, stream_ids: Array | None = None) -> Array:
-    """Inverted dropout (Srivastava et al. 2014) with the mask of each row drawn by its own key.
-
-    Args:
-        x: [B, T, H].
-        rate: probability of zeroing an element; the others are scaled by 1 / (1 - rate).
-        key: PRNG key.
-        stream_ids: [B] integer that `key` is folded with; by default 0 to B-1.
-
-    Returns:
-        [B, T, H] in x's dtype.
-    """
-    streams = jnp.arange(x.shape[0]) if stream_ids is None else stream_ids
-
-    def drop(stream: Array, x_TH: Array) -> Array:
-        keep = jax.random.bernoulli(jax.random.fold_in(key, stream), 1 - rate, x_TH.shape)
-        return jnp.where(keep, x_TH / (1 - rate), 0)
-
-    return jax.vmap(drop)(streams, x)
+    def _keep(self, shape: tuple[int, ...], stream_ids: Array | None) -> tuple[Array, ...]:
+        """Which outputs dropout leaves, [B, T, H] per layer."""
+        streams = jnp.arange(shape[0]) if stream_ids is None else stream_ids
+        keys = [self.make_rng("dropout") for _ in self.layer]
+        return tuple(keep_per_stream(key, self.dropout, streams, (shape[1], self.hidden_dim)) for key in keys)
 
 
 def init_carry(model: CharLSTM, batch_size: int) -> Carry:

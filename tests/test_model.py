@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lstm_reference import lstm_float64
 
 from charjax.config import ModelConfig
 from charjax.errors import UserError
-from charjax.model import CharLSTM, dropout_per_stream, init_carry, init_params
+from charjax.model import CharLSTM, LSTMLayer, init_carry, init_params
 from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import IMPLEMENTATIONS
+from charjax.ops.lstm.dropout import drop, keep_per_stream
+from charjax.types import LSTMCarry
 
 
 def make(**options):
@@ -79,15 +82,22 @@ def test_dropout_falls_only_in_training_and_on_both_layers():
 
 
 def test_a_streams_dropout_does_not_depend_on_its_neighbours():
-    x = jnp.ones((6, 50, 8))
     key = jax.random.key(0)
-    whole = dropout_per_stream(x, 0.3, key)
-    half = dropout_per_stream(x[3:], 0.3, key, jnp.arange(3, 6))
-    np.testing.assert_array_equal(whole[3:], half)
+    whole = keep_per_stream(key, 0.3, jnp.arange(6), (50, 8))
+    np.testing.assert_array_equal(whole[3:], keep_per_stream(key, 0.3, jnp.arange(3, 6), (50, 8)))
     assert not np.array_equal(whole[0], whole[1])
-    kept = np.asarray(whole) > 0
-    np.testing.assert_allclose(np.asarray(whole)[kept], 1 / 0.7, rtol=1e-6)
-    assert abs(kept.mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / kept.size)
+    assert abs(whole.mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / whole.size)
+    np.testing.assert_allclose(drop(jnp.ones(whole.shape), whole, 0.3), np.where(whole, 1 / 0.7, 0), rtol=1e-6)
+
+
+def test_a_layer_by_itself():
+    layer = LSTMLayer(hidden_dim=6, input_dim=5)
+    x, carry = jax.random.normal(jax.random.key(0), (3, 7, 5)), LSTMCarry(jnp.zeros((3, 6)), jnp.zeros((3, 6)))
+    variables = layer.init(jax.random.key(1), x, carry)
+    y, after = layer.apply(variables, x, carry)
+    np.testing.assert_array_equal(y[:, -1], after.h)
+    expected, _, _ = lstm_float64(*variables["params"]["cell"].values(), x, *carry)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"hidden_dim": 0}, {"hidden_layers": 0}, {"dropout": 1.0}, {"dtype": "float16"}])

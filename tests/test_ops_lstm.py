@@ -253,5 +253,5 @@ def test_the_default_follows_what_is_compiled_for():
     h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=h100)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert api.default_implementation("float32", 1) == "recompute"
+        assert api.default_implementation("float32", 1) == "wavefront"
         assert api.default_dtype() == "bfloat16"

@@ -1,17 +1,21 @@
-"""`lstm`: the one door to every implementation of an LSTM layer."""
+"""`lstm` and `lstm_stack`: the doors to every implementation of an LSTM layer, and of a stack of them."""
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
+from charjax.ops.lstm.dropout import drop
 from charjax.ops.lstm.flax_scan import lstm_flax
 from charjax.ops.lstm.native import library_for, lstm_native
 from charjax.ops.lstm.recompute import lstm_recompute
 from charjax.ops.lstm.scan import lstm_scan
 from charjax.ops.lstm.target import target_platform
+from charjax.ops.lstm.wavefront import lstm_wavefront, run_stack
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
@@ -22,6 +26,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "custom_vjp": lstm_custom_vjp,
     "native": lstm_native,
     "recompute": lstm_recompute,
+    "wavefront": lstm_wavefront,
 }
 DTYPES = ("float32", "bfloat16")
 LEAST_STEPS_TO_PACK_FOR = 8
@@ -47,8 +52,8 @@ def lstm(
         carry: state before the first step, `c` and `h` [B, H] float32.
         implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
             input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), "native" (C++, for
-            processors; see `charjax.ops.lstm.native`), "recompute" (for GPUs and TPUs), or None for the fastest
-            that serves on the platform that is compiled for.
+            processors; see `charjax.ops.lstm.native`), "recompute" (for TPUs), "wavefront" (for GPUs; see
+            `lstm_stack`), or None for the fastest that serves on the platform that is compiled for.
         dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
             float32 in both.
 
@@ -59,15 +64,49 @@ def lstm(
         ValueError: shapes that do not fit together.
         NotImplementedError: an unknown implementation or dtype, or one that this machine does not have.
     """
-    _check_shapes(weights, x, carry)
-    if dtype not in DTYPES:
-        raise NotImplementedError(f"dtype {dtype!r} is not served; choose one of {', '.join(DTYPES)}")
-    name = implementation or default_implementation(dtype, x.shape[1])
-    if name not in IMPLEMENTATIONS:
-        raise NotImplementedError(
-            f"LSTM implementation {name!r} does not exist; choose one of {', '.join(IMPLEMENTATIONS)}"
-        )
+    name = _check(weights, x, carry, implementation, dtype)
     return IMPLEMENTATIONS[name](weights, x, carry, jnp.dtype(dtype))
+
+
+def lstm_stack(
+    weights: Sequence[LSTMWeights],
+    x: Array,
+    carry: Sequence[LSTMCarry],
+    *,
+    keep: Sequence[Array] = (),
+    rate: float = 0.0,
+    implementation: str | None = None,
+    dtype: str = "float32",
+) -> tuple[Array, tuple[LSTMCarry, ...]]:
+    """Runs L layers of H units, each of which reads the one below; mathematics, arguments and errors as for `lstm`.
+
+    "wavefront" runs all layers in one loop (Appleyard et al. 2016); the others run them one after the other.
+
+    Args:
+        weights: parameters per layer; layer 0 reads x, the others H inputs.
+        x: [B, T, D] float or [B, T] integer.
+        carry: state per layer before the first step, [B, H] float32.
+        keep: [B, T, H] bool per layer but the last, or nothing: what of a layer's output dropout leaves to the layer
+            above it, scaled by 1 / (1 - rate); the recurrent state does not see it.
+        rate: probability that `keep` was drawn by.
+        implementation: see `lstm`.
+        dtype: see `lstm`.
+
+    Returns:
+        y [B, T, H] in `dtype`, the last layer's hidden state after every step, and the carry per layer.
+    """
+    names = {
+        _check(layer, x if n == 0 else _outputs(x, layer), before, implementation, dtype)
+        for n, (layer, before) in enumerate(zip(weights, carry, strict=True))
+    }
+    if names == {"wavefront"}:
+        return run_stack(tuple(weights), x, tuple(carry), tuple(keep), rate, jnp.dtype(dtype))
+    after = []
+    for n, (layer, before) in enumerate(zip(weights, carry, strict=True)):
+        x, last = lstm(layer, x, before, implementation=implementation, dtype=dtype)
+        x = drop(x, keep[n], rate) if n < len(keep) else x
+        after.append(last)
+    return x, tuple(after)
 
 
 def default_dtype() -> str:
@@ -87,13 +126,31 @@ def default_implementation(dtype: str, time: int) -> str:
 @functools.cache
 def _default_for_sequences(dtype: str, platform: str) -> str:
     library = library_for(dtype) if platform == "cpu" else None
-    choice = "recompute" if platform != "cpu" else "native" if library else "custom_vjp"
+    choice = {"gpu": "wavefront", "tpu": "recompute"}.get(platform, "native" if library else "custom_vjp")
     detail = f" ({library.instructions})" if library else ""
     logging.getLogger("charjax").info("LSTM implementation: %s%s, %s products", choice, detail, dtype)
     return choice
 
 
-def _check_shapes(weights: LSTMWeights, x: Array, carry: LSTMCarry) -> None:
+def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str | None, dtype: str) -> str:
+    """The name of the implementation, after `lstm`'s checks."""
+    _check_shapes(weights, x, carry)
+    if dtype not in DTYPES:
+        raise NotImplementedError(f"dtype {dtype!r} is not served; choose one of {', '.join(DTYPES)}")
+    name = implementation or default_implementation(dtype, x.shape[1])
+    if name not in IMPLEMENTATIONS:
+        raise NotImplementedError(
+            f"LSTM implementation {name!r} does not exist; choose one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    return name
+
+
+def _outputs(x: Array, layer: LSTMWeights) -> jax.ShapeDtypeStruct:
+    """What the layer below gives to a layer, where all have as many units."""
+    return jax.ShapeDtypeStruct((*x.shape[:2], layer.w_hh.shape[0]), jnp.float32)
+
+
+def _check_shapes(weights: LSTMWeights, x: Any, carry: LSTMCarry) -> None:
     inputs, gates = weights.w_ih.shape
     hidden = weights.w_hh.shape[0]
     if gates != 4 * hidden or weights.w_hh.shape != (hidden, gates) or weights.bias.shape != (gates,):

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from charjax.types import Array
+from charjax.types import Array, LSTMWeights
 
 
 def product(x: Array, w: Array, dtype: jnp.dtype) -> Array:
@@ -15,3 +15,37 @@ def input_product(x: Array, w_ih: Array, dtype: jnp.dtype) -> Array:
     if jnp.issubdtype(x.dtype, jnp.integer):
         return jnp.take(w_ih.astype(dtype), x, axis=0).astype(jnp.float32)
     return product(x, w_ih, dtype)
+
+
+def matmul(x: Array, w: Array) -> Array:
+    """[..., K] times [..., K, N] in whatever dtype they have -> float32."""
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+
+def rows_of(x: Array) -> Array:
+    """[T, B, D] -> [T * B, D]."""
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2])
+
+
+def input_gates(weights: LSTMWeights, x: Array, dtype: jnp.dtype) -> Array:
+    """The inputs' part of the gates, with the bias: x [T, B, D] or [T, B] integer -> [T, B, 4H] in `dtype`."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return look_up(gate_table(weights, dtype), x)
+    return (matmul(x, weights.w_ih.astype(dtype)) + weights.bias[None, None]).astype(dtype)
+
+
+def gate_table(weights: LSTMWeights, dtype: jnp.dtype) -> Array:
+    """[D + 1, 4H] in `dtype`: what each integer input adds to the gates, with the bias, and a row of NaN."""
+    table = (weights.w_ih.astype(dtype).astype(jnp.float32) + weights.bias[None]).astype(dtype)
+    return jnp.concatenate([table, jnp.full_like(table[:1], jnp.nan)])
+
+
+def look_up(table: Array, x: Array) -> Array:
+    """Rows of a `gate_table`: x [...] integer -> [..., 4H]; an integer out of range finds the row of NaN.
+
+    That costs a comparison of integers. What `jnp.take` does, choosing between NaN and the row found, goes over all of
+    the result once more.
+    """
+    last = table.shape[0] - 1
+    row = x.astype(jnp.int32)
+    return table.at[jnp.where((row < 0) | (row > last), last, row)].get(mode="promise_in_bounds")

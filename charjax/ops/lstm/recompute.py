@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charjax.ops.lstm.products import input_gates, matmul, rows_of
 from charjax.ops.lstm.varying import alike, empty
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
@@ -73,7 +74,7 @@ def _forward(
     loops: Loops, weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str
 ) -> tuple[tuple[Array, LSTMCarry], tuple[LSTMWeights, Array, LSTMCarry, Array, Array]]:
     """X [T, B, D] in `dtype` or [T, B] integer; keeps y and c, [T, B, H] in `dtype`."""
-    y, c, last = loops.forward(_input_product(weights, x, dtype), weights.w_hh.astype(dtype), carry)
+    y, c, last = loops.forward(input_gates(weights, x, jnp.dtype(dtype)), weights.w_hh.astype(dtype), carry)
     return (y, last), (weights, x, carry, y, c)
 
 
@@ -83,7 +84,7 @@ def _loop_forward(z_TBG: Array, w_hh: Array, carry: LSTMCarry) -> tuple[Array, A
 
     def step(t: Array, state: tuple[LSTMCarry, Array, Array]) -> tuple[LSTMCarry, Array, Array]:
         carry, h_TBH, c_TBH = state
-        z_BG = _at(z_TBG, t).astype(jnp.float32) + _product(carry.h.astype(dtype), w_hh)
+        z_BG = _at(z_TBG, t).astype(jnp.float32) + matmul(carry.h.astype(dtype), w_hh)
         i_BH, f_BH, g_BH, o_BH = jnp.split(z_BG, 4, axis=-1)
         c_BH = jax.nn.sigmoid(f_BH) * carry.c + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
         h_BH = jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH)
@@ -104,25 +105,13 @@ def _loop_backward(dy: Array, factors: Factors, w_hh: Array, last: LSTMCarry) ->
         dh_BH = carry.h + _at(dy, t)
         dc_BH = carry.c + dh_BH * of_c
         dz_BG = jnp.concatenate([dc_BH * of_i, dc_BH * of_f, dc_BH * of_g, dh_BH * of_o], axis=-1).astype(w_hh.dtype)
-        return LSTMCarry(dc_BH * f, _product(dz_BG, w_hh.T)), _put(dz_TBG, dz_BG, t)
+        return LSTMCarry(dc_BH * f, matmul(dz_BG, w_hh.T)), _put(dz_TBG, dz_BG, t)
 
     carry, dz = jax.lax.fori_loop(0, time, step, (last, empty((time, batch, 4 * hidden), w_hh.dtype, dy)))
     return dz, carry
 
 
 XLA = Loops(_loop_forward, _loop_backward)
-
-
-def _input_product(weights: LSTMWeights, x: Array, dtype: str) -> Array:
-    """[T, B, 4H] in `dtype`, with the bias; row look-ups, from a table with the bias, for integers."""
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        return (_product(x, weights.w_ih.astype(dtype)) + weights.bias[None, None]).astype(dtype)
-    table = (weights.w_ih.astype(dtype).astype(jnp.float32) + weights.bias[None]).astype(dtype)
-    # A row of its own for integers out of range: choosing NaN afterwards would go over [T, B, 4H] once more.
-    table = jnp.concatenate([table, jnp.full_like(table[:1], jnp.nan)])
-    row = x.astype(jnp.int32)
-    row = jnp.where((row < 0) | (row >= weights.w_ih.shape[0]), weights.w_ih.shape[0], row)
-    return table.at[row].get(mode="promise_in_bounds")
 
 
 def _backward(
@@ -136,7 +125,7 @@ def _backward(
     w_hh = weights.w_hh.astype(dtype)
     h_before = jnp.concatenate([first.h.astype(dtype)[None], y])[:-1]
     c_before = jnp.concatenate([first.c.astype(dtype)[None], c])[:-1].astype(jnp.float32)
-    z_TBG = _input_product(weights, x, dtype) + _product(h_before, w_hh)
+    z_TBG = input_gates(weights, x, jnp.dtype(dtype)) + matmul(h_before, w_hh)
     i, f, g, o = jnp.split(z_TBG, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
     tanh_c = jnp.tanh(c.astype(jnp.float32))
@@ -147,14 +136,14 @@ def _backward(
     dz = dz.reshape(dz.shape[0] * dz.shape[1], dz.shape[2])
     hidden = weights.w_hh.shape[0]
     if jnp.issubdtype(x.dtype, jnp.integer):
-        rows = jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype)
-        gradient = _product(jnp.concatenate([rows, _rows(h_before)], axis=-1).T, dz)
+        one_hot = jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype)
+        gradient = matmul(jnp.concatenate([one_hot, rows_of(h_before)], axis=-1).T, dz)
         dw_ih, dw_hh = gradient[:-hidden], gradient[-hidden:]
         # Each row of the one-hot matrix holds a single one, so its gradients add up to the bias's.
         return LSTMWeights(dw_ih, dw_hh, jnp.sum(dw_ih, axis=0)), np.zeros(x.shape, jax.dtypes.float0), carry
-    inputs = jnp.concatenate([_rows(x), _rows(h_before), jnp.ones((dz.shape[0], 1), dtype)], axis=-1)
-    gradient = _product(inputs.T, dz)
-    dx = _product(dz, weights.w_ih.astype(dtype).T).astype(dtype).reshape(x.shape)
+    inputs = jnp.concatenate([rows_of(x), rows_of(h_before), jnp.ones((dz.shape[0], 1), dtype)], axis=-1)
+    gradient = matmul(inputs.T, dz)
+    dx = matmul(dz, weights.w_ih.astype(dtype).T).astype(dtype).reshape(x.shape)
     return LSTMWeights(gradient[: x.shape[-1]], gradient[x.shape[-1] : -1], gradient[-1]), dx, carry
 
 
@@ -164,15 +153,6 @@ def _at(stack: Array, t: Array) -> Array:
 
 def _put(stack: Array, row: Array, t: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stack, row, t, 0)
-
-
-def _product(x: Array, w: Array) -> Array:
-    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
-
-
-def _rows(x: Array) -> Array:
-    """[T, B, D] -> [T * B, D]."""
-    return x.reshape(x.shape[0] * x.shape[1], x.shape[2])
 
 
 _layer.defvjp(_forward, _backward)
