@@ -12,11 +12,15 @@ import numpy as np
 from charjax.capacity import check_room_to_sample
 from charjax.config import SampleConfig
 from charjax.errors import UserError
-from charjax.model import Carry, CharLSTM, init_carry
+from charjax.model import Carry, CharLSTM, init_carry, step_weights
+from charjax.ops.lstm.stepwise import StepState, start, step
 from charjax.types import Array
 from charjax.vocab import Vocab, show_characters
 
 Params = Any  # flax's nested dict of arrays
+
+# Characters per trip of the generation loop, whose noise is drawn at once.
+BLOCK = 16
 
 
 class Choice(NamedTuple):
@@ -235,36 +239,54 @@ def decode(
     model: CharLSTM, params: Params, state: DecodeState, choice: Choice, *, length: int, filtered: bool
 ) -> tuple[DecodeState, Array]:
     """Draws `length` characters for each text: -> (state after them, ids [B, length] int32)."""
+    weights = step_weights(model, params)
 
-    def step(state: DecodeState, _: None) -> tuple[DecodeState, Array]:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.position)
-        ids_B = jax.vmap(functools.partial(choose, choice=choice, filtered=filtered))(keys, state.logits)
-        logits_B1V, carry = model.apply({"params": params}, ids_B[:, None], state.carry)
-        return DecodeState(carry, logits_B1V[:, 0], state.keys, state.position + 1), ids_B
+    def draw(loop: tuple[StepState, Array], noise_BV: Array) -> tuple[tuple[StepState, Array], Array]:
+        steps, logits_BV = loop
+        ids_B = jax.vmap(functools.partial(choose, choice=choice, filtered=filtered))(noise_BV, logits_BV)
+        return step(weights, steps, ids_B), ids_B
 
-    state, ids_TB = jax.lax.scan(step, state, length=length)
-    return state, ids_TB.T
+    def block(loop: tuple[StepState, Array], position: Array, size: int) -> tuple[tuple[StepState, Array], Array]:
+        noise_TBV = draw_noise(state.keys, position + jnp.arange(size), state.logits.shape[-1])
+        return jax.lax.scan(draw, loop, noise_TBV, unroll=max(size, 1))
+
+    blocks, left = divmod(length, BLOCK)
+    starts = state.position + BLOCK * jnp.arange(blocks)
+    loop, ids_NTB = jax.lax.scan(
+        lambda loop, position: block(loop, position, BLOCK), (start(weights, state.carry), state.logits), starts
+    )
+    loop, ids_TB = block(loop, state.position + BLOCK * blocks, left)
+    ids = jnp.concatenate([ids_NTB.reshape(blocks * BLOCK, state.logits.shape[0]), ids_TB])
+    steps, logits = loop
+    return DecodeState(steps.carry, logits, state.keys, state.position + length), ids.T
 
 
-def choose(key: Array, logits: Array, choice: Choice, filtered: bool) -> Array:
-    """Draws one character from logits [V]: temperature first, then top-k, then top-p; -> [] int32.
+def draw_noise(keys: Array, positions: Array, vocab_size: int) -> Array:
+    """Gumbel noise [T, B, V] float32 for the characters at `positions` [T] of texts with the given keys [B]."""
+    draw = lambda position, key: jax.random.gumbel(jax.random.fold_in(key, position), (vocab_size,))  # noqa: E731
+    return jax.vmap(jax.vmap(draw, in_axes=(None, 0)), in_axes=(0, None))(positions, keys)
+
+
+def choose(noise: Array, logits: Array, choice: Choice, filtered: bool) -> Array:
+    """Chooses one character from logits [V]: temperature first, then top-k, then top-p; -> [] int32.
+
+    The largest of logits / temperature + Gumbel noise is a draw from their softmax (Gumbel 1954); so is the largest of
+    logits + temperature * noise, which no small temperature can overflow, and which for 0 is the likeliest.
 
     Args:
-        key: PRNG key.
+        noise: [V] float32, drawn from the standard Gumbel distribution.
         logits: [V] float32.
         choice: the settings.
         filtered: False leaves top-k and top-p out, and with them the sorting.
     """
+    if not filtered:
+        return jnp.argmax(logits + choice.temperature * noise).astype(jnp.int32)
+    ranked, order = jax.lax.top_k(logits, logits.shape[0])
+    kept = jnp.arange(ranked.shape[0]) < choice.top_k
     # Less their maximum, logits cannot overflow when a small temperature divides them.
-    scaled = (logits - jnp.max(logits)) / jnp.maximum(choice.temperature, jnp.finfo(jnp.float32).tiny)
-    greedy = jnp.argmax(logits)
-    if filtered:
-        ranked, order = jax.lax.top_k(scaled, scaled.shape[0])
-        kept = jnp.arange(ranked.shape[0]) < choice.top_k
-        probs = jax.nn.softmax(jnp.where(kept, ranked, -jnp.inf))
-        # A character stays while those before it do not yet hold top_p, so the likeliest one always does.
-        kept &= jnp.cumsum(probs) - probs < choice.top_p
-        drawn = order[jax.random.categorical(key, jnp.where(kept, ranked, -jnp.inf))]
-    else:
-        drawn = jax.random.categorical(key, scaled)
-    return jnp.where(choice.temperature == 0, greedy, drawn).astype(jnp.int32)
+    scaled = (ranked - ranked[0]) / jnp.maximum(choice.temperature, jnp.finfo(jnp.float32).tiny)
+    probs = jax.nn.softmax(jnp.where(kept, scaled, -jnp.inf))
+    # A character stays while those before it do not yet hold top_p, so the likeliest one always does.
+    kept &= jnp.cumsum(probs) - probs < choice.top_p
+    drawn = jnp.argmax(jnp.where(kept, ranked + choice.temperature * noise, -jnp.inf))
+    return order[drawn].astype(jnp.int32)

@@ -1,6 +1,7 @@
 """The character-level LSTM language model, in flax.linen."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
 from charjax.ops.lstm.dropout import drop, keep_per_stream
 from charjax.ops.lstm.flax_scan import Initializer, LSTMCell
 from charjax.ops.lstm.products import product
-from charjax.types import Array, LSTMCarry
+from charjax.ops.lstm.stepwise import StepWeights, make_step_weights
+from charjax.types import Array, LSTMCarry, LSTMWeights
 
 Carry = tuple[LSTMCarry, ...]
 
@@ -175,3 +177,9 @@ def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
     """Draws fresh parameters (float32): `layer_0` to `layer_{L-1}`, each with its `cell`, and the `head`."""
     variables = model.init(key, jnp.zeros((1, 1), jnp.int32), init_carry(model, 1))
     return variables["params"]
+
+
+def step_weights(model: CharLSTM, params: dict[str, dict[str, Any]]) -> StepWeights:
+    """The parameters as `charjax.ops.lstm.stepwise` takes them, which computes what `model` does, step by step."""
+    layers = [LSTMWeights(**params[f"layer_{n}"]["cell"]) for n in range(model.hidden_layers)]
+    return make_step_weights(layers, params["head"]["kernel"], params["head"]["bias"], jnp.dtype(model.dtype))
