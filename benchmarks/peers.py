@@ -89,17 +89,7 @@ def jax_peer(sizes: dict[str, Any], make_model: Callable[..., Any]) -> Run:
     params, apply, carry = make_model(sizes)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
     ids = jnp.asarray(_windows(sizes["batch_size"]))
-
-    def step(params: Any, opt_state: Any, carry: Any, window: Any) -> Any:
-        def loss(params: Any) -> Any:
-            logits, after = apply(params, jax.nn.one_hot(window[:, :-1], VOCAB, dtype=sizes["dtype"]), carry)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), window[:, 1:])
-            return losses.mean(), after
-
-        (value, carry_after), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, carry_after, value
-
+    step = make_jax_step(apply, optimizer, sizes["dtype"])
     jitted = jax.jit(step, donate_argnums=(0, 1, 2))
     zero = jax.tree.map(np.asarray, carry)
     state = [params, optimizer.init(params), jax.tree.map(jnp.asarray, zero)]
@@ -116,6 +106,25 @@ def jax_peer(sizes: dict[str, Any], make_model: Callable[..., Any]) -> Run:
         return float(value)
 
     return run
+
+
+def make_jax_step(apply: Callable[..., Any], optimizer: Any, dtype: str) -> Callable[..., Any]:
+    """A plain training step: (params, opt_state, carry, window [B, T + 1]) -> the first three anew, and the loss."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    def step(params: Any, opt_state: Any, carry: Any, window: Any) -> Any:
+        def loss(params: Any) -> Any:
+            logits, after = apply(params, jax.nn.one_hot(window[:, :-1], VOCAB, dtype=dtype), carry)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), window[:, 1:])
+            return losses.mean(), after
+
+        (value, carry_after), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, carry_after, value
+
+    return step
 
 
 def flax_model(sizes: dict[str, Any]) -> Any:

@@ -152,9 +152,9 @@ def _backward(
     dy = _pad(dy, layers - 1, 0)
     keep_SLBH = _skew(keep, layers)
     # Layer 0 has none below it, and its half of the product goes nowhere.
-    unused = jnp.zeros_like(weights[0].w_hh)
-    w_LGX = jnp.stack(
-        [jnp.concatenate([layer.w_hh, layer.w_ih if n else unused]).T.astype(dtype) for n, layer in enumerate(weights)]
+    w_ih = [jnp.zeros_like(weights[0].w_hh), *(layer.w_ih for layer in weights[1:])]
+    w_LXG = jnp.stack(
+        [jnp.concatenate([layer.w_hh, below]).astype(dtype) for layer, below in zip(weights, w_ih, strict=True)]
     )
 
     def step(
@@ -171,7 +171,7 @@ def _backward(
         dz = [dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g**2), dh * tanh_c * o * (1 - o)]
         active = _active(s, layers, time)
         dz_LBG = jnp.where(active, jnp.concatenate(dz, axis=-1), 0).astype(dtype)
-        return _Backward(jnp.where(active, dc * f, state.dc), matmul(dz_LBG, w_LGX), state.z), dz_LBG
+        return _Backward(jnp.where(active, dc * f, state.dc), matmul(dz_LBG, w_LXG.mT), state.z), dz_LBG
 
     def block(start: Array, size: int, state: _Backward) -> _Backward:
         z = [_rows(layer, start, size) for layer in state.z]
@@ -205,22 +205,24 @@ def _gradients(
     dtype: str,
 ) -> tuple[Layers, Any]:
     """Of the weights and of x, from dz of all diagonals (zero where a layer idles)."""
-    time, gradients = x.shape[0], []
+    gradients = []
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     for n, layer in enumerate(weights):
         if n == 0:
-            rows, dz_rows = x.reshape(-1) if one_hot else rows_of(x), rows_of(dz[0][:time])
-            rows = jax.nn.one_hot(rows, layer.w_ih.shape[0], dtype=dtype) if one_hot else rows
+            # Beyond the last step layer 0 idles and dz is zero, so it matters not what stands there.
+            x_pad = _pad(x, 0, len(weights) - 1)
+            rows = jax.nn.one_hot(x_pad.reshape(-1), layer.w_ih.shape[0], dtype=dtype) if one_hot else rows_of(x_pad)
         else:
             below = kept_h[n - 1][:-1]
             below = drop(below, _pad(keep[n - 1], n, len(weights) - 1 - n), rate) if keep else below
-            rows, dz_rows = rows_of(below), rows_of(dz[n])
+            rows = rows_of(below)
+        dz_rows = rows_of(dz[n])
         dbias = matmul(jnp.ones((1, dz_rows.shape[0]), dtype), dz_rows)[0]
-        dw_hh = matmul(rows_of(kept_h[n][:-1]).T, rows_of(dz[n]))
+        dw_hh = matmul(rows_of(kept_h[n][:-1]).T, dz_rows)
         gradients.append(LSTMWeights(matmul(rows.T, dz_rows), dw_hh, dbias))
     if one_hot:
         return tuple(gradients), np.zeros(x.shape, jax.dtypes.float0)
-    return tuple(gradients), matmul(dz[0][:time], weights[0].w_ih.astype(dtype).T).astype(dtype)
+    return tuple(gradients), matmul(dz[0][: x.shape[0]], weights[0].w_ih.astype(dtype).T).astype(dtype)
 
 
 def _in_blocks(

@@ -1,0 +1,220 @@
+"""What the compilers for GPUs and TPUs make of charjax, on a machine that has neither.
+
+    python -m benchmarks.compiled --target h100
+
+Compiles the whole training step and the generation loop of every implementation for one H100 or for TPU chips, and
+reads the compiled programs: kernels launched per time step, collectives, temporary memory, on TPU the cycles that the
+compiler expects, beside the estimates of a cost model. Nothing runs, and none of these figures is a speed.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.table import Table
+
+from benchmarks import cost_model, program
+from benchmarks.machine import RESULTS, save
+from benchmarks.peers import LEARNING_RATE, VOCAB, flax_model, make_jax_step
+from benchmarks.targets import TARGETS, make_target_mesh, one_device, placed
+from charjax.config import SampleConfig
+from charjax.generate import BLOCK, DecodeState, decode, make_choice
+from charjax.model import CharLSTM, init_carry, init_params
+from charjax.streams import Streams
+from charjax.train import make_train_step
+from charjax.train_state import abstract_train_state
+
+PORTABLE = ("wavefront", "recompute", "custom_vjp", "scan", "flax", "flax nn.RNN")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of a program; the batch is per device."""
+
+    hidden_dim: int = 512
+    hidden_layers: int = 2
+    batch_size: int = 64
+    seq_len: int = 100
+    dtype: str = "bfloat16"
+
+
+def optimizer_of_the_benchmarks() -> optax.GradientTransformation:
+    """Clipping to a global norm of 1, and Adam."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
+
+
+def compile_train_step(sizes: Sizes, implementation: str | None, mesh: Mesh) -> Any:
+    """Compiles charjax's own training step for all devices of a mesh."""
+    batch_size = sizes.batch_size * mesh.size
+    model = _model(sizes, implementation)
+    optimizer = optimizer_of_the_benchmarks()
+    state = abstract_train_state(model, optimizer, batch_size=batch_size, mesh=mesh)
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    streams = Streams(
+        jax.ShapeDtypeStruct((batch_size, 8 * sizes.seq_len + 1), np.uint8, sharding=split),
+        jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=split),
+        jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=split),
+    )
+    step = make_train_step(model, optimizer, seq_len=sizes.seq_len, mesh=mesh)
+    return step.__wrapped__.lower(state, streams, jax.ShapeDtypeStruct((), np.int32, sharding=whole)).compile()
+
+
+def compile_flax_step(sizes: Sizes, mesh: Mesh) -> Any:
+    """Compiles the step of `flax.linen.RNN` of `OptimizedLSTMCell`, for the first device of a mesh."""
+    params, apply, carry = flax_model(dataclasses.asdict(sizes))
+    # As in charjax, the cell state is float32.
+    carry = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), carry)
+    optimizer = optimizer_of_the_benchmarks()
+    step = make_jax_step(apply, optimizer, sizes.dtype)
+    window = np.zeros((sizes.batch_size, sizes.seq_len + 1), np.int32)
+    arguments = (params, jax.eval_shape(optimizer.init, params), carry, window)
+    where = NamedSharding(one_device(mesh), PartitionSpec())
+    return jax.jit(step, donate_argnums=(0, 1, 2)).lower(*placed(arguments, where)).compile()
+
+
+def compile_generation(sizes: Sizes, mesh: Mesh) -> Any:
+    """Compiles the generation loop for the first device of a mesh: `batch_size` texts, 512 characters each."""
+    model = _model(sizes, None)
+    where = NamedSharding(one_device(mesh), PartitionSpec())
+
+    def shapes() -> tuple[Any, DecodeState, Any]:
+        keys = jax.random.split(jax.random.key(0), sizes.batch_size)
+        logits = jnp.zeros((sizes.batch_size, VOCAB))
+        state = DecodeState(init_carry(model, sizes.batch_size), logits, keys, jnp.zeros((), jnp.int32))
+        return init_params(jax.random.key(0), model), state, make_choice(SampleConfig())
+
+    params, state, choice = placed(jax.eval_shape(shapes), where)
+    return decode.lower(model, params, state, choice, length=512, filtered=False).compile()
+
+
+def compile_peer(name: str, sizes: Sizes, mesh: Mesh) -> Any:
+    """The training step of charjax by one implementation (None as "default"), or of flax's own RNN."""
+    if name == "flax nn.RNN":
+        return compile_flax_step(sizes, mesh)
+    return compile_train_step(sizes, None if name == "default" else name, mesh)
+
+
+def figures(compiled: Any, steps: int) -> dict[str, Any]:
+    """Reads a program: a loop of which each trip takes `steps` time steps, or those steps without such a loop."""
+    read = program.whole(compiled.as_text())
+    # charjax takes many steps per call, in a loop of unknown length around the loops over time.
+    loop = read.inner[0] if len(read.inner) == 1 else read
+    trip = loop.one_trip()
+    return {
+        "launches_per_time_step": trip.launches / steps,
+        "estimated_cycles": trip.cycles or None,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "collectives": trip.collectives,
+        "collectives_inside_loops": loop.collectives_inside(),
+    }
+
+
+def examine(target: str, sizes: Sizes, peers: list[str]) -> list[dict[str, Any]]:
+    """Compiles and reads every program; one that does not compile leaves its error instead."""
+    mesh = make_target_mesh(target)
+    device = cost_model.DEVICES[target.partition(":")[0]]
+    rows: list[dict[str, Any]] = []
+    for name in peers:
+        print(f"compiling {name} ...", file=sys.stderr)
+        try:
+            row = figures(compile_peer(name, sizes, mesh), sizes.seq_len)
+        except NotImplementedError as error:
+            rows.append({"program": f"training, {name}", "does_not_serve": str(error)})
+            continue
+        seconds = cost_model.training_seconds(
+            device,
+            launches_per_time_step=row["launches_per_time_step"],
+            cycles=row["estimated_cycles"],
+            sizes=dataclasses.asdict(sizes),
+            vocab_size=VOCAB,
+        )
+        rows.append(
+            {
+                "program": f"training, {name}",
+                **row,
+                "model_milliseconds": 1000 * seconds,
+                "model_chars_per_second": sizes.batch_size * sizes.seq_len / seconds,
+            }
+        )
+    for batch_size in (1, sizes.batch_size, 1024):
+        print(f"compiling generation of {batch_size} ...", file=sys.stderr)
+        compiled = compile_generation(dataclasses.replace(sizes, batch_size=batch_size), mesh)
+        rows.append({"program": f"generation, {batch_size} texts", **figures(compiled, BLOCK)})
+    return rows
+
+
+def _model(sizes: Sizes, implementation: str | None) -> CharLSTM:
+    return CharLSTM(
+        VOCAB,
+        hidden_dim=sizes.hidden_dim,
+        hidden_layers=sizes.hidden_layers,
+        implementation=implementation,
+        dtype=sizes.dtype,
+    )
+
+
+def table(target: str, rows: list[dict[str, Any]]) -> Table:
+    """The figures as a table for the terminal."""
+    shown = Table(title=f"The compiler's figures for {target}; nothing ran", title_justify="left")
+    columns = ["program", "launches/step", "est. Mcycles", "temp. MB", "collectives", "in loops"]
+    for column in [*columns, "model: ms", "chars/s"]:
+        shown.add_column(column, justify="left" if column == "program" else "right")
+    for row in rows:
+        if "does_not_serve" in row:
+            shown.add_row(row["program"], row["does_not_serve"])
+            continue
+        modelled = "model_milliseconds" in row
+        shown.add_row(
+            row["program"],
+            f"{row['launches_per_time_step']:.1f}",
+            f"{row['estimated_cycles'] / 1e6:.2f}" if row["estimated_cycles"] else "-",
+            f"{row['temporary_bytes'] / 1e6:.0f}",
+            str(row["collectives"]),
+            str(row["collectives_inside_loops"]),
+            f"{row['model_milliseconds']:.2f}" if modelled else "-",
+            f"{row['model_chars_per_second'] / 1e6:.2f} M" if modelled else "-",
+        )
+    return shown
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the table and writes the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__)
+    parser.add_argument("--target", choices=TARGETS, required=True)
+    parser.add_argument("--peers", nargs="+", help="implementations, 'default' or 'flax nn.RNN'; all by default")
+    for field in dataclasses.fields(Sizes):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
+    arguments = parser.parse_args(argv)
+    sizes = Sizes(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sizes)})
+    kernel = "mosaic_gpu" if arguments.target == "h100" else "mosaic_tpu"
+    peers = arguments.peers or ["default", kernel, *PORTABLE]
+    rows = examine(arguments.target, sizes, peers)
+    flops = cost_model.training_flops(sizes.hidden_dim, sizes.hidden_layers, VOCAB, sizes.batch_size * sizes.seq_len)
+    moved = sum(cost_model.training_bytes(sizes.hidden_dim, sizes.hidden_layers, sizes.batch_size, sizes.seq_len))
+    rich.print(table(arguments.target, rows))
+    print(
+        f"A training step takes {flops / 1e9:.0f} GFLOP and, by the cost model, moves {moved / 1e9:.2f} GB per device. "
+        "Times and characters per second are that model's estimates (benchmarks/cost_model.py), not measurements."
+    )
+    result = {
+        "target": arguments.target,
+        "note": "figures of the compiler and estimates of a cost model; nothing ran",
+        "sizes": dataclasses.asdict(sizes),
+        "training_flops": flops,
+        "training_bytes_by_cost_model": moved,
+        "programs": rows,
+    }
+    print(save(f"compiled-{arguments.target.replace(':', '-')}", result, arguments.out))
+
+
+if __name__ == "__main__":
+    main()
