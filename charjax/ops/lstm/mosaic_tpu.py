@@ -23,8 +23,10 @@ from charjax.ops.lstm.target import target_platform
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 LANES = 128
-# Rows of a batch tile: enough to hide the loading of weights into the matrix units, few enough for a short program.
+# Rows of a batch tile: enough to hide the loading of weights into the matrix units; fewer where H is large, since the
+# program grows with both.
 MOST_ROWS = 128
+MOST_ROWS_TIMES_UNITS = MOST_ROWS * 1024
 MOST_STEPS = 8
 # What the blocks that come and go may take, and what a core's memory may hold in all.
 BLOCK_BYTES = 8 * 2**20
@@ -71,16 +73,17 @@ def make_loops(interpret: bool) -> Loops:
 
 def tiling(time: int, batch: int, hidden: int, dtype: jnp.dtype, unit_bytes: int) -> Tiling:
     """Cuts a layer whose blocks take so many bytes per step, row and unit; sizes are at least 1."""
-    tiles = pl.cdiv(batch, MOST_ROWS)
-    rows = _up(pl.cdiv(batch, tiles), 8 * 4 // dtype.itemsize)
     padded = _up(hidden, LANES)
+    sublanes = 8 * 4 // dtype.itemsize
+    tiles = pl.cdiv(batch, max(sublanes, min(MOST_ROWS, MOST_ROWS_TIMES_UNITS // padded)))
+    rows = _up(pl.cdiv(batch, tiles), sublanes)
     # The pipeline holds two of each block: one at work, one on its way.
     step_bytes = 2 * rows * padded * unit_bytes
     blocks = pl.cdiv(time, max(1, min(MOST_STEPS, BLOCK_BYTES // step_bytes)))
     steps = pl.cdiv(time, blocks)
     # The weights, the blocks, the carry before and after (two of each as well), and room for what does not fit in
     # registers.
-    memory = 4 * padded**2 * dtype.itemsize + steps * step_bytes + 24 * rows * padded * 4 + 2**22
+    memory = 4 * padded**2 * dtype.itemsize + steps * step_bytes + 16 * rows * padded * 4 + 2**22
     if memory > MEMORY_BYTES:
         raise NotImplementedError(
             f"LSTM implementation 'mosaic_tpu' keeps w_hh in a core's memory: {hidden} units in {dtype.name} are too many"
@@ -200,6 +203,7 @@ def _launch(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=cut.memory
         ),
         interpret=interpret,
+        name="lstm_backward" if reverse else "lstm_forward",
     )(*operands)
 
 
