@@ -1,4 +1,4 @@
-"""What a training step with the kernels for TPUs would cost, as counted by the compiler; nothing runs, no TPU is needed.
+"""What a training step with the kernels for TPUs would cost, as counted by the compiler; nothing runs on any TPU.
 
     pip install "jax[tpu]"
     python -m benchmarks.tpu_kernel
@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from charjax import CharLSTM, make_train_step
-from charjax.ops.lstm.mosaic_tpu import tiling
+from charjax.ops.lstm.mosaic_tiling import tiling
 from charjax.sharding import DATA_AXIS, OVER_STREAMS, REPLICATED
 from charjax.streams import Streams
 from charjax.train_state import abstract_train_state
@@ -114,7 +114,13 @@ def estimate(hlo: str, listings: dict[str, str], args: argparse.Namespace) -> di
         bundles = listing.once + turns * listing.per_turn + steps * listing.per_step
         moved = round(listing.hbm_bytes / bandwidth) if bandwidth else None
         kernels.append(
-            {"name": name, "cycles": max(bundles, moved or 0), "bundles": bundles, "memory_cycles": moved, "turns": turns}
+            {
+                "name": name,
+                "cycles": max(bundles, moved or 0),
+                "bundles": bundles,
+                "memory_cycles": moved,
+                "turns": turns,
+            }
             | listing._asdict()
         )
     cycles = rest + sum(kernel["cycles"] for kernel in kernels)
