@@ -1,5 +1,6 @@
 """The benchmark scripts, with tiny sizes: they run, agree with PyTorch where it is there, and write what they print."""
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks import tpu_kernel
 from benchmarks.train_step import LOSS_TOLERANCE, flops, losses_agree, ratio, summary
 
 SIZES = {"hidden_dim": 128, "hidden_layers": 2, "batch_size": 10, "dtype": "float32"}
@@ -57,3 +59,45 @@ def test_the_training_step_rehearsed(tmp_path, root):
     assert [peer for peer in measured if "cannot_run" in measured[peer]] == ([] if HAS_TORCH else ["torch"])
     assert (result["rows"][0]["losses_agree"] is not None) == HAS_TORCH
     assert "torch / charjax" in done.stdout
+
+
+LISTING = """
+     0   :  { %s1 = inlined_call_operand.hbm [shape: bf16[10,16,128], index: 0]
+              ;;  %s2 = inlined_call_operand.vmem [shape: f32[9]] }
+   0x1   :  { %s3 = smov 0 }
+   0x2 LB: > { %s4 = sadd.s32 1, %s3 }
+   0x3   : > { %s5 = sbr.rel }
+   0x4   :  {}
+   0x5 LB: >> { %v1 = vld [vmem:[%s1]] }
+   0x6   : >> { %v2 = vmatmul.bf16.gmra.mxu0 %v1 }
+   0x7   :  {}
+   0x8 LB: >> { %v3 = vld [vmem:[%s1]] }
+   0x9 PF: > { %s6 = sbr.rel }
+   0xa   :  { %s7 = vsyncpa }
+"""
+PROGRAM = """
+%body.1 (state: f32[]) -> f32[] {
+  %add.1 = f32[] add(%a, %b), backend_config={"estimated_cycles":"30"}
+  %lstm_forward.3 = (bf16[1]) custom-call(%add.1), custom_call_target="tpu_custom_call"
+  %add.2 = f32[] add(%a, %b), backend_config={"estimated_cycles":"4"}
+}
+
+ENTRY %main.2 (state: f32[]) -> f32[] {
+  %copy.1 = f32[] copy(%a), backend_config={"estimated_cycles":"500"}
+}
+"""
+
+
+def test_bundles_are_counted_by_how_often_they_run():
+    # The steps' loop; the grid's, with the bundle that waits and the loop that copies; the rest.
+    assert tpu_kernel.read_listing(LISTING) == (3, 5, 3, 2 * 10 * 16 * 128)
+    with pytest.raises(SystemExit, match="no loop over steps"):
+        tpu_kernel.read_listing(LISTING.replace("vmatmul", "vadd"))
+
+
+def test_a_step_is_what_the_compilers_count():
+    sizes = {"topology": "v5e:2x2", "hidden_dim": 128, "batch_size": 8, "seq_len": 20, "dtype": "bfloat16"}
+    found = tpu_kernel.estimate(PROGRAM, {"lstm_forward.9": LISTING}, argparse.Namespace(**sizes))
+    kernel = 3 + 3 * 5 + 20 * 3  # three blocks of at most eight steps
+    assert found["xla_cycles_of_the_rest"] == 34
+    assert found["cycles"] == 34 + kernel

@@ -1,5 +1,7 @@
 """CharLSTM: shapes, one parameter tree for all implementations, dropout."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from charjax.model import CharLSTM, LSTMLayer, init_carry, init_params
 from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import IMPLEMENTATIONS
 from charjax.ops.lstm.dropout import drop, keep_per_stream
+from charjax.ops.lstm.mosaic_tpu import lstm_mosaic_tpu
 from charjax.types import LSTMCarry
 
 
@@ -37,7 +40,8 @@ def test_shapes_and_parameter_tree():
 
 @pytest.mark.parametrize("implementation", [None, *sorted(IMPLEMENTATIONS)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_a_checkpoint_moves_between_implementations(implementation, dtype, tolerance):
+def test_a_checkpoint_moves_between_implementations(implementation, dtype, tolerance, monkeypatch):
+    monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_tpu", functools.partial(lstm_mosaic_tpu, interpret=True))
     reference, params, ids = make(implementation="flax")
     model = CharLSTM(vocab_size=11, hidden_dim=6, hidden_layers=2, implementation=implementation, dtype=dtype)
     expected, expected_carry = reference.apply({"params": params}, ids, init_carry(reference, 4))

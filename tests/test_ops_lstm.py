@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lstm_reference import lstm_float64, numerical_gradient
 
-from charjax.ops.lstm import api, native
+from charjax.ops.lstm import api, mosaic_tpu, native
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
 from charjax.ops.lstm.flax_scan import LSTMCell
 from charjax.types import LSTMCarry, LSTMWeights
@@ -22,7 +22,9 @@ SIZES |= {"long": (3, 150, 5, 20), "tiles": (29, 11, 67, 70)}
 
 # Every form of the native kernel that this processor runs is an implementation of its own here.
 NATIVE = {f"native {library.instructions}": library for library in native.libraries()}
-NAMES = sorted({*IMPLEMENTATIONS} - {"native"} | {*NATIVE})
+# Kernels for TPUs are interpreted.
+INTERPRETED = {"mosaic_tpu interpreted": functools.partial(mosaic_tpu.lstm_mosaic_tpu, interpret=True)}
+NAMES = sorted({*IMPLEMENTATIONS} - {"native", "mosaic_tpu"} | {*NATIVE, *INTERPRETED})
 
 
 @pytest.fixture(params=NAMES)
@@ -30,6 +32,8 @@ def implementation(request, monkeypatch):
     if request.param in NATIVE:
         function = functools.partial(native.lstm_native, library=NATIVE[request.param])
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, function)
+    elif request.param in INTERPRETED:
+        monkeypatch.setitem(IMPLEMENTATIONS, request.param, INTERPRETED[request.param])
     return request.param
 
 

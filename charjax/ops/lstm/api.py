@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.dropout import drop
 from charjax.ops.lstm.flax_scan import lstm_flax
+from charjax.ops.lstm.mosaic_tpu import lstm_mosaic_tpu
 from charjax.ops.lstm.native import library_for, lstm_native
 from charjax.ops.lstm.recompute import lstm_recompute
 from charjax.ops.lstm.scan import lstm_scan
@@ -27,6 +28,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "native": lstm_native,
     "recompute": lstm_recompute,
     "wavefront": lstm_wavefront,
+    "mosaic_tpu": lstm_mosaic_tpu,
 }
 DTYPES = ("float32", "bfloat16")
 LEAST_STEPS_TO_PACK_FOR = 8
@@ -53,7 +55,8 @@ def lstm(
         implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
             input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), "native" (C++, for
             processors; see `charjax.ops.lstm.native`), "recompute" (for TPUs), "wavefront" (for GPUs; see
-            `lstm_stack`), or None for the fastest that serves on the platform that is compiled for.
+            `lstm_stack`), "mosaic_tpu" (kernels for TPUs, which never ran on one, so that None does not choose them),
+            or None for the fastest that serves on the platform that is compiled for.
         dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
             float32 in both.
 

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from charjax.cores import available_cores
-from charjax.ops.lstm.varying import alike
+from charjax.ops.lstm.varying import alike, result
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 # Best first; bfloat16 products need the first.
@@ -94,12 +93,7 @@ def _threads() -> int:
 def _call(
     library: Library, direction: str, dtype: str, shapes: dict[str, tuple[Any, ...]], *args: Array
 ) -> list[Array]:
-    axes = jax.typeof(args[0]).manual_axis_type
-    # What varies over the devices of a shard_map has to name its mesh as well.
-    placed = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec()) if axes.varying else None
-    results = [
-        jax.ShapeDtypeStruct(shape, kind, sharding=placed, manual_axis_type=axes) for shape, kind in shapes.values()
-    ]
+    results = [result(args[0], *of) for of in shapes.values()]
     call = jax.ffi.ffi_call(library.target(direction, dtype), results, vmap_method="sequential")
     return list(call(*args, threads=np.int64(_threads())))
 
