@@ -215,7 +215,8 @@ def main(argv: list[str] | None = None) -> None:
     Console(width=120).print(table(arguments.target, rows))
     print(
         f"A training step takes {flops / 1e9:.0f} GFLOP and, by the cost model, moves {moved / 1e9:.2f} GB per device. "
-        "Cycles are per training step, in generation per character; times and characters per second are that model's estimates (benchmarks/cost_model.py), not measurements."
+        "Cycles are per training step, in generation per character; times and characters per second are that model's "
+        "estimates (benchmarks/cost_model.py), not measurements."
     )
     result = {
         "target": arguments.target,
