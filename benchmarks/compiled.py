@@ -84,8 +84,8 @@ def compile_flax_step(sizes: Sizes, mesh: Mesh) -> Any:
 
 def compile_generation(sizes: Sizes, mesh: Mesh) -> Any:
     """Compiles the generation loop for the first device of a mesh: `batch_size` texts, 512 characters each."""
-    model = _model(sizes, None)
-    where = NamedSharding(one_device(mesh), PartitionSpec())
+    model, alone = _model(sizes, None), one_device(mesh)
+    where = NamedSharding(alone, PartitionSpec())
 
     def shapes() -> tuple[Any, DecodeState, Any]:
         keys = jax.random.split(jax.random.key(0), sizes.batch_size)
@@ -94,7 +94,9 @@ def compile_generation(sizes: Sizes, mesh: Mesh) -> Any:
         return init_params(jax.random.key(0), model), state, make_choice(SampleConfig())
 
     params, state, choice = placed(jax.eval_shape(shapes), where)
-    return decode.lower(model, params, state, choice, length=512, filtered=False).compile()
+    with jax.sharding.use_abstract_mesh(alone.abstract_mesh):
+        lowered = decode.lower(model, params, state, choice, length=512, filtered=False)
+    return lowered.compile()
 
 
 def compile_peer(name: str, sizes: Sizes, mesh: Mesh) -> Any:
