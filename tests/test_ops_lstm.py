@@ -22,7 +22,9 @@ SIZES |= {"long": (3, 150, 5, 20), "tiles": (29, 11, 67, 70)}
 
 # Every form of the native kernel that this processor runs is an implementation of its own here.
 NATIVE = {f"native {library.instructions}": library for library in native.libraries()}
-NAMES = sorted({*IMPLEMENTATIONS} - {"native"} | {*NATIVE})
+# Held to the contract by tests of their own, which put something in the place of the device.
+NOT_ON_CPU = {"cudnn"}
+NAMES = sorted({*IMPLEMENTATIONS} - {"native"} - NOT_ON_CPU | {*NATIVE})
 
 
 @pytest.fixture(params=NAMES)
@@ -204,6 +206,12 @@ def test_a_machine_without_the_kernel_is_told(monkeypatch):
     monkeypatch.setattr(native, "libraries", lambda: ())
     with pytest.raises(NotImplementedError, match="'native' is not there for bfloat16"):
         lstm(*make_inputs("odd"), implementation="native", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("name", sorted(NOT_ON_CPU))
+def test_what_serves_elsewhere_alone_is_refused_on_the_cpu(name):
+    with pytest.raises(NotImplementedError, match=f"'{name}' .*'cpu'"):
+        lstm(*make_inputs("odd"), implementation=name)
 
 
 def test_shapes_that_do_not_fit_are_named():
