@@ -88,7 +88,7 @@ def jax_peer(sizes: dict[str, Any], make_model: Callable[..., Any]) -> Run:
 
     params, apply, carry = make_model(sizes)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
-    ids = jnp.asarray(_windows(sizes["batch_size"]))
+    ids = jnp.asarray(windows(sizes["batch_size"]))
 
     def step(params: Any, opt_state: Any, carry: Any, window: Any) -> Any:
         def loss(params: Any) -> Any:
@@ -187,7 +187,7 @@ def torch_peer(sizes: dict[str, Any], *, compiled: bool) -> Run:
         parameter.requires_grad_("bias_hh" not in name)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE, fused=True)
-    ids = torch.from_numpy(_windows(sizes["batch_size"])).long().to(device)
+    ids = torch.from_numpy(windows(sizes["batch_size"])).long().to(device)
     half = sizes["dtype"] == "bfloat16"
 
     def loss_of(window: Any, state: Any) -> Any:
@@ -216,7 +216,7 @@ def torch_peer(sizes: dict[str, Any], *, compiled: bool) -> Run:
     return run
 
 
-def _windows(batch_size: int) -> np.ndarray:
+def windows(batch_size: int) -> np.ndarray:
     """[WINDOWS, B, T + 1] int32, the same windows that charjax cuts."""
     rows = text_ids(batch_size)
     starts = np.arange(batch_size) * WINDOWS * SEQ_LEN

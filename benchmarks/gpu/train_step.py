@@ -1,0 +1,89 @@
+"""Stage 2: the whole training step, charjax beside PyTorch's cuDNN, JAX's cuDNN, and loops by others."""
+
+from typing import Any
+
+from benchmarks.gpu.correctness import PORTABLE
+from benchmarks.gpu.plan import Size
+from benchmarks.gpu.run import Peer, Run
+from benchmarks.peers import WINDOWS
+from benchmarks.train_step import LOSS_TOLERANCE
+
+LOSSES = 4
+OURS = "charjax"
+
+
+def run_important(run: Run, share: float) -> None:
+    """The points that matter, two of them with every peer."""
+    _measure(
+        run, "train_step", [(size, True) for size in run.plan.full] + [(s, False) for s in run.plan.important], share
+    )
+
+
+def run_rest(run: Run, share: float) -> None:
+    """As much of the remaining grid as there is time for."""
+    _measure(run, "train_step_rest", [(size, False) for size in run.plan.rest], share)
+
+
+def _measure(run: Run, name: str, points: list[tuple[Size, bool]], share: float) -> None:
+    stage = run.results.stage(name)
+
+    def measure(point: tuple[Size, bool]) -> None:
+        size, full = point
+        run.say(f"training step: H {size.hidden_dim}, L {size.hidden_layers}, B {size.batch_size}")
+        row = run.measure("train", size._asdict(), peers(run, full=full), WINDOWS, losses=LOSSES)
+        _compare_losses(row)
+        stage["rows"].append(row)
+        run.results.save()
+
+    not_run = run.clock.take(points, share, measure)
+    stage["not_run"] = [size._asdict() for size, _ in not_run]
+
+
+def peers(run: Run, *, full: bool) -> list[Peer]:
+    """Charjax as it comes, PyTorch in all its forms and, where asked for, the other ways to take the same step."""
+    found = [_jax(OURS, None, "bfloat16")]
+    if full:
+        found += [_jax(f"{OURS} float32", None, "float32", "highest")]
+        if run.platform == "gpu":
+            # What a GPU's float32 products are by default.
+            found += [_jax(f"{OURS} tf32", None, "float32", "tensorfloat32")]
+            found += [_jax("jax cudnn float32", "cudnn", "float32", "highest")]
+            found += [_jax("jax cudnn tf32", "cudnn", "float32", "tensorfloat32")]
+        found += [_jax("scan bfloat16", "scan", "bfloat16")]
+        found += [Peer("flax nn.RNN bfloat16", "jax", {"kind": "flax", "dtype": "bfloat16", "precision": None})]
+    if full or OURS in run.given_up:
+        names = [name for name in run.about["jax"]["implementations"] if name not in (*PORTABLE, "cudnn")]
+        found += [_jax(f"{name} bfloat16", name, "bfloat16") for name in names]
+    if "torch" in run.workers:
+        found += torch_peers(run.about["torch"]["platform"])
+    return found
+
+
+def torch_peers(platform: str) -> list[Peer]:
+    """Each format with one nn.LSTM of all layers, and with one per layer, for which cuDNN has another algorithm."""
+    formats = ("fp16", "bf16", "tf32", "fp32") if platform == "cuda" else ("fp32",)
+    return [
+        Peer(
+            f"torch {form}{' stacked' if stacked else ''}",
+            "torch",
+            {"format": form, "stacked": stacked, "graph": platform == "cuda"},
+        )
+        for form in formats
+        for stacked in (False, True)
+    ]
+
+
+def _jax(name: str, implementation: str | None, dtype: str, precision: str | None = None) -> Peer:
+    spec = {"kind": "charjax", "implementation": implementation, "dtype": dtype, "precision": precision}
+    return Peer(name, "jax", spec)
+
+
+def _compare_losses(row: dict[str, Any]) -> None:
+    """Charjax's and PyTorch's first losses start from the same weights, so all must agree with charjax's."""
+    ours = row["peers"][OURS].get("losses")
+    for name, result in row["peers"].items():
+        if ours and "losses" in result and not name.startswith("flax"):
+            difference = max(abs(a - b) for a, b in zip(ours, result["losses"], strict=True))
+            result["losses_differ_by"] = difference
+            # charjax's own, in bfloat16, sets what may be expected.
+            result["losses_agree"] = difference <= LOSS_TOLERANCE["bfloat16"]
