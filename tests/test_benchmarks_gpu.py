@@ -14,7 +14,7 @@ from benchmarks.gpu import report
 from benchmarks.gpu.plan import Clock, Size, tiny_plan, whole_plan
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.run import Peer, Run
-from benchmarks.gpu.train_step import OURS, peers, torch_peers
+from benchmarks.gpu.train_step import OURS, against_everyone, against_torch
 from benchmarks.gpu.worker import Worker
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -38,14 +38,16 @@ def test_every_stage_rehearsed(tmp_path, capsys, arguments):
     assert {check["implementation"] for check in checks} == set(content["about"]["jax"]["implementations"])
     assert all(check["agrees"] for check in checks if "outputs" in check)
     assert {check["does_not_serve"] for check in checks if check["implementation"] == "cudnn"}
+    assert {"charjax", "charjax float32", "recompute bfloat16", "scan bfloat16", "flax nn.RNN bfloat16"} <= {
+        peer for row in content["stages"]["train_step_peers"]["rows"] for peer in row["peers"]
+    }
     for stage in ("train_step", "train_step_rest", "generation"):
         for row in content["stages"][stage]["rows"]:
             assert all(result["median_seconds"] > 0 for result in row["peers"].values()), row
             assert any(name.startswith("torch") for name in row["peers"]) == torch
             assert (report.torch_ratio(row) is not None) == torch
-    full = content["stages"]["train_step"]["rows"][0]["peers"]
-    assert {"charjax", "charjax float32", "recompute bfloat16", "scan bfloat16", "flax nn.RNN bfloat16"} <= full.keys()
-    assert all(result.get("losses_agree", True) for result in full.values())
+    for row in report.training_rows(content) + report.rows(content, "train_step_peers"):
+        assert all(result.get("losses_agree", True) for result in row["peers"].values())
     assert ("torch / charjax, training step" in content["summary"]) == torch
     assert "Largest error against float64" in out
     assert "Generation, characters/s" in out
@@ -184,20 +186,19 @@ def test_a_peer_that_does_not_serve_is_shown_with_its_words(make_run):
 
 
 def test_the_peers_on_a_gpu(make_run):
-    names = [peer.name for peer in peers(make_run(torch=None), full=True)]
+    names = [peer.name for peer in against_everyone(make_run()) + against_torch(make_run(torch=None))[1:]]
     assert len(names) == len(set(names))
     assert {"jax cudnn tf32", "kernel bfloat16", "torch fp16 stacked", "torch tf32"} <= set(names)
-    assert len(torch_peers("cuda")) == 8
     run = make_run()
-    assert [peer.name for peer in peers(run, full=False)] == [OURS]
+    assert [peer.name for peer in against_torch(run)] == [OURS]
     # Where charjax's own choice cannot run, its other kernels take part at every point.
     run.given_up[OURS] = "hung"
-    assert "kernel bfloat16" in [peer.name for peer in peers(run, full=False)]
+    assert [peer.name for peer in against_torch(run)] == [OURS, "kernel bfloat16"]
 
 
 def test_the_plan_covers_the_grid_once():
     plan = whole_plan()
-    points = plan.full + plan.important + plan.rest
+    points = plan.important + plan.rest
     assert len(points) == len(set(points)) == 4 * 3 * 3
 
 

@@ -263,3 +263,5 @@ def test_the_default_follows_what_is_compiled_for():
     with jax.sharding.use_abstract_mesh(mesh):
         assert api.default_implementation("float32", 1) == "recompute"
         assert api.default_dtype() == "bfloat16"
+        with pytest.raises(NotImplementedError, match=r"'native' .* 'gpu'"):
+            lstm(*make_inputs("odd"), implementation="native")

@@ -27,15 +27,16 @@ from benchmarks.gpu.generation import run_generation
 from benchmarks.gpu.plan import Clock, Plan, tiny_plan, whole_plan
 from benchmarks.gpu.results import Results, nvidia_smi
 from benchmarks.gpu.run import Run
-from benchmarks.gpu.train_step import run_important, run_rest
+from benchmarks.gpu.train_step import run_everyone, run_important, run_rest
 from benchmarks.gpu.worker import Worker
 
 # A stage, and the share of all time at which it must have made room for the next.
 Stage = tuple[str, Callable[[Run, float], None], float]
 STAGES: tuple[Stage, ...] = (
-    ("correctness", run_correctness, 0.26),
-    ("train_step", run_important, 0.68),
-    ("generation", run_generation, 0.85),
+    ("correctness", run_correctness, 0.24),
+    ("train_step", run_important, 0.54),
+    ("generation", run_generation, 0.71),
+    ("train_step_peers", run_everyone, 0.92),
     ("train_step_rest", run_rest, 1.0),
 )
 

@@ -24,8 +24,8 @@ class Plan:
             that are there to be simple.
         check_batch: their B.
         check_time: their T.
-        full: training steps at which every peer is measured.
-        important: further training steps that come before generation.
+        important: training steps that come before all else, beside PyTorch in all its forms.
+        everyone: training steps at which every other peer is measured.
         rest: training steps for whatever time is left.
         streams: texts side by side in generation.
         generation_hidden: H in generation, with 2 layers.
@@ -38,8 +38,8 @@ class Plan:
     check_hidden: tuple[int, ...] = (128, 256, 512)
     check_batch: int = 64
     check_time: int = 24
-    full: tuple[Size, ...] = (Size(512, 2, 64), Size(512, 3, 1024))
-    important: tuple[Size, ...] = (Size(512, 3, 64), Size(512, 2, 256), Size(512, 3, 256), Size(512, 2, 1024))
+    important: tuple[Size, ...] = tuple(Size(512, n, b) for b, n in itertools.product((64, 1024, 256), (2, 3)))
+    everyone: tuple[Size, ...] = (Size(512, 2, 64), Size(512, 3, 1024))
     rest: tuple[Size, ...] = ()
     streams: tuple[int, ...] = (1, 32, 1024, 4096)
     generation_hidden: tuple[int, ...] = (512, 128)
@@ -51,17 +51,16 @@ class Plan:
 
 def whole_plan() -> Plan:
     """H in 128, 256, 512, 1024; L in 1, 2, 3; B in 64, 256, 1024."""
-    first = Plan.full + Plan.important
     # One batch size for all models before the next, so that a run cut short has seen many models.
     grid = (Size(h, n, b) for b, n, h in itertools.product((64, 1024, 256), (2, 3, 1), (256, 128, 1024, 512)))
-    return Plan(rest=tuple(size for size in grid if size not in first))
+    return Plan(rest=tuple(size for size in grid if size not in Plan.important))
 
 
 def tiny_plan() -> Plan:
     """Every stage and every peer, at sizes at which a processor needs no time."""
     return Plan(
         check_hidden=(8,), check_batch=3, check_time=5,
-        full=(Size(8, 2, 8),), important=(), rest=(Size(8, 1, 8),),
+        important=(Size(8, 2, 8),), everyone=(Size(8, 2, 8),), rest=(Size(8, 1, 8),),
         streams=(1, 4), generation_hidden=(8,), length=16, rounds=1, round_seconds=0.0,
     )  # fmt: skip
 

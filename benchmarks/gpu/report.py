@@ -67,7 +67,8 @@ def show(content: dict[str, Any], console: Console) -> None:
     """Prints everything."""
     console.print(_correctness_table(rows(content, "correctness")))
     console.print(_training_table(training_rows(content)))
-    console.print(_details_table(rows(content, "train_step")))
+    for stage in ("train_step", "train_step_peers"):
+        console.print(_details_table(rows(content, stage)))
     console.print(_generation_table(rows(content, "generation")))
     for name, numbers in content.get("summary", {}).items():
         if "geometric_mean" in numbers:

@@ -201,9 +201,11 @@ def _cells(hidden: int, layers: int, batch: int, dtype: torch.dtype) -> tuple[Ca
 
 def _allow_tf32(allowed: bool) -> None:
     """Whether products of float32 may be TensorFloat-32."""
+    if not hasattr(torch.backends.cudnn, "rnn"):  # before PyTorch 2.9
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        return
     setting = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = setting
-    torch.backends.cudnn.rnn.fp32_precision = setting
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = setting
 
 
 def _warm_up(work: Callable[[], Any]) -> Any:

@@ -1,5 +1,6 @@
 """Stage 2: the whole training step, charjax beside PyTorch's cuDNN, JAX's cuDNN, and loops by others."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.gpu.correctness import PORTABLE
@@ -13,50 +14,57 @@ OURS = "charjax"
 
 
 def run_important(run: Run, share: float) -> None:
-    """The points that matter, two of them with every peer."""
-    _measure(
-        run, "train_step", [(size, True) for size in run.plan.full] + [(s, False) for s in run.plan.important], share
-    )
+    """The points that matter, beside PyTorch."""
+    _measure(run, "train_step", run.plan.important, against_torch, share)
+
+
+def run_everyone(run: Run, share: float) -> None:
+    """All other ways to take the same step, at a few points."""
+    _measure(run, "train_step_peers", run.plan.everyone, against_everyone, share)
 
 
 def run_rest(run: Run, share: float) -> None:
     """As much of the remaining grid as there is time for."""
-    _measure(run, "train_step_rest", [(size, False) for size in run.plan.rest], share)
+    _measure(run, "train_step_rest", run.plan.rest, against_torch, share)
 
 
-def _measure(run: Run, name: str, points: list[tuple[Size, bool]], share: float) -> None:
+def _measure(run: Run, name: str, points: Sequence[Size], peers: Callable[[Run], list[Peer]], share: float) -> None:
     stage = run.results.stage(name)
 
-    def measure(point: tuple[Size, bool]) -> None:
-        size, full = point
-        run.say(f"training step: H {size.hidden_dim}, L {size.hidden_layers}, B {size.batch_size}")
-        row = run.measure("train", size._asdict(), peers(run, full=full), WINDOWS, losses=LOSSES)
+    def measure(size: Size) -> None:
+        run.say(f"{name}: H {size.hidden_dim}, L {size.hidden_layers}, B {size.batch_size}")
+        row = run.measure("train", size._asdict(), peers(run), WINDOWS, losses=LOSSES)
         _compare_losses(row)
         stage["rows"].append(row)
         run.results.save()
 
-    not_run = run.clock.take(points, share, measure)
-    stage["not_run"] = [size._asdict() for size, _ in not_run]
+    stage["not_run"] = [size._asdict() for size in run.clock.take(points, share, measure)]
 
 
-def peers(run: Run, *, full: bool) -> list[Peer]:
-    """Charjax as it comes, PyTorch in all its forms and, where asked for, the other ways to take the same step."""
+def against_torch(run: Run) -> list[Peer]:
+    """Charjax as it comes and PyTorch in all its forms."""
     found = [_jax(OURS, None, "bfloat16")]
-    if full:
-        found += [_jax(f"{OURS} float32", None, "float32", "highest")]
-        if run.platform == "gpu":
-            # What a GPU's float32 products are by default.
-            found += [_jax(f"{OURS} tf32", None, "float32", "tensorfloat32")]
-            found += [_jax("jax cudnn float32", "cudnn", "float32", "highest")]
-            found += [_jax("jax cudnn tf32", "cudnn", "float32", "tensorfloat32")]
-        found += [_jax("scan bfloat16", "scan", "bfloat16")]
-        found += [Peer("flax nn.RNN bfloat16", "jax", {"kind": "flax", "dtype": "bfloat16", "precision": None})]
-    if full or OURS in run.given_up:
-        names = [name for name in run.about["jax"]["implementations"] if name not in (*PORTABLE, "cudnn")]
-        found += [_jax(f"{name} bfloat16", name, "bfloat16") for name in names]
-    if "torch" in run.workers:
-        found += torch_peers(run.about["torch"]["platform"])
-    return found
+    if OURS in run.given_up:
+        found += _kernels(run)
+    return found + (torch_peers(run.about["torch"]["platform"]) if "torch" in run.workers else [])
+
+
+def against_everyone(run: Run) -> list[Peer]:
+    """Charjax as it comes, in other formats and by its other implementations, JAX's cuDNN and flax."""
+    found = [_jax(OURS, None, "bfloat16"), *_kernels(run), _jax(f"{OURS} float32", None, "float32", "highest")]
+    if run.platform == "gpu":
+        # What a GPU's float32 products are by default.
+        found += [_jax(f"{OURS} tf32", None, "float32", "tensorfloat32")]
+        found += [_jax("jax cudnn tf32", "cudnn", "float32", "tensorfloat32")]
+        found += [_jax("jax cudnn float32", "cudnn", "float32", "highest")]
+    flax = Peer("flax nn.RNN bfloat16", "jax", {"kind": "flax", "dtype": "bfloat16", "precision": None})
+    return [*found, _jax("scan bfloat16", "scan", "bfloat16"), flax]
+
+
+def _kernels(run: Run) -> list[Peer]:
+    """The implementations that are there for their speed on a GPU or a TPU."""
+    names = [name for name in run.about["jax"]["implementations"] if name not in (*PORTABLE, "cudnn")]
+    return [_jax(f"{name} bfloat16", name, "bfloat16") for name in names]
 
 
 def torch_peers(platform: str) -> list[Peer]:

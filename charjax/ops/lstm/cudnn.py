@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import rnn
 
 from charjax.ops.lstm.target import target_platform
+from charjax.ops.lstm.varying import vary_alike, varying_axes
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 # Settings of `jax_default_matmul_precision` that ask for products in TensorFloat-32.
@@ -45,7 +46,7 @@ def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtyp
     flat = jnp.concatenate(
         [weights.w_ih.T.reshape(-1), weights.w_hh.T.reshape(-1), weights.bias, jnp.zeros_like(weights.bias)]
     )
-    y, h, c = _layer(*_varying_alike(x, carry.h[None], carry.c[None], flat), tf32)
+    y, h, c = _layer(*vary_alike(x, carry.h[None], carry.c[None], flat), tf32)
     return y, LSTMCarry(c[0], h[0])
 
 
@@ -53,24 +54,6 @@ def _one_hot(ids: Array, size: int) -> Array:
     """[B, T] integer -> [B, T, D] float32, NaN where an integer is out of range."""
     valid = (ids >= 0) & (ids < size)
     return jnp.where(valid[..., None], jax.nn.one_hot(ids, size, dtype=jnp.float32), jnp.nan)
-
-
-def _varying_alike(*arrays: Array, axes: frozenset[str] = frozenset()) -> tuple[Array, ...]:
-    """Under `jax.shard_map`, marks every array as varying over all axes that any of them, or `axes`, varies over.
-
-    The operation underneath does not say what its results vary over: they would pass for copies, and gradients through
-    them be summed over the devices.
-    """
-    every = axes.union(*map(_axes, arrays))
-    missing = [tuple(every - _axes(array)) for array in arrays]
-    return tuple(
-        jax.lax.pcast(array, names, to="varying") if names else array
-        for array, names in zip(arrays, missing, strict=True)
-    )
-
-
-def _axes(array: Array) -> frozenset[str]:
-    return jax.typeof(array).manual_axis_type.varying
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -88,8 +71,10 @@ def _forward(
     except AttributeError as error:
         # What JAX's own lookup of cuDNN ends in where jaxlib came without it, as on a machine without a GPU.
         raise NotImplementedError("LSTM implementation 'cudnn' is not there: this jaxlib has no cuDNN") from error
-    axes = _axes(x)
-    return _varying_alike(*outputs, axes=axes), _varying_alike(*saved, axes=axes)  # type: ignore[return-value]
+    # The operation does not say what its results vary over: they would pass for copies, and gradients through them be
+    # summed over the devices.
+    axes = varying_axes(x)
+    return vary_alike(*outputs, axes=axes), vary_alike(*saved, axes=axes)  # type: ignore[return-value]
 
 
 def _backward(tf32: bool, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]) -> tuple[Array, ...]:
