@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -194,6 +196,11 @@ def test_the_peers_on_a_gpu(make_run):
     # Where charjax's own choice cannot run, its other kernels take part at every point.
     run.given_up[OURS] = "hung"
     assert [peer.name for peer in against_torch(run)] == [OURS, "kernel bfloat16"]
+
+
+def test_the_process_that_waits_holds_no_device(root):
+    program = "import sys, benchmarks.gpu.__main__; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
 
 
 def test_the_plan_covers_the_grid_once():

@@ -209,10 +209,10 @@ def _allow_tf32(allowed: bool) -> None:
 
 
 def _warm_up(work: Callable[[], Any]) -> Any:
-    """Runs work where a graph can be captured after it: on a stream of its own."""
+    """Runs work on the stream that a graph is captured on after it: what libraries set up, they set up per stream."""
     if DEVICE.type != "cuda":
         return work()
-    stream = torch.cuda.Stream()
+    stream = _side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         result = work()
@@ -222,11 +222,16 @@ def _warm_up(work: Callable[[], Any]) -> Any:
 
 def _capture(work: Callable[[], Any]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool()):
+    with torch.cuda.graph(graph, pool=_pool(), stream=_side_stream()):
         work()
     graph.replay()
     _wait()
     return graph.replay
+
+
+@functools.cache
+def _side_stream() -> Any:
+    return torch.cuda.Stream()
 
 
 @functools.cache
