@@ -5,6 +5,7 @@ clipped to a global norm of 1, Adam at 1e-3. This module is also the program tha
 commands as JSON lines and answers in kind.
 """
 
+import functools
 import json
 import os
 import sys
@@ -31,12 +32,17 @@ def text_ids(batch_size: int) -> np.ndarray:
 
 def initial_params(sizes: dict[str, Any]) -> Any:
     """The parameters that ours and PyTorch's start from, as NumPy arrays."""
+    return _initial_params(sizes["hidden_dim"], sizes["hidden_layers"])
+
+
+@functools.cache
+def _initial_params(hidden_dim: int, hidden_layers: int) -> Any:
     import jax
 
     from charjax import CharLSTM, init_params
 
-    model = CharLSTM(VOCAB, hidden_dim=sizes["hidden_dim"], hidden_layers=sizes["hidden_layers"], implementation="scan")
-    return jax.device_get(init_params(jax.random.key(0), model))
+    model = CharLSTM(VOCAB, hidden_dim=hidden_dim, hidden_layers=hidden_layers, implementation="scan")
+    return jax.device_get(jax.jit(functools.partial(init_params, model=model))(jax.random.key(0)))
 
 
 def charjax_peer(sizes: dict[str, Any], *, implementation: str | None, all_cores: bool) -> Run:
@@ -62,7 +68,9 @@ def charjax_peer(sizes: dict[str, Any], *, implementation: str | None, all_cores
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
     streams = put_streams(make_streams(text_ids(batch_size), batch_size=batch_size, seq_len=SEQ_LEN), mesh)
     step = make_train_step(model, optimizer, seq_len=SEQ_LEN, mesh=mesh)
-    state = init_train_state(jax.random.key(0), model, optimizer, batch_size=batch_size, mesh=mesh)
+    # A state is the same however layers are computed: this way, every peer's is made by one program.
+    start = model.clone(implementation="scan", dtype="float32")
+    state = init_train_state(jax.random.key(0), start, optimizer, batch_size=batch_size, mesh=mesh)
     params = initial_params(sizes)
     state = state.replace(params=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params))
 
@@ -88,7 +96,7 @@ def jax_peer(sizes: dict[str, Any], make_model: Callable[..., Any]) -> Run:
 
     params, apply, carry = make_model(sizes)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
-    ids = jnp.asarray(_windows(sizes["batch_size"]))
+    ids = jnp.asarray(windows(sizes["batch_size"]))
     step = make_jax_step(apply, optimizer, sizes["dtype"])
     jitted = jax.jit(step, donate_argnums=(0, 1, 2))
     zero = jax.tree.map(np.asarray, carry)
@@ -196,7 +204,7 @@ def torch_peer(sizes: dict[str, Any], *, compiled: bool) -> Run:
         parameter.requires_grad_("bias_hh" not in name)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE, fused=True)
-    ids = torch.from_numpy(_windows(sizes["batch_size"])).long().to(device)
+    ids = torch.from_numpy(windows(sizes["batch_size"])).long().to(device)
     half = sizes["dtype"] == "bfloat16"
 
     def loss_of(window: Any, state: Any) -> Any:
@@ -225,7 +233,7 @@ def torch_peer(sizes: dict[str, Any], *, compiled: bool) -> Run:
     return run
 
 
-def _windows(batch_size: int) -> np.ndarray:
+def windows(batch_size: int) -> np.ndarray:
     """[WINDOWS, B, T + 1] int32, the same windows that charjax cuts."""
     rows = text_ids(batch_size)
     starts = np.arange(batch_size) * WINDOWS * SEQ_LEN

@@ -160,13 +160,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             found = [ratio(row, others) for row in rows if row["sizes"]["dtype"] == dtype]
             ratios = [value[0] for value in found if value is not None]
             if ratios:
-                mean = math.exp(statistics.mean(map(math.log, ratios)))
-                result[f"{name} / charjax, {dtype}"] = {
-                    "geometric_mean": mean,
-                    "least": min(ratios),
-                    "points": len(ratios),
-                }
+                result[f"{name} / charjax, {dtype}"] = mean_and_least(ratios)
     return result
+
+
+def mean_and_least(ratios: list[float]) -> dict[str, float]:
+    """What a column of ratios comes to."""
+    mean = math.exp(statistics.mean(map(math.log, ratios)))
+    return {"geometric_mean": mean, "least": min(ratios), "points": len(ratios)}
 
 
 def main() -> None:

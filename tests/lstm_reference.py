@@ -1,24 +1,10 @@
-"""An LSTM layer in plain NumPy, float64, one step and one gate at a time: the numbers that all others must give."""
+"""The NumPy reference that tests and benchmarks share, and gradients by differences, for small arrays."""
 
 import numpy as np
 
+from benchmarks.reference import lstm_float64, lstm_gradients_float64, sigmoid
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def lstm_float64(w_ih, w_hh, bias, x, c, h):
-    """x [B, T, D] or [B, T] integer -> (y [B, T, H], c [B, H], h [B, H]), float64."""
-    w_ih, w_hh, bias, c, h = (np.asarray(a, np.float64) for a in (w_ih, w_hh, bias, c, h))
-    x = np.eye(w_ih.shape[0])[x] if np.issubdtype(x.dtype, np.integer) else np.asarray(x, np.float64)
-    outputs = []
-    for t in range(x.shape[1]):
-        i, f, g, o = np.split(x[:, t] @ w_ih + h @ w_hh + bias, 4, axis=-1)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
-        outputs.append(h)
-    y = np.stack(outputs, axis=1) if outputs else np.zeros((x.shape[0], 0, h.shape[1]))
-    return y, c, h
+__all__ = ["lstm_float64", "lstm_gradients_float64", "numerical_gradient", "sigmoid"]
 
 
 def numerical_gradient(function, array, eps=1e-6):

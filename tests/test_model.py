@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lstm_reference import lstm_float64
+from test_ops_lstm import NOT_ON_CPU
 
 from charjax.config import ModelConfig
 from charjax.errors import UserError
@@ -38,7 +39,7 @@ def test_shapes_and_parameter_tree():
     }
 
 
-@pytest.mark.parametrize("implementation", [None, *sorted(IMPLEMENTATIONS)])
+@pytest.mark.parametrize("implementation", [None, *sorted({*IMPLEMENTATIONS} - NOT_ON_CPU)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
 def test_a_checkpoint_moves_between_implementations(implementation, dtype, tolerance, monkeypatch):
     monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_tpu", functools.partial(lstm_mosaic_tpu, interpret=True))

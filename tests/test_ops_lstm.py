@@ -24,7 +24,9 @@ SIZES |= {"long": (3, 150, 5, 20), "tiles": (29, 11, 67, 70)}
 NATIVE = {f"native {library.instructions}": library for library in native.libraries()}
 # Kernels for TPUs are interpreted.
 INTERPRETED = {"mosaic_tpu interpreted": functools.partial(mosaic_tpu.lstm_mosaic_tpu, interpret=True)}
-NAMES = sorted({*IMPLEMENTATIONS} - {"native", "mosaic_tpu"} | {*NATIVE, *INTERPRETED})
+# Held to the contract by tests of their own, which put something in the place of the device.
+NOT_ON_CPU = {"cudnn"}
+NAMES = sorted({*IMPLEMENTATIONS} - {"native", "mosaic_tpu"} - NOT_ON_CPU | {*NATIVE, *INTERPRETED})
 
 
 @pytest.fixture(params=NAMES)
@@ -210,6 +212,12 @@ def test_a_machine_without_the_kernel_is_told(monkeypatch):
         lstm(*make_inputs("odd"), implementation="native", dtype="bfloat16")
 
 
+@pytest.mark.parametrize("name", sorted(NOT_ON_CPU))
+def test_what_serves_elsewhere_alone_is_refused_on_the_cpu(name):
+    with pytest.raises(NotImplementedError, match=f"'{name}' .*'cpu'"):
+        lstm(*make_inputs("odd"), implementation=name)
+
+
 def test_shapes_that_do_not_fit_are_named():
     weights, x, carry = make_inputs("odd")
     with pytest.raises(ValueError, match=r"\[B, T, 5\] float .* \(3, 7, 4\)"):
@@ -259,3 +267,5 @@ def test_the_default_follows_what_is_compiled_for():
     with jax.sharding.use_abstract_mesh(mesh):
         assert api.default_implementation("float32", 1) == "wavefront"
         assert api.default_dtype() == "bfloat16"
+        with pytest.raises(NotImplementedError, match=r"'native' .* 'gpu'"):
+            lstm(*make_inputs("odd"), implementation="native")

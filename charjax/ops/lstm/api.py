@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from charjax.ops.lstm.cudnn import lstm_cudnn
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.dropout import drop
 from charjax.ops.lstm.flax_scan import lstm_flax
@@ -29,6 +30,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "recompute": lstm_recompute,
     "wavefront": lstm_wavefront,
     "mosaic_tpu": lstm_mosaic_tpu,
+    "cudnn": lstm_cudnn,
 }
 DTYPES = ("float32", "bfloat16")
 LEAST_STEPS_TO_PACK_FOR = 8
@@ -55,8 +57,9 @@ def lstm(
         implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
             input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), "native" (C++, for
             processors; see `charjax.ops.lstm.native`), "recompute" (for TPUs), "wavefront" (for GPUs; see
-            `lstm_stack`), "mosaic_tpu" (kernels for TPUs, which never ran on one, so that None does not choose them),
-            or None for the fastest that serves on the platform that is compiled for.
+            `lstm_stack`), "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_tpu" (kernels for TPUs, which never ran on
+            one, so that None does not choose them), or None for the fastest that serves on the platform that is
+            compiled for.
         dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
             float32 in both.
 
@@ -65,7 +68,8 @@ def lstm(
 
     Raises:
         ValueError: shapes that do not fit together.
-        NotImplementedError: an unknown implementation or dtype, or one that this machine does not have.
+        NotImplementedError: an unknown implementation or dtype, or one that does not serve on the platform that is
+            compiled for, on this machine or at this size.
     """
     name = _check(weights, x, carry, implementation, dtype)
     return IMPLEMENTATIONS[name](weights, x, carry, jnp.dtype(dtype))

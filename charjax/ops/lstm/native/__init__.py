@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.cores import available_cores
+from charjax.ops.lstm.target import target_platform
 from charjax.ops.lstm.varying import alike, result
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
@@ -70,8 +71,12 @@ def lstm_native(
     """The implementation of `charjax.ops.lstm` in C++, for processors.
 
     Raises:
-        NotImplementedError: this processor cannot run it for that dtype, or it was not compiled.
+        NotImplementedError: the target is no processor, this one cannot run it for that dtype, or it was not compiled.
     """
+    if (platform := target_platform()) != "cpu":
+        raise NotImplementedError(
+            f"LSTM implementation 'native' serves processors alone, not the platform {platform!r}"
+        )
     library = library or library_for(dtype.name)
     if library is None or dtype.name not in library.dtypes:
         raise NotImplementedError(
