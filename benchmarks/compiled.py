@@ -147,7 +147,7 @@ def examine_training(name: str, target: str, sizes: Sizes, mesh: Mesh, folder: P
     return row | {"model_milliseconds": 1000 * seconds, "model_chars_per_second": chars / seconds}
 
 
-def examine(target: str, sizes: Sizes, peers: list[str]) -> list[dict[str, Any]]:
+def examine(target: str, sizes: Sizes, peers: list[str], streams: list[int]) -> list[dict[str, Any]]:
     """Compiles and reads every program."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +156,7 @@ def examine(target: str, sizes: Sizes, peers: list[str]) -> list[dict[str, Any]]
         for name in peers:
             print(f"compiling {name} ...", file=sys.stderr)
             rows.append(examine_training(name, target, sizes, mesh, Path(folder)))
-    for batch_size in (1, sizes.batch_size, 1024):
+    for batch_size in streams:
         print(f"compiling generation of {batch_size} ...", file=sys.stderr)
         compiled = compile_generation(dataclasses.replace(sizes, batch_size=batch_size), mesh)
         row = figures(compiled, BLOCK)
@@ -204,6 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__)
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--peers", nargs="+", help="implementations, 'default' or 'flax nn.RNN'; all by default")
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 64, 1024], help="texts generated at once")
     for field in dataclasses.fields(Sizes):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
@@ -211,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = Sizes(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sizes)})
     kernel = "mosaic_gpu" if arguments.target == "h100" else "mosaic_tpu"
     peers = arguments.peers or ["default", kernel, *PORTABLE]
-    rows = examine(arguments.target, sizes, peers)
+    rows = examine(arguments.target, sizes, peers, arguments.streams)
     flops = cost_model.training_flops(sizes.hidden_dim, sizes.hidden_layers, VOCAB, sizes.batch_size * sizes.seq_len)
     moved = sum(cost_model.training_bytes(sizes.hidden_dim, sizes.hidden_layers, sizes.batch_size, sizes.seq_len))
     Console(width=120).print(table(arguments.target, rows))
