@@ -71,7 +71,8 @@ class ModelConfig:
     """Probability of zeroing an output of each layer while training, 0 to below 1."""
 
     implementation: str | None = None
-    """How the LSTM is computed: flax, scan, custom_vjp, native or recompute; by default chosen by platform and size."""
+    """How the LSTM is computed: flax, scan, custom_vjp, native, recompute or mosaic_gpu; by default chosen by platform
+    and size."""
 
     dtype: Dtype = "auto"
     """Number format of the matrix products: float32, bfloat16, or auto (bfloat16 where this machine multiplies it

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.flax_scan import lstm_flax
+from charjax.ops.lstm.mosaic_gpu import lstm_mosaic_gpu
 from charjax.ops.lstm.native import library_for, lstm_native
 from charjax.ops.lstm.recompute import lstm_recompute
 from charjax.ops.lstm.scan import lstm_scan
@@ -22,6 +23,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "custom_vjp": lstm_custom_vjp,
     "native": lstm_native,
     "recompute": lstm_recompute,
+    "mosaic_gpu": lstm_mosaic_gpu,
 }
 DTYPES = ("float32", "bfloat16")
 LEAST_STEPS_TO_PACK_FOR = 8
@@ -47,8 +49,9 @@ def lstm(
         carry: state before the first step, `c` and `h` [B, H] float32.
         implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
             input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), "native" (C++, for
-            processors; see `charjax.ops.lstm.native`), "recompute" (for GPUs and TPUs), or None for the fastest
-            that serves on the platform that is compiled for.
+            processors; see `charjax.ops.lstm.native`), "recompute" (for GPUs and TPUs), "mosaic_gpu" (kernels for
+            Hopper GPUs in bfloat16, compiled but never run on one; see `charjax.ops.lstm.mosaic_gpu`), or None for
+            the fastest that serves on the platform that is compiled for, of those that were measured.
         dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
             float32 in both.
 
@@ -57,7 +60,8 @@ def lstm(
 
     Raises:
         ValueError: shapes that do not fit together.
-        NotImplementedError: an unknown implementation or dtype, or one that this machine does not have.
+        NotImplementedError: an unknown implementation or dtype, or one that does not serve this size, dtype or
+            machine.
     """
     _check_shapes(weights, x, carry)
     if dtype not in DTYPES:

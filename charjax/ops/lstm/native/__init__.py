@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from charjax.cores import available_cores
+from charjax.ops.lstm.varying import alike
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 # Best first; bfloat16 products need the first.
@@ -81,18 +82,8 @@ def lstm_native(
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     # The kernel reads ids of one width.
     x = x.astype(jnp.int32 if one_hot else dtype)
-    y, c, h = _layer(*_alike((*weights, x, *carry)), library, dtype.name)
+    y, c, h = _layer(*alike((*weights, x, *carry)), library, dtype.name)
     return y, LSTMCarry(c, h)
-
-
-def _alike(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Under shard_map, makes all arrays vary over the devices if one does, as a custom call wants it."""
-    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    wanted = frozenset().union(*varying)
-    return tuple(
-        jax.lax.pcast(array, tuple(wanted - axes), to="varying") if wanted - axes else array
-        for array, axes in zip(arrays, varying, strict=True)
-    )
 
 
 def _threads() -> int:
@@ -155,7 +146,7 @@ def _backward(
         "dc": (c.shape, "float32"),
         "dh": (h.shape, "float32"),
     }
-    dx, dw_ih, dw_hh, dbias, dc, dh = _call(library, "backward", dtype, shapes, *_alike((*saved, *cotangents)))
+    dx, dw_ih, dw_hh, dbias, dc, dh = _call(library, "backward", dtype, shapes, *alike((*saved, *cotangents)))
     return dw_ih, dw_hh, dbias, np.zeros(x.shape, jax.dtypes.float0) if one_hot else dx, dc, dh
 
 

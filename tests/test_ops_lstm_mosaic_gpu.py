@@ -1,0 +1,106 @@
+"""The kernels for Hopper GPUs, interpreted on a processor: `charjax.ops.lstm`'s contract at sizes that this affords.
+
+An interpreted product or copy is done at once, so what these tests leave open is whether the kernels wait for all that
+they should; a race detector does not exist for products.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+from jax.sharding import PartitionSpec
+from test_ops_lstm import TOLERANCE, gradients, make_inputs, reference, relative
+
+from charjax.ops.lstm import mosaic_gpu
+from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
+from charjax.types import LSTMCarry, LSTMWeights
+
+H100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    function = functools.partial(mosaic_gpu.lstm_mosaic_gpu, interpret=InterpretGPUParams())
+    monkeypatch.setitem(IMPLEMENTATIONS, "interpreted", function)
+
+
+run = functools.partial(lstm, implementation="interpreted", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("size", ["odd", "tiles"])
+def test_forward(size):
+    inputs = make_inputs(size, scale=0.1 if size == "tiles" else 0.5)
+    y, after = jax.jit(run)(*inputs)
+    assert y.dtype == jnp.bfloat16
+    assert after.c.dtype == after.h.dtype == jnp.float32
+    for actual, expected in zip((y, after.c, after.h), reference(*inputs), strict=True):
+        assert relative(actual, expected) < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize(("size", "one_hot"), [("odd", False), ("tiles", True)])
+def test_every_gradient_is_that_of_the_reference(size, one_hot):
+    inputs = make_inputs(size, one_hot, scale=0.1)
+    expected = gradients("flax", "float32", *inputs)
+    for actual, right in zip(gradients("interpreted", "bfloat16", *inputs), expected, strict=True):
+        assert relative(actual, np.asarray(right, np.float64)) < TOLERANCE["bfloat16"]
+
+
+def test_an_integer_out_of_range_gives_nan():
+    weights, x, carry = make_inputs("odd", one_hot=True)
+    y, _ = run(weights, x.at[0, 2].set(5), carry)
+    assert np.isfinite(y[0, :2]).all()
+    assert np.isnan(y[0, 2:]).all()
+    assert np.isfinite(y[1:]).all()
+
+
+def test_no_steps_change_nothing():
+    weights, x, carry = make_inputs("odd")
+    y, after = run(weights, x[:, :0], carry)
+    assert y.shape == (3, 0, 6)
+    np.testing.assert_array_equal(after.c, carry.c)
+    np.testing.assert_array_equal(after.h, carry.h)
+
+
+def test_it_runs_under_vmap():
+    weights, x, carry = make_inputs("odd")
+    x = x[:, :2]
+    twice = jax.vmap(lambda x: run(weights, x, carry)[0])(jnp.stack([x, 2 * x]))
+    np.testing.assert_array_equal(twice[1], run(weights, 2 * x, carry)[0])
+
+
+def abstract(hidden, batch=4, time=3, inputs=5):
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    weights = LSTMWeights(array(inputs, 4 * hidden), array(hidden, 4 * hidden), array(4 * hidden))
+    return weights, array(batch, time, inputs), LSTMCarry(array(batch, hidden), array(batch, hidden))
+
+
+def test_it_lowers_for_a_gpu_under_shard_map():
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=H100)
+
+    def loss(weights, x, carry):
+        weights = jax.lax.pcast(weights, "data", to="varying")
+        y, after = lstm(weights, x, carry, implementation="mosaic_gpu", dtype="bfloat16")
+        return jnp.sum(y.astype(jnp.float32)) + jnp.sum(after.c)
+
+    def step(weights, x, carry):
+        return jax.lax.pmean(jax.grad(loss)(weights, x, carry), "data")
+
+    specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec("data"))
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    text = jax.jit(mapped).trace(*abstract(hidden=100)).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@mosaic_gpu_v2") == 2
+
+
+def test_what_it_does_not_serve_is_named():
+    inputs = make_inputs("odd")
+    with pytest.raises(NotImplementedError, match="bfloat16, not float32"):
+        lstm(*inputs, implementation="mosaic_gpu", dtype="float32")
+    with pytest.raises(NotImplementedError, match="Hopper GPUs, not 'cpu'"):
+        lstm(*inputs, implementation="mosaic_gpu", dtype="bfloat16")
+    with pytest.raises(NotImplementedError, match="hidden units, not 513"):
+        jax.eval_shape(run, *abstract(hidden=513))
