@@ -29,7 +29,7 @@ def h100(root, monkeypatch):
     return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-@pytest.mark.parametrize("hidden", [128])
+@pytest.mark.parametrize("hidden", [128, 256, 512])
 def test_the_lstm_kernels_fit_and_spill_nothing(h100, hidden, tmp_path, monkeypatch):
     monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
     for what in ("PTX", "PTXAS", "MLIR_PASSES"):

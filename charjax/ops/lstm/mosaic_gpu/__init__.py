@@ -22,7 +22,8 @@ from charjax.ops.lstm.mosaic_gpu.geometry import (
     state_to_kernel,
     steps_from_kernel,
     steps_to_kernel,
-    weights_to_kernel,
+    weights_backward,
+    weights_forward,
 )
 from charjax.ops.lstm.recompute import Factors, Loops, run_layer
 from charjax.ops.lstm.target import target_kind
@@ -37,7 +38,7 @@ def lstm_mosaic_gpu(
     """The implementation of `charjax.ops.lstm` for Hopper GPUs, in bfloat16.
 
     Args:
-        weights: of the layer, with up to 128 hidden units.
+        weights: of the layer, with up to 512 hidden units.
         x: as in `lstm`.
         carry: as in `lstm`.
         dtype: bfloat16.
@@ -48,7 +49,7 @@ def lstm_mosaic_gpu(
     """
     if dtype != jnp.bfloat16:
         raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' serves bfloat16, not {dtype.name}")
-    geometry_for(weights.w_hh.shape[0])
+    geometry_for(weights.w_hh.shape[0], flat=interpret is not None)
     if interpret is None and not HOPPER.search(target_kind()):
         raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' serves Hopper GPUs, not {target_kind()!r}")
     return run_layer(make_loops(interpret), weights, x, carry, dtype)
@@ -69,11 +70,11 @@ def _forward(interpret: Any, z: Array, w_hh: Array, carry: LSTMCarry) -> tuple[A
     if not time:
         nothing = jnp.zeros((0, batch, hidden), w_hh.dtype)
         return nothing, nothing, carry
-    geometry = geometry_for(hidden)
+    geometry = geometry_for(hidden, flat=interpret is not None)
     h, c, c_last, h_last = forward_kernel(
         geometry,
         steps_to_kernel(z, 4, geometry),
-        weights_to_kernel(w_hh, geometry).transpose(0, 2, 1),
+        weights_forward(w_hh, geometry),
         state_to_kernel(carry.c, geometry),
         state_to_kernel(carry.h.astype(w_hh.dtype), geometry),
         interpret,
@@ -88,12 +89,12 @@ def _backward(interpret: Any, dy: Array, factors: Factors, w_hh: Array, last: LS
     time, batch, hidden = dy.shape
     if not time:
         return jnp.zeros((0, batch, 4 * hidden), w_hh.dtype), last
-    geometry = geometry_for(hidden)
+    geometry = geometry_for(hidden, flat=interpret is not None)
     terms = [term for state in last for term in _two_terms(state_to_kernel(state, geometry))]
     dz, first = backward_kernel(
         geometry,
         tuple(steps_to_kernel(array, 1, geometry) for array in (dy, *factors)),
-        weights_to_kernel(w_hh, geometry),
+        weights_backward(w_hh, geometry),
         jnp.stack(terms),
         interpret,
     )

@@ -8,8 +8,18 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from charjax.ops.lstm.mosaic_gpu.geometry import COLUMNS, UNITS, Geometry
-from charjax.ops.lstm.mosaic_gpu.launch import Places, launch
+from charjax.ops.lstm.mosaic_gpu.exchange import (
+    add_halves,
+    announce,
+    collect,
+    free_barrier,
+    halves_scratch,
+    publish,
+    ready_barrier,
+    release,
+)
+from charjax.ops.lstm.mosaic_gpu.geometry import UNITS, Geometry
+from charjax.ops.lstm.mosaic_gpu.launch import Places, launch, sum_ref
 from charjax.types import Array
 
 FACTORS = 7  # dy, and the six of `recompute.Factors`
@@ -23,7 +33,7 @@ def backward_kernel(
     Args:
         geometry: the share-out.
         steps: dy and the factors of_c, of_i, of_f, of_g, of_o, f, each [T, hidden, columns] bfloat16.
-        w: [4, hidden before, hidden after] bfloat16.
+        w: [hidden before, groups of UNITS units, 4, UNITS after] bfloat16, the last three as one dimension.
         carry: [4, hidden, columns] bfloat16, the cotangents dc and dh of the last step, each as a sum of two terms.
         interpret: what `plgpu.kernel` is to be interpreted with, or None to compile it.
 
@@ -31,21 +41,26 @@ def backward_kernel(
         dz [T * 4, hidden, columns] bfloat16, and the cotangents before the first step, as `carry`.
     """
     time, hidden, columns = steps[0].shape
-    groups = geometry.warpgroups
+    leads, slots, sources = geometry.leads, geometry.slots, geometry.sources
+    scratch = {
+        "w_smem": plgpu.SMEM((slots, sources, geometry.block_units, 4 * UNITS), jnp.bfloat16),
+        "dz_smem": plgpu.SMEM((slots, sources, 4 * UNITS, geometry.columns), jnp.bfloat16),
+        "factors": plgpu.SMEM((leads, FACTORS, UNITS, geometry.columns), jnp.bfloat16),
+        "loaded": plgpu.Barrier(num_arrivals=sources * slots),
+        "carry_loaded": plgpu.Barrier(num_arrivals=4, num_barriers=leads),
+        "fetched": plgpu.Barrier(num_arrivals=FACTORS, num_barriers=leads),
+        "dz_ready": ready_barrier(geometry, turns=1),
+        "dz_free": free_barrier(geometry),
+        **halves_scratch(geometry, sums=1),
+    }
+    if geometry.spread:
+        scratch["out_smem"] = plgpu.SMEM((leads, 4 * UNITS, geometry.columns), jnp.bfloat16)
     return launch(
         _body(geometry, time),
         geometry,
         (*steps, w, carry),
         results=(((time * 4, hidden, columns), jnp.bfloat16), ((4, hidden, columns), jnp.bfloat16)),
-        scratch={
-            "w_smem": plgpu.SMEM((4, geometry.block_units, hidden), jnp.bfloat16),
-            "dz_smem": plgpu.SMEM((4, hidden, COLUMNS), jnp.bfloat16),
-            "factors": plgpu.SMEM((groups, FACTORS, UNITS, COLUMNS), jnp.bfloat16),
-            "loaded": plgpu.Barrier(num_arrivals=8),
-            "fetched": plgpu.Barrier(num_arrivals=FACTORS, num_barriers=groups),
-            "dz_ready": plgpu.Barrier(num_arrivals=groups),
-            "dz_free": plgpu.Barrier(num_arrivals=groups),
-        },
+        scratch=scratch,
         interpret=interpret,
     )
 
@@ -57,74 +72,122 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
         dz_smem: Any,
         factors: Any,
         loaded: Any,
+        carry_loaded: Any,
         fetched: Any,
         dz_ready: Any,
         dz_free: Any,
+        out_smem: Any = None,
+        halves: Any = None,
+        halves_ready: Any = None,
     ) -> None:
-        *steps, w, carry_last, dz_out, carry_first = refs
+        *steps, w, carry_last, counts, dz_out, carry_first = refs
         at = Places.here(geometry)
+        # A lead's own rows, gate by gate. In a single thread block there is no memory for them beside those that it
+        # shares.
+        rows = out_smem.at[at.group] if geometry.spread else dz_smem.at[at.home, at.source]
+        own = [rows.at[pl.ds(gate * UNITS, UNITS)] for gate in range(4)]
 
         def fetch(t: Array | int) -> None:
             for number, source in enumerate(steps):
                 target = factors.at[at.group, number]
                 plgpu.copy_gmem_to_smem(source.at[t, at.units, at.columns], target, fetched.at[at.group])
 
-        @pl.when(at.group == 0)
-        def load() -> None:
-            for gate in range(4):
-                plgpu.copy_gmem_to_smem(w.at[gate, at.block_units], w_smem.at[gate], loaded)
-                plgpu.copy_gmem_to_smem(carry_last.at[gate, :, at.columns], dz_smem.at[gate], loaded)
+        def put_out(target: Any, first: Array | int) -> None:
+            for number, source in enumerate(own):
+                plgpu.copy_smem_to_gmem(source, target.at[first + number, at.units, at.columns])
 
-        fetch(time - 1)
+        @pl.when(at.thread == 0)
+        def load() -> None:
+            for slot in range(geometry.slots):
+                for source in range(geometry.sources):
+                    part = w.at[at.block_units, at.summed(slot, source)]
+                    plgpu.copy_gmem_to_smem(part, w_smem.at[slot, source], loaded)
+
+        @at.lead
+        def load_carry() -> None:
+            fetch(time - 1)
+            for number, target in enumerate(own):
+                source = carry_last.at[number, at.units, at.columns]
+                plgpu.copy_gmem_to_smem(source, target, carry_loaded.at[at.group])
+            plgpu.barrier_wait(carry_loaded.at[at.group])
+
+        terms = [term[...].astype(jnp.float32) for term in own]
         plgpu.barrier_wait(loaded)
-        terms = [dz_smem[part, at.units].astype(jnp.float32) for part in range(4)]
-        plgpu.barrier_arrive(dz_free)
+        release(at, dz_free)
 
         def step(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             dc, dh = carry
             t = time - 1 - number
-            plgpu.barrier_wait(fetched.at[at.group])
-            dy, of_c, of_i, of_f, of_g, of_o, f = (
-                factors[at.group, factor].astype(jnp.float32) for factor in range(FACTORS)
-            )
 
-            @pl.when(t > 0)
+            @at.lead
+            def await_factors() -> None:
+                plgpu.barrier_wait(fetched.at[at.group])
+
+            now = [factors[at.group, factor].astype(jnp.float32) for factor in range(FACTORS)]
+
+            @at.lead
             def fetch_next() -> None:
-                fetch(t - 1)
+                pl.when(t > 0)(lambda: fetch(t - 1))
 
-            dh += dy
-            dc += dh * of_c
-            dz = dc * of_i, dc * of_f, dc * of_g, dh * of_o
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            dc, dz = _through_cell(dc, dh, now)
             plgpu.barrier_wait(dz_free)
-            for gate in range(4):
-                dz_smem[gate, at.units] = dz[gate].astype(jnp.bfloat16)
-            plgpu.commit_smem()
-            plgpu.barrier_arrive(dz_ready)
-            for gate in range(4):
-                target = dz_out.at[4 * t + gate, at.units, at.columns]
-                plgpu.copy_smem_to_gmem(dz_smem.at[gate, at.units], target)
-            plgpu.barrier_wait(dz_ready)
 
-            def product(total: Any) -> Array:
-                for gate in range(4):
-                    plgpu.wgmma(total, w_smem.at[gate, at.own], dz_smem.at[gate])
-                return total[...]
+            @at.lead
+            def hand_on() -> None:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                for target, part in zip(own, dz, strict=True):
+                    target[...] = part
+                if geometry.spread:
+                    # Read back as one array, for a single message to each thread block.
+                    publish(at, rows[...], lambda slot: dz_smem.at[slot, at.source], dz_ready, 0, counts[0])
+                else:
+                    announce(at, dz_ready, 0)
+                put_out(dz_out, 4 * t)
 
-            dh = pl.run_scoped(product, plgpu.WGMMAAccumulatorRef((UNITS, COLUMNS), jnp.float32))
-            plgpu.barrier_arrive(dz_free)
-            return dc * f, dh
+            collect(at, dz_ready, 0)
+
+            dh = _product(at, w_smem, dz_smem, counts[1])
+            release(at, dz_free)
+            return dc, add_halves(at, [dh], halves, halves_ready, number % 2)[0]
 
         dc, dh = jax.lax.fori_loop(0, time, step, (terms[0] + terms[1], terms[2] + terms[3]))
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         plgpu.barrier_wait(dz_free)
-        for part, value in enumerate((dc, dh)):
-            term = value.astype(jnp.bfloat16)
-            dz_smem[2 * part, at.units] = term
-            dz_smem[2 * part + 1, at.units] = (value - term.astype(jnp.float32)).astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        for part in range(4):
-            plgpu.copy_smem_to_gmem(dz_smem.at[part, at.units], carry_first.at[part, at.units, at.columns])
-        plgpu.wait_smem_to_gmem(0)
+
+        @at.lead
+        def finish() -> None:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            for target, term in zip(own, _two_terms(dc) + _two_terms(dh), strict=True):
+                target[...] = term
+            plgpu.commit_smem()
+            put_out(carry_first, 0)
+            plgpu.wait_smem_to_gmem(0)
 
     return lstm_backward
+
+
+def _through_cell(dc: Array, dh: Array, factors: list[Array]) -> tuple[Array, list[Array]]:
+    """The cotangents of one step's c and h -> that of the c before, and dz by gates in bfloat16."""
+    dy, of_c, of_i, of_f, of_g, of_o, f = factors
+    dh += dy
+    dc += dh * of_c
+    dz = dc * of_i, dc * of_f, dc * of_g, dh * of_o
+    return dc * f, [part.astype(jnp.bfloat16) for part in dz]
+
+
+def _product(at: Places, w_smem: Any, dz_smem: Any, sources: Array) -> Array:
+    """A warpgroup's part of dh, or of the half of dh that it sums up."""
+
+    def sum_up(total: Any) -> Array:
+        def add(source: Array, nothing: None) -> None:
+            plgpu.wgmma(total, w_smem.at[at.slot, source, at.own], dz_smem.at[at.slot, source])
+            return nothing
+
+        jax.lax.fori_loop(0, sources, add, None)
+        return total[...]
+
+    return pl.run_scoped(sum_up, sum_ref(at.geometry))
+
+
+def _two_terms(value: Array) -> list[Array]:
+    term = value.astype(jnp.bfloat16)
+    return [term, (value - term.astype(jnp.float32)).astype(jnp.bfloat16)]

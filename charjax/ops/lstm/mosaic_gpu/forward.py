@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from charjax.ops.lstm.mosaic_gpu.geometry import COLUMNS, UNITS, Geometry
-from charjax.ops.lstm.mosaic_gpu.launch import Places, launch
+from charjax.ops.lstm.mosaic_gpu.exchange import add_halves, collect, halves_scratch, publish, ready_barrier
+from charjax.ops.lstm.mosaic_gpu.geometry import UNITS, Geometry
+from charjax.ops.lstm.mosaic_gpu.launch import Places, launch, sum_ref
 from charjax.types import Array
 
 
@@ -27,23 +28,25 @@ def forward_kernel(geometry: Geometry, z: Array, w: Array, c: Array, h: Array, i
     Returns:
         h and c after every step, [T, hidden, columns] bfloat16, and after the last, [hidden, columns] float32.
     """
-    time, hidden, columns = z.shape[0] // 4, geometry.hidden, z.shape[2]
-    groups = geometry.warpgroups
-    steps = ((time, hidden, columns), jnp.bfloat16)
-    state = ((hidden, columns), jnp.float32)
+    time, columns = z.shape[0] // 4, z.shape[2]
+    leads, slots, summed = geometry.leads, geometry.slots, geometry.summed
+    steps = ((time, geometry.hidden, columns), jnp.bfloat16)
+    state = ((geometry.hidden, columns), jnp.float32)
     return launch(
         _body(geometry, time),
         geometry,
         (z, w, c, h),
         results=(steps, steps, state, state),
         scratch={
-            "w_smem": plgpu.SMEM((4, geometry.block_units, hidden), jnp.bfloat16),
-            "h_smem": plgpu.SMEM((2, hidden, COLUMNS), jnp.bfloat16),
-            "z_smem": plgpu.SMEM((groups, 4, UNITS, COLUMNS), jnp.float32),
-            "out_smem": plgpu.SMEM((groups, 2, UNITS, COLUMNS), jnp.bfloat16),
-            "loaded": plgpu.Barrier(num_arrivals=5 + groups),
-            "z_ready": plgpu.Barrier(num_arrivals=4, num_barriers=groups),
-            "h_ready": plgpu.Barrier(num_arrivals=groups, num_barriers=2),
+            "w_smem": plgpu.SMEM((4, slots, geometry.block_units, summed), jnp.bfloat16),
+            "h_smem": plgpu.SMEM((2, slots, summed, geometry.columns), jnp.bfloat16),
+            "z_smem": plgpu.SMEM((leads, 4, UNITS, geometry.columns), jnp.float32),
+            "out_smem": plgpu.SMEM((leads, 2, UNITS, geometry.columns), jnp.bfloat16),
+            "loaded": plgpu.Barrier(num_arrivals=5 * slots),
+            "c_loaded": plgpu.Barrier(num_barriers=leads),
+            "z_ready": plgpu.Barrier(num_arrivals=4, num_barriers=leads),
+            "h_ready": ready_barrier(geometry, turns=2),
+            **halves_scratch(geometry, sums=4),
         },
         interpret=interpret,
     )
@@ -55,6 +58,7 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
         w: Any,
         c_first: Any,
         h_first: Any,
+        counts: Any,
         h_out: Any,
         c_out: Any,
         c_last: Any,
@@ -65,66 +69,91 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
         z_smem: Any,
         out_smem: Any,
         loaded: Any,
+        c_loaded: Any,
         z_ready: Any,
         h_ready: Any,
+        halves: Any = None,
+        halves_ready: Any = None,
     ) -> None:
         at = Places.here(geometry)
 
-        def fetch(step: Array | int) -> None:
+        def fetch(t: Array | int) -> None:
             for gate in range(4):
-                source = z.at[4 * step + gate, at.units, at.columns]
+                source = z.at[4 * t + gate, at.units, at.columns]
                 plgpu.copy_gmem_to_smem(source, z_smem.at[at.group, gate], z_ready.at[at.group])
 
-        @pl.when(at.group == 0)
+        @pl.when(at.thread == 0)
         def load() -> None:
-            for gate in range(4):
-                plgpu.copy_gmem_to_smem(w.at[gate, at.block_units], w_smem.at[gate], loaded)
-            plgpu.copy_gmem_to_smem(h_first.at[:, at.columns], h_smem.at[0], loaded)
-            for group in range(geometry.warpgroups):
-                plgpu.copy_gmem_to_smem(c_first.at[at.units_of(group), at.columns], z_smem.at[group, 0], loaded)
+            for slot in range(geometry.slots):
+                for gate in range(4):
+                    source = w.at[gate, at.block_units, at.summed(slot)]
+                    plgpu.copy_gmem_to_smem(source, w_smem.at[gate, slot], loaded)
+                plgpu.copy_gmem_to_smem(h_first.at[at.summed(slot), at.columns], h_smem.at[0, slot], loaded)
+
+        @at.lead
+        def load_c() -> None:
+            plgpu.copy_gmem_to_smem(c_first.at[at.units, at.columns], z_smem.at[at.group, 0], c_loaded.at[at.group])
+            plgpu.barrier_wait(c_loaded.at[at.group])
+
+        first = z_smem[at.group, 0], jnp.zeros((UNITS, geometry.columns), jnp.float32)
+
+        @at.lead
+        def fetch_first() -> None:
+            fetch(0)
 
         plgpu.barrier_wait(loaded)
-        first = z_smem[at.group, 0], jnp.zeros((UNITS, COLUMNS), jnp.float32)
-        fetch(0)
 
         def step(t: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             c, _ = carry
             now, then = t % 2, (t + 1) % 2
 
-            def gates(*sums: Any) -> list[Array]:
-                for gate, total in enumerate(sums):
-                    plgpu.wgmma(total, w_smem.at[gate, at.own], h_smem.at[now])
-                # Read while the products run, which also frees the memory for the next step's early.
-                plgpu.barrier_wait(z_ready.at[at.group])
+            def products(*totals: Any) -> tuple[list[Array], list[Array]]:
+                for gate, total in enumerate(totals):
+                    plgpu.wgmma(total, w_smem.at[gate, at.slot, at.own], h_smem.at[now, at.slot])
+
+                # Waited for and read while the products run.
+                @at.lead
+                def await_z() -> None:
+                    plgpu.barrier_wait(z_ready.at[at.group])
+
                 z_t = [z_smem[at.group, gate] for gate in range(4)]
-                return [total[...] + part for total, part in zip(sums, z_t, strict=True)]
+                return [total[...] for total in totals], z_t
 
-            i, f, g, o = pl.run_scoped(gates, *[plgpu.WGMMAAccumulatorRef((UNITS, COLUMNS), jnp.float32)] * 4)
+            sums, z_t = pl.run_scoped(products, *[sum_ref(geometry)] * 4)
 
-            @pl.when(t + 1 < time)
+            @at.lead
             def fetch_next() -> None:
-                fetch(t + 1)
+                pl.when(t + 1 < time)(lambda: fetch(t + 1))
 
+            sums = add_halves(at, sums, halves, halves_ready, now)
+            i, f, g, o = (total + part for total, part in zip(sums, z_t, strict=True))
             c = _sigmoid(f) * c + _sigmoid(i) * jnp.tanh(g)
             h = _sigmoid(o) * jnp.tanh(c)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            h_smem[then, at.units] = h.astype(jnp.bfloat16)
-            out_smem[at.group, 0] = h.astype(jnp.bfloat16)
-            out_smem[at.group, 1] = c.astype(jnp.bfloat16)
-            plgpu.commit_smem()
-            plgpu.barrier_arrive(h_ready.at[then])
-            plgpu.copy_smem_to_gmem(out_smem.at[at.group, 0], h_out.at[t, at.units, at.columns])
-            plgpu.copy_smem_to_gmem(out_smem.at[at.group, 1], c_out.at[t, at.units, at.columns])
-            plgpu.barrier_wait(h_ready.at[then])
+
+            @at.lead
+            def hand_on() -> None:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                out_smem[at.group, 0] = h.astype(jnp.bfloat16)
+                out_smem[at.group, 1] = c.astype(jnp.bfloat16)
+                publish(
+                    at, h.astype(jnp.bfloat16), lambda slot: h_smem.at[then, slot, at.rows], h_ready, then, counts[0]
+                )
+                plgpu.copy_smem_to_gmem(out_smem.at[at.group, 0], h_out.at[t, at.units, at.columns])
+                plgpu.copy_smem_to_gmem(out_smem.at[at.group, 1], c_out.at[t, at.units, at.columns])
+
+            collect(at, h_ready, then)
             return c, h
 
         c, h = jax.lax.fori_loop(0, time, step, first)
-        z_smem[at.group, 0] = c
-        z_smem[at.group, 1] = h
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(z_smem.at[at.group, 0], c_last.at[at.units, at.columns])
-        plgpu.copy_smem_to_gmem(z_smem.at[at.group, 1], h_last.at[at.units, at.columns])
-        plgpu.wait_smem_to_gmem(0)
+
+        @at.lead
+        def finish() -> None:
+            z_smem[at.group, 0] = c
+            z_smem[at.group, 1] = h
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(z_smem.at[at.group, 0], c_last.at[at.units, at.columns])
+            plgpu.copy_smem_to_gmem(z_smem.at[at.group, 1], h_last.at[at.units, at.columns])
+            plgpu.wait_smem_to_gmem(0)
 
     return lstm_forward
 
