@@ -13,7 +13,6 @@ import functools
 import re
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from charjax.ops.lstm.mosaic_gpu.geometry import (
@@ -90,21 +89,13 @@ def _backward(interpret: Any, dy: Array, factors: Factors, w_hh: Array, last: LS
     if not time:
         return jnp.zeros((0, batch, 4 * hidden), w_hh.dtype), last
     geometry = geometry_for(hidden, flat=interpret is not None)
-    terms = [term for state in last for term in _two_terms(state_to_kernel(state, geometry))]
-    dz, first = backward_kernel(
+    dz, *first = backward_kernel(
         geometry,
         tuple(steps_to_kernel(array, 1, geometry) for array in (dy, *factors)),
         weights_backward(w_hh, geometry),
-        jnp.stack(terms),
+        state_to_kernel(last.c, geometry),
+        state_to_kernel(last.h, geometry),
         interpret,
     )
-    first = first.astype(jnp.float32)
-    sums = first[0] + first[1], first[2] + first[3]
-    return steps_from_kernel(dz, 4, batch, hidden), LSTMCarry(*(state_from_kernel(s, batch, hidden) for s in sums))
-
-
-def _two_terms(array: Array) -> tuple[Array, Array]:
-    """Float32 as a sum of two bfloat16, right to 16 bits, since the kernel has shared memory for these alone."""
-    # Not a conversion there and back, which the compiler may take for no change.
-    rounded = jax.lax.reduce_precision(array, exponent_bits=8, mantissa_bits=7)
-    return rounded.astype(jnp.bfloat16), (array - rounded).astype(jnp.bfloat16)
+    carry = LSTMCarry(*(state_from_kernel(state, batch, hidden) for state in first))
+    return steps_from_kernel(dz, 4, batch, hidden), carry

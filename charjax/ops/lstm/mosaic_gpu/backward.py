@@ -26,7 +26,7 @@ FACTORS = 7  # dy, and the six of `recompute.Factors`
 
 
 def backward_kernel(
-    geometry: Geometry, steps: tuple[Array, ...], w: Array, carry: Array, interpret: Any
+    geometry: Geometry, steps: tuple[Array, ...], w: Array, dc: Array, dh: Array, interpret: Any
 ) -> tuple[Array, ...]:
     """Runs all steps.
 
@@ -34,11 +34,12 @@ def backward_kernel(
         geometry: the share-out.
         steps: dy and the factors of_c, of_i, of_f, of_g, of_o, f, each [T, hidden, columns] bfloat16.
         w: [hidden before, groups of UNITS units, 4, UNITS after] bfloat16, the last three as one dimension.
-        carry: [4, hidden, columns] bfloat16, the cotangents dc and dh of the last step, each as a sum of two terms.
+        dc: [hidden, columns] float32, the cotangent of c after the last step.
+        dh: [hidden, columns] float32, the cotangent of h after the last step.
         interpret: what `plgpu.kernel` is to be interpreted with, or None to compile it.
 
     Returns:
-        dz [T * 4, hidden, columns] bfloat16, and the cotangents before the first step, as `carry`.
+        dz [T * 4, hidden, columns] bfloat16, and the cotangents of c and h before the first step, as dc and dh.
     """
     time, hidden, columns = steps[0].shape
     leads, slots, sources = geometry.leads, geometry.slots, geometry.sources
@@ -46,8 +47,9 @@ def backward_kernel(
         "w_smem": plgpu.SMEM((slots, sources, geometry.block_units, 4 * UNITS), jnp.bfloat16),
         "dz_smem": plgpu.SMEM((slots, sources, 4 * UNITS, geometry.columns), jnp.bfloat16),
         "factors": plgpu.SMEM((leads, FACTORS, UNITS, geometry.columns), jnp.bfloat16),
+        "carry": plgpu.SMEM((leads, 2, UNITS, geometry.columns), jnp.float32),
         "loaded": plgpu.Barrier(num_arrivals=sources * slots),
-        "carry_loaded": plgpu.Barrier(num_arrivals=4, num_barriers=leads),
+        "carry_loaded": plgpu.Barrier(num_arrivals=2, num_barriers=leads),
         "fetched": plgpu.Barrier(num_arrivals=FACTORS, num_barriers=leads),
         "dz_ready": ready_barrier(geometry, turns=1),
         "dz_free": free_barrier(geometry),
@@ -58,8 +60,8 @@ def backward_kernel(
     return launch(
         _body(geometry, time),
         geometry,
-        (*steps, w, carry),
-        results=(((time * 4, hidden, columns), jnp.bfloat16), ((4, hidden, columns), jnp.bfloat16)),
+        (*steps, w, dc, dh),
+        results=(((time * 4, hidden, columns), jnp.bfloat16), *[((hidden, columns), jnp.float32)] * 2),
         scratch=scratch,
         interpret=interpret,
     )
@@ -71,6 +73,7 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
         w_smem: Any,
         dz_smem: Any,
         factors: Any,
+        carry: Any,
         loaded: Any,
         carry_loaded: Any,
         fetched: Any,
@@ -80,10 +83,9 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
         halves: Any = None,
         halves_ready: Any = None,
     ) -> None:
-        *steps, w, carry_last, counts, dz_out, carry_first = refs
+        *steps, w, dc_last, dh_last, counts, dz_out, dc_first, dh_first = refs
         at = Places.here(geometry)
-        # A lead's own rows, gate by gate. In a single thread block there is no memory for them beside those that it
-        # shares.
+        # What a lead hands on, gate by gate: where it is needed already, if that is in one thread block.
         rows = out_smem.at[at.group] if geometry.spread else dz_smem.at[at.home, at.source]
         own = [rows.at[pl.ds(gate * UNITS, UNITS)] for gate in range(4)]
 
@@ -91,10 +93,6 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
             for number, source in enumerate(steps):
                 target = factors.at[at.group, number]
                 plgpu.copy_gmem_to_smem(source.at[t, at.units, at.columns], target, fetched.at[at.group])
-
-        def put_out(target: Any, first: Array | int) -> None:
-            for number, source in enumerate(own):
-                plgpu.copy_smem_to_gmem(source, target.at[first + number, at.units, at.columns])
 
         @pl.when(at.thread == 0)
         def load() -> None:
@@ -106,17 +104,17 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
         @at.lead
         def load_carry() -> None:
             fetch(time - 1)
-            for number, target in enumerate(own):
-                source = carry_last.at[number, at.units, at.columns]
-                plgpu.copy_gmem_to_smem(source, target, carry_loaded.at[at.group])
+            for number, source in enumerate((dc_last, dh_last)):
+                target = carry.at[at.group, number]
+                plgpu.copy_gmem_to_smem(source.at[at.units, at.columns], target, carry_loaded.at[at.group])
             plgpu.barrier_wait(carry_loaded.at[at.group])
 
-        terms = [term[...].astype(jnp.float32) for term in own]
+        last = carry[at.group, 0], carry[at.group, 1]
         plgpu.barrier_wait(loaded)
         release(at, dz_free)
 
-        def step(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            dc, dh = carry
+        def step(number: Array, cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
+            dc, dh = cotangents
             t = time - 1 - number
 
             @at.lead
@@ -142,7 +140,8 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
                     publish(at, rows[...], lambda slot: dz_smem.at[slot, at.source], dz_ready, 0, counts[0])
                 else:
                     announce(at, dz_ready, 0)
-                put_out(dz_out, 4 * t)
+                for gate, source in enumerate(own):
+                    plgpu.copy_smem_to_gmem(source, dz_out.at[4 * t + gate, at.units, at.columns])
 
             collect(at, dz_ready, 0)
 
@@ -150,16 +149,16 @@ def _body(geometry: Geometry, time: int) -> Callable[..., None]:
             release(at, dz_free)
             return dc, add_halves(at, [dh], halves, halves_ready, number % 2)[0]
 
-        dc, dh = jax.lax.fori_loop(0, time, step, (terms[0] + terms[1], terms[2] + terms[3]))
+        dc, dh = jax.lax.fori_loop(0, time, step, last)
         plgpu.barrier_wait(dz_free)
 
         @at.lead
         def finish() -> None:
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            for target, term in zip(own, _two_terms(dc) + _two_terms(dh), strict=True):
-                target[...] = term
+            carry[at.group, 0] = dc
+            carry[at.group, 1] = dh
             plgpu.commit_smem()
-            put_out(carry_first, 0)
+            plgpu.copy_smem_to_gmem(carry.at[at.group, 0], dc_first.at[at.units, at.columns])
+            plgpu.copy_smem_to_gmem(carry.at[at.group, 1], dh_first.at[at.units, at.columns])
             plgpu.wait_smem_to_gmem(0)
 
     return lstm_backward
@@ -186,8 +185,3 @@ def _product(at: Places, w_smem: Any, dz_smem: Any, sources: Array) -> Array:
         return total[...]
 
     return pl.run_scoped(sum_up, sum_ref(at.geometry))
-
-
-def _two_terms(value: Array) -> list[Array]:
-    term = value.astype(jnp.bfloat16)
-    return [term, (value - term.astype(jnp.float32)).astype(jnp.bfloat16)]
