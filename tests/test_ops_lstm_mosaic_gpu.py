@@ -15,7 +15,7 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from jax.sharding import PartitionSpec
 from test_ops_lstm import SIZES, TOLERANCE, make_inputs, relative
 
-from charjax.ops.lstm import mosaic_gpu
+from charjax.ops.lstm import api, mosaic_gpu
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
 from charjax.ops.lstm.mosaic_gpu import geometry
 from charjax.types import LSTMCarry, LSTMWeights
@@ -120,6 +120,12 @@ def test_it_lowers_for_a_gpu_under_shard_map(hidden):
     mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
     text = jax.jit(mapped).trace(*abstract(hidden)).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@mosaic_gpu_v2") == 2
+
+
+def test_it_is_chosen_by_name_only():
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=H100)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert api.default_implementation("bfloat16", 100) == "recompute"
 
 
 def test_what_it_does_not_serve_is_named():
