@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from charjax.ops.lstm.api import lstm
@@ -24,9 +25,14 @@ SHARED_MEMORY = 232_448  # bytes that one thread block of an H100 may ask for
 def h100(root, monkeypatch):
     """A mesh of one H100 to compile for."""
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    # Programs for devices that are not here cannot be read back from the cache, nor would they be compiled again.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
     target = (root / "benchmarks" / "h100.txtpb").read_text()
     topology = topologies.get_topology_desc("h100", "cuda", topology="1x1x1", target_config=target)
-    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+    yield Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize("hidden", [128, 256, 512])
