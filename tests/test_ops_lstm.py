@@ -24,8 +24,8 @@ SIZES |= {"long": (3, 150, 5, 20), "tiles": (29, 11, 67, 70)}
 NATIVE = {f"native {library.instructions}": library for library in native.libraries()}
 # Kernels for TPUs are interpreted.
 INTERPRETED = {"mosaic_tpu interpreted": functools.partial(mosaic_tpu.lstm_mosaic_tpu, interpret=True)}
-# Held to the contract by tests of their own, which put something in the place of the device.
-NOT_ON_CPU = {"cudnn"}
+# Held to the contract by tests of their own: something stands in the place of the device, or interpreting is slow.
+NOT_ON_CPU = {"cudnn", "mosaic_gpu"}
 NAMES = sorted({*IMPLEMENTATIONS} - {"native", "mosaic_tpu"} - NOT_ON_CPU | {*NATIVE, *INTERPRETED})
 
 
