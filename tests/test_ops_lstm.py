@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lstm_reference import lstm_float64, numerical_gradient
 
-from charjax.ops.lstm import api, mosaic_tpu, native
+from charjax.ops.lstm import api, mosaic_tpu, native, wavefront
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
 from charjax.ops.lstm.flax_scan import LSTMCell
 from charjax.types import LSTMCarry, LSTMWeights
@@ -31,6 +31,8 @@ NAMES = sorted({*IMPLEMENTATIONS} - {"native", "mosaic_tpu"} - NOT_ON_CPU | {*NA
 
 @pytest.fixture(params=NAMES)
 def implementation(request, monkeypatch):
+    # Its own length of trips is compiled in test_ops_lstm_stack.
+    monkeypatch.setattr(wavefront, "UNROLL", 3)
     if request.param in NATIVE:
         function = functools.partial(native.lstm_native, library=NATIVE[request.param])
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, function)
