@@ -55,9 +55,10 @@ def agrees(inputs):
         assert relative(actual, np.asarray(right, np.float64)) < TOLERANCE["bfloat16"]
 
 
-@pytest.mark.parametrize(("size", "one_hot"), [("odd", False), ("tiles", True)])
-def test_one_thread_block(size, one_hot):
-    agrees(make_inputs(size, one_hot, scale=0.1))
+@pytest.mark.parametrize(("size", "one_hot"), [((3, 5, 5, 6), False), ((29, 3, 67, 70), True)])
+def test_one_thread_block(size, one_hot, monkeypatch):
+    monkeypatch.setitem(SIZES, "block", size)
+    agrees(make_inputs("block", one_hot, scale=0.1))
 
 
 def test_a_cluster(monkeypatch):
