@@ -82,16 +82,15 @@ def compile_flax_step(sizes: Sizes, mesh: Mesh) -> Any:
     return jax.jit(step, donate_argnums=(0, 1, 2)).lower(*placed(arguments, where)).compile()
 
 
-def compile_generation(sizes: Sizes, mesh: Mesh) -> Any:
+def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = None) -> Any:
     """Compiles the generation loop for the first device of a mesh: `batch_size` texts, 512 characters each."""
-    model, alone = _model(sizes, None), one_device(mesh)
+    model, alone = _model(sizes, implementation), one_device(mesh)
     where = NamedSharding(alone, PartitionSpec())
 
     def shapes() -> tuple[Any, DecodeState, Any]:
         keys = jax.random.split(jax.random.key(0), sizes.batch_size)
-        logits = jnp.zeros((sizes.batch_size, VOCAB))
-        state = DecodeState(init_carry(model, sizes.batch_size), logits, keys, jnp.zeros((), jnp.int32))
-        return init_params(jax.random.key(0), model), state, make_choice(SampleConfig())
+        state = DecodeState(init_carry(model, sizes.batch_size), keys, jnp.zeros((), jnp.int32))
+        return init_params(jax.random.key(0), model.clone(implementation="scan")), state, make_choice(SampleConfig())
 
     params, state, choice = placed(jax.eval_shape(shapes), where)
     with jax.sharding.use_abstract_mesh(alone.abstract_mesh):
