@@ -9,6 +9,8 @@ Assumptions, all of them:
 - Of the activations, each is written once and read once: per layer z and dz [B, 4H], h and c [B, H], in bfloat16.
 - Arithmetic and bytes overlap: a step takes the longer of the two, and the launches on top.
 - Products run at `efficiency` of the stated peak.
+- Where a kernel of `mosaic_gpu` runs a layer's sequence, a time step takes what NOTES.md works out from shared memory's
+  bandwidth, tanh and barriers (the middle of the range there), for 8 clusters of 16 sequences at once at 512 units.
 """
 
 import dataclasses
@@ -48,6 +50,11 @@ V6E = Device(
 DEVICES = {"h100": H100, "v5e": V5E, "v6e": V6E}
 
 
+# Seconds of a time step forward and backward in the kernels for Hopper, by units, and how many sequences run at once.
+HOPPER_STEP = {128: (1.3e-6, 1.0e-6), 256: (1.65e-6, 1.6e-6), 512: (2.3e-6, 2.25e-6)}
+HOPPER_SEQUENCES = {128: 132 * 16, 256: 33 * 16, 512: 8 * 16}
+
+
 def training_flops(hidden_dim: int, hidden_layers: int, vocab_size: int, chars: int) -> int:
     """Multiplications and additions of a training step: three times those of the products forward."""
     return 3 * chars * (8 * hidden_dim**2 * (2 * hidden_layers - 1) + 2 * hidden_dim * vocab_size)
@@ -74,3 +81,10 @@ def training_seconds(
     moved = weights / (device.cache if cached else device.memory) + activations / device.memory
     work = max(flops / (device.flops * device.efficiency), moved)
     return launches_per_time_step * time * device.launch_seconds + work
+
+
+def hopper_kernel_seconds(hidden_dim: int, hidden_layers: int, batch_size: int, seq_len: int) -> float:
+    """The estimate for all of a training step's `mosaic_gpu` kernels, which the launches outside of them add to."""
+    units = next(size for size in HOPPER_STEP if hidden_dim <= size)
+    rounds = -(-batch_size // HOPPER_SEQUENCES[units])
+    return hidden_layers * seq_len * rounds * sum(HOPPER_STEP[units])

@@ -72,7 +72,7 @@ class ModelConfig:
 
     implementation: str | None = None
     """How the LSTM is computed: flax, scan, custom_vjp, native (for processors), recompute (for TPUs), wavefront (for
-    GPUs), cudnn or mosaic_tpu; by default chosen by platform and size."""
+    GPUs), cudnn, mosaic_gpu or mosaic_tpu; by default chosen by platform and size."""
 
     dtype: Dtype = "auto"
     """Number format of the matrix products: float32, bfloat16, or auto (bfloat16 where this machine multiplies it

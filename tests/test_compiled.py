@@ -84,6 +84,9 @@ def test_the_cost_model_adds_launches_to_the_longer_of_work_and_traffic():
         cost_model.V5E, launches_per_time_step=10, cycles=3e6, sizes=sizes, vocab_size=128
     )
     assert by_cycles == pytest.approx(2e-3)
+    # Two layers; 200 sequences of 512 units take two rounds of 128.
+    expected = 2 * 100 * 2 * sum(cost_model.HOPPER_STEP[512])
+    assert cost_model.hopper_kernel_seconds(400, 2, 200, 100) == pytest.approx(expected)
 
 
 @pytest.mark.tpu_compiler

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lstm_reference import lstm_float64, numerical_gradient
 
-from charjax.ops.lstm import api, mosaic_tpu, native
+from charjax.ops.lstm import api, mosaic_tpu, native, wavefront
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
 from charjax.ops.lstm.flax_scan import LSTMCell
 from charjax.types import LSTMCarry, LSTMWeights
@@ -24,13 +24,15 @@ SIZES |= {"long": (3, 150, 5, 20), "tiles": (29, 11, 67, 70)}
 NATIVE = {f"native {library.instructions}": library for library in native.libraries()}
 # Kernels for TPUs are interpreted.
 INTERPRETED = {"mosaic_tpu interpreted": functools.partial(mosaic_tpu.lstm_mosaic_tpu, interpret=True)}
-# Held to the contract by tests of their own, which put something in the place of the device.
-NOT_ON_CPU = {"cudnn"}
+# Held to the contract by tests of their own: something stands in the place of the device, or interpreting is slow.
+NOT_ON_CPU = {"cudnn", "mosaic_gpu"}
 NAMES = sorted({*IMPLEMENTATIONS} - {"native", "mosaic_tpu"} - NOT_ON_CPU | {*NATIVE, *INTERPRETED})
 
 
 @pytest.fixture(params=NAMES)
 def implementation(request, monkeypatch):
+    # Its own length of trips is compiled in test_ops_lstm_stack.
+    monkeypatch.setattr(wavefront, "UNROLL", 3)
     if request.param in NATIVE:
         function = functools.partial(native.lstm_native, library=NATIVE[request.param])
         monkeypatch.setitem(IMPLEMENTATIONS, request.param, function)

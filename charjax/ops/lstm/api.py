@@ -12,6 +12,7 @@ from charjax.ops.lstm.cudnn import lstm_cudnn
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.dropout import drop
 from charjax.ops.lstm.flax_scan import lstm_flax
+from charjax.ops.lstm.mosaic_gpu import lstm_mosaic_gpu
 from charjax.ops.lstm.mosaic_tpu import lstm_mosaic_tpu
 from charjax.ops.lstm.native import library_for, lstm_native
 from charjax.ops.lstm.recompute import lstm_recompute
@@ -31,6 +32,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "wavefront": lstm_wavefront,
     "mosaic_tpu": lstm_mosaic_tpu,
     "cudnn": lstm_cudnn,
+    "mosaic_gpu": lstm_mosaic_gpu,
 }
 DTYPES = ("float32", "bfloat16")
 LEAST_STEPS_TO_PACK_FOR = 8
@@ -57,9 +59,9 @@ def lstm(
         implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
             input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), "native" (C++, for
             processors; see `charjax.ops.lstm.native`), "recompute" (for TPUs), "wavefront" (for GPUs; see
-            `lstm_stack`), "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_tpu" (kernels for TPUs, which never ran on
-            one, so that None does not choose them), or None for the fastest that serves on the platform that is
-            compiled for.
+            `lstm_stack`), "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu" (kernels for Hopper GPUs in bfloat16)
+            and "mosaic_tpu" (kernels for TPUs), which were compiled but never ran on one, or None for the fastest that
+            serves on the platform that is compiled for, of those that were measured or need no kernel.
         dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
             float32 in both.
 
