@@ -257,9 +257,7 @@ def decode(
         return step(weights, steps, first_layer(weights, steps, ids_B)), ids_B
 
     def draw_in_kernel(noise_TBV: Array, steps: StepState, number: Array) -> tuple[StepState, Array]:
-        ids_B, first, operand = mosaic_sample.choose(
-            weights, steps, noise_TBV, number, choice.temperature, interpret
-        )
+        ids_B, first, operand = mosaic_sample.choose(weights, steps, noise_TBV, number, choice.temperature, interpret)
         return step(weights, steps, first, operand), ids_B
 
     def block(steps: StepState, position: Array, size: int) -> tuple[StepState, Array]:

@@ -70,7 +70,7 @@ def choose(
     ids = jax.ShapeDtypeStruct((batch,), jnp.int32)
     c, operand = (jax.ShapeDtypeStruct((batch, hidden), dtype) for dtype in (jnp.float32, weights.own[0].dtype))
     kernel = plgpu.kernel(
-        _body,
+        sample_step,
         out_type=(ids, c, c, operand),
         # The last axis is the one that CUDA lets grow beyond 65535.
         grid=(hidden // THREADS, batch),
@@ -91,7 +91,7 @@ def choose(
     return ids_B, LSTMCarry(c_BH, h_BH), operand_BH
 
 
-def _body(
+def sample_step(
     top: Any,
     bias: Any,
     noise: Any,
@@ -105,6 +105,7 @@ def _body(
     h_after: Any,
     operand: Any,
 ) -> None:
+    """The kernel: one text's character, and the gates of as many units as there are threads."""
     text, tile = jax.lax.axis_index("text"), jax.lax.axis_index("tile")
     hidden = c_before.shape[1]
     units = pl.ds(tile * THREADS, THREADS)
