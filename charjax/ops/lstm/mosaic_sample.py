@@ -1,8 +1,8 @@
 """A kernel for GPUs, written in Pallas for Mosaic: it chooses the next character and makes layer 0's gates from it.
 
 XLA cannot put these two into one launch, since all gates wait for the largest of the scores. Here each thread block
-finds it for itself, which takes less time than a launch, and goes on with its share of the units. A thread block has
-one text and as many units as it has threads, so that one text alone still keeps several multiprocessors busy.
+finds it for itself and goes on with its share of the units. A thread block has one text and as many units as it has
+threads, so that one text alone still keeps several multiprocessors busy.
 
 The kernel has been compiled for an H100 and interpreted on a processor, but never run on a GPU: nothing is known about
 its speed, and no default chooses it.
