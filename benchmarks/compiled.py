@@ -82,16 +82,15 @@ def compile_flax_step(sizes: Sizes, mesh: Mesh) -> Any:
     return jax.jit(step, donate_argnums=(0, 1, 2)).lower(*placed(arguments, where)).compile()
 
 
-def compile_generation(sizes: Sizes, mesh: Mesh) -> Any:
+def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = None) -> Any:
     """Compiles the generation loop for the first device of a mesh: `batch_size` texts, 512 characters each."""
-    model, alone = _model(sizes, None), one_device(mesh)
+    model, alone = _model(sizes, implementation), one_device(mesh)
     where = NamedSharding(alone, PartitionSpec())
 
     def shapes() -> tuple[Any, DecodeState, Any]:
         keys = jax.random.split(jax.random.key(0), sizes.batch_size)
-        logits = jnp.zeros((sizes.batch_size, VOCAB))
-        state = DecodeState(init_carry(model, sizes.batch_size), logits, keys, jnp.zeros((), jnp.int32))
-        return init_params(jax.random.key(0), model), state, make_choice(SampleConfig())
+        state = DecodeState(init_carry(model, sizes.batch_size), keys, jnp.zeros((), jnp.int32))
+        return init_params(jax.random.key(0), model.clone(implementation="scan")), state, make_choice(SampleConfig())
 
     params, state, choice = placed(jax.eval_shape(shapes), where)
     with jax.sharding.use_abstract_mesh(alone.abstract_mesh):
@@ -151,6 +150,14 @@ def examine_training(name: str, target: str, sizes: Sizes, mesh: Mesh, folder: P
     return row | {"model_milliseconds": 1000 * seconds, "model_chars_per_second": chars / seconds}
 
 
+def examine_generation(name: str, sizes: Sizes, mesh: Mesh) -> dict[str, Any]:
+    """Compiles and reads a generation loop; launches and cycles are those per character."""
+    row = figures(compile_generation(sizes, mesh, None if name == "default" else name), BLOCK)
+    cycles = row["estimated_cycles"] and row["estimated_cycles"] / BLOCK
+    by = "" if name == "default" else f" by {name}"
+    return {"program": f"generation{by}, {sizes.batch_size} texts", **row, "estimated_cycles": cycles}
+
+
 def examine(target: str, sizes: Sizes, peers: list[str], streams: list[int]) -> list[dict[str, Any]]:
     """Compiles and reads every program."""
     rows = []
@@ -161,11 +168,9 @@ def examine(target: str, sizes: Sizes, peers: list[str], streams: list[int]) -> 
             print(f"compiling {name} ...", file=sys.stderr)
             rows.append(examine_training(name, target, sizes, mesh, Path(folder)))
     for batch_size in streams:
-        print(f"compiling generation of {batch_size} ...", file=sys.stderr)
-        compiled = compile_generation(dataclasses.replace(sizes, batch_size=batch_size), mesh)
-        row = figures(compiled, BLOCK)
-        cycles = row["estimated_cycles"] and row["estimated_cycles"] / BLOCK
-        rows.append({"program": f"generation, {batch_size} texts", **row, "estimated_cycles": cycles})
+        for name in ("default", *(["mosaic_gpu"] if target == "h100" else [])):
+            print(f"compiling generation of {batch_size} by {name} ...", file=sys.stderr)
+            rows.append(examine_generation(name, dataclasses.replace(sizes, batch_size=batch_size), mesh))
     return rows
 
 

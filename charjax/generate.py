@@ -13,7 +13,8 @@ from charjax.capacity import check_room_to_sample
 from charjax.config import SampleConfig
 from charjax.errors import UserError
 from charjax.model import Carry, CharLSTM, init_carry, step_weights
-from charjax.ops.lstm.stepwise import StepState, start, step
+from charjax.ops.lstm import mosaic_sample
+from charjax.ops.lstm.stepwise import StepState, first_layer, logits, start, step
 from charjax.types import Array
 from charjax.vocab import Vocab, show_characters
 
@@ -42,13 +43,11 @@ class DecodeState(NamedTuple):
 
     Attributes:
         carry: recurrent state after the last character, [B, H] per layer.
-        logits: [B, V] float32 of the character to come.
         keys: [B] PRNG keys, one per text.
         position: [] int32, characters drawn so far; folded into the keys.
     """
 
     carry: Carry
-    logits: Array
     keys: Array
     position: Array
 
@@ -226,39 +225,56 @@ def prefill(model: CharLSTM, params: Params, context: Array, key: Array) -> Deco
     batch, length = context.shape
     carry = init_carry(model, batch)
     if length:
-        logits_BPV, carry = model.apply({"params": params}, context, carry)
-        logits_BV = logits_BPV[:, -1]
-    else:
-        logits_BV = jnp.tile(params["head"]["bias"][None], (batch, 1))
+        _, carry = model.apply({"params": params}, context, carry)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch))
-    return DecodeState(carry, logits_BV, keys, jnp.zeros((), jnp.int32))
+    return DecodeState(carry, keys, jnp.zeros((), jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "filtered"))
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "filtered", "interpret"))
 def decode(
-    model: CharLSTM, params: Params, state: DecodeState, choice: Choice, *, length: int, filtered: bool
+    model: CharLSTM,
+    params: Params,
+    state: DecodeState,
+    choice: Choice,
+    *,
+    length: int,
+    filtered: bool,
+    interpret: Any = None,
 ) -> tuple[DecodeState, Array]:
-    """Draws `length` characters for each text: -> (state after them, ids [B, length] int32)."""
-    weights = step_weights(model, params)
+    """Draws `length` characters for each text: -> (state after them, ids [B, length] int32).
 
-    def draw(loop: tuple[StepState, Array], noise_BV: Array) -> tuple[tuple[StepState, Array], Array]:
-        steps, logits_BV = loop
-        ids_B = jax.vmap(functools.partial(choose, choice=choice, filtered=filtered))(noise_BV, logits_BV)
-        return step(weights, steps, ids_B), ids_B
+    Where the model's implementation is "mosaic_gpu", a kernel for GPUs chooses the characters, unless some are ruled
+    out; `interpret` interprets it on any platform, for tests, see `mosaic_sample.choose`.
+    """
+    weights, carry, batch = step_weights(model, params), state.carry, len(state.keys)
+    kernel = mosaic_sample.serves(model.implementation, interpret) and not filtered
+    if kernel:
+        weights, carry = mosaic_sample.pad_weights(weights), mosaic_sample.pad_carry(carry)
 
-    def block(loop: tuple[StepState, Array], position: Array, size: int) -> tuple[tuple[StepState, Array], Array]:
-        noise_TBV = draw_noise(state.keys, position + jnp.arange(size), state.logits.shape[-1])
-        return jax.lax.scan(draw, loop, noise_TBV, unroll=max(size, 1))
+    def draw(steps: StepState, noise_BV: Array) -> tuple[StepState, Array]:
+        choose_one = functools.partial(choose, choice=choice, filtered=filtered)
+        ids_B = jax.vmap(choose_one)(noise_BV, logits(weights, steps))
+        return step(weights, steps, first_layer(weights, steps, ids_B)), ids_B
+
+    def draw_in_kernel(noise_TBV: Array, steps: StepState, number: Array) -> tuple[StepState, Array]:
+        ids_B, first, operand = mosaic_sample.choose(weights, steps, noise_TBV, number, choice.temperature, interpret)
+        return step(weights, steps, first, operand), ids_B
+
+    def block(steps: StepState, position: Array, size: int) -> tuple[StepState, Array]:
+        noise_TBV = draw_noise(state.keys, position + jnp.arange(size), model.vocab_size)
+        if kernel:
+            draw_one = functools.partial(draw_in_kernel, mosaic_sample.pad_noise(noise_TBV))
+            return jax.lax.scan(draw_one, steps, mosaic_sample.numbers(size), unroll=max(size, 1))
+        return jax.lax.scan(draw, steps, noise_TBV, unroll=max(size, 1))
 
     blocks, left = divmod(length, BLOCK)
     starts = state.position + BLOCK * jnp.arange(blocks)
-    loop, ids_NTB = jax.lax.scan(
-        lambda loop, position: block(loop, position, BLOCK), (start(weights, state.carry), state.logits), starts
-    )
-    loop, ids_TB = block(loop, state.position + BLOCK * blocks, left)
-    ids = jnp.concatenate([ids_NTB.reshape(blocks * BLOCK, state.logits.shape[0]), ids_TB])
-    steps, logits = loop
-    return DecodeState(steps.carry, logits, state.keys, state.position + length), ids.T
+    steps = start(weights, carry, summands=mosaic_sample.summands(batch) if kernel else 1)
+    steps, ids_NTB = jax.lax.scan(lambda steps, position: block(steps, position, BLOCK), steps, starts)
+    steps, ids_TB = block(steps, state.position + BLOCK * blocks, left)
+    ids = jnp.concatenate([ids_NTB.reshape(blocks * BLOCK, batch), ids_TB])
+    carry = mosaic_sample.cut_carry(steps.carry, model.hidden_dim) if kernel else steps.carry
+    return DecodeState(carry, state.keys, state.position + length), ids.T
 
 
 def draw_noise(keys: Array, positions: Array, vocab_size: int) -> Array:

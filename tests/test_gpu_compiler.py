@@ -11,6 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks import compiled
 from benchmarks.targets import make_target_mesh
 from charjax.ops.lstm.api import lstm
 from charjax.types import LSTMCarry, LSTMWeights
@@ -53,3 +54,15 @@ def test_the_lstm_kernels_fit_and_spill_nothing(h100, hidden, tmp_path, monkeypa
         passes = next(tmp_path.glob(f"lstm_{direction}*.mlir-passes.log")).read_text()
         bytes_used = [int(size) for size in re.findall(r"dynamic_shared_memory_size %c(\d+)_i32", passes)]
         assert 0 < max(bytes_used) <= SHARED_MEMORY
+
+
+# Sizes of no other test: what has been compiled in a process is not compiled again.
+@pytest.mark.parametrize(("batch", "hidden"), [(3, 512), (1025, 100)])
+def test_the_sampling_kernel_spills_nothing(h100, batch, hidden, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
+    for what in ("PTX", "PTXAS"):
+        monkeypatch.setenv(f"MOSAIC_GPU_DUMP_{what}", "1")
+    compiled.compile_generation(compiled.Sizes(batch_size=batch, hidden_dim=hidden), h100, "mosaic_gpu")
+    said = next(tmp_path.glob("sample_step*.ptxas")).read_text()
+    assert "for 'sm_90a'" in said
+    assert "0 bytes spill stores, 0 bytes spill loads" in said

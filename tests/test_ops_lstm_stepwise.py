@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from charjax.model import CharLSTM, init_params, step_weights
-from charjax.ops.lstm.stepwise import start, step
+from charjax.ops.lstm.stepwise import first_layer, logits, start, step
 from charjax.types import LSTMCarry
 
 BATCH, HIDDEN, VOCAB = 3, 6, 11
@@ -22,16 +22,23 @@ def make(layers, dtype):
     return model, params, carry, jax.random.randint(jax.random.key(3), (BATCH, 9), 0, VOCAB)
 
 
+def take(weights, state, ids):
+    """A step: -> (state, logits)."""
+    state = step(weights, state, first_layer(weights, state, ids))
+    return state, logits(weights, state)
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("summands", [1, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
-def test_steps_are_the_window(layers, dtype, tolerance):
+def test_steps_are_the_window(layers, summands, dtype, tolerance):
     model, params, carry, ids = make(layers, dtype)
     expected, expected_carry = model.apply({"params": params}, ids, carry)
     weights = step_weights(model, params)
-    state = start(weights, carry)
+    state = start(weights, carry, summands=summands)
     for n in range(ids.shape[1]):
-        state, logits = jax.jit(step)(weights, state, ids[:, n])
-        np.testing.assert_allclose(logits, expected[:, n], atol=tolerance)
+        state, found = jax.jit(take)(weights, state, ids[:, n])
+        np.testing.assert_allclose(found, expected[:, n], atol=tolerance)
     for one, other in zip(jax.tree.leaves(state.carry), jax.tree.leaves(expected_carry), strict=True):
         np.testing.assert_allclose(one, other, atol=tolerance)
 
@@ -39,6 +46,6 @@ def test_steps_are_the_window(layers, dtype, tolerance):
 def test_an_integer_out_of_range_gives_nan():
     model, params, carry, ids = make(2, "float32")
     weights = step_weights(model, params)
-    _, logits = step(weights, start(weights, carry), ids[:, 0].at[1].set(VOCAB))
-    assert np.isnan(logits[1]).all()
-    assert np.isfinite(logits[jnp.array([0, 2])]).all()
+    _, found = take(weights, start(weights, carry), ids[:, 0].at[1].set(VOCAB))
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[jnp.array([0, 2])]).all()

@@ -39,11 +39,12 @@ class StepState(NamedTuple):
 
     Attributes:
         carry: the recurrent state per layer.
-        own: per layer [B, 4H] float32, what its h adds to its gates in the step to come.
+        products: per layer [S, B, 4H + N] float32, S summands of what its h gives to its own 4H gates in the step to
+            come and to the N units above it, which for the last layer are the logits.
     """
 
     carry: tuple[LSTMCarry, ...]
-    own: tuple[Array, ...]
+    products: tuple[Array, ...]
 
 
 def make_step_weights(
@@ -59,31 +60,65 @@ def make_step_weights(
     )
 
 
-def start(weights: StepWeights, carry: Sequence[LSTMCarry]) -> StepState:
-    """The state before the first step, from the recurrent state ([B, H] float32 per layer)."""
-    own = (matmul(layer.h.astype(kernel.dtype), kernel) for layer, kernel in zip(carry, weights.own, strict=True))
-    return StepState(tuple(carry), tuple(own))
+def start(weights: StepWeights, carry: Sequence[LSTMCarry], *, summands: int = 1) -> StepState:
+    """The state before the first step, from the recurrent state ([B, H] float32 per layer); `summands` is S."""
+    products = (_product(weights, n, _operand(weights, layer.h), summands) for n, layer in enumerate(carry))
+    return StepState(tuple(carry), tuple(products))
 
 
-def step(weights: StepWeights, state: StepState, ids: Array) -> tuple[StepState, Array]:
-    """Takes one step: ids [B] integer -> (state, logits [B, V] float32)."""
-    from_below, carries, owns = look_up(weights.table, ids), [], []
-    for layer, own, own_kernel, above_kernel, bias in zip(
-        state.carry, state.own, weights.own, weights.above, weights.bias, strict=True
-    ):
-        i_BH, f_BH, g_BH, o_BH = jnp.split(own + from_below, 4, axis=-1)
-        c_BH = jax.nn.sigmoid(f_BH) * layer.c + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
-        h_BH = jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH)
-        carries.append(LSTMCarry(c_BH, h_BH))
-        product = _product(h_BH.astype(own_kernel.dtype), jnp.concatenate([own_kernel, above_kernel], axis=-1))
-        owns.append(product[:, : own_kernel.shape[1]])
-        from_below = product[:, own_kernel.shape[1] :] + bias[None]
-    return StepState(tuple(carries), tuple(owns)), from_below
+def logits(weights: StepWeights, state: StepState) -> Array:
+    """What the state says of the character to come, [B, V] float32."""
+    return _to_above(weights, -1, state.products[-1])
 
 
-def _product(h: Array, kernel: Array) -> Array:
-    rows = h.shape[0]
+def first_layer(weights: StepWeights, state: StepState, ids: Array) -> LSTMCarry:
+    """Layer 0 after one more step: ids [B] integer -> [B, H] float32."""
+    return _cell(_to_own(weights, state.products[0]) + look_up(weights.table, ids), state.carry[0].c)
+
+
+def step(weights: StepWeights, state: StepState, first: LSTMCarry, operand: Array | None = None) -> StepState:
+    """Takes one step.
+
+    Args:
+        weights: what it multiplies with.
+        state: before the step.
+        first: layer 0 after it, from `first_layer` or from a kernel that does the same.
+        operand: [B, H], layer 0's h in the operands' dtype, where a kernel has rounded it already.
+    """
+    operand = _operand(weights, first.h) if operand is None else operand
+    carries, products = [first], [_product(weights, 0, operand, len(state.products[0]))]
+    for n in range(1, len(state.carry)):
+        z_BG = _to_own(weights, state.products[n]) + _to_above(weights, n - 1, products[-1])
+        carries.append(_cell(z_BG, state.carry[n].c))
+        products.append(_product(weights, n, _operand(weights, carries[-1].h), len(state.products[n])))
+    return StepState(tuple(carries), tuple(products))
+
+
+def _cell(z: Array, c: Array) -> LSTMCarry:
+    i_BH, f_BH, g_BH, o_BH = jnp.split(z, 4, axis=-1)
+    c_BH = jax.nn.sigmoid(f_BH) * c + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
+    return LSTMCarry(c_BH, jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH))
+
+
+def _to_own(weights: StepWeights, product: Array) -> Array:
+    return sum(product[1:], product[0])[:, : weights.table.shape[1]]
+
+
+def _to_above(weights: StepWeights, layer: int, product: Array) -> Array:
+    return sum(product[1:], product[0])[:, weights.table.shape[1] :] + weights.bias[layer][None]
+
+
+def _operand(weights: StepWeights, h: Array) -> Array:
+    return h.astype(weights.own[0].dtype)
+
+
+def _product(weights: StepWeights, layer: int, operand: Array, summands: int) -> Array:
+    """A layer's [S, B, 4H + N], from its h [B, H] in the operands' dtype."""
+    kernel, rows = jnp.concatenate([weights.own[layer], weights.above[layer]], axis=-1), operand.shape[0]
+    if summands > 1:
+        parts = operand.reshape(rows, summands, -1).transpose(1, 0, 2)
+        return matmul(parts, kernel.reshape(summands, -1, kernel.shape[1]))
     # A TPU's compiler takes a product of a single row out of the matrix units: seven times the cycles, by its figures.
     if target_platform() == "tpu" and rows < LEAST_ROWS_ON_TPU:
-        h = jnp.pad(h, ((0, LEAST_ROWS_ON_TPU - rows), (0, 0)))
-    return matmul(h, kernel)[:rows]
+        operand = jnp.pad(operand, ((0, LEAST_ROWS_ON_TPU - rows), (0, 0)))
+    return matmul(operand, kernel)[None, :rows]
