@@ -15,6 +15,7 @@ from charjax.errors import UserError
 from charjax.model import Carry, CharLSTM, init_carry, step_weights
 from charjax.ops.lstm import mosaic_sample
 from charjax.ops.lstm.stepwise import StepState, first_layer, logits, start, step
+from charjax.ops.lstm.target import target_platform
 from charjax.types import Array
 from charjax.vocab import Vocab, show_characters
 
@@ -260,12 +261,15 @@ def decode(
         ids_B, first, operand = mosaic_sample.choose(weights, steps, noise_TBV, number, choice.temperature, interpret)
         return step(weights, steps, first, operand), ids_B
 
+    # A GPU's host asks once per trip of a loop whether to go on; a processor has more to compile, and gains nothing.
+    unroll = BLOCK if target_platform() != "cpu" else 1
+
     def block(steps: StepState, position: Array, size: int) -> tuple[StepState, Array]:
         noise_TBV = draw_noise(state.keys, position + jnp.arange(size), model.vocab_size)
         if kernel:
             draw_one = functools.partial(draw_in_kernel, mosaic_sample.pad_noise(noise_TBV))
-            return jax.lax.scan(draw_one, steps, mosaic_sample.numbers(size), unroll=max(size, 1))
-        return jax.lax.scan(draw, steps, noise_TBV, unroll=max(size, 1))
+            return jax.lax.scan(draw_one, steps, mosaic_sample.numbers(size), unroll=unroll)
+        return jax.lax.scan(draw, steps, noise_TBV, unroll=unroll)
 
     blocks, left = divmod(length, BLOCK)
     starts = state.position + BLOCK * jnp.arange(blocks)

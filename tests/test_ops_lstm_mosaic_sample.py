@@ -30,7 +30,7 @@ def make(batch, vocab, hidden, *, characters=3, summands=2, dtype="bfloat16"):
     rng = np.random.default_rng(0)
     model = CharLSTM(vocab, hidden_dim=hidden, hidden_layers=2, implementation="scan", dtype=dtype)
     weights = mosaic_sample.pad_weights(step_weights(model, init_params(jax.random.key(0), model)))
-    widths = [own.shape[1] + above.shape[1] for own, above in zip(weights.own, weights.above, strict=True)]
+    widths = [kernel.shape[1] for kernel in weights.kernels]
     normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
     carry = mosaic_sample.pad_carry(tuple(LSTMCarry(normal(batch, hidden), normal(batch, hidden)) for _ in range(2)))
     products = [normal(summands, batch, width) for width in widths]
@@ -48,7 +48,7 @@ def reference(weights, state, noise, number, temperature):
     scores = logits(weights, state)[:, :vocab] + temperature * noise[number - 1, :, :vocab]
     ids = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     first = first_layer(weights, state, ids)
-    return ids, first, first.h.astype(weights.own[0].dtype)
+    return ids, first, first.h.astype(weights.kernels[0].dtype)
 
 
 def agrees(weights, state, noise, number, temperature):
@@ -58,7 +58,7 @@ def agrees(weights, state, noise, number, temperature):
     assert found[0].dtype == jnp.int32
     for one, other in zip(found[1], right[1], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    assert found[2].dtype == weights.own[0].dtype
+    assert found[2].dtype == weights.kernels[0].dtype
     np.testing.assert_array_equal(found[2], found[1].h.astype(found[2].dtype))
     return found[0]
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from charjax.ops.lstm.stepwise import StepState, StepWeights
-from charjax.ops.lstm.target import target_platform
+from charjax.ops.lstm.target import target_is_hopper
 from charjax.types import Array, LSTMCarry
 
 THREADS = 128  # of a warpgroup: what it loads from memory is a multiple of it
@@ -27,7 +27,7 @@ _LARGEST = 2**31 - 1
 
 def serves(implementation: str | None, interpret: Any) -> bool:
     """Whether the kernel is asked for, and can be had."""
-    return implementation == "mosaic_gpu" and (target_platform() == "gpu" or interpret is not None)
+    return implementation == "mosaic_gpu" and (target_is_hopper() or interpret is not None)
 
 
 def summands(batch: int) -> int:
@@ -68,7 +68,7 @@ def choose(
 
     batch, hidden = state.carry[0].c.shape
     ids = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    c, operand = (jax.ShapeDtypeStruct((batch, hidden), dtype) for dtype in (jnp.float32, weights.own[0].dtype))
+    c, operand = (jax.ShapeDtypeStruct((batch, hidden), dtype) for dtype in (jnp.float32, weights.kernels[0].dtype))
     kernel = plgpu.kernel(
         sample_step,
         out_type=(ids, c, c, operand),
@@ -160,10 +160,13 @@ def numbers(size: int) -> np.ndarray:
 
 def pad_weights(weights: StepWeights) -> StepWeights:
     """Adds units without weights, whose state stays 0, and characters that are never chosen."""
+    gates = weights.table.shape[1]
+    own = [_pad_gates(kernel[:, :gates]) for kernel in weights.kernels]
+    above = [kernel[:, gates:] for kernel in weights.kernels]
+    above = [*map(_pad_gates, above[:-1]), _pad(above[-1], 1)]
     return StepWeights(
         _pad_gates(weights.table),
-        tuple(_pad(_pad_gates(kernel), 0) for kernel in weights.own),
-        (*(_pad(_pad_gates(kernel), 0) for kernel in weights.above[:-1]), _pad(_pad(weights.above[-1], 0), 1)),
+        tuple(_pad(jnp.concatenate(pair, axis=-1), 0) for pair in zip(own, above, strict=True)),
         (*map(_pad_gates, weights.bias[:-1]), _pad(weights.bias[-1], 0)),
     )
 

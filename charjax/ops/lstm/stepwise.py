@@ -23,14 +23,13 @@ class StepWeights(NamedTuple):
 
     Attributes:
         table: [V + 1, 4H] float32, layer 0's rows with its bias, and a row of NaN.
-        own: per layer [H, 4H] in the operands' dtype.
-        above: per layer [H, 4H], but [H, V] for the last one, in the operands' dtype.
+        kernels: per layer [H, 4H + N] in the operands' dtype, for the layer's own gates and the N units above it, which
+            are the next layer's 4H gates or, above the last, the V characters.
         bias: per layer what is added above it, [4H], but [V] for the last one, float32.
     """
 
     table: Array
-    own: tuple[Array, ...]
-    above: tuple[Array, ...]
+    kernels: tuple[Array, ...]
     bias: tuple[Array, ...]
 
 
@@ -52,10 +51,13 @@ def make_step_weights(
 ) -> StepWeights:
     """Arranges the parameters of L layers and a head ([H, V] and [V], float32) for `step`."""
     rounded = layers[0]._replace(w_ih=layers[0].w_ih.astype(dtype).astype(jnp.float32))
+    above = [*(layer.w_ih for layer in layers[1:]), head_kernel]
     return StepWeights(
         gate_table(rounded, jnp.dtype("float32")),
-        tuple(layer.w_hh.astype(dtype) for layer in layers),
-        tuple(kernel.astype(dtype) for kernel in (*(layer.w_ih for layer in layers[1:]), head_kernel)),
+        tuple(
+            jnp.concatenate([layer.w_hh, kernel], axis=-1).astype(dtype)
+            for layer, kernel in zip(layers, above, strict=True)
+        ),
         (*(layer.bias for layer in layers[1:]), head_bias),
     )
 
@@ -109,12 +111,12 @@ def _to_above(weights: StepWeights, layer: int, product: Array) -> Array:
 
 
 def _operand(weights: StepWeights, h: Array) -> Array:
-    return h.astype(weights.own[0].dtype)
+    return h.astype(weights.kernels[0].dtype)
 
 
 def _product(weights: StepWeights, layer: int, operand: Array, summands: int) -> Array:
     """A layer's [S, B, 4H + N], from its h [B, H] in the operands' dtype."""
-    kernel, rows = jnp.concatenate([weights.own[layer], weights.above[layer]], axis=-1), operand.shape[0]
+    kernel, rows = weights.kernels[layer], operand.shape[0]
     if summands > 1:
         parts = operand.reshape(rows, summands, -1).transpose(1, 0, 2)
         return matmul(parts, kernel.reshape(summands, -1, kernel.shape[1]))

@@ -10,7 +10,6 @@ about their speed, and no default chooses them.
 """
 
 import functools
-import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,10 +24,8 @@ from charjax.ops.lstm.mosaic_gpu.geometry import (
     weights_forward,
 )
 from charjax.ops.lstm.recompute import Factors, Loops, run_layer
-from charjax.ops.lstm.target import target_kind
+from charjax.ops.lstm.target import target_is_hopper, target_kind
 from charjax.types import Array, LSTMCarry, LSTMWeights
-
-HOPPER = re.compile(r"NVIDIA G?H\d+")
 
 
 def lstm_mosaic_gpu(
@@ -49,7 +46,7 @@ def lstm_mosaic_gpu(
     if dtype != jnp.bfloat16:
         raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' serves bfloat16, not {dtype.name}")
     geometry_for(weights.w_hh.shape[0], flat=interpret is not None)
-    if interpret is None and not HOPPER.search(target_kind()):
+    if interpret is None and not target_is_hopper():
         raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' serves Hopper GPUs, not {target_kind()!r}")
     return run_layer(make_loops(interpret), weights, x, carry, dtype)
 
