@@ -57,8 +57,7 @@ def compile_train_step(sizes: Sizes, implementation: str | None, mesh: Mesh) -> 
     batch_size = sizes.batch_size * mesh.size
     model = _model(sizes, implementation)
     optimizer = optimizer_of_the_benchmarks()
-    # Parameters are drawn here, where kernels for other devices do not run: another implementation has the same.
-    state = abstract_train_state(model.clone(implementation="scan"), optimizer, batch_size=batch_size, mesh=mesh)
+    state = abstract_train_state(model, optimizer, batch_size=batch_size, mesh=mesh)
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     streams = Streams(
         jax.ShapeDtypeStruct((batch_size, 8 * sizes.seq_len + 1), np.uint8, sharding=split),
@@ -90,7 +89,7 @@ def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = No
     def shapes() -> tuple[Any, DecodeState, Any]:
         keys = jax.random.split(jax.random.key(0), sizes.batch_size)
         state = DecodeState(init_carry(model, sizes.batch_size), keys, jnp.zeros((), jnp.int32))
-        return init_params(jax.random.key(0), model.clone(implementation="scan")), state, make_choice(SampleConfig())
+        return init_params(jax.random.key(0), model), state, make_choice(SampleConfig())
 
     params, state, choice = placed(jax.eval_shape(shapes), where)
     with jax.sharding.use_abstract_mesh(alone.abstract_mesh):

@@ -8,9 +8,11 @@ Assumptions, all of them:
 - Weights of a loop are read once per time step and direction, from the level-2 cache where they fit, else from memory.
 - Of the activations, each is written once and read once: per layer z and dz [B, 4H], h and c [B, H], in bfloat16.
 - Arithmetic and bytes overlap: a step takes the longer of the two, and the launches on top.
-- Products run at `efficiency` of the stated peak.
+- Products run at `efficiency` of the stated peak. The level-2 cache's bandwidth is no stated peak, but what is commonly
+  measured of an H100.
 - Where a kernel of `mosaic_gpu` runs a layer's sequence, a time step takes what NOTES.md works out from shared memory's
-  bandwidth, tanh and barriers (the middle of the range there), for 8 clusters of 16 sequences at once at 512 units.
+  bandwidth, tanh and barriers (the middle of the range there), for 8 clusters of 16 sequences at once at 512 units. The
+  work of the loops that the kernels replace is not taken off, so the estimate is on the long side.
 """
 
 import dataclasses

@@ -14,8 +14,8 @@ import numpy as np
 
 from charjax.ops.lstm.mosaic_tiling import tiling
 
-# Bytes that the memory of a chip gives in a cycle: 819 GB/s at 1.5 GHz.
-BYTES_PER_CYCLE = {"v5e": 546}
+# Bytes that the memory of a chip gives in a cycle: 819 GB/s at 1.5 GHz, 1640 GB/s at 1.75 GHz.
+BYTES_PER_CYCLE = {"v5e": 546, "v6e": 937}
 BYTES = {"f32": 4, "bf16": 2, "s32": 4}
 # Per step, row and unit: how many values the forward and the backward kernel read and write.
 BLOCKS = {"lstm_forward": 6, "lstm_backward": 11}

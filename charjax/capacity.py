@@ -68,6 +68,7 @@ def check_room_to_sample(
     num_samples: int,
     length: int,
     context_length: int,
+    block: int,
     flags: str = "--num-samples or --length",
 ) -> None:
     """Checks that texts generated side by side fit in the memory there is; where the system does not tell, it passes.
@@ -78,13 +79,15 @@ def check_room_to_sample(
         num_samples: texts.
         length: characters of each.
         context_length: characters that each goes on from.
+        block: characters whose noise is drawn at once.
         flags: what the message says to lower.
 
     Raises:
         UserError: they do not fit; the message says what is needed, what there is and what to lower.
     """
-    # The state before and after a character, the logits of the context and of the character, ids there and back.
-    each = 4 * model.hidden_layers * model.hidden_dim + (context_length + 1) * vocab_size + 2 * length
+    # The state before and after a character and what its products give; the logits of the context; the noise of a block
+    # of characters and the random bits that it is made of; ids there and back.
+    each = model.hidden_layers * 20 * model.hidden_dim + (context_length + 4 * block) * vocab_size + 2 * length
     needed = num_samples * each * _FLOAT32
     available = available_memory(jax.devices()[:1])
     if available is not None and needed > available:

@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from charjax.errors import UserError
 from charjax.leftovers import CHECKPOINTS, is_leftover, remove_tree
-from charjax.model import CharLSTM, init_params
+from charjax.model import CharLSTM, init_params, model_to_use
 from charjax.run_info import Progress, RunInfo
 from charjax.seal import BrokenSealError, check_seal, seal
 from charjax.train_state import Params, TrainState
@@ -223,7 +223,7 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
         UserError: no run, or none of its checkpoints can be read.
     """
     params, info, _ = load_params(run_dir)
-    return CharLSTM.from_config(info.model, info.vocab.size), params, info.vocab
+    return model_to_use(info.model, info.vocab.size), params, info.vocab
 
 
 def read_header(run_dir: str | Path, *, quiet: bool = False) -> Header:

@@ -23,7 +23,7 @@ from charjax.evaluate import evaluate
 from charjax.fit import fit
 from charjax.generate import generate_text, stream_text
 from charjax.memory import reuse_memory
-from charjax.model import CharLSTM, init_params
+from charjax.model import CharLSTM, init_params, model_to_use
 from charjax.report.metrics import bits_per_char, perplexity
 from charjax.report.printable import printable
 from charjax.report.progress import make_reporter
@@ -88,7 +88,7 @@ def sample(command: SampleCommand) -> None:
     """Prints the context and what the model goes on with: one text as it comes, several one after another."""
     config = command.sampling
     params, info, _ = load_params(command.run)
-    model = CharLSTM.from_config(info.model, info.vocab.size)
+    model = model_to_use(info.model, info.vocab.size)
     if config.num_samples == 1:
         pieces = stream_text(model, params, info.vocab, command.context, config)
         first = next(pieces)  # a context that cannot be encoded is told of before anything is printed
@@ -127,7 +127,7 @@ def evaluate_text(command: EvalCommand) -> None:
     reuse_memory()
     use_all_cores()
     params, info, _ = load_params(command.run)
-    model = CharLSTM.from_config(info.model, info.vocab.size)
+    model = model_to_use(info.model, info.vocab.size)
     if command.text is None:
         ids, what = _validation(command.run, info)
     else:

@@ -14,9 +14,9 @@ from charjax.config import TrainConfig
 from charjax.corpus import Corpus
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import make_evaluator
-from charjax.generate import encode_context, generate_text
+from charjax.generate import BLOCK, encode_context, generate_text
 from charjax.memory import release_unused_memory, reuse_memory
-from charjax.model import CharLSTM
+from charjax.model import CharLSTM, check_serves
 from charjax.optimizer import make_optimizer
 from charjax.report.metrics import Evaluation
 from charjax.report.progress import NullReporter, Reporter
@@ -72,6 +72,7 @@ def fit(
     use_all_cores()
     mesh = mesh or make_training_mesh(config.batch_size)
     info = describe_run(model, corpus, config)
+    check_serves(model)
     check_divides(config.batch_size, mesh)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
     context = encode_context(corpus.vocab, config.sample_context)
@@ -82,6 +83,7 @@ def fit(
         num_samples=1,
         length=config.sample_length,
         context_length=len(context),
+        block=BLOCK,
         flags="--sample-length",
     )
     if out is None:

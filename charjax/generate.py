@@ -128,7 +128,12 @@ def generate_text(
     )
     context_P = encode_context(vocab, context)
     check_room_to_sample(
-        model.config, model.vocab_size, num_samples=num_samples, length=length, context_length=len(context_P)
+        model.config,
+        model.vocab_size,
+        num_samples=num_samples,
+        length=length,
+        context_length=len(context_P),
+        block=BLOCK,
     )
     ids = generate(
         model,

@@ -1,9 +1,11 @@
 """The character-level LSTM language model, in flax.linen."""
 
 import functools
+import logging
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from charjax.config import ModelConfig
@@ -175,8 +177,38 @@ def init_carry(model: CharLSTM, batch_size: int) -> Carry:
 
 def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
     """Draws fresh parameters (float32): `layer_0` to `layer_{L-1}`, each with its `cell`, and the `head`."""
-    variables = model.init(key, jnp.zeros((1, 1), jnp.int32), init_carry(model, 1))
+    # Parameters do not depend on how layers are computed, and "scan" can be had everywhere.
+    variables = model.clone(implementation="scan").init(key, jnp.zeros((1, 1), jnp.int32), init_carry(model, 1))
     return variables["params"]
+
+
+def model_to_use(config: ModelConfig, vocab_size: int) -> CharLSTM:
+    """The model of a run, to sample and to score with on this machine.
+
+    Where the implementation that the run was trained with does not serve here, it is the default one, and the log says
+    so: all take the same parameters and compute the same.
+    """
+    model = CharLSTM.from_config(config, vocab_size)
+    try:
+        check_serves(model)
+    except NotImplementedError as error:
+        logging.getLogger("charjax").warning("%s: the default is used in its place", error)
+        return model.clone(implementation=None)
+    return model
+
+
+def check_serves(model: CharLSTM) -> None:
+    """Checks that the model's implementation can be had on this machine, in the model's dtype and size.
+
+    Raises:
+        NotImplementedError: it cannot.
+    """
+
+    def read() -> Array:
+        params = init_params(jax.random.key(0), model)
+        return model.apply({"params": params}, jnp.zeros((1, 1), jnp.int32), init_carry(model, 1))[0]
+
+    jax.eval_shape(read)
 
 
 def step_weights(model: CharLSTM, params: dict[str, dict[str, Any]]) -> StepWeights:

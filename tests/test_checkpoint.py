@@ -8,11 +8,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from small_run import SMALL, assert_same, small_corpus, small_model
+from small_run import SMALL, TEXT, assert_same, small_corpus, small_model
 
-from charjax import load_model, restore_checkpoint, save_checkpoint
+from charjax import cli, fit, load_model, restore_checkpoint, save_checkpoint
 from charjax.checkpoint import CheckpointStore, load_params, read_header
 from charjax.errors import UserError
+from charjax.ops.lstm.api import IMPLEMENTATIONS
 from charjax.optimizer import make_optimizer
 from charjax.run_folder import describe_run
 from charjax.run_info import Progress
@@ -96,6 +97,24 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
 def test_no_save_is_left_out_while_another_goes_on(tmp_path):
     save(tmp_path, {step: 10.0 - step for step in range(12)})
     assert steps(tmp_path) == [10, 11]
+
+
+def test_a_run_of_another_machines_implementation_is_used_with_the_default(tmp_path, monkeypatch, caplog, capfd):
+    corpus = small_corpus()
+    with monkeypatch.context() as there:
+        there.setitem(IMPLEMENTATIONS, "cudnn", IMPLEMENTATIONS["scan"])
+        model = small_model(corpus, implementation="cudnn")
+        state = fit(model, corpus, batch_size=8, seq_len=16, epochs=1, out=tmp_path / "run")
+    with caplog.at_level("WARNING", "charjax"):
+        loaded, params, _ = load_model(tmp_path / "run")
+    assert loaded == model.clone(implementation=None)
+    assert "'cudnn' serves GPUs alone" in caplog.text
+    assert_same(params, jax.device_get(state.params))
+    run = str(tmp_path / "run")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    for command in (["sample", run, "--length", "5"], ["eval", run, str(text)], ["info", run]):
+        assert cli.main(command) == 0, capfd.readouterr().err
 
 
 def test_load_model_needs_nothing_but_the_folder(tmp_path):

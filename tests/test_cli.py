@@ -333,6 +333,14 @@ def test_unknown_implementation(capsys, text):
     assert "'cuda'" in train_fails(capsys, text, "--implementation", "cuda")
 
 
+@pytest.mark.parametrize("name", ["cudnn", "mosaic_gpu", "mosaic_tpu"])
+def test_an_implementation_for_other_devices(capsys, text, name):
+    for dtype in ("float32", "bfloat16"):
+        error = train_fails(capsys, text, "--implementation", name, "--dtype", dtype)
+        assert f"'{name}'" in error
+        assert "'cpu'" in error
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

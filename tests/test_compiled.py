@@ -103,7 +103,8 @@ def test_a_training_step_on_tpus(tmp_path, capsys):
         assert row["collectives"] == 1
         assert row["collectives_inside_loops"] == 0
     # A product of one row is not taken out of the matrix units.
-    assert one["estimated_cycles"] < many["estimated_cycles"]
+    assert one["estimated_cycles"] < 20e3
+    assert many["estimated_cycles"] < 40e3
 
 
 @pytest.mark.gpu_compiler

@@ -158,12 +158,32 @@ def test_integers_are_one_hot_rows(implementation):
     np.testing.assert_allclose(y, dense, rtol=1e-6, atol=1e-6)
 
 
-def test_an_integer_out_of_range_gives_nan(implementation):
+@pytest.mark.parametrize("outside", [5, -1, 200])
+def test_an_integer_out_of_range_gives_nan(implementation, outside):
     weights, x, carry = make_inputs("odd", one_hot=True)
-    y, _ = lstm(weights, x.at[0, 2].set(5), carry, implementation=implementation)
+    y, _ = lstm(weights, x.astype(jnp.int32).at[0, 2].set(outside), carry, implementation=implementation)
     assert np.isfinite(y[0, :2]).all()
     assert np.isnan(y[0, 2:]).all()
     assert np.isfinite(y[1:]).all()
+
+
+def test_narrow_integers_choose_among_more_rows_than_they_can_count(implementation, monkeypatch):
+    monkeypatch.setitem(SIZES, "rows", (3, 7, 300, 6))
+    weights, x, carry = make_inputs("rows", one_hot=True, scale=0.1)
+    x = (x % 256).astype(jnp.uint8)
+    expected = gradients("flax", "float32", weights, x.astype(jnp.int32), carry)
+    for actual, right in zip(gradients(implementation, "float32", weights, x, carry), expected, strict=True):
+        assert relative(actual, np.asarray(right, np.float64)) < TOLERANCE["float32"]
+
+
+def test_no_sequences_and_no_units_are_nothing(implementation):
+    weights, x, carry = make_inputs("odd")
+    none = LSTMCarry(carry.c[:0], carry.h[:0])
+    gradient = jax.grad(lambda w: jnp.sum(lstm(w, x[:0], none, implementation=implementation)[0]))(weights)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    empty = LSTMWeights(weights.w_ih[:, :0], weights.w_hh[:0, :0], weights.bias[:0])
+    y, _ = lstm(empty, x, LSTMCarry(carry.c[:, :0], carry.h[:, :0]), implementation=implementation)
+    assert y.shape == (3, 7, 0)
 
 
 def test_no_steps_change_nothing(implementation):

@@ -131,7 +131,8 @@ def test_it_is_chosen_by_name_only():
 
 def test_what_it_does_not_serve_is_named():
     inputs = make_inputs("odd")
-    with pytest.raises(NotImplementedError, match="bfloat16, not float32"):
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=H100)
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(NotImplementedError, match="bfloat16, not float32"):
         lstm(*inputs, implementation="mosaic_gpu", dtype="float32")
     with pytest.raises(NotImplementedError, match="Hopper GPUs, not 'cpu'"):
         lstm(*inputs, implementation="mosaic_gpu", dtype="bfloat16")

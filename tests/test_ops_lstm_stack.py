@@ -96,3 +96,13 @@ def test_shapes_that_do_not_fit_are_named():
             lstm_stack(weights, x, short, implementation=implementation)
         with pytest.raises(ValueError, match=r"argument 2"):
             lstm_stack(weights, x, carry[:1], implementation=implementation)
+
+
+def test_masks_that_do_not_fit_are_named():
+    weights, x, carry, keep = make(3, 7)
+    for masks in (keep[:1], [*keep, keep[0]], [keep[0], keep[1][:, :3]], [keep[0], keep[1].astype(jnp.float32)]):
+        for implementation in ("wavefront", "scan"):
+            with pytest.raises(ValueError, match=r"keep must be 2 bool masks of \(3, 7, 6\)"):
+                lstm_stack(weights, x, carry, keep=masks, rate=0.5, implementation=implementation)
+    with pytest.raises(ValueError, match="at least one"):
+        lstm_stack([], x, [])

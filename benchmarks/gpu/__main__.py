@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.show(results.content, console)
     console.print("written:", str(results.path))
     differ = [row for row in report.rows(results.content, "correctness") if not row.get("agrees", True)]
-    return 1 if failed or differ else 0
+    peers = [result for row in report.training_rows(results.content) for result in row["peers"].values()]
+    apart = any(not result.get("losses_agree", True) for result in peers)
+    return 1 if failed or differ or apart else 0
 
 
 def _start(plan: Plan, clock: Clock, workers: dict[str, Worker], folder: Path, console: Console) -> Run:

@@ -29,6 +29,9 @@ def run_generation(run: Run, share: float) -> None:
 
 def _peers(run: Run, dtype: str) -> list[Peer]:
     found = [Peer(OURS, "jax", {"dtype": dtype})]
+    if run.about["jax"]["platform"] == "gpu":
+        # Its kernel chooses the characters; by evidence from here it may become the default.
+        found.append(Peer("mosaic_gpu", "jax", {"dtype": dtype, "implementation": "mosaic_gpu"}))
     if "torch" in run.workers:
         graph = run.about["torch"]["platform"] == "cuda"
         for name, cells in (("torch nn.LSTM", False), ("torch nn.LSTMCell", True)):

@@ -15,7 +15,7 @@ from benchmarks.peers import VOCAB, charjax_peer, flax_model, jax_peer
 from benchmarks.reference import lstm_float64, lstm_gradients_float64
 from charjax import CharLSTM, SampleConfig, init_params
 from charjax.generate import decode, make_choice, prefill
-from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
+from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm_stack
 from charjax.types import LSTMCarry, LSTMWeights
 
 
@@ -74,7 +74,10 @@ def train(sizes: dict[str, Any], spec: dict[str, Any], losses: int) -> tuple[Cal
 
 def generate(sizes: dict[str, Any], spec: dict[str, Any]) -> tuple[Callable[[int], Any], dict[str, Any]]:
     """Sets `charjax.generate`'s decoding up; a step is a call that draws "length" characters for every stream."""
-    model = CharLSTM(VOCAB, hidden_dim=sizes["hidden_dim"], hidden_layers=sizes["hidden_layers"], dtype=spec["dtype"])
+    model = CharLSTM(
+        VOCAB, hidden_dim=sizes["hidden_dim"], hidden_layers=sizes["hidden_layers"],
+        implementation=spec.get("implementation"), dtype=spec["dtype"],
+    )  # fmt: skip
     params = init_params(jax.random.key(0), model)
     state = prefill(model, params, jnp.zeros((sizes["streams"], 1), jnp.int32), jax.random.key(1))
     choice = make_choice(SampleConfig())
@@ -102,11 +105,8 @@ def check(implementation: str, dtype: str, hidden_dim: int, batch_size: int, seq
     layers, ids, carries, pulls = _inputs(hidden_dim, batch_size, seq_len)
 
     def scalar(layers: Any, carries: Any) -> Any:
-        x, after = ids, []
-        for weights, carry in zip(layers, carries, strict=True):
-            x, carry = lstm(weights, x, carry, implementation=implementation, dtype=dtype)  # noqa: PLW2901
-            after.append((carry.c, carry.h))
-        outputs = (x, after)
+        y, after = lstm_stack(layers, ids, carries, implementation=implementation, dtype=dtype)
+        outputs = (y, [(carry.c, carry.h) for carry in after])
         products = jax.tree.map(lambda out, pull: jnp.sum(out * pull), outputs, pulls)
         return sum(jax.tree.leaves(products)), outputs
 

@@ -74,7 +74,9 @@ def lstm(
             compiled for, on this machine or at this size.
     """
     name = _check(weights, x, carry, implementation, dtype)
-    return IMPLEMENTATIONS[name](weights, x, carry, jnp.dtype(dtype))
+    if not _anything_to_do(weights, x):
+        return jnp.zeros((*x.shape[:2], weights.w_hh.shape[0]), dtype), carry
+    return IMPLEMENTATIONS[name](weights, _in_range_or_not(x, weights), carry, jnp.dtype(dtype))
 
 
 def lstm_stack(
@@ -108,7 +110,9 @@ def lstm_stack(
         _check(layer, x if n == 0 else _outputs(x, layer), before, implementation, dtype)
         for n, (layer, before) in enumerate(zip(weights, carry, strict=True))
     }
-    if names == {"wavefront"}:
+    _check_keep(keep, weights, x)
+    if names == {"wavefront"} and _anything_to_do(weights[0], x):
+        x = _in_range_or_not(x, weights[0])
         return run_stack(tuple(weights), x, tuple(carry), tuple(keep), rate, jnp.dtype(dtype))
     after = []
     for n, (layer, before) in enumerate(zip(weights, carry, strict=True)):
@@ -152,6 +156,29 @@ def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str |
             f"LSTM implementation {name!r} does not exist; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     return name
+
+
+def _anything_to_do(weights: LSTMWeights, x: Array) -> bool:
+    return 0 not in (*x.shape[:2], weights.w_hh.shape[0])
+
+
+def _in_range_or_not(x: Array, weights: LSTMWeights) -> Array:
+    """Integers as implementations take them: int32, wide enough to be compared with D, and D for negative ones."""
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        return x
+    ids = x.astype(jnp.int32)
+    return jnp.where(ids < 0, weights.w_ih.shape[0], ids)
+
+
+def _check_keep(keep: Sequence[Array], weights: Sequence[LSTMWeights], x: Array) -> None:
+    if not weights:
+        raise ValueError("a stack of LSTM layers needs at least one")
+    shape = (*x.shape[:2], weights[0].w_hh.shape[0])
+    if keep and (len(keep) != len(weights) - 1 or any(mask.shape != shape or mask.dtype != bool for mask in keep)):
+        raise ValueError(
+            f"keep must be {len(weights) - 1} bool masks of {shape}, one for each layer but the last, not "
+            + ", ".join(f"{mask.shape} {mask.dtype}" for mask in keep)
+        )
 
 
 def _outputs(x: Array, layer: LSTMWeights) -> jax.ShapeDtypeStruct:

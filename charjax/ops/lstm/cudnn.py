@@ -33,13 +33,10 @@ def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtyp
     if platform != "gpu":
         raise NotImplementedError(f"LSTM implementation 'cudnn' serves GPUs alone, not the platform {platform!r}")
     if dtype != jnp.float32:
-        raise NotImplementedError(f"LSTM implementation 'cudnn' serves float32 alone, not {dtype.name}")
-    inputs, hidden = weights.w_ih.shape[0], weights.w_hh.shape[0]
-    if not inputs or not hidden:
-        raise NotImplementedError(f"LSTM implementation 'cudnn' needs inputs and units, not {inputs} and {hidden}")
-    batch, time = x.shape[:2]
-    if not batch or not time:
-        return jnp.zeros((batch, time, hidden), dtype), carry
+        raise NotImplementedError(f"LSTM implementation 'cudnn' serves float32 alone, not {dtype.name}; choose it")
+    inputs = weights.w_ih.shape[0]
+    if not inputs:
+        raise NotImplementedError("LSTM implementation 'cudnn' needs inputs, not 0")
     x = _one_hot(x, inputs) if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(dtype)
     tf32 = jax.config.jax_default_matmul_precision in TF32_SETTINGS  # type: ignore[attr-defined]
     # cuDNN has an axis of layers; of its two biases, which it adds up, the second is zero.

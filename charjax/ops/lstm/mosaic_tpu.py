@@ -48,9 +48,6 @@ def make_loops(interpret: bool) -> Loops:
 
 def _forward(interpret: bool, z_TBG: Array, w_hh: Array, carry: LSTMCarry) -> tuple[Array, Array, LSTMCarry]:
     time, (batch, hidden), dtype = z_TBG.shape[0], carry.h.shape, w_hh.dtype
-    if not batch:
-        nothing = jnp.zeros((time, batch, hidden), dtype)
-        return nothing, nothing, carry
     cut = tiling(time, batch, hidden, dtype, unit_bytes=(4 + 2) * dtype.itemsize)
     arrays = [pad_gates(z_TBG, cut), pad_weights(w_hh, cut)]
     h, c, *after = _launch(_forward_step, cut, time, arrays, carry, (1, 1), reverse=False, interpret=interpret)
@@ -71,8 +68,6 @@ def _backward(
     interpret: bool, dy_TBH: Array, factors: Factors, w_hh: Array, last: LSTMCarry
 ) -> tuple[Array, LSTMCarry]:
     (time, batch, hidden), dtype = dy_TBH.shape, w_hh.dtype
-    if not batch:
-        return jnp.zeros((time, batch, 4 * hidden), dtype), last
     cut = tiling(time, batch, hidden, dtype, unit_bytes=11 * dtype.itemsize)
     arrays = [*(pad(array, cut) for array in (dy_TBH, *factors)), pad_weights(w_hh, cut).T]
     dz, *before = _launch(_backward_step, cut, time, arrays, last, (4,), reverse=True, interpret=interpret)

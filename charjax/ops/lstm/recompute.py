@@ -58,8 +58,6 @@ def run_layer(
 ) -> tuple[Array, LSTMCarry]:
     """One layer over [B, T, D] or integer [B, T] with the given loops: (y [B, T, H] in `dtype`, carry)."""
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
-    if not x.shape[1]:
-        return jnp.zeros((x.shape[0], 0, weights.w_hh.shape[0]), dtype), carry
     x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
     y_TBH, carry = _layer(loops, *alike((weights, x, carry)), dtype.name)
     return jnp.swapaxes(y_TBH, 0, 1), carry

@@ -74,8 +74,6 @@ def run_stack(
     weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: float, dtype: jnp.dtype
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
     """A stack of layers; the arguments and results are those of `charjax.ops.lstm.api.lstm_stack`."""
-    if not x.shape[1]:
-        return jnp.zeros((x.shape[0], 0, weights[0].w_hh.shape[0]), dtype), carry
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
     keep = tuple(jnp.swapaxes(mask, 0, 1) for mask in keep)
@@ -97,7 +95,7 @@ def _forward(
     layers, hidden, time, batch = len(weights), weights[0].w_hh.shape[0], x.shape[0], x.shape[1]
     gates, diagonals = 4 * hidden, time + layers - 1
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
-    table = gate_table(weights[0], jnp.dtype(dtype))
+    table = gate_table(weights[0], jnp.dtype(dtype)) if one_hot else None
     first = _pad(x if one_hot else input_gates(weights[0], x, jnp.dtype(dtype)), 0, layers - 1)
     bias = jnp.stack([layer.bias for layer in weights])[1:, None]
     products = _products_of(weights, dropped=bool(keep), dtype=dtype)
@@ -105,7 +103,7 @@ def _forward(
 
     def step(s: Array, state: _Forward, first: Array, keep_LBH: Array | None) -> tuple[_Forward, Array]:
         own, above = products(state.h, state.below)
-        z0 = look_up(table, first) if one_hot else first
+        z0 = first if table is None else look_up(table, first)
         z = own + jnp.concatenate([z0[None].astype(jnp.float32), above + bias])
         i, f, g, o = jnp.split(z, 4, axis=-1)
         c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)

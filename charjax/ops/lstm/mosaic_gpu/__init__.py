@@ -43,11 +43,11 @@ def lstm_mosaic_gpu(
     Raises:
         NotImplementedError: another dtype, more hidden units, or no GPU to compile for.
     """
-    if dtype != jnp.bfloat16:
-        raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' serves bfloat16, not {dtype.name}")
-    geometry_for(weights.w_hh.shape[0], flat=interpret is not None)
     if interpret is None and not target_is_hopper():
         raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' serves Hopper GPUs, not {target_kind()!r}")
+    if dtype != jnp.bfloat16:
+        raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' serves bfloat16, not {dtype.name}; choose it")
+    geometry_for(weights.w_hh.shape[0], flat=interpret is not None)
     return run_layer(make_loops(interpret), weights, x, carry, dtype)
 
 
