@@ -27,8 +27,9 @@ from benchmarks.machine import RESULTS, save
 from benchmarks.peers import LEARNING_RATE, VOCAB, flax_model, make_jax_step
 from benchmarks.targets import TARGETS, make_target_mesh, one_device, placed
 from charjax.config import SampleConfig
-from charjax.generate import BLOCK, DecodeState, decode, make_choice
+from charjax.generate import BLOCK, DecodeState, arrange, decode, make_choice
 from charjax.model import CharLSTM, init_carry, init_params
+from charjax.ops.lstm.stepwise import StepWeights
 from charjax.streams import Streams
 from charjax.train import make_train_step
 from charjax.train_state import abstract_train_state
@@ -86,14 +87,14 @@ def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = No
     model, alone = _model(sizes, implementation), one_device(mesh)
     where = NamedSharding(alone, PartitionSpec())
 
-    def shapes() -> tuple[Any, DecodeState, Any]:
+    def shapes() -> tuple[StepWeights, DecodeState, Any]:
         keys = jax.random.split(jax.random.key(0), sizes.batch_size)
         state = DecodeState(init_carry(model, sizes.batch_size), keys, jnp.zeros((), jnp.int32))
-        return init_params(jax.random.key(0), model), state, make_choice(SampleConfig())
+        return arrange(model, init_params(jax.random.key(0), model)), state, make_choice(SampleConfig())
 
-    params, state, choice = placed(jax.eval_shape(shapes), where)
+    weights, state, choice = placed(jax.eval_shape(shapes), where)
     with jax.sharding.use_abstract_mesh(alone.abstract_mesh):
-        lowered = decode.lower(model, params, state, choice, length=512, filtered=False)
+        lowered = decode.lower(model, weights, state, choice, length=512, filtered=False)
     return lowered.compile()
 
 

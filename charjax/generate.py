@@ -14,7 +14,7 @@ from charjax.config import SampleConfig
 from charjax.errors import UserError
 from charjax.model import Carry, CharLSTM, init_carry, step_weights
 from charjax.ops.lstm import mosaic_sample
-from charjax.ops.lstm.stepwise import StepState, first_layer, logits, start, step
+from charjax.ops.lstm.stepwise import StepState, StepWeights, first_layer, logits, start, step
 from charjax.ops.lstm.target import target_platform
 from charjax.types import Array
 from charjax.vocab import Vocab, show_characters
@@ -85,8 +85,8 @@ def generate(
         UserError: temperature, top_k, top_p or length out of range.
     """
     config = SampleConfig(length=length, temperature=temperature, top_k=top_k, top_p=top_p)
-    state = prefill(model, params, jnp.asarray(context), key)
-    _, ids = decode(model, params, state, make_choice(config), length=length, filtered=is_filtered(config))
+    state, weights = prefill(model, params, jnp.asarray(context), key), arrange(model, params)
+    _, ids = decode(model, weights, state, make_choice(config), length=length, filtered=is_filtered(config))
     return ids
 
 
@@ -161,11 +161,11 @@ def stream_ids(
         chunk: characters per compiled call.
     """
     state = prefill(model, params, jnp.asarray(context), jax.random.key(config.seed))
-    choice = make_choice(config)
+    weights, choice = arrange(model, params), make_choice(config)
     pending: tuple[Array, int] | None = None
     for done in range(0, config.length, chunk):
         # The last chunk is computed whole and cut, so that one compilation serves every length.
-        state, ids = decode(model, params, state, choice, length=chunk, filtered=is_filtered(config))
+        state, ids = decode(model, weights, state, choice, length=chunk, filtered=is_filtered(config))
         if pending is not None:
             yield np.asarray(pending[0])[:, : pending[1]]
         pending = (ids, min(chunk, config.length - done))
@@ -236,10 +236,16 @@ def prefill(model: CharLSTM, params: Params, context: Array, key: Array) -> Deco
     return DecodeState(carry, keys, jnp.zeros((), jnp.int32))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def arrange(model: CharLSTM, params: Params) -> StepWeights:
+    """The parameters as `decode` takes them: joined and rounded once, whatever number of pieces a text comes in."""
+    return step_weights(model, params)
+
+
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "filtered", "interpret"))
 def decode(
     model: CharLSTM,
-    params: Params,
+    weights: StepWeights,
     state: DecodeState,
     choice: Choice,
     *,
@@ -247,12 +253,12 @@ def decode(
     filtered: bool,
     interpret: Any = None,
 ) -> tuple[DecodeState, Array]:
-    """Draws `length` characters for each text: -> (state after them, ids [B, length] int32).
+    """Draws `length` characters for each text, by weights from `arrange`: -> (state after them, ids [B, length] int32).
 
     Where the model's implementation is "mosaic_gpu", a kernel for GPUs chooses the characters, unless some are ruled
     out; `interpret` interprets it on any platform, for tests, see `mosaic_sample.choose`.
     """
-    weights, carry, batch = step_weights(model, params), state.carry, len(state.keys)
+    carry, batch = state.carry, len(state.keys)
     kernel = mosaic_sample.serves(model.implementation, interpret) and not filtered
     if kernel:
         weights, carry = mosaic_sample.pad_weights(weights), mosaic_sample.pad_carry(carry)

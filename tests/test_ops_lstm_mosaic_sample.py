@@ -9,7 +9,7 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from charjax.config import SampleConfig
-from charjax.generate import decode, make_choice, prefill
+from charjax.generate import arrange, decode, make_choice, prefill
 from charjax.model import CharLSTM, init_params, step_weights
 from charjax.ops.lstm import mosaic_sample
 from charjax.ops.lstm.stepwise import StepState, first_layer, logits
@@ -114,9 +114,9 @@ def test_texts_are_those_without_it(hidden, length):
     context = jax.random.randint(jax.random.key(1), (3, 4), 0, 65)
     state = prefill(model, params, context, jax.random.key(2))
     choice = make_choice(SampleConfig(temperature=0.8))
-    kernels = model.clone(implementation="mosaic_gpu")
-    after, ids = decode(kernels, params, state, choice, length=length, filtered=False, interpret=INTERPRET)
-    right_after, right_ids = decode(model, params, state, choice, length=length, filtered=False)
+    kernels, weights = model.clone(implementation="mosaic_gpu"), arrange(model, params)
+    after, ids = decode(kernels, weights, state, choice, length=length, filtered=False, interpret=INTERPRET)
+    right_after, right_ids = decode(model, weights, state, choice, length=length, filtered=False)
     assert ids.shape == (3, length)
     np.testing.assert_array_equal(ids, right_ids)
     for one, other in zip(jax.tree.leaves(after.carry), jax.tree.leaves(right_after.carry), strict=True):
@@ -143,7 +143,7 @@ def test_what_lowers_for_a_gpu(filtered, kernels):
     def shapes():
         params = init_params(jax.random.key(0), scan)
         state = prefill(scan, params, jnp.zeros((2, 0), jnp.int32), jax.random.key(0))
-        return params, state, make_choice(SampleConfig())
+        return arrange(scan, params), state, make_choice(SampleConfig())
 
     traced = decode.trace(model, *jax.eval_shape(shapes), length=20, filtered=filtered)
     assert ("@mosaic_gpu_v2" in traced.lower(lowering_platforms=("cuda",)).as_text()) == kernels

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.peers import VOCAB, charjax_peer, flax_model, jax_peer
 from benchmarks.reference import lstm_float64, lstm_gradients_float64
 from charjax import CharLSTM, SampleConfig, init_params
-from charjax.generate import decode, make_choice, prefill
+from charjax.generate import arrange, decode, make_choice, prefill
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm_stack
 from charjax.types import LSTMCarry, LSTMWeights
 
@@ -80,12 +80,12 @@ def generate(sizes: dict[str, Any], spec: dict[str, Any]) -> tuple[Callable[[int
     )  # fmt: skip
     params = init_params(jax.random.key(0), model)
     state = prefill(model, params, jnp.zeros((sizes["streams"], 1), jnp.int32), jax.random.key(1))
-    choice = make_choice(SampleConfig())
+    weights, choice = arrange(model, params), make_choice(SampleConfig())
 
     def run(steps: int) -> None:
         nonlocal state
         for _ in range(steps):
-            state, ids = decode(model, params, state, choice, length=sizes["length"], filtered=False)
+            state, ids = decode(model, weights, state, choice, length=sizes["length"], filtered=False)
         ids.block_until_ready()
 
     start = time.perf_counter()

@@ -1,6 +1,7 @@
 """`lstm` and `lstm_stack`: the doors to every implementation of an LSTM layer, and of a stack of them."""
 
 import functools
+import importlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,12 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from charjax.ops.lstm.cudnn import lstm_cudnn
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.dropout import drop
 from charjax.ops.lstm.flax_scan import lstm_flax
-from charjax.ops.lstm.mosaic_gpu import lstm_mosaic_gpu
-from charjax.ops.lstm.mosaic_tpu import lstm_mosaic_tpu
 from charjax.ops.lstm.native import library_for, lstm_native
 from charjax.ops.lstm.recompute import lstm_recompute
 from charjax.ops.lstm.scan import lstm_scan
@@ -23,6 +21,18 @@ from charjax.types import Array, LSTMCarry, LSTMWeights
 
 Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
 
+
+def _on_demand(name: str) -> Implementation:
+    """`lstm_NAME` of this package's module NAME, imported when it runs: Pallas takes a tenth of a second to import."""
+
+    def run(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
+        module = importlib.import_module(f"charjax.ops.lstm.{name}")
+        result: tuple[Array, LSTMCarry] = getattr(module, f"lstm_{name}")(weights, x, carry, dtype)
+        return result
+
+    return run
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "flax": lstm_flax,
     "scan": lstm_scan,
@@ -30,9 +40,9 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "native": lstm_native,
     "recompute": lstm_recompute,
     "wavefront": lstm_wavefront,
-    "mosaic_tpu": lstm_mosaic_tpu,
-    "cudnn": lstm_cudnn,
-    "mosaic_gpu": lstm_mosaic_gpu,
+    "cudnn": _on_demand("cudnn"),
+    "mosaic_gpu": _on_demand("mosaic_gpu"),
+    "mosaic_tpu": _on_demand("mosaic_tpu"),
 }
 DTYPES = ("float32", "bfloat16")
 LEAST_STEPS_TO_PACK_FOR = 8

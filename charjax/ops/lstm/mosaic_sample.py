@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
 
 from charjax.ops.lstm.stepwise import StepState, StepWeights
 from charjax.ops.lstm.target import target_is_hopper
@@ -106,6 +105,8 @@ def sample_step(
     operand: Any,
 ) -> None:
     """The kernel: one text's character, and the gates of as many units as there are threads."""
+    from jax.experimental import pallas as pl
+
     text, tile = jax.lax.axis_index("text"), jax.lax.axis_index("tile")
     hidden = c_before.shape[1]
     units = pl.ds(tile * THREADS, THREADS)

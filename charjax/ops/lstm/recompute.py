@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charjax.ops.lstm.cell import activate, cell
 from charjax.ops.lstm.products import input_gates, matmul, rows_of
 from charjax.ops.lstm.varying import alike, empty
 from charjax.types import Array, LSTMCarry, LSTMWeights
@@ -83,9 +84,7 @@ def _loop_forward(z_TBG: Array, w_hh: Array, carry: LSTMCarry) -> tuple[Array, A
     def step(t: Array, state: tuple[LSTMCarry, Array, Array]) -> tuple[LSTMCarry, Array, Array]:
         carry, h_TBH, c_TBH = state
         z_BG = _at(z_TBG, t).astype(jnp.float32) + matmul(carry.h.astype(dtype), w_hh)
-        i_BH, f_BH, g_BH, o_BH = jnp.split(z_BG, 4, axis=-1)
-        c_BH = jax.nn.sigmoid(f_BH) * carry.c + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
-        h_BH = jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH)
+        c_BH, h_BH = cell(z_BG, carry.c)
         return LSTMCarry(c_BH, h_BH), _put(h_TBH, h_BH.astype(dtype), t), _put(c_TBH, c_BH.astype(dtype), t)
 
     h_TBH, c_TBH = (empty((time, batch, gates // 4), dtype, z_TBG) for _ in range(2))
@@ -124,8 +123,7 @@ def _backward(
     h_before = jnp.concatenate([first.h.astype(dtype)[None], y])[:-1]
     c_before = jnp.concatenate([first.c.astype(dtype)[None], c])[:-1].astype(jnp.float32)
     z_TBG = input_gates(weights, x, jnp.dtype(dtype)) + matmul(h_before, w_hh)
-    i, f, g, o = jnp.split(z_TBG, 4, axis=-1)
-    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    i, f, g, o = activate(z_TBG)
     tanh_c = jnp.tanh(c.astype(jnp.float32))
     of_c = o * (1 - tanh_c**2)
     of_i, of_f, of_g, of_o = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g**2), tanh_c * o * (1 - o)

@@ -8,9 +8,9 @@ L products and L passes over gates make a step, and its weights are read once. L
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from charjax.ops.lstm.cell import cell
 from charjax.ops.lstm.products import gate_table, look_up, matmul
 from charjax.ops.lstm.target import target_platform
 from charjax.types import Array, LSTMCarry, LSTMWeights
@@ -75,7 +75,7 @@ def logits(weights: StepWeights, state: StepState) -> Array:
 
 def first_layer(weights: StepWeights, state: StepState, ids: Array) -> LSTMCarry:
     """Layer 0 after one more step: ids [B] integer -> [B, H] float32."""
-    return _cell(_to_own(weights, state.products[0]) + look_up(weights.table, ids), state.carry[0].c)
+    return LSTMCarry(*cell(_to_own(weights, state.products[0]) + look_up(weights.table, ids), state.carry[0].c))
 
 
 def step(weights: StepWeights, state: StepState, first: LSTMCarry, operand: Array | None = None) -> StepState:
@@ -91,15 +91,9 @@ def step(weights: StepWeights, state: StepState, first: LSTMCarry, operand: Arra
     carries, products = [first], [_product(weights, 0, operand, len(state.products[0]))]
     for n in range(1, len(state.carry)):
         z_BG = _to_own(weights, state.products[n]) + _to_above(weights, n - 1, products[-1])
-        carries.append(_cell(z_BG, state.carry[n].c))
+        carries.append(LSTMCarry(*cell(z_BG, state.carry[n].c)))
         products.append(_product(weights, n, _operand(weights, carries[-1].h), len(state.products[n])))
     return StepState(tuple(carries), tuple(products))
-
-
-def _cell(z: Array, c: Array) -> LSTMCarry:
-    i_BH, f_BH, g_BH, o_BH = jnp.split(z, 4, axis=-1)
-    c_BH = jax.nn.sigmoid(f_BH) * c + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
-    return LSTMCarry(c_BH, jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH))
 
 
 def _to_own(weights: StepWeights, product: Array) -> Array:
@@ -120,7 +114,7 @@ def _product(weights: StepWeights, layer: int, operand: Array, summands: int) ->
     if summands > 1:
         parts = operand.reshape(rows, summands, -1).transpose(1, 0, 2)
         return matmul(parts, kernel.reshape(summands, -1, kernel.shape[1]))
-    # A TPU's compiler takes a product of a single row out of the matrix units: seven times the cycles, by its figures.
+    # A TPU's compiler takes a product of a single row out of the matrix units: five times a step's cycles, it says.
     if target_platform() == "tpu" and rows < LEAST_ROWS_ON_TPU:
         operand = jnp.pad(operand, ((0, LEAST_ROWS_ON_TPU - rows), (0, 0)))
     return matmul(operand, kernel)[None, :rows]

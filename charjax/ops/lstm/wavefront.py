@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charjax.ops.lstm.cell import activate, cell
 from charjax.ops.lstm.dropout import drop
 from charjax.ops.lstm.products import gate_table, input_gates, look_up, matmul, rows_of
 from charjax.ops.lstm.varying import alike, empty
@@ -105,11 +106,9 @@ def _forward(
         own, above = products(state.h, state.below)
         z0 = first if table is None else look_up(table, first)
         z = own + jnp.concatenate([z0[None].astype(jnp.float32), above + bias])
-        i, f, g, o = jnp.split(z, 4, axis=-1)
-        c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = (jax.nn.sigmoid(o) * jnp.tanh(c)).astype(dtype)
+        c, h = cell(z, state.c)
         active = _active(s, layers, time)
-        c, h = jnp.where(active, c, state.c), jnp.where(active, h, state.h)
+        c, h = jnp.where(active, c, state.c), jnp.where(active, h.astype(dtype), state.h)
         below = None if keep_LBH is None else drop(h[:-1], keep_LBH, rate)
         return state._replace(c=c, h=h, below=below), z.astype(dtype)
 
@@ -158,8 +157,7 @@ def _backward(
     def step(
         s: Array, state: _Backward, z: Array, c: Array, c_before: Array, dy: Array, keep_LBH: Array | None
     ) -> tuple[_Backward, Array]:
-        i, f, g, o = jnp.split(z, 4, axis=-1)
-        i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+        i, f, g, o = activate(z)
         tanh_c = jnp.tanh(c)
         from_above = state.dx[1:, :, hidden:]
         from_above = from_above if keep_LBH is None else drop(from_above, keep_LBH, rate)

@@ -14,6 +14,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from charjax.ops.lstm.mosaic_gpu.backward import backward_kernel
+from charjax.ops.lstm.mosaic_gpu.forward import forward_kernel
 from charjax.ops.lstm.mosaic_gpu.geometry import (
     geometry_for,
     state_from_kernel,
@@ -58,9 +60,6 @@ def make_loops(interpret: Any = None) -> Loops:
 
 
 def _forward(interpret: Any, z: Array, w_hh: Array, carry: LSTMCarry) -> tuple[Array, Array, LSTMCarry]:
-    # Imported when it is used: it takes a sixth of a second, and whoever runs on a processor has no use for it.
-    from charjax.ops.lstm.mosaic_gpu.forward import forward_kernel
-
     batch, hidden = z.shape[1], w_hh.shape[0]
     geometry = geometry_for(hidden, flat=interpret is not None)
     h, c, c_last, h_last = forward_kernel(
@@ -76,8 +75,6 @@ def _forward(interpret: Any, z: Array, w_hh: Array, carry: LSTMCarry) -> tuple[A
 
 
 def _backward(interpret: Any, dy: Array, factors: Factors, w_hh: Array, last: LSTMCarry) -> tuple[Array, LSTMCarry]:
-    from charjax.ops.lstm.mosaic_gpu.backward import backward_kernel
-
     _, batch, hidden = dy.shape
     geometry = geometry_for(hidden, flat=interpret is not None)
     dz, *first = backward_kernel(
