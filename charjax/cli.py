@@ -1,16 +1,29 @@
 """The command line: runs a command and tells of its failure in one line."""
 
+import importlib
 import logging
 import os
 import sys
 
-from charjax.arguments import EvalCommand, InfoCommand, SampleCommand, TrainCommand, parse
+from charjax.arguments import (
+    EvalCommand,
+    InfoCommand,
+    SampleCommand,
+    TrainCommand,
+    parse,
+)
 from charjax.errors import Interrupted, UserError
 from charjax.report.printable import printable
 from charjax.signals import leaving_at_once
 
 USER_ERROR = 2
 SIGINT, SIGPIPE = 2, 13
+_FUNCTION_OF: dict[type, str] = {
+    TrainCommand: "train:train",
+    SampleCommand: "sample:sample",
+    EvalCommand: "evaluate:evaluate_text",
+    InfoCommand: "info:show_info",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,18 +87,14 @@ def _run(argv: list[str]) -> None:
     _set_up_log(logging.INFO if isinstance(parsed.command, TrainCommand) else logging.WARNING)
     # Only now: jax and its company take seconds to import, and --help needs none of them.
     with leaving_at_once():
-        from charjax import commands  # noqa: PLC0415
-
-    commands.keep_compiled_programs()
-    match parsed.command:
-        case TrainCommand() as command:
-            commands.train(command, parsed.given)
-        case SampleCommand() as command:
-            commands.sample(command)
-        case EvalCommand() as command:
-            commands.evaluate_text(command)
-        case InfoCommand() as command:
-            commands.show_info(command)
+        set_up = importlib.import_module("charjax.commands.set_up")
+        module, name = _FUNCTION_OF[type(parsed.command)].split(":")
+        run = getattr(importlib.import_module(f"charjax.commands.{module}"), name)
+    set_up.keep_compiled_programs()
+    if isinstance(parsed.command, TrainCommand):
+        run(parsed.command, parsed.given)
+    else:
+        run(parsed.command)
 
 
 def _require_current_directory() -> None:

@@ -49,7 +49,7 @@ def test_another_thread_is_left_alone():
     assert received == [None]
 
 
-@pytest.mark.parametrize("module", ["tyro", "charjax.commands", "jax.numpy"])
+@pytest.mark.parametrize("module", ["tyro", "charjax.commands.info", "jax.numpy"])
 def test_an_interrupted_import_is_one_line(tmp_path, module):
     code = f"""
 import os, signal, sys

@@ -1,0 +1,42 @@
+"""`charjax info`."""
+
+import dataclasses
+import math
+
+import jax
+
+from charjax.arguments import InfoCommand
+from charjax.checkpoint import read_header
+from charjax.model import CharLSTM, init_params
+from charjax.report.metrics import bits_per_char, perplexity
+
+
+def show_info(command: InfoCommand) -> None:
+    """Prints what a run is made of and how far it came."""
+    _, run, progress = read_header(command.run)
+    model = CharLSTM.from_config(run.model, run.vocab.size)
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    best = "not evaluated yet"
+    if progress.best_val_loss is not None:
+        best = (
+            f"{progress.best_val_loss:.4f} nats/char at step {progress.best_step} "
+            f"(perplexity {perplexity(progress.best_val_loss):.3f}, "
+            f"{bits_per_char(progress.best_val_loss):.3f} bits/char)"
+        )
+    minutes, seconds = divmod(round(progress.elapsed_seconds), 60)
+    sizes = f"{run.model.hidden_layers} x {run.model.hidden_dim} LSTM"
+    rows = {
+        "model": f"{sizes}, {parameters:,} parameters, {run.model.dtype}",
+        "vocabulary": f"{run.vocab.kind}, {run.vocab.size} characters",
+        "text": f"{run.corpus.name}, {run.corpus.train_characters:,} characters to train on and "
+        f"{run.corpus.validation_characters:,} to validate",
+        "progress": f"step {progress.step:,}, epoch {progress.epoch:.2f} of {run.train.epochs}, "
+        f"{minutes} min {seconds} s",
+        "best": best,
+    }
+    for config in (run.data, run.model, run.train):
+        rows |= {f"--{name.replace('_', '-')}": repr(value) for name, value in dataclasses.asdict(config).items()}
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,45 @@
+"""`charjax train`."""
+
+import dataclasses
+from typing import TypeVar
+
+from charjax.arguments import TrainCommand
+from charjax.checkpoint import read_header
+from charjax.config import DataConfig, ModelConfig, TrainConfig
+from charjax.corpus import Corpus, digest
+from charjax.fit import fit
+from charjax.memory import reuse_memory
+from charjax.model import CharLSTM
+from charjax.report.progress import make_reporter
+from charjax.run_folder import check_same_text
+from charjax.sharding import use_all_cores
+
+_Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
+
+
+def train(command: TrainCommand, given: frozenset[str]) -> None:
+    """Trains, and says how to go on.
+
+    Args:
+        command: the arguments.
+        given: names of the options that the user gave; a resumed run takes the others from its folder.
+    """
+    reuse_memory()
+    use_all_cores()
+    data, model_config, train_config = command.data, command.model, command.train
+    if command.resume:
+        info = read_header(command.out, quiet=True).info
+        check_same_text(info, digest(command.text), command.text, command.out)
+        data = _override(info.data, data, given)
+        model_config = _override(info.model, model_config, given)
+        train_config = _override(info.train, train_config, given)
+    corpus = Corpus.from_file(command.text, vocab=data.vocab, train_frac=data.train_frac)
+    model = CharLSTM.from_config(model_config, corpus.vocab.size)
+    fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
+    print(f"saved in {command.out}; to generate text: charjax sample {command.out}", flush=True)
+
+
+def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:
+    """The saved configuration, but for what the user gave this time."""
+    names = {field.name for field in dataclasses.fields(saved)} & given
+    return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})
