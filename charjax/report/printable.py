@@ -3,7 +3,7 @@
 import unicodedata
 
 # Bidirectional controls are of category Cf like the joiners of Indic scripts and emoji, which must stay.
-_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -31,6 +31,6 @@ def _show(character: str) -> str:
         return "\u2421"
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as errors="surrogateescape" decodes it
         return f"\\x{code - 0xDC00:02x}"
-    if unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in _BIDI_CONTROLS:
+    if unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in BIDI_CONTROLS:
         return character.encode("unicode_escape").decode("ascii")
     return character

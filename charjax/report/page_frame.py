@@ -1,0 +1,107 @@
+"""What stands around the painted text of a page: heading, facts, legend, style and script."""
+
+import base64
+import hashlib
+import html
+from collections.abc import Sequence
+
+from charjax.report.names import visible
+from charjax.report.scale import DARK_BACKGROUND, DARK_INK, LIGHT_BACKGROUND, LIGHT_INK, Colour, Scale
+
+_STYLE = """
+body{background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;
+padding:0 1rem}
+h1{font-size:1.4rem;overflow-wrap:anywhere}
+table{border-spacing:0}
+th{font-weight:normal;text-align:left;vertical-align:top;padding:0 1.5rem 0 0;opacity:.75}
+td{overflow-wrap:anywhere}
+b{font-weight:normal}
+#legend b{display:inline-block;width:.9rem;height:1em;vertical-align:-.15em}
+#text{font:15px/1.6 ui-monospace,monospace;white-space:break-spaces;overflow-wrap:anywhere;tab-size:4;
+unicode-bidi:plaintext;print-color-adjust:exact;border-top:1px solid;padding-top:1rem}
+#text b:hover{outline:1px solid}
+.N::before{content:"\\21b5"}
+.T::before{content:"\\21e5"}
+.X{border:1px solid;border-radius:3px;font-size:.75em;margin:0 1px;padding:0 2px}
+.Z{border:1px dotted;padding:0 2px}
+#tip{position:fixed;background:var(--page);border:1px solid;border-radius:4px;padding:.3rem .6rem;
+font:14px/1.4 ui-monospace,monospace;white-space:pre;pointer-events:none;max-width:90vw;overflow:hidden}
+"""
+_SCRIPT = """
+const text = document.getElementById("text"), tip = document.getElementById("tip");
+let shown = null;
+function hide() {
+  if (shown) shown.title = tip.textContent;
+  shown = null;
+  tip.hidden = true;
+}
+text.addEventListener("pointerover", event => {
+  hide();
+  shown = event.target.closest("[title]");
+  if (!shown) return;
+  tip.textContent = shown.title;
+  shown.removeAttribute("title");
+  tip.hidden = false;
+  const at = shown.getClientRects()[0];
+  tip.style.left = Math.max(4, Math.min(at.left, innerWidth - tip.offsetWidth - 4)) + "px";
+  const height = tip.offsetHeight + 4;
+  tip.style.top = (at.bottom + height + 4 < innerHeight ? at.bottom + 4 : at.top - height) + "px";
+});
+text.addEventListener("pointerleave", hide);
+addEventListener("scroll", hide);
+"""
+TAIL = f'</div>\n<div id="tip" role="tooltip" hidden></div>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n'
+
+
+def head(title: str, facts: Sequence[tuple[str, str]], note: str, scale: Scale) -> str:
+    """A page up to its text; see `charjax.report.page.write_page`."""
+    style = _STYLE + _colours(scale)
+    policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(_SCRIPT)}'; base-uri 'none'"
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in facts)
+    paragraph = f"<p>{escape(note)}</p>\n" if note else ""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}; form-action \'none\'">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f'<table>\n{rows}</table>\n{paragraph}<p id="legend">{_legend(scale)}</p>\n'
+        '<div id="text" lang="" translate="no">'
+    )
+
+
+def _legend(scale: Scale) -> str:
+    steps = []
+    for level in range(scale.levels):
+        low, high = scale.bounds(level)
+        beyond = " and more" if level == scale.levels - 1 else ""
+        steps.append(f'<b class="{class_of(level)}" title="{low:.3g} to {high:.3g}{beyond}"> </b>')
+    return f"{escape(scale.name)}: {scale.low:.3g} {''.join(steps)} {scale.high:.3g}"
+
+
+def _colours(scale: Scale) -> str:
+    def rules(*, dark: bool) -> str:
+        colours = [(level, scale.colour(level, dark=dark)) for level in range(scale.levels)]
+        return "\n".join(f".{class_of(level)}{{background:{_hex(colour)}}}" for level, colour in colours)
+
+    page = f":root{{--page:{_hex(LIGHT_BACKGROUND)};--ink:{_hex(LIGHT_INK)}}}\n{rules(dark=False)}\n"
+    dark_page = f":root{{--page:{_hex(DARK_BACKGROUND)};--ink:{_hex(DARK_INK)}}}\n{rules(dark=True)}"
+    return f"{page}@media (prefers-color-scheme: dark){{\n{dark_page}\n}}\n"
+
+
+def _hex(colour: Colour) -> str:
+    return "#" + "".join(f"{part:02x}" for part in colour)
+
+
+def _digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def class_of(level: int) -> str:
+    """The class of a level's colour, one letter."""
+    return chr(ord("a") + level)
+
+
+def escape(text: str) -> str:
+    """Text as HTML, with nothing in it hidden."""
+    return html.escape(visible(text))
