@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from charjax.beam import beam_search
     from charjax.checkpoint import load_model, restore_checkpoint, save_checkpoint
     from charjax.config import ModelConfig, SampleConfig, TrainConfig
     from charjax.corpus import Corpus
+    from charjax.correlations import unit_correlations
     from charjax.evaluate import evaluate, make_eval_step
     from charjax.fit import fit
     from charjax.generate import generate, generate_text
     from charjax.model import CharLSTM, init_carry, init_params
+    from charjax.neurons import activations, unit_activations
     from charjax.ops.lstm.flax_scan import LSTMCell
     from charjax.optimizer import make_optimizer
     from charjax.sharding import make_mesh, put_streams
@@ -38,6 +41,8 @@ _MODULE_OF = {
     "TrainConfig": "config",
     "TrainState": "train_state",
     "Vocab": "vocab",
+    "activations": "neurons",
+    "beam_search": "beam",
     "evaluate": "evaluate",
     "fit": "fit",
     "generate": "generate",
@@ -54,6 +59,8 @@ _MODULE_OF = {
     "put_streams": "sharding",
     "restore_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
+    "unit_activations": "neurons",
+    "unit_correlations": "correlations",
 }
 _SUBPACKAGES = ("interop", "ops")
 

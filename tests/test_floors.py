@@ -8,12 +8,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
-    {"errors", "types", "signals", "seal", "memory", "cores"},
+    {"errors", "types", "signals", "seal", "memory", "cores", "moments"},
     {"config"},
     {"ops", "losses", "optimizer", "sharding", "streams", "vocab", "capacity"},
-    {"model", "corpus", "run_info"},
-    {"train_state", "generate", "interop", "report", "leftovers"},
-    {"train", "evaluate", "checkpoint"},
+    {"model", "corpus", "run_info", "features"},
+    {"train_state", "generate", "neurons", "beam", "interop", "report", "leftovers"},
+    {"train", "evaluate", "correlations", "checkpoint"},
     {"tally", "run_folder"},
     {"fit"},
     {"arguments"},

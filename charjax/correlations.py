@@ -1,0 +1,105 @@
+"""Which units of a network follow what in a text: every one is held against every feature (Karpathy et al. 2015)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from charjax.errors import UserError
+from charjax.features import FEATURES, FeatureReader
+from charjax.model import CharLSTM
+from charjax.moments import Moments
+from charjax.neurons import GROUP, Params, Unit, read_side_by_side
+from charjax.vocab import Vocab
+
+
+class Correlations(NamedTuple):
+    """How units go with features: Pearson's r, [F, L, H] float64, 0 where one of the two never changes.
+
+    Attributes:
+        whole: over the whole text.
+        first: over its first half alone, to choose units by.
+        second: over its second half alone, which says of a unit chosen by the first whether that was chance.
+        varies: [F] bool, whether a feature changes in the text at all.
+        varies_in_both: [F] bool, whether it does in either half.
+        mean: [F] float64, the features' means; of binary ones the share of characters where they are 1.
+        first_change: [F] int64, the first character after which a feature is not what it is after the text's first.
+        characters: those read.
+    """
+
+    whole: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    varies: np.ndarray
+    varies_in_both: np.ndarray
+    mean: np.ndarray
+    first_change: np.ndarray
+    characters: int
+
+    def best(self, feature: int, top: int) -> list[Unit]:
+        """The units that go with a feature most closely, either way, in the text's first half."""
+        strength = np.abs(self.first[feature])
+        order = np.argsort(-strength, axis=None, kind="stable")[:top]
+        return [Unit(*map(int, np.unravel_index(number, strength.shape))) for number in order]
+
+
+def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.ndarray) -> Correlations:
+    """Correlates every unit's tanh(c) with every one of `charjax.features.FEATURES`, both after each character.
+
+    The text is read once, as parts side by side. Each but the first begins up to 1,024 characters early, uncounted, to
+    warm its state up. Sums are in float64; memory does not grow with the text.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        vocab: its characters.
+        ids: [N] integer, the text.
+
+    Raises:
+        UserError: fewer than two characters, or ids that are not the model's characters.
+    """
+    text = np.asarray(ids)
+    if text.ndim != 1 or len(text) < 2:
+        raise UserError(f"ids must be those of one text of at least 2 characters, not of shape {text.shape}")
+    shape = (len(FEATURES), model.hidden_layers, model.hidden_dim)
+    halves = Moments(shape[0], shape[1] * shape[2]), Moments(shape[0], shape[1] * shape[2])
+    reader, changes = FeatureReader(vocab), _FirstChanges()
+    for begin in range(0, len(text), GROUP):
+        features = reader.read(text[begin : begin + GROUP])
+        changes.look(features)
+        for positions, cells in read_side_by_side(model, params, vocab, text, begin):
+            for half, chosen in zip(halves, _by_half(positions, len(text) // 2), strict=True):
+                half.add(features[:, positions[chosen] - begin], cells[chosen].reshape(-1, shape[1] * shape[2]))
+    whole = halves[0].merged(halves[1])
+    return Correlations(
+        whole=whole.correlations().reshape(shape),
+        first=halves[0].correlations().reshape(shape),
+        second=halves[1].correlations().reshape(shape),
+        varies=whole.varies(),
+        varies_in_both=halves[0].varies() & halves[1].varies(),
+        mean=whole.means(),
+        first_change=changes.places,
+        characters=len(text),
+    )
+
+
+class _FirstChanges:
+    """Where each feature first becomes another than it is after the text's first character."""
+
+    def __init__(self) -> None:
+        self.places = np.full(len(FEATURES), -1, np.int64)
+        self._read = 0
+        self._at_first: np.ndarray | None = None
+
+    def look(self, features: np.ndarray) -> None:
+        """Goes on with [F, n]."""
+        if self._at_first is None:
+            self._at_first = features[:, :1]
+        changed = features != self._at_first
+        new = changed.any(axis=1) & (self.places < 0)
+        self.places[new] = self._read + changed.argmax(axis=1)[new]
+        self._read += features.shape[1]
+
+
+def _by_half(positions: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which positions stand in a text's first half, and which in its second."""
+    return (positions >= 0) & (positions < middle), positions >= middle

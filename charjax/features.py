@@ -1,0 +1,118 @@
+"""What a reader could keep in mind of a text after each character: numbers to hold a network's units against."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from charjax.vocab import Vocab
+
+_OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
+_ENDS_SENTENCE = frozenset(".!?")
+_INSIDE_WORDS = frozenset("_'\u2019")
+# A byte of a longer character; which one cannot be told from it alone, and most are letters.
+_SOME_LETTER = "\u00e9"
+
+
+class Feature(NamedTuple):
+    """Something that can be said of a place in a text, by the characters up to it and including its own.
+
+    Attributes:
+        name: what it is called.
+        meaning: what it is.
+        binary: whether it is 0 or 1, else a count.
+    """
+
+    name: str
+    meaning: str
+    binary: bool
+
+
+FEATURES = (
+    Feature("quotes", "inside double quotes, up to an empty line at most", True),
+    Feature("parentheses", "inside ( ), up to an empty line at most", True),
+    Feature("brackets", "inside [ ], up to an empty line at most", True),
+    Feature("nesting", "how many of ( [ { are open", False),
+    Feature("line-position", "characters since the line began", False),
+    Feature("first-line", "in the first line after an empty one", True),
+    Feature("indentation", "white space that the line began with", False),
+    Feature("sentence-position", "characters since the last . ! or ?", False),
+    Feature("word-position", "characters of the word so far, 0 between words", False),
+    Feature("capitalised", "in a word that began with a capital letter", True),
+    Feature("capitals", "in a word of capital letters alone so far", True),
+    Feature("digits", "at a digit", True),
+)
+
+
+class FeatureReader:
+    """Follows a text, and says of each character what `FEATURES` are after it; the text may come in pieces."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        """Begins a text whose characters are those of `vocab`."""
+        longer = vocab.kind == "bytes"
+        self._characters = [_SOME_LETTER if longer and code > 127 else chr(code) for code in vocab.codes().tolist()]
+        self._line = self._sentence = self._word = self._indent = self._depth = 0
+        self._only_indent = self._first_line = True
+        self._quoted = self._round = self._square = self._capitalised = self._capitals = False
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Goes on with ids [N]: -> [F, N] float32, in the order of `FEATURES`."""
+        characters = self._characters
+        rows = np.array([self._follow(characters[number]) for number in ids.tolist()], np.float32)
+        return rows.reshape(len(ids), len(FEATURES)).T
+
+    def _follow(self, character: str) -> tuple[Any, ...]:
+        if character == "\n":
+            self._end_line()
+        elif character != "\r":
+            self._line += 1
+            self._only_indent = self._only_indent and character in " \t"
+            self._indent += self._only_indent
+        self._follow_marks(character)
+        self._follow_word(character)
+        self._sentence = 0 if character in _ENDS_SENTENCE else self._sentence + 1
+        return (
+            self._quoted,
+            self._round,
+            self._square,
+            self._depth,
+            self._line,
+            self._first_line,
+            self._indent,
+            self._sentence,
+            self._word,
+            self._word > 0 and self._capitalised,
+            self._word > 0 and self._capitals,
+            character.isdigit(),
+        )
+
+    def _end_line(self) -> None:
+        empty = self._line == 0
+        if empty:
+            # Whatever was left open by mistake would stand for all the text to come.
+            self._quoted = self._round = self._square = False
+        self._first_line = empty
+        self._line = self._indent = 0
+        self._only_indent = True
+
+    def _follow_marks(self, character: str) -> None:
+        if character == '"':
+            self._quoted = not self._quoted
+        elif character in "\u201c\u201d":
+            self._quoted = character == "\u201c"
+        elif character in _OPENING:
+            self._depth += 1
+        elif character in _CLOSING:
+            self._depth = max(0, self._depth - 1)
+        if character in "()":
+            self._round = character == "("
+        elif character in "[]":
+            self._square = character == "["
+
+    def _follow_word(self, character: str) -> None:
+        if not (character.isalnum() or (character in _INSIDE_WORDS and (self._word or character == "_"))):
+            self._word = 0
+            return
+        self._word += 1
+        if self._word == 1:
+            self._capitalised = self._capitals = character.isupper()
+        self._capitals = self._capitals and (character.isupper() or not character.isalpha())
