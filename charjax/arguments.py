@@ -76,12 +76,55 @@ class InfoCommand:
     """Run folder."""
 
 
-Command = TrainCommand | SampleCommand | EvalCommand | InfoCommand
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeuronsCommand:
+    """Shows what single units of a network follow in a text: quotes, the place in the line, and so on.
+
+    Prints which units go most closely with each feature of the text, and paints the text by the best of them.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+
+    text: tyro.conf.Positional[Path]
+    """Text file; one that the model was not trained on tells more."""
+
+    unit: str = ""
+    """Units to look at, as LAYER:UNIT separated by commas, such as 0:12,1:7, in place of those found."""
+
+    feature: str = ""
+    """Features to look for, separated by commas: quotes, parentheses, brackets, nesting, line-position, first-line,
+    indentation, sentence-position, word-position, capitalised, capitals or digits; by default all."""
+
+    top: int = 2
+    """Units to name for each feature, or with --unit features for each unit."""
+
+    chars: int = 1000
+    """Characters to paint; 0 for the table alone."""
+
+    start: int | None = None
+    """First character to paint; by default the text's first, or some lines before the feature first changes."""
+
+    read: int = 200_000
+    """Characters to search for units on, from the text's beginning."""
+
+    html: Path | None = None
+    """File to write a page to, with the text painted by the best unit of each feature."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("top", 1), ("chars", 0), ("start", 0), ("read", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} must be a whole number of at least {least}, not {value}")
+
+
+Command = TrainCommand | SampleCommand | EvalCommand | InfoCommand | NeuronsCommand
 COMMANDS = {
     "train": TrainCommand,
     "sample": SampleCommand,
     "eval": EvalCommand,
     "info": InfoCommand,
+    "neurons": NeuronsCommand,
 }
 _DESCRIPTION = (
     f"charjax {__version__}: trains character-level LSTM language models and generates text from them.\n\n"

@@ -8,6 +8,7 @@ import sys
 from charjax.arguments import (
     EvalCommand,
     InfoCommand,
+    NeuronsCommand,
     SampleCommand,
     TrainCommand,
     parse,
@@ -23,6 +24,7 @@ _FUNCTION_OF: dict[type, str] = {
     SampleCommand: "sample:sample",
     EvalCommand: "evaluate:evaluate_text",
     InfoCommand: "info:show_info",
+    NeuronsCommand: "neurons:show_neurons",
 }
 
 

@@ -55,7 +55,8 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
         ids: [N] integer, the text.
 
     Raises:
-        UserError: fewer than two characters, or ids that are not the model's characters.
+        UserError: fewer than two characters, ids that are not the model's characters, or a model whose state is no
+            number.
     """
     text = np.asarray(ids)
     if text.ndim != 1 or len(text) < 2:
@@ -67,6 +68,8 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
         features = reader.read(text[begin : begin + GROUP])
         changes.look(features)
         for positions, cells in read_side_by_side(model, params, vocab, text, begin):
+            if not np.isfinite(cells).all():
+                raise UserError("the model's cell states are not numbers; train it anew with a lower learning rate")
             for half, chosen in zip(halves, _by_half(positions, len(text) // 2), strict=True):
                 half.add(features[:, positions[chosen] - begin], cells[chosen].reshape(-1, shape[1] * shape[2]))
     whole = halves[0].merged(halves[1])

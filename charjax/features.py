@@ -28,23 +28,27 @@ class Feature(NamedTuple):
 
 
 FEATURES = (
-    Feature("quotes", "inside double quotes, up to an empty line at most", True),
-    Feature("parentheses", "inside ( ), up to an empty line at most", True),
-    Feature("brackets", "inside [ ], up to an empty line at most", True),
+    Feature("quotes", 'inside " "', True),
+    Feature("parentheses", "inside ( )", True),
+    Feature("brackets", "inside [ ]", True),
     Feature("nesting", "how many of ( [ { are open", False),
-    Feature("line-position", "characters since the line began", False),
-    Feature("first-line", "in the first line after an empty one", True),
-    Feature("indentation", "white space that the line began with", False),
-    Feature("sentence-position", "characters since the last . ! or ?", False),
-    Feature("word-position", "characters of the word so far, 0 between words", False),
-    Feature("capitalised", "in a word that began with a capital letter", True),
-    Feature("capitals", "in a word of capital letters alone so far", True),
+    Feature("line-position", "characters into the line", False),
+    Feature("first-line", "the line after an empty one", True),
+    Feature("indentation", "white space at line start", False),
+    Feature("sentence-position", "characters since . ! or ?", False),
+    Feature("word-position", "characters into the word", False),
+    Feature("capitalised", "in a word like This", True),
+    Feature("capitals", "in a word like THIS", True),
     Feature("digits", "at a digit", True),
 )
 
 
 class FeatureReader:
-    """Follows a text, and says of each character what `FEATURES` are after it; the text may come in pieces."""
+    """Follows a text, and says of each character what `FEATURES` are after it; the text may come in pieces.
+
+    Quotes, parentheses and brackets end at an empty line at the latest: one that was left open by mistake would stand
+    for all the text to come.
+    """
 
     def __init__(self, vocab: Vocab) -> None:
         """Begins a text whose characters are those of `vocab`."""
@@ -88,7 +92,6 @@ class FeatureReader:
     def _end_line(self) -> None:
         empty = self._line == 0
         if empty:
-            # Whatever was left open by mistake would stand for all the text to come.
             self._quoted = self._round = self._square = False
         self._first_line = empty
         self._line = self._indent = 0

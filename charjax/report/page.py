@@ -103,6 +103,11 @@ class PageWriter:
                     self._key = key
                 self._run.append(name_character(character) if mark == "X" else character)
 
+    def heading(self, text: str) -> None:
+        """Begins another text, below the one before."""
+        self._end_run()
+        self._body.write(f"<h2>{escape(text)}</h2>".encode())
+
     def finish(self, *, title: str, facts: Sequence[tuple[str, str]], note: str = "") -> None:
         """Puts the page together and in its place; see `write_page`."""
         self._end_run()

@@ -12,6 +12,7 @@ _STYLE = """
 body{background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;
 padding:0 1rem}
 h1{font-size:1.4rem;overflow-wrap:anywhere}
+h2{font:1.1rem/1.5 system-ui,sans-serif;white-space:normal;margin:1.5rem 0 .5rem}
 table{border-spacing:0}
 th{font-weight:normal;text-align:left;vertical-align:top;padding:0 1.5rem 0 0;opacity:.75}
 td{overflow-wrap:anywhere}
