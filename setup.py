@@ -12,12 +12,14 @@ import jax
 from setuptools import Extension, setup
 
 FOLDER = "charjax/ops/lstm/native"
-HEADERS = [f"{FOLDER}/{name}.h" for name in ("vectors", "products", "layer", "forward", "backward", "lstm")]
+HEADERS = [f"{FOLDER}/{name}.h" for name in (
+    "vectors", "products", "layer", "forward", "backward", "choice", "team", "generate", "lstm"
+)]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 FLAGS: dict[str, list[str]] = {"generic": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    FLAGS |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+    FLAGS |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"]}
 
 
 def extension(instructions: str) -> Extension:

@@ -199,7 +199,7 @@ def test_threads_share_the_rows_out(monkeypatch, one_hot):
     arguments = make_inputs("tiles", one_hot)
     y, after = lstm(*arguments, implementation="native")
     alone = gradients("native", "float32", *arguments)
-    monkeypatch.setattr(native, "_threads", lambda: 3)
+    monkeypatch.setattr(native, "threads_of_a_call", lambda: 3)
     y_shared, after_shared = lstm(*arguments, implementation="native")
     # A row's numbers do not depend on which thread makes them; sums over rows are added up in another order.
     np.testing.assert_array_equal(y_shared, y)

@@ -31,11 +31,13 @@ class Library(NamedTuple):
         instructions: one of INSTRUCTION_SETS.
         panel: units to a vector; arrays saved for the backward pass are padded to a multiple of it.
         dtypes: formats of operands that it serves.
+        step_dtypes: formats of weights that it generates with.
     """
 
     instructions: str
     panel: int
     dtypes: tuple[str, ...]
+    step_dtypes: tuple[str, ...]
 
     def target(self, direction: str, dtype: str) -> str:
         """The name of a custom call."""
@@ -50,10 +52,14 @@ def libraries() -> tuple[Library, ...]:
         for path in sorted(Path(__file__).parent.glob(f"_{instructions}.*so")):
             kernel = ctypes.CDLL(str(path))
             if kernel.charjax_lstm_supported():
-                dtypes = ("float32", "bfloat16") if instructions == "avx512bf16" else ("float32",)
-                library = Library(instructions, kernel.charjax_lstm_panel(), dtypes)
-                for direction in ("forward", "backward"):
-                    for dtype in dtypes:
+                wide = instructions == "avx512bf16"
+                dtypes = ("float32", "bfloat16") if wide else ("float32",)
+                library = Library(
+                    instructions, kernel.charjax_lstm_panel(), dtypes, (*dtypes, "int8") if wide else dtypes
+                )
+                served = {"forward": dtypes, "backward": dtypes, "generate": library.step_dtypes}
+                for direction, formats in served.items():
+                    for dtype in formats:
                         call = jax.ffi.pycapsule(getattr(kernel, f"charjax_lstm_{direction}_{dtype}"))
                         jax.ffi.register_ffi_target(library.target(direction, dtype), call, platform="cpu")
                 found.append(library)
@@ -90,7 +96,7 @@ def lstm_native(
     return y, LSTMCarry(c, h)
 
 
-def _threads() -> int:
+def threads_of_a_call() -> int:
     """What a call may use: the cores, shared out over the devices that JAX makes of them."""
     return max(1, available_cores() // jax.local_device_count("cpu"))
 
@@ -100,7 +106,7 @@ def _call(
 ) -> list[Array]:
     results = [result(args[0], *of) for of in shapes.values()]
     call = jax.ffi.ffi_call(library.target(direction, dtype), results, vmap_method="sequential")
-    return list(call(*args, threads=np.int64(_threads())))
+    return list(call(*args, threads=np.int64(threads_of_a_call())))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))

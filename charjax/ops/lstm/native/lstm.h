@@ -6,6 +6,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "generate.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace charjax {
@@ -15,7 +16,8 @@ namespace ffi = xla::ffi;
 using Buffer = ffi::AnyBuffer;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
-constexpr int LEAST_ROWS = 8;  // per thread: with fewer, weights are read more than they are used
+constexpr int ROWS_ALONE = 32;  // texts per thread from which on threads go by texts, each with all weights
+constexpr int LEAST_ROWS = 8;   // per thread: with fewer, weights are read more than they are used
 
 template <class E>
 const E* in(const Buffer& buffer) {
@@ -76,6 +78,57 @@ ffi::Error backward(ffi::ThreadPool pool, int64_t threads, Buffer x, Buffer w_ih
   return error;
 }
 
+template <class E>
+ffi::Error generate(ffi::ThreadPool pool, int64_t threads, Buffer kernels, Buffer start, Buffer scale, Buffer c0,
+                    Buffer h0, Buffer given, Buffer noise, Buffer temperature, Buffer top_k, Buffer top_p, Buffer min_p,
+                    Out ids, Out c_last, Out h_last) {
+  Generate<E> g{};
+  const auto carry = c0.dimensions(), steps = given.dimensions();
+  g.L = static_cast<int>(carry[0]), g.B = static_cast<int>(carry[1]), g.H = static_cast<int>(carry[2]);
+  g.T = static_cast<int>(steps[1]), g.V = static_cast<int>(noise.dimensions()[2]);
+  g.kernels = in<Weight<E>>(kernels), g.start = in<float>(start), g.scale = in<float>(scale);
+  g.c0 = in<float>(c0), g.h0 = in<float>(h0), g.given = in<int32_t>(given);
+  g.noise = noise.element_count() ? in<float>(noise) : nullptr;
+  g.temperature = in<float>(temperature), g.top_k = in<int32_t>(top_k);
+  g.top_p = in<float>(top_p), g.min_p = in<float>(min_p);
+  g.ids = out<int32_t>(ids), g.c_last = out<float>(c_last), g.h_last = out<float>(h_last);
+  if (!g.take()) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the state of the texts");
+  const int parts = static_cast<int>(std::min<int64_t>(threads, g.B / ROWS_ALONE));
+  if (parts > 1) {
+    const auto alone = [](int pieces, const auto& piece) {
+      for (int n = 0; n < pieces; ++n) piece(n);
+    };
+    run_parts(pool, parts, [&](int part) {
+      const int first = part_begin(g.B, parts, part);
+      g.run(first, part_begin(g.B, parts, part + 1) - first, alone);
+    });
+  } else {
+    Team::run(pool, static_cast<int>(std::max<int64_t>(1, threads)),
+              [&](Team& team) { g.run(0, g.B, [&](int pieces, const auto& piece) { team.phase(pieces, piece); }); });
+  }
+  return ffi::Error::Success();
+}
+
+auto bind_generate() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Attr<int64_t>("threads")
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>()
+      .Ret<Buffer>();
+}
+
 auto bind_forward() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -123,9 +176,14 @@ auto bind_backward() {
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_forward_float32, forward<float>, bind_forward());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_float32, backward<float>, bind_backward());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_generate_float32, generate<float>, bind_generate());
 #if defined(CHARJAX_BF16)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_forward_bfloat16, forward<bf16>, bind_forward());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_bfloat16, backward<bf16>, bind_backward());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_generate_bfloat16, generate<bf16>, bind_generate());
+#endif
+#if defined(CHARJAX_INT8)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_generate_int8, generate<u8>, bind_generate());
 #endif
 
 }  // namespace charjax
@@ -142,8 +200,8 @@ int charjax_lstm_supported() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #if defined(__AVX512BF16__)
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 #elif defined(__AVX512F__)
   return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 #else

@@ -73,6 +73,7 @@ CHARJAX_INLINE void store_as(float* p, Vec v) {
 
 #if defined(__AVX512BF16__)
 #define CHARJAX_BF16 1
+#define CHARJAX_INT8 1  // setup.py turns VNNI on with bfloat16
 CHARJAX_INLINE Vec load_as_float(const bf16* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return reinterpret_cast<Vec>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));

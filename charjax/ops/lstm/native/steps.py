@@ -1,0 +1,158 @@
+"""Generation on processors: a stack of layers, its head and the choice of characters, many steps in one custom call.
+
+The weights are packed once per model, in the order in which a step reads them, in float32, bfloat16 or int8: whole
+numbers of eight bits with a scale for each column, multiplied by hidden states of eight bits and summed exactly. What
+the call computes is what `charjax.ops.lstm.stepwise` and `charjax.generate.choose` do; a text's sums are added up in an
+order that does not depend on how many texts stand beside it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.ops.lstm.native import Library, libraries, threads_of_a_call
+from charjax.types import Array, LSTMCarry, LSTMWeights
+
+# In place of a character: draw one, and let the text stand still.
+DRAW, REST = -1, -2
+# Terms of a sum that one multiplication takes, by the operands' format.
+_GROUP = {"float32": 1, "bfloat16": 2, "int8": 4}
+
+
+class PackedWeights(NamedTuple):
+    """A model's weights as the kernel reads them.
+
+    Attributes:
+        kernels: one-dimensional, of the operands' format: per layer, then of the head, [panel][k][column of the panel].
+        start: float32, what sums start from: layer 0's rows with its bias and a row of NaN, the biases above.
+        scale: float32, of each column, for int8; else empty.
+    """
+
+    kernels: Array
+    start: Array
+    scale: Array
+
+
+class Settings(NamedTuple):
+    """How characters are chosen, for each of B texts: see `charjax.generate.Choice`."""
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+
+
+def library_for_steps(dtype: str) -> Library | None:
+    """The best compiled form that generates with weights of a format (also "int8"), or None where there is none."""
+    return next((library for library in libraries() if dtype in library.step_dtypes), None)
+
+
+def pack(
+    layers: Sequence[LSTMWeights], head_kernel: Array, head_bias: Array, dtype: str, library: Library
+) -> PackedWeights:
+    """Packs the parameters of L layers and a head ([H, V] and [V], float32) in "float32", "bfloat16" or "int8"."""
+    panel = library.panel
+    padded = -(-layers[0].w_hh.shape[0] // panel) * panel
+    by_gate = [_panels_of_gates(_rows(layer, n, padded), panel) for n, layer in enumerate(layers)]
+    products = [*by_gate, _panels(_pad(head_kernel, 0, padded), 4 * panel)]
+    if dtype == "int8":
+        quantized = [_quantize(product) for product in products]
+        kernels = [kernel for kernel, _ in quantized]
+        scales = [scale for _, scale in quantized]
+        # The kernel multiplies states from -127 to 127 plus 128, so that they have no sign: taken back at the start.
+        offsets = [
+            128 * scale * jnp.sum(kernel.astype(jnp.float32), axis=1)
+            for kernel, scale in zip(kernels, scales, strict=True)
+        ]
+    else:
+        kernels, scales = [product.astype(dtype) for product in products], []
+        offsets = [jnp.zeros((), jnp.float32) for _ in products]
+    # Layer 0's rows are rounded as the operands of its product would be.
+    first = layers[0].w_ih.astype("float32" if dtype == "int8" else dtype).astype(jnp.float32) + layers[0].bias[None]
+    table = jnp.concatenate([first, jnp.full((1, first.shape[1]), jnp.nan)])
+    biases = [_panels_of_gates(layer.bias[None], panel)[:, 0] for layer in layers[1:]]
+    starts = [
+        jax.vmap(lambda row: _panels_of_gates(row[None], panel)[:, 0])(table) - offsets[0],
+        *(bias - offset for bias, offset in zip(biases, offsets[1:-1], strict=True)),
+        _panels(head_bias[None], 4 * panel)[:, 0] - offsets[-1],
+    ]
+    return PackedWeights(
+        jnp.concatenate([_in_groups(kernel, _GROUP[dtype]).reshape(-1) for kernel in kernels]),
+        jnp.concatenate([start.reshape(-1) for start in starts]),
+        jnp.concatenate([scale.reshape(-1) for scale in scales]) if scales else jnp.zeros(0, jnp.float32),
+    )
+
+
+def take_steps(
+    library: Library,
+    dtype: str,
+    weights: PackedWeights,
+    carry: Sequence[LSTMCarry],
+    given: Array,
+    noise: Array,
+    settings: Settings,
+) -> tuple[Array, tuple[LSTMCarry, ...]]:
+    """Takes T steps with B texts.
+
+    Args:
+        library: from `library_for_steps`.
+        dtype: that of the weights.
+        weights: from `pack`.
+        carry: the recurrent state, [B, H] float32 per layer.
+        given: [B, T] int32, the characters to read; DRAW for one to choose, REST for a text that stands still.
+        noise: [T, B, V] float32, drawn from the standard Gumbel distribution, or [0, B, V] for none.
+        settings: how to choose.
+
+    Returns:
+        ids [B, T] int32, what was chosen or given, and the carry.
+    """
+    results = [
+        jax.ShapeDtypeStruct(given.shape, jnp.int32),
+        *(jax.ShapeDtypeStruct((len(carry), *carry[0].h.shape), jnp.float32) for _ in range(2)),
+    ]
+    call = jax.ffi.ffi_call(library.target("generate", dtype), results)
+    c, h = (jnp.stack(part) for part in zip(*carry, strict=True))
+    ids, c, h = call(*weights, c, h, given, noise, *settings, threads=np.int64(threads_of_a_call()))
+    return ids, tuple(LSTMCarry(c[n], h[n]) for n in range(len(carry)))
+
+
+def _rows(layer: LSTMWeights, number: int, padded: int) -> Array:
+    """What a layer's product multiplies: [K, 4H], for the state alone or for what comes in and the state."""
+    parts = [layer.w_hh] if number == 0 else [layer.w_ih, layer.w_hh]
+    return jnp.concatenate([_pad(part, 0, padded) for part in parts])
+
+
+def _pad(x: Array, axis: int, size: int) -> Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths)
+
+
+def _panels_of_gates(x: Array, panel: int) -> Array:
+    """[K, 4H] -> [P, K, 4 * panel]: the four gates of a panel's units side by side."""
+    units = x.reshape(x.shape[0], 4, -1)
+    padded = -(-units.shape[2] // panel) * panel
+    split = _pad(units, 2, padded).reshape(x.shape[0], 4, -1, panel)
+    return split.transpose(2, 0, 1, 3).reshape(-1, x.shape[0], 4 * panel)
+
+
+def _panels(x: Array, width: int) -> Array:
+    """[K, N] -> [P, K, width]."""
+    padded = -(-x.shape[1] // width) * width
+    return _pad(x, 1, padded).reshape(x.shape[0], -1, width).transpose(1, 0, 2)
+
+
+def _in_groups(x: Array, group: int) -> Array:
+    """[P, K, N] -> [P, K / group, N, group]."""
+    panels, rows, width = x.shape
+    return x.reshape(panels, rows // group, group, width).swapaxes(2, 3)
+
+
+def _quantize(x: Array) -> tuple[Array, Array]:
+    """[P, K, N] -> whole numbers from -127 to 127, and what a product of one by a state of 127 stands for, [P, N]."""
+    largest = jnp.max(jnp.abs(x), axis=1)
+    scale = jnp.where(largest > 0, largest, 1.0) / 127
+    return jnp.round(x / scale[:, None]).astype(jnp.int8), scale / 127
