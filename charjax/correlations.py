@@ -11,24 +11,28 @@ from charjax.moments import Moments
 from charjax.neurons import GROUP, Params, Unit, read_side_by_side
 from charjax.vocab import Vocab
 
+# A text is divided into stretches, one to choose units by, the next to check the choice. By first and second half, what
+# a text begins with, such as its preface, would choose for all of it.
+LONGEST_STRETCH, LEAST_STRETCHES = 4096, 8
+
 
 class Correlations(NamedTuple):
     """How units go with features: Pearson's r, [F, L, H] float64, 0 where one of the two never changes.
 
     Attributes:
         whole: over the whole text.
-        first: over its first half alone, to choose units by.
-        second: over its second half alone, which says of a unit chosen by the first whether that was chance.
+        choice: over every other stretch of it, to choose units by.
+        check: over the stretches between, which say of a unit so chosen whether that was chance.
         varies: [F] bool, whether a feature changes in the text at all.
-        varies_in_both: [F] bool, whether it does in either half.
+        varies_in_both: [F] bool, whether it does both in the stretches to choose by and in those between.
         mean: [F] float64, the features' means; of binary ones the share of characters where they are 1.
         first_change: [F] int64, the first character after which a feature is not what it is after the text's first.
         characters: those read.
     """
 
     whole: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
+    choice: np.ndarray
+    check: np.ndarray
     varies: np.ndarray
     varies_in_both: np.ndarray
     mean: np.ndarray
@@ -36,8 +40,8 @@ class Correlations(NamedTuple):
     characters: int
 
     def best(self, feature: int, top: int) -> list[Unit]:
-        """The units that go with a feature most closely, either way, in the text's first half."""
-        strength = np.abs(self.first[feature])
+        """The units that go with a feature most closely, rising or falling with it, by `choice`."""
+        strength = np.abs(self.choice[feature])
         order = np.argsort(-strength, axis=None, kind="stable")[:top]
         return [Unit(*map(int, np.unravel_index(number, strength.shape))) for number in order]
 
@@ -63,6 +67,7 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
         raise UserError(f"ids must be those of one text of at least 2 characters, not of shape {text.shape}")
     shape = (len(FEATURES), model.hidden_layers, model.hidden_dim)
     halves = Moments(shape[0], shape[1] * shape[2]), Moments(shape[0], shape[1] * shape[2])
+    stretch = min(LONGEST_STRETCH, -(-len(text) // LEAST_STRETCHES))
     reader, changes = FeatureReader(vocab), _FirstChanges()
     for begin in range(0, len(text), GROUP):
         features = reader.read(text[begin : begin + GROUP])
@@ -70,13 +75,13 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
         for positions, cells in read_side_by_side(model, params, vocab, text, begin):
             if not np.isfinite(cells).all():
                 raise UserError("the model's cell states are not numbers; train it anew with a lower learning rate")
-            for half, chosen in zip(halves, _by_half(positions, len(text) // 2), strict=True):
+            for half, chosen in zip(halves, _by_half(positions, stretch), strict=True):
                 half.add(features[:, positions[chosen] - begin], cells[chosen].reshape(-1, shape[1] * shape[2]))
     whole = halves[0].merged(halves[1])
     return Correlations(
         whole=whole.correlations().reshape(shape),
-        first=halves[0].correlations().reshape(shape),
-        second=halves[1].correlations().reshape(shape),
+        choice=halves[0].correlations().reshape(shape),
+        check=halves[1].correlations().reshape(shape),
         varies=whole.varies(),
         varies_in_both=halves[0].varies() & halves[1].varies(),
         mean=whole.means(),
@@ -103,6 +108,7 @@ class _FirstChanges:
         self._read += features.shape[1]
 
 
-def _by_half(positions: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which positions stand in a text's first half, and which in its second."""
-    return (positions >= 0) & (positions < middle), positions >= middle
+def _by_half(positions: np.ndarray, stretch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which positions stand in every other stretch of a text, and which between; -1 stands nowhere."""
+    odd = positions // stretch % 2 == 1
+    return (positions >= 0) & ~odd, (positions >= 0) & odd

@@ -6,7 +6,8 @@ import numpy as np
 
 from charjax.vocab import Vocab
 
-_OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
+_OPENING_OF = {")": "(", "]": "[", "}": "{"}
+_OPENING = frozenset(_OPENING_OF.values())
 _ENDS_SENTENCE = frozenset(".!?")
 _INSIDE_WORDS = frozenset("_'\u2019")
 # A byte of a longer character; which one cannot be told from it alone, and most are letters.
@@ -19,50 +20,53 @@ class Feature(NamedTuple):
     Attributes:
         name: what it is called.
         meaning: what it is.
-        binary: whether it is 0 or 1, else a count.
+        most: its largest value, 1 where it is either 0 or 1. What is more counts as that: a few lines with a hundred
+            blanks before them would else outweigh all others in a correlation.
     """
 
     name: str
     meaning: str
-    binary: bool
+    most: int
 
 
 FEATURES = (
-    Feature("quotes", 'inside " "', True),
-    Feature("parentheses", "inside ( )", True),
-    Feature("brackets", "inside [ ]", True),
-    Feature("nesting", "how many of ( [ { are open", False),
-    Feature("line-position", "characters into the line", False),
-    Feature("first-line", "the line after an empty one", True),
-    Feature("indentation", "white space at line start", False),
-    Feature("sentence-position", "characters since . ! or ?", False),
-    Feature("word-position", "characters into the word", False),
-    Feature("capitalised", "in a word like This", True),
-    Feature("capitals", "in a word like THIS", True),
-    Feature("digits", "at a digit", True),
+    Feature("quotes", 'inside " "', 1),
+    Feature("parentheses", "inside ( )", 1),
+    Feature("brackets", "inside [ ]", 1),
+    Feature("nesting", "how many of ( [ { are open", 5),
+    Feature("line-position", "characters into the line", 100),
+    Feature("first-line", "the line after an empty one", 1),
+    Feature("indentation", "white space at line start", 20),
+    Feature("sentence-position", "characters since . ! or ?", 200),
+    Feature("word-position", "characters into the word", 15),
+    Feature("capitalised", "in a word like This", 1),
+    Feature("capitals", "in a word like THIS", 1),
+    Feature("digits", "at a digit", 1),
 )
 
 
 class FeatureReader:
     """Follows a text, and says of each character what `FEATURES` are after it; the text may come in pieces.
 
-    Quotes, parentheses and brackets end at an empty line at the latest: one that was left open by mistake would stand
-    for all the text to come.
+    Quotes, ( and [ end at an empty line at the latest: one that was left open by mistake would stand for all the text
+    to come.
     """
 
     def __init__(self, vocab: Vocab) -> None:
         """Begins a text whose characters are those of `vocab`."""
         longer = vocab.kind == "bytes"
         self._characters = [_SOME_LETTER if longer and code > 127 else chr(code) for code in vocab.codes().tolist()]
-        self._line = self._sentence = self._word = self._indent = self._depth = 0
+        self._line = self._sentence = self._word = self._indent = 0
         self._only_indent = self._first_line = True
-        self._quoted = self._round = self._square = self._capitalised = self._capitals = False
+        self._quoted = self._capitalised = self._capitals = False
+        self._open: list[str] = []
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Goes on with ids [N]: -> [F, N] float32, in the order of `FEATURES`."""
         characters = self._characters
         rows = np.array([self._follow(characters[number]) for number in ids.tolist()], np.float32)
-        return rows.reshape(len(ids), len(FEATURES)).T
+        most = np.array([feature.most for feature in FEATURES], np.float32)
+        return np.minimum(rows.reshape(len(ids), len(FEATURES)), most[None]).T
 
     def _follow(self, character: str) -> tuple[Any, ...]:
         if character == "\n":
@@ -76,9 +80,9 @@ class FeatureReader:
         self._sentence = 0 if character in _ENDS_SENTENCE else self._sentence + 1
         return (
             self._quoted,
-            self._round,
-            self._square,
-            self._depth,
+            "(" in self._open,
+            "[" in self._open,
+            len(self._open),
             self._line,
             self._first_line,
             self._indent,
@@ -92,7 +96,8 @@ class FeatureReader:
     def _end_line(self) -> None:
         empty = self._line == 0
         if empty:
-            self._quoted = self._round = self._square = False
+            self._quoted = False
+            self._open = [opening for opening in self._open if opening == "{"]
         self._first_line = empty
         self._line = self._indent = 0
         self._only_indent = True
@@ -103,13 +108,11 @@ class FeatureReader:
         elif character in "\u201c\u201d":
             self._quoted = character == "\u201c"
         elif character in _OPENING:
-            self._depth += 1
-        elif character in _CLOSING:
-            self._depth = max(0, self._depth - 1)
-        if character in "()":
-            self._round = character == "("
-        elif character in "[]":
-            self._square = character == "["
+            self._open.append(character)
+        elif _OPENING_OF.get(character) in self._open:
+            # With those inside that were never closed.
+            while self._open.pop() != _OPENING_OF[character]:
+                pass
 
     def _follow_word(self, character: str) -> None:
         if not (character.isalnum() or (character in _INSIDE_WORDS and (self._word or character == "_"))):

@@ -102,7 +102,7 @@ def test_features_that_the_text_lacks_are_said_to_be_absent(run, tmp_path, capsy
     path.write_text("plain words, and no more than that\n" * 9 + "(but once)")
     found = rows(shows(capsys, run, path, "--chars", "0"))
     assert found["quotes"].endswith("never")
-    assert found["parentheses"].endswith("too rare: it changes in one half alone")
+    assert found["parentheses"].endswith("too rare: it changes in few places")
     assert "nan" not in "".join(found.values())
 
 
@@ -156,7 +156,7 @@ def test_a_text_without_features_paints_nothing(run, tmp_path, capsys):
     path = tmp_path / "plain.txt"
     path.write_text("a" * 50)
     out = shows(capsys, run, path, "--feature", "quotes")
-    assert "name units to paint it by" in out
+    assert "name units to paint the text by" in out
     assert "▅" not in out
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from neuron_models import COUNTER, LATCH, PROSE, hand_made
 
-from charjax.correlations import unit_correlations
+from charjax.correlations import LEAST_STRETCHES, unit_correlations
 from charjax.errors import UserError
 from charjax.features import FEATURES, FeatureReader
 from charjax.neurons import BURN_IN, ROWS, activations
@@ -23,7 +23,7 @@ def test_units_made_to_follow_quotes_and_lines_are_found():
     assert found.best(NAMES.index("quotes"), 1) == [LATCH]
     assert found.best(NAMES.index("line-position"), 1) == [COUNTER]
     for feature, unit in (("quotes", LATCH), ("line-position", COUNTER)):
-        for r in (found.whole, found.first, found.second):
+        for r in (found.whole, found.choice, found.check):
             assert r[NAMES.index(feature)][unit] > 0.97
 
 
@@ -39,12 +39,8 @@ def test_correlations_are_those_of_activations_and_features():
     cells = activations(model, params, ids[None])[0].reshape(len(ids), -1).astype(float)
     features = FeatureReader(VOCAB).read(ids).astype(float)
     found = unit_correlations(model, params, VOCAB, ids)
-    middle = len(ids) // 2
-    for r, part in (
-        (found.whole, slice(None)),
-        (found.first, slice(0, middle)),
-        (found.second, slice(middle, None)),
-    ):
+    odd = np.arange(len(ids)) // -(-len(ids) // LEAST_STRETCHES) % 2 == 1
+    for r, part in ((found.whole, odd | ~odd), (found.choice, ~odd), (found.check, odd)):
         expected = np.corrcoef(features[:, part], cells[part].T)[: len(FEATURES), len(FEATURES) :]
         np.testing.assert_allclose(r.reshape(len(FEATURES), -1), expected, atol=1e-6)
     np.testing.assert_allclose(found.mean, features.mean(axis=1))

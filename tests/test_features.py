@@ -25,7 +25,11 @@ def follow(name, text, vocab=None):
         ("parentheses", "a (b) c)", "00110000"),
         ("parentheses", ":( a\n\nb", "0111100"),
         ("brackets", "[a]\n(b)", "1100000"),
+        ("parentheses", "f(g(x), y) z", "011111111000"),
         ("nesting", "a[(b)]}{", "01221001"),
+        ("nesting", "{a(b}c)", "1122000"),
+        ("nesting", "{[a\n\nb}", "1222110"),
+        ("nesting", "((((((((", "12345555"),
         ("line-position", "ab\n\nc\r\nd", "12001101"),
         ("first-line", "ab\nc\n\nd\ne", "110001100"),
         ("indentation", "  a b\n\tc\n d", "12222011011"),
@@ -41,14 +45,19 @@ def test_what_features_are(name, text, expected):
 
 
 def test_there_is_a_row_per_feature_and_binary_ones_are_0_or_1():
-    text = 'A "test" (of\n\n  [many] THINGS), 42. \u00c4rger\u2026\n' * 3
+    text = 'A "test" (of [many])\n\n  THINGS, 42. \u00c4rger\u2026\n' * 3
     vocab = Vocab.from_text(text)
     found = FeatureReader(vocab).read(vocab.encode(text))
     assert (found.shape, found.dtype) == ((len(FEATURES), len(text)), np.float32)
     for feature, row in zip(FEATURES, found, strict=True):
         assert np.ptp(row) > 0, feature.name
-        assert (set(row.tolist()) <= {0.0, 1.0}) == feature.binary, feature.name
+        assert (set(row.tolist()) <= {0.0, 1.0}) == (feature.most == 1), feature.name
+        assert row.max() <= feature.most
     assert len(set(NAMES)) == len(NAMES)
+
+
+def test_large_counts_are_cut():
+    assert follow("indentation", " " * 30 + "\n")[18:] == [19] + [20] * 11 + [0]
 
 
 def test_pieces_are_the_whole():

@@ -32,8 +32,8 @@ _WHOLE = (
     "goes with a feature, 0 not at all; it is negative where the unit falls as the feature rises.\n"
 )
 _HALVES = (
-    f"{_WHOLE}Units were chosen on the first half of what was read. r is that of the second half,\n"
-    "so that what chance brought together falls apart.\n"
+    f"{_WHOLE}Units were chosen on every other stretch of the text, and r is that of the stretches\n"
+    "between, so that what chance brought together falls apart.\n"
 )
 
 
@@ -85,7 +85,7 @@ def show_neurons(command: NeuronsCommand) -> None:
         for one in in_terminal:
             _show(paint(*one), info.vocab)
         if not chosen:
-            write("\nNo feature varies in both halves of the text: name units to paint it by, as --unit 0:0.\n")
+            write("\nNo feature changes often enough: name units to paint the text by, as --unit 0:0.\n")
     if command.html is not None:
         title = f"Units of {command.run.resolve().name} on {command.text.name}"
         _write_page(command, title, facts, [paint(*one) for one in chosen], info.vocab)
@@ -128,16 +128,16 @@ def feature_rows(found: Correlations, features: list[int], top: int) -> Iterator
     names, meanings = max(map(len, NAMES)), max(len(feature.meaning) for feature in FEATURES)
     yield f"{'feature':<{names}}  {'what it is':<{meanings}}  {'in text':>7}  unit and r, the closest first"
     for number in features:
-        name, meaning, binary = FEATURES[number]
+        name, meaning, most = FEATURES[number]
         mean = found.mean[number]
-        much, units = f"{mean:.2%}" if binary else f"{mean:.2f}", ""
+        much, units = f"{mean:.2%}" if most == 1 else f"{mean:.2f}", ""
         if not found.varies[number]:
             much, units = ("always" if mean else "never"), ""
         elif not found.varies_in_both[number]:
-            units = "too rare: it changes in one half alone"
+            units = "too rare: it changes in few places"
         else:
             best = found.best(number, top)
-            units = "  ".join(f"{unit} {found.second[number][unit]:+.2f}" for unit in best)
+            units = "  ".join(f"{unit} {found.check[number][unit]:+.2f}" for unit in best)
         yield f"{name:<{names}}  {meaning:<{meanings}}  {much:>7}  {units}".rstrip()
 
 
@@ -161,7 +161,7 @@ def _best_units(found: Correlations, features: list[int]) -> list[tuple[Unit, in
     for number in features:
         if found.varies_in_both[number]:
             (unit,) = found.best(number, 1)
-            reasons.setdefault(unit, []).append((float(found.second[number][unit]), number))
+            reasons.setdefault(unit, []).append((float(found.check[number][unit]), number))
     ranked = {unit: sorted(each, key=lambda one: -abs(one[0])) for unit, each in reasons.items()}
     return [
         (unit, each[0][1], ", ".join(f"{NAMES[number]} {r:+.2f}" for r, number in each))
