@@ -26,8 +26,9 @@ from benchmarks import cost_model, program, tpu_kernel
 from benchmarks.machine import RESULTS, save
 from benchmarks.peers import LEARNING_RATE, VOCAB, flax_model, make_jax_step
 from benchmarks.targets import TARGETS, make_target_mesh, one_device, placed
+from charjax.choice import make_choice
 from charjax.config import SampleConfig
-from charjax.generate import BLOCK, DecodeState, arrange, decode, make_choice
+from charjax.decode import BLOCK, DecodeState, arrange, decode
 from charjax.model import CharLSTM, init_carry, init_params
 from charjax.ops.lstm.stepwise import StepWeights
 from charjax.streams import Streams
@@ -90,11 +91,16 @@ def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = No
     def shapes() -> tuple[StepWeights, DecodeState, Any]:
         keys = jax.random.split(jax.random.key(0), sizes.batch_size)
         state = DecodeState(init_carry(model, sizes.batch_size), keys, jnp.zeros((), jnp.int32))
-        return arrange(model, init_params(jax.random.key(0), model)), state, make_choice(SampleConfig())
+        return (
+            arrange(model, init_params(jax.random.key(0), model)),
+            state,
+            make_choice(SampleConfig(), sizes.batch_size),
+        )
 
     weights, state, choice = placed(jax.eval_shape(shapes), where)
     with jax.sharding.use_abstract_mesh(alone.abstract_mesh):
-        lowered = decode.lower(model, weights, state, choice, length=512, filtered=False)
+        length = placed(jax.ShapeDtypeStruct((), jnp.int32), where)
+        lowered = decode.lower(model, weights, state, choice, length, capacity=512, filtered=False)
     return lowered.compile()
 
 

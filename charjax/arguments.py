@@ -51,6 +51,22 @@ class SampleCommand:
     context: str = ""
     """Text to go on from."""
 
+    context_file: Path | None = None
+    """File of text to go on from, of any length, in place of --context; it is not shown again."""
+
+    stop: str | None = None
+    """End a text right after this string."""
+
+    interactive: bool = False
+    """Take turns: each line of input is read, then gone on with; what came before stays in the model's state."""
+
+    beam_width: int | None = None
+    """Search for the likeliest text, keeping this many at every character, in place of drawing; --num-samples shows
+    as many of the best. A --stop of one character finishes a text."""
+
+    length_penalty: float = 0.0
+    """With --beam-width and --stop, alpha of Wu et al. (2016): 0 favours short texts, 1 long ones."""
+
     config: Path | None = None
     """TOML file of options, such as temperature = 0.8; those on the command line come before them."""
 

@@ -25,7 +25,8 @@ from charjax.leftovers import CHECKPOINTS, is_leftover, remove_tree
 from charjax.model import CharLSTM, init_params, model_to_use
 from charjax.run_info import Progress, RunInfo
 from charjax.seal import BrokenSealError, check_seal, seal
-from charjax.train_state import Params, TrainState
+from charjax.train_state import TrainState
+from charjax.types import Params
 from charjax.vocab import Vocab
 
 KEEP_LATEST = 2

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from charjax.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+WeightsDtype = Literal["auto", "float32", "bfloat16", "int8"]
 Schedule = Literal["cosine", "constant", "step"]
 VocabKind = Literal["auto", "ascii", "chars", "bytes"]
 ConfigT = TypeVar("ConfigT", "DataConfig", "ModelConfig", "TrainConfig")
@@ -169,7 +170,7 @@ class SampleConfig:
     """How text is drawn from a model."""
 
     length: int = 500
-    """Characters to generate after the context."""
+    """Characters to generate after the context; on the command line, 0 goes on until interrupted."""
 
     temperature: float = 1.0
     """Divides the logits: below 1 is safer, above 1 wilder, 0 takes the likeliest character every time (argmax)."""
@@ -180,11 +181,17 @@ class SampleConfig:
     top_p: float | None = None
     """Draw among the fewest likeliest characters that together hold this probability, above 0 and at most 1."""
 
+    min_p: float | None = None
+    """Draw among the characters that have at least this fraction of the likeliest one's probability, 0 to 1."""
+
     num_samples: int = 1
     """Texts to generate side by side."""
 
     seed: int = 0
     """Seed of the draws; the same seed gives the same text."""
+
+    weights: WeightsDtype = "auto"
+    """Number format of the weights: float32, bfloat16, int8 (eight bits, for processors), or auto (the model's)."""
 
     def __post_init__(self) -> None:
         _require_number(self, "length", "a whole number of at least 0", 0, 10**9)
@@ -193,6 +200,9 @@ class SampleConfig:
             _require_counts(self, "top_k")
         if self.top_p is not None:
             _require_number(self, "top_p", "above 0 and at most 1", 0, 1, open_ends="low")
+        if self.min_p is not None:
+            _require_number(self, "min_p", "between 0 and 1", 0, 1)
+        _require(self.weights in get_args(WeightsDtype), "weights", self.weights, "auto, float32, bfloat16 or int8")
         _require_counts(self, "num_samples")
         _require_number(self, "seed", "a whole number from 0 to 4294967295", 0, 2**32 - 1)
 

@@ -11,8 +11,7 @@ from charjax.losses import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
 from charjax.sharding import DATA_AXIS, OVER_STREAMS, REPLICATED, make_mesh, put_replicated, put_streams
 from charjax.streams import Streams, cut_window, make_streams, num_windows
-from charjax.train_state import Params
-from charjax.types import Array
+from charjax.types import Array, Params
 
 EVAL_WINDOW = 100
 EVAL_BURN_IN = 200

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from charjax.capacity import check_room_to_sample, check_room_to_train
 from charjax.config import TrainConfig
 from charjax.corpus import Corpus
+from charjax.decode import BLOCK
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import make_evaluator
-from charjax.generate import BLOCK, encode_context, generate_text
+from charjax.generate import encode_context, generate_text
 from charjax.memory import release_unused_memory, reuse_memory
 from charjax.model import CharLSTM, check_serves
 from charjax.optimizer import make_optimizer

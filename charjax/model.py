@@ -2,7 +2,6 @@
 
 import functools
 import logging
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +13,7 @@ from charjax.ops.lstm.dropout import drop, keep_per_stream
 from charjax.ops.lstm.flax_scan import Initializer, LSTMCell
 from charjax.ops.lstm.products import product
 from charjax.ops.lstm.stepwise import StepWeights, make_step_weights
-from charjax.types import Array, LSTMCarry, LSTMWeights
+from charjax.types import Array, LSTMCarry, LSTMWeights, Params
 
 Carry = tuple[LSTMCarry, ...]
 
@@ -216,7 +215,12 @@ def check_serves(model: CharLSTM) -> None:
     jax.eval_shape(one_step_of_each_kind_of_layer)
 
 
-def step_weights(model: CharLSTM, params: dict[str, dict[str, Any]]) -> StepWeights:
+def layer_weights(model: CharLSTM, params: Params) -> list[LSTMWeights]:
+    """The parameters of each layer."""
+    return [LSTMWeights(**params[f"layer_{n}"]["cell"]) for n in range(model.hidden_layers)]
+
+
+def step_weights(model: CharLSTM, params: Params) -> StepWeights:
     """The parameters as `charjax.ops.lstm.stepwise` takes them, which computes what `model` does, step by step."""
-    layers = [LSTMWeights(**params[f"layer_{n}"]["cell"]) for n in range(model.hidden_layers)]
-    return make_step_weights(layers, params["head"]["kernel"], params["head"]["bias"], jnp.dtype(model.dtype))
+    head = params["head"]
+    return make_step_weights(layer_weights(model, params), head["kernel"], head["bias"], jnp.dtype(model.dtype))

@@ -18,8 +18,8 @@ from charjax.losses import cross_entropy
 from charjax.model import Carry, CharLSTM
 from charjax.sharding import DATA_AXIS, OVER_STREAMS, REPLICATED, make_mesh
 from charjax.streams import Streams, cut_window, num_windows
-from charjax.train_state import STATE_SPECS, Params, TrainState, state_shardings
-from charjax.types import Array
+from charjax.train_state import STATE_SPECS, TrainState, state_shardings
+from charjax.types import Array, Params
 
 
 class TrainMetrics(NamedTuple):

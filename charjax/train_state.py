@@ -11,9 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from charjax.model import Carry, CharLSTM, init_carry, init_params
 from charjax.sharding import OVER_STREAMS, REPLICATED, check_divides, make_mesh
-from charjax.types import Array
-
-Params = Any  # flax's nested dict of arrays
+from charjax.types import Array, Params
 
 
 @flax.struct.dataclass

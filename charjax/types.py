@@ -1,10 +1,11 @@
 """Array types shared by every floor."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 Array = jax.Array
+Params = Any  # flax's nested dict of arrays
 
 
 class LSTMCarry(NamedTuple):

@@ -1,7 +1,6 @@
 """Sampling: the jitted loop writes what a naive one would, and draws as it should."""
 
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,45 +8,86 @@ import numpy as np
 import pytest
 
 from charjax import generate as generate_function
+from charjax.choice import Choice, choose
 from charjax.config import SampleConfig
+from charjax.decode import arrange, decode, init_state, read
 from charjax.errors import UserError
-from charjax.generate import (
-    choose,
-    decode,
-    encode_context,
-    generate_text,
-    is_filtered,
-    make_choice,
-    stream_ids,
-    stream_text,
-)
+from charjax.generate import encode_context, generate_text
 from charjax.model import CharLSTM, init_carry, init_params
+from charjax.ops.lstm.native.steps import DRAW, library_for_steps, take_steps
+from charjax.types import LSTMCarry
 from charjax.vocab import Vocab
 
 VOCAB = Vocab.ascii()
 MODEL = CharLSTM(VOCAB.size, hidden_dim=10, hidden_layers=2, dropout=0.5)
 PARAMS = init_params(jax.random.key(0), MODEL)
+# By the kernel where there is one, and by XLA.
+MODELS = [MODEL, MODEL.clone(implementation="scan")]
 generate = functools.partial(generate_function, MODEL, PARAMS)
+by_both = pytest.mark.parametrize("model", MODELS, ids=["kernel", "xla"])
 
 
 def context(*texts):
     return np.stack([VOCAB.encode(text) for text in texts])
 
 
-def test_argmax_is_that_of_reading_the_whole_text_anew_for_each_character():
+@by_both
+def test_argmax_is_that_of_reading_the_whole_text_anew_for_each_character(model):
     ids = context("coffee", "mocha.")
-    written = generate(ids, key=jax.random.key(1), length=12, temperature=0)
+    written = generate_function(model, PARAMS, ids, key=jax.random.key(1), length=12, temperature=0)
     for _ in range(12):
         logits, _ = MODEL.apply({"params": PARAMS}, ids, init_carry(MODEL, 2))
         ids = np.concatenate([ids, np.argmax(logits[:, -1], axis=-1)[:, None]], axis=1)
     np.testing.assert_array_equal(written, ids[:, 6:])
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
-    alone = generate(context("coffee"), key=jax.random.key(1), length=30)
-    among = generate(context("coffee", "mocha.", "coffee"), key=jax.random.key(1), length=30)
+@by_both
+def test_a_row_does_not_depend_on_its_neighbours(model):
+    write = functools.partial(generate_function, model, PARAMS, key=jax.random.key(1), length=30)
+    alone, among = write(context("coffee")), write(context("coffee", "mocha.", "coffee"))
     np.testing.assert_array_equal(among[0], alone[0])
     assert not np.array_equal(among[0], among[2])
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("hidden", [10, 64])
+def test_a_text_is_the_same_among_a_thousand(hidden, weights):
+    if library_for_steps(weights) is None:
+        pytest.skip(f"no kernel for {weights} on this processor")
+    model = CharLSTM(VOCAB.size, hidden_dim=hidden, hidden_layers=2)
+    params = init_params(jax.random.key(0), model)
+    rng = np.random.default_rng(0)
+    texts = ["".join(map(chr, rng.integers(32, 127, rng.integers(1, 40)))) for _ in range(1000)]
+    temperatures = rng.uniform(0, 2, 1000).tolist()
+    write = functools.partial(generate_text, model, params, VOCAB, length=20, top_p=0.95, weights=weights)
+    many = write(texts, seed=list(range(1000)), temperature=temperatures)
+    assert len(set(many)) > 900
+    for n in (0, 1, 500, 999):
+        assert write(texts[n], seed=n, temperature=temperatures[n]) == [many[n]]
+
+
+@by_both
+def test_contexts_of_different_lengths(model):
+    write = functools.partial(generate_text, model, PARAMS, VOCAB, length=15, temperature=0)
+    texts = ["a", "coffee", "a long context, much longer than the others", ""]
+    assert write(texts) == [write(text)[0] for text in texts]
+
+
+@by_both
+def test_the_kernel_and_xla_write_the_same(model):
+    options = {"key": jax.random.key(3), "length": 40, "temperature": [0.7, 1.0], "top_k": 20, "min_p": 0.01}
+    ids = generate_function(model, PARAMS, context("coffee", "mocha."), **options)
+    np.testing.assert_array_equal(ids, generate(context("coffee", "mocha."), **options))
+
+
+@pytest.mark.parametrize("character", [-1, -2, 128])
+@by_both
+def test_what_is_no_character_gives_no_number(model, character):
+    state = init_state(model, jax.random.split(jax.random.key(0), 2))
+    ids = np.array([[1, character, 2], [1, 2, 3]])
+    after = read(model, PARAMS, arrange(model, PARAMS), state, ids)
+    assert np.isnan(after.carry[-1].h[0]).all()
+    assert np.isfinite(after.carry[-1].h[1]).all()
 
 
 def test_a_seed_writes_the_same_text_again_and_another_one_another():
@@ -76,8 +116,8 @@ def test_an_empty_text_starts_after_a_line_break():
     assert encode_context(Vocab.from_text("ab"), "").tolist() == []
 
 
-def reference(logits, temperature, top_k, top_p):
-    """The distribution to draw from, in NumPy and float64: temperature, then top-k, then top-p."""
+def reference(logits, temperature, top_k, top_p, min_p):
+    """The distribution to draw from, in NumPy and float64: temperature, then top-k, top-p and min-p."""
     scaled = np.asarray(logits, np.float64) / temperature
     order = np.argsort(-scaled, kind="stable")
     probs = np.exp(scaled - scaled.max())
@@ -87,60 +127,149 @@ def reference(logits, temperature, top_k, top_p):
     if top_p is not None:
         before = np.cumsum(probs[order]) - probs[order]
         probs[order[before >= top_p]] = 0
+    if min_p is not None:
+        probs[probs < min_p * probs.max()] = 0
     return probs / probs.sum()
 
 
+def draws_of(logits, config, count, model):
+    """Counts of the first characters that a model draws which says the logits of every character."""
+    size = len(logits)
+    fixed = CharLSTM(size, hidden_dim=4, hidden_layers=1, implementation=model.implementation)
+    params = jax.tree.map(jnp.zeros_like, init_params(jax.random.key(0), fixed))
+    params["head"]["bias"] = jnp.asarray(logits, jnp.float32)
+    options = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    rows = np.zeros((1000, 1), np.int32)
+    ids = generate_function(fixed, params, rows, key=jax.random.key(7), length=count // 1000, **options)
+    return np.bincount(np.asarray(ids).ravel(), minlength=size)
+
+
+FILTERS = [
+    {},
+    {"top_k": 3},
+    {"top_p": 0.7},
+    {"min_p": 0.2},
+    {"top_k": 4, "top_p": 0.8},
+    {"top_k": 5, "top_p": 0.9, "min_p": 0.15},
+    {"top_k": 100, "top_p": 1.0, "min_p": 0.0},
+    {"top_k": 1, "top_p": 0.01, "min_p": 1.0},
+]
+
+
+@by_both
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (3, None), (None, 0.7), (4, 0.8), (100, 1.0), (1, 0.01)])
-def test_draws_follow_the_distribution(temperature, top_k, top_p):
-    logits = jnp.array([2.0, -1.0, 0.5, 1.5, 0.0, -3.0, 1.4, 0.9])
-    config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    draw = functools.partial(choose, logits=logits, choice=make_choice(config), filtered=is_filtered(config))
-    count = 20_000
-    drawn = np.bincount(jax.vmap(draw)(jax.random.gumbel(jax.random.key(0), (count, 8))), minlength=8)
-    expected = reference(logits, temperature, top_k, top_p)
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_a_hundred_thousand_draws_follow_the_distribution(model, temperature, options):
+    """Pearson's chi-square test, at a level that one of a million right programs fails."""
+    logits = [2.0, -1.0, 0.5, 1.5, 0.0, -3.0, 1.4, 0.9]
+    config = SampleConfig(temperature=temperature, **options)
+    count = 100_000
+    drawn = draws_of(logits, config, count, model)
+    assert drawn.sum() == count
+    expected = reference(logits, temperature, config.top_k, config.top_p, config.min_p) * count
     assert (drawn[expected == 0] == 0).all()
-    deviation = np.abs(drawn / count - expected)
-    assert (deviation <= 4.5 * np.sqrt(expected * (1 - expected) / count)).all()
+    kept = expected > 0
+    statistic = np.sum((drawn[kept] - expected[kept]) ** 2 / expected[kept])
+    freedom = kept.sum() - 1
+    assert freedom == 0 or jax.scipy.special.gammaincc(freedom / 2, statistic / 2) > 1e-6
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-30}])
+def test_the_test_of_draws_sees_a_wrong_distribution():
+    drawn = draws_of([2.0, -1.0, 0.5, 1.5, 0.0, -3.0, 1.4, 0.9], SampleConfig(temperature=1.1), 100_000, MODEL)
+    expected = reference([2.0, -1.0, 0.5, 1.5, 0.0, -3.0, 1.4, 0.9], 1.0, None, None, None) * 100_000
+    assert jax.scipy.special.gammaincc(3.5, np.sum((drawn - expected) ** 2 / expected) / 2) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "values", [{3: 1.0, 5: 1.0}, {}, {0: -np.inf, 2: 4.0}, {4: np.nan}, {7: np.inf}, {...: -np.inf}]
+)
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"min_p": 0.5}])
+@by_both
+def test_no_logit_is_out_of_order(model, values, options):
+    logits = np.full(8, -1.0, np.float32)
+    for place, value in values.items():
+        logits[place] = value
+    if options and not np.isfinite(logits).all():
+        return  # what a filter makes of these is nobody's concern
+    drawn = draws_of(logits, SampleConfig(temperature=0, **options), 1000, model)
+    assert drawn[jnp.argmax(logits)] == 1000
+
+
+def test_what_is_ruled_out_leaves_the_other_draws_as_they_were():
+    write = functools.partial(generate, np.tile(context("coffee"), (500, 1)), key=jax.random.key(1), length=1)
+    free, filtered = np.asarray(write()), np.asarray(write(top_k=40))
+    kept = np.isin(free, np.unique(filtered))
+    assert kept.any()
+    assert not kept.all()
+    assert (free == filtered)[kept].mean() > 0.9
+
+
+def test_the_choice_is_that_of_the_kernel():
+    """The two forms of it on the same logits and noise, whatever the settings."""
+    rng = np.random.default_rng(0)
+    logits, noise = rng.normal(0, 3, (200, 65)), rng.gumbel(size=(1, 200, 65)).astype(np.float32)
+    settings = Choice(
+        rng.choice([0, 0.3, 1, 3], 200).astype(np.float32),
+        rng.choice([1, 2, 10, 64, 65, 1000], 200).astype(np.int32),
+        rng.choice([1e-6, 0.3, 0.9, np.inf], 200).astype(np.float32),
+        rng.choice([0, 0.01, 0.3, 1], 200).astype(np.float32),
+    )
+    if (library := library_for_steps("float32")) is None:
+        pytest.skip("no kernel on this machine")
+    chosen = jax.vmap(functools.partial(choose, filtered=True))(noise[0], jnp.asarray(logits, jnp.float32), settings)
+    # One layer whose unit n says the logits of text n: its cell state was set to.
+    one = CharLSTM(65, hidden_dim=200, hidden_layers=1)
+    params = jax.tree.map(jnp.zeros_like, init_params(jax.random.key(0), one))
+    params["head"]["kernel"] = jnp.asarray(logits, jnp.float32)
+    carry = (LSTMCarry(jnp.zeros((200, 200)), jnp.eye(200)),)
+    draw = np.full((200, 1), DRAW, np.int32)
+    take = jax.jit(functools.partial(take_steps, library, "float32"))
+    ids, _ = take(arrange(one, params), carry, draw, noise, settings)
+    np.testing.assert_array_equal(ids[:, 0], chosen)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-30}, {"min_p": 1.0}]
+)
 def test_where_one_character_is_left_it_is_the_likeliest(options):
     greedy = generate(context("coffee"), key=jax.random.key(1), length=20, temperature=0)
     ids = generate(context("coffee"), key=jax.random.key(2), length=20, **options)
     np.testing.assert_array_equal(ids, greedy)
 
 
-def test_other_settings_do_not_compile_anew():
-    write = functools.partial(generate, context("abc"), length=9)
-    write(key=jax.random.key(0), temperature=0.7, top_k=3)
-    write(key=jax.random.key(0), temperature=0.7)
+@by_both
+def test_other_settings_and_lengths_do_not_compile_anew(model):
+    write = functools.partial(generate_function, model, PARAMS, context("abc"))
+    write(key=jax.random.key(0), length=33, temperature=0.7, top_k=3)
+    write(key=jax.random.key(0), length=33, temperature=0.7)
     before = decode._cache_size()
-    write(key=jax.random.key(1), temperature=0.2, top_k=9)
-    write(key=jax.random.key(1), temperature=1.2, top_p=0.3)
-    write(key=jax.random.key(1), temperature=0)
+    write(key=jax.random.key(1), length=64, temperature=0.2, top_k=9)
+    write(key=jax.random.key(1), length=50, temperature=1.2, top_p=0.3)
+    write(key=jax.random.key(1), length=49, temperature=0.9, min_p=0.3)
+    write(key=jax.random.key(1), length=34, temperature=0)
     assert decode._cache_size() == before
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 24])
-def test_pieces_are_the_whole(length):
-    config = SampleConfig(length=length, temperature=0.9, top_k=20, seed=5)
-    whole = generate(context("ab", "cd"), key=jax.random.key(5), length=length, temperature=0.9, top_k=20)
-    pieces = list(stream_ids(MODEL, PARAMS, context("ab", "cd"), config, chunk=8))
-    assert np.concatenate([np.zeros((2, 0), np.int32), *pieces], axis=1).tolist() == whole.tolist()
+def test_int8_weights_say_nearly_the_same():
+    if library_for_steps("int8") is None:
+        with pytest.raises(NotImplementedError, match="int8"):
+            generate(context("a"), key=jax.random.key(0), length=1, weights="int8")
+        return
+    model = CharLSTM(VOCAB.size, hidden_dim=100, hidden_layers=2)
+    params = init_params(jax.random.key(0), model)
+    state = init_state(model, jax.random.split(jax.random.key(0), 3))
+    ids = np.random.default_rng(0).integers(0, 128, (3, 30))
+    exact, rounded = (read(model, params, arrange(model, params, dtype), state, ids) for dtype in ("float32", "int8"))
+    for one, other in zip(jax.tree.leaves(exact.carry), jax.tree.leaves(rounded.carry), strict=True):
+        np.testing.assert_allclose(one, other, atol=0.05)
+        assert not np.array_equal(one, other)
 
 
-def test_streamed_text_is_the_text():
-    (text,) = generate_text(MODEL, PARAMS, VOCAB, "ab", seed=3, length=50)
-    assert "".join(stream_text(MODEL, PARAMS, VOCAB, "ab", SampleConfig(length=50, seed=3))) == text
-
-
-def test_a_character_cut_by_the_end_of_a_piece_stays_whole(monkeypatch):
-    content = np.frombuffer("é😀\u00fc".encode() + b"\xf0", np.uint8)
-    pieces = [content[None, i : i + 1] for i in range(len(content))]
-    monkeypatch.setattr(sys.modules["charjax.generate"], "stream_ids", lambda *_: pieces)
-    pieces = list(stream_text(MODEL, PARAMS, Vocab.bytes(), "", SampleConfig()))
-    assert [piece for piece in pieces if piece] == ["é", "😀", "ü", "\ufffd"]
+@pytest.mark.parametrize("implementation", ["scan", "flax"])
+def test_int8_is_for_the_kernel(implementation):
+    model = MODEL.clone(implementation=implementation)
+    with pytest.raises(NotImplementedError, match="int8 weights take the compiled kernel"):
+        generate_function(model, PARAMS, context("a"), key=jax.random.key(0), length=1, weights="int8")
 
 
 def test_a_context_outside_the_vocabulary_is_named():
@@ -148,7 +277,49 @@ def test_a_context_outside_the_vocabulary_is_named():
         generate_text(MODEL, PARAMS, VOCAB, "café")
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": 0}, {"length": -1}])
+def test_a_stop_string_ends_a_text():
+    (whole,) = generate_text(MODEL, PARAMS, VOCAB, "ab", length=50)
+    stop = whole[20:23]
+    (cut,) = generate_text(MODEL, PARAMS, VOCAB, "ab", length=50, stop=stop)
+    assert cut == whole[: whole.index(stop) + 3]
+    for wrong in ("", "é"):
+        with pytest.raises(UserError, match="can never occur"):
+            generate_text(MODEL, PARAMS, VOCAB, "ab", stop=wrong)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *[
+            {"temperature": -1},
+            {"top_p": 0},
+            {"top_p": 1.1},
+            {"top_k": 0},
+            {"length": -1},
+            {"min_p": -0.1},
+            {"min_p": 2},
+        ],
+        *[{"weights": "int4"}, {"temperature": [1.0, 2.0]}, {"temperature": [-1.0]}, {"context_lengths": [2]}],
+    ],
+    ids=str,
+)
 def test_settings_out_of_range_are_named(options):
     with pytest.raises(UserError, match=next(iter(options))):
         generate(context("a"), key=jax.random.key(0), **{"length": 3, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"context": ["a", "b"], "seed": [1]},
+        {"seed": [1, 2], "num_samples": 3},
+        {"temperature": [1.0, 1.0], "context": ["a"]},
+        {"context": []},
+        {"seed": [-1]},
+        {"num_samples": 0},
+    ],
+    ids=str,
+)
+def test_lists_that_do_not_agree(options):
+    with pytest.raises(UserError):
+        generate_text(MODEL, PARAMS, VOCAB, **options)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
+from charjax.choice import make_choice
 from charjax.config import SampleConfig
-from charjax.generate import arrange, decode, make_choice, prefill
+from charjax.decode import arrange, decode, init_state, read
 from charjax.model import CharLSTM, init_params, step_weights
 from charjax.ops.lstm import mosaic_sample
 from charjax.ops.lstm.stepwise import StepState, first_layer, logits
@@ -45,14 +46,14 @@ interpreted = jax.jit(functools.partial(mosaic_sample.choose, interpret=INTERPRE
 @jax.jit
 def reference(weights, state, noise, number, temperature):
     vocab = weights.table.shape[0] - 1
-    scores = logits(weights, state)[:, :vocab] + temperature * noise[number - 1, :, :vocab]
+    scores = logits(weights, state)[:, :vocab] + temperature[:, None] * noise[number - 1, :, :vocab]
     ids = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     first = first_layer(weights, state, ids)
     return ids, first, first.h.astype(weights.kernels[0].dtype)
 
 
 def agrees(weights, state, noise, number, temperature):
-    arguments = weights, state, noise, jnp.int32(number), jnp.float32(temperature)
+    arguments = weights, state, noise, jnp.int32(number), jnp.full(noise.shape[1], temperature, jnp.float32)
     found, right = interpreted(*arguments), reference(*arguments)
     np.testing.assert_array_equal(found[0], right[0])
     assert found[0].dtype == jnp.int32
@@ -111,13 +112,14 @@ def test_no_number_is_out_of_order(values):
 def test_texts_are_those_without_it(hidden, length):
     model = CharLSTM(65, hidden_dim=hidden, hidden_layers=2, implementation="scan", dtype="float32")
     params = init_params(jax.random.key(0), model)
-    context = jax.random.randint(jax.random.key(1), (3, 4), 0, 65)
-    state = prefill(model, params, context, jax.random.key(2))
-    choice = make_choice(SampleConfig(temperature=0.8))
-    kernels, weights = model.clone(implementation="mosaic_gpu"), arrange(model, params)
-    after, ids = decode(kernels, weights, state, choice, length=length, filtered=False, interpret=INTERPRET)
-    right_after, right_ids = decode(model, weights, state, choice, length=length, filtered=False)
-    assert ids.shape == (3, length)
+    weights, choice = arrange(model, params), make_choice(SampleConfig(), 3, [0.8, 0.0, 1.5])
+    state = init_state(model, jax.random.split(jax.random.key(2), 3))
+    state = read(model, params, weights, state, jax.random.randint(jax.random.key(1), (3, 4), 0, 65))
+    kernels = model.clone(implementation="mosaic_gpu")
+    sizes = {"capacity": 32, "filtered": False}
+    after, ids = decode(kernels, weights, state, choice, jnp.int32(length), **sizes, interpret=INTERPRET)
+    right_after, right_ids = decode(model, weights, state, choice, jnp.int32(length), **sizes)
+    assert ids.shape == (3, 32)
     np.testing.assert_array_equal(ids, right_ids)
     for one, other in zip(jax.tree.leaves(after.carry), jax.tree.leaves(right_after.carry), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -142,8 +144,8 @@ def test_what_lowers_for_a_gpu(filtered, kernels):
 
     def shapes():
         params = init_params(jax.random.key(0), scan)
-        state = prefill(scan, params, jnp.zeros((2, 0), jnp.int32), jax.random.key(0))
-        return arrange(scan, params), state, make_choice(SampleConfig())
+        state = init_state(scan, jax.random.split(jax.random.key(0), 2))
+        return arrange(scan, params), state, make_choice(SampleConfig(), 2), jnp.int32(20)
 
-    traced = decode.trace(model, *jax.eval_shape(shapes), length=20, filtered=filtered)
+    traced = decode.trace(model, *jax.eval_shape(shapes), capacity=32, filtered=filtered)
     assert ("@mosaic_gpu_v2" in traced.lower(lowering_platforms=("cuda",)).as_text()) == kernels

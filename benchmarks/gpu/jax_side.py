@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.peers import VOCAB, charjax_peer, flax_model, jax_peer
 from benchmarks.reference import lstm_float64, lstm_gradients_float64
 from charjax import CharLSTM, SampleConfig, init_params
-from charjax.generate import arrange, decode, make_choice, prefill
+from charjax.choice import make_choice
+from charjax.decode import arrange, capacity_for, decode, init_state, read
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm_stack
 from charjax.types import LSTMCarry, LSTMWeights
 
@@ -79,13 +80,17 @@ def generate(sizes: dict[str, Any], spec: dict[str, Any]) -> tuple[Callable[[int
         implementation=spec.get("implementation"), dtype=spec["dtype"],
     )  # fmt: skip
     params = init_params(jax.random.key(0), model)
-    state = prefill(model, params, jnp.zeros((sizes["streams"], 1), jnp.int32), jax.random.key(1))
-    weights, choice = arrange(model, params), make_choice(SampleConfig())
+    streams, length = sizes["streams"], sizes["length"]
+    weights, choice = arrange(model, params), make_choice(SampleConfig(), streams)
+    state = init_state(model, jax.random.split(jax.random.key(1), streams))
+    state = read(model, params, weights, state, jnp.zeros((streams, 1), jnp.int32))
 
     def run(steps: int) -> None:
         nonlocal state
         for _ in range(steps):
-            state, ids = decode(model, weights, state, choice, length=sizes["length"], filtered=False)
+            state, ids = decode(
+                model, weights, state, choice, jnp.int32(length), capacity=capacity_for(length), filtered=False
+            )
         ids.block_until_ready()
 
     start = time.perf_counter()

@@ -1,29 +1,124 @@
 """`charjax sample`."""
 
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
 from charjax.arguments import SampleCommand
+from charjax.beam import beam_search_text
 from charjax.checkpoint import load_params
 from charjax.commands.write import write
-from charjax.generate import generate_text, stream_text
-from charjax.model import model_to_use
+from charjax.corpus import read_ids
+from charjax.errors import UserError
+from charjax.generate import encode_context, generate_text
+from charjax.model import CharLSTM, model_to_use
+from charjax.stream import Session
+from charjax.types import Params
+from charjax.vocab import Vocab
 
 
 def sample(command: SampleCommand) -> None:
     """Prints the context and what the model goes on with: one text as it comes, several one after another."""
-    config = command.sampling
+    _check(command)
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
-    if config.num_samples == 1:
-        pieces = stream_text(model, params, info.vocab, command.context, config)
-        first = next(pieces)  # a context that cannot be encoded is told of before anything is printed
-        write(command.context + first)
+    if command.beam_width is not None:
+        _show(command, _search(command, model, params, info.vocab)[: command.sampling.num_samples])
+    elif command.sampling.num_samples > 1:
+        _show(command, _draw(command, model, params, info.vocab))
+    else:
+        session = Session(model, params, info.vocab, command.sampling, stop=command.stop)
+        if command.interactive:
+            _take_turns(command, session, info.vocab)
+        else:
+            _stream(command, session, info.vocab)
+
+
+def _check(command: SampleCommand) -> None:
+    """Checks that the options go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    several, endless = command.sampling.num_samples > 1, command.sampling.length == 0
+    if command.context and command.context_file is not None:
+        raise UserError("--context and --context-file are both given; leave one out")
+    if command.beam_width is None and command.length_penalty:
+        raise UserError("--length-penalty takes --beam-width; give it, or leave --length-penalty out")
+    for given, flag in ((several, "--num-samples"), (command.beam_width is not None, "--beam-width")):
+        if given and command.interactive:
+            raise UserError(f"--interactive goes on with one text; leave {flag} out")
+        if given and endless:
+            raise UserError(f"--length 0 goes on with one text for ever; give a --length with {flag}")
+    if several and command.context_file is not None:
+        raise UserError("--context-file goes with one text; leave --num-samples out, or use --context")
+    if command.beam_width is not None and command.context_file is not None:
+        raise UserError("--context-file goes with drawing; leave --beam-width out, or use --context")
+    if command.interactive and endless and command.stop is None:
+        raise UserError("--interactive needs a --length or a --stop to end a turn")
+
+
+def _stream(command: SampleCommand, session: Session, vocab: Vocab) -> None:
+    session.read(_context(command, vocab))
+    pieces = session.write(_length(command))
+    first = next(pieces, "")  # what is wrong with the settings is told of before anything is printed
+    write(command.context + first)
+    _write_all(pieces)
+
+
+def _write_all(pieces: Iterator[str]) -> None:
+    """Writes a text and ends its last line, also where it is interrupted."""
+    try:
         for piece in pieces:
             write(piece)
+    except KeyboardInterrupt:
         write("\n")
+        raise
+    write("\n")
+
+
+def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
+    if command.context or command.context_file is not None:
+        session.read(_context(command, vocab))
+    for line in _lines():
+        try:
+            session.read(encode_context(vocab, line))
+        except UserError as error:
+            # A slip of the keyboard must not cost the text so far.
+            print(f"charjax: {error}", file=sys.stderr)
+            continue
+        _write_all(session.write(_length(command)))
+
+
+def _lines() -> Iterator[str]:
+    """Lines of input without their ends; a terminal is prompted for them."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin)
         return
-    texts = generate_text(
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
+def _context(command: SampleCommand, vocab: Vocab) -> np.ndarray:
+    if command.context_file is None:
+        return encode_context(vocab, command.context)
+    return read_ids(command.context_file, vocab)[0]
+
+
+def _length(command: SampleCommand) -> int | None:
+    return command.sampling.length or None
+
+
+def _draw(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
+    config = command.sampling
+    return generate_text(
         model,
         params,
-        info.vocab,
+        vocab,
         command.context,
         seed=config.seed,
         length=config.length,
@@ -31,6 +126,29 @@ def sample(command: SampleCommand) -> None:
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
+        min_p=config.min_p,
+        stop=command.stop,
+        weights=config.weights,
     )
+
+
+def _search(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
+    assert command.beam_width is not None  # who calls has looked
+    return beam_search_text(
+        model,
+        params,
+        vocab,
+        command.context,
+        length=command.sampling.length,
+        beam_width=command.beam_width,
+        length_penalty=command.length_penalty,
+        end=command.stop,
+    )
+
+
+def _show(command: SampleCommand, texts: list[str]) -> None:
+    if len(texts) == 1:
+        write(f"{command.context}{texts[0]}\n")
+        return
     for number, text in enumerate(texts, start=1):
         write(f"--- {number} of {len(texts)} ---\n{command.context}{text}\n")

@@ -46,7 +46,7 @@ def choose(
     temperature: Array,
     interpret: Any = None,
 ) -> tuple[Array, LSTMCarry, Array]:
-    """What `charjax.generate.choose` without a filter and then `stepwise.first_layer` compute.
+    """What `charjax.choice.choose` without a filter and then `stepwise.first_layer` compute.
 
     What would have to be cut out first, in another launch, it takes as a whole: noise and products.
 
@@ -55,7 +55,7 @@ def choose(
         state: of B texts, padded by `pad_carry`.
         noise: [T, B, W] float32, drawn from the standard Gumbel distribution, for several characters.
         number: [] int32, one of `numbers(T)`: which of them is to be chosen.
-        temperature: [] float32.
+        temperature: [B] float32.
         interpret: Pallas's parameters for interpreting the kernel on any platform, for tests; None compiles it.
 
     Returns:
@@ -82,7 +82,7 @@ def choose(
         weights.bias[-1],
         noise,
         number[None],
-        temperature[None],
+        temperature,
         state.products[0],
         weights.table,
         state.carry[0].c,
@@ -115,7 +115,7 @@ def sample_step(
     own = [_sum_of(bottom, text, gate) for gate in gates]
     c = c_before[text, units]
     logits = _sum_of(top, text, pl.ds(4 * hidden, bias.shape[0])) + bias[...]
-    chosen = _first_largest(logits + temperature[0] * noise[number[0] - 1, text], table.shape[0] - 1)
+    chosen = _first_largest(logits + temperature[text] * noise[number[0] - 1, text], table.shape[0] - 1)
 
     @pl.when(tile == 0)
     def tell() -> None:

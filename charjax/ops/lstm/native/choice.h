@@ -35,15 +35,19 @@ class Choice {
  private:
   // The first of the largest, or the first NaN, as jnp.argmax has it.
   int largest() const {
-    Vec most = broadcast(-std::numeric_limits<float>::infinity());
+    Vec most = broadcast(-std::numeric_limits<float>::infinity()), sum = Vec{};
     for (size_t v = 0; v < values_.size(); v += W) {
       const Vec value = load(values_.data() + v);
       most = value > most ? value : most;
+      sum += value;  // NaN where there is one, or where infinities meet
     }
-    float top = most[0];
-    for (int lane = 1; lane < W; ++lane) top = std::max(top, most[lane]);
+    float top = most[0], total = sum[0];
+    for (int lane = 1; lane < W; ++lane) top = std::max(top, most[lane]), total += sum[lane];
+    if (total != total)
+      for (int v = 0; v < V_; ++v)
+        if (values_[v] != values_[v]) return v;
     for (int v = 0; v < V_; ++v)
-      if (!(values_[v] < top)) return v;
+      if (values_[v] == top) return v;
     return 0;
   }
 

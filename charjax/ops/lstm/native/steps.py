@@ -2,7 +2,7 @@
 
 The weights are packed once per model, in the order in which a step reads them, in float32, bfloat16 or int8: whole
 numbers of eight bits with a scale for each column, multiplied by hidden states of eight bits and summed exactly. What
-the call computes is what `charjax.ops.lstm.stepwise` and `charjax.generate.choose` do; a text's sums are added up in an
+the call computes is what `charjax.ops.lstm.stepwise` and `charjax.choice.choose` do; a text's sums are added up in an
 order that does not depend on how many texts stand beside it.
 """
 
@@ -36,15 +36,6 @@ class PackedWeights(NamedTuple):
     scale: Array
 
 
-class Settings(NamedTuple):
-    """How characters are chosen, for each of B texts: see `charjax.generate.Choice`."""
-
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    min_p: Array
-
-
 def library_for_steps(dtype: str) -> Library | None:
     """The best compiled form that generates with weights of a format (also "int8"), or None where there is none."""
     return next((library for library in libraries() if dtype in library.step_dtypes), None)
@@ -69,13 +60,13 @@ def pack(
         ]
     else:
         kernels, scales = [product.astype(dtype) for product in products], []
-        offsets = [jnp.zeros((), jnp.float32) for _ in products]
+        offsets = [jnp.zeros((product.shape[0], product.shape[2]), jnp.float32) for product in products]
     # Layer 0's rows are rounded as the operands of its product would be.
     first = layers[0].w_ih.astype("float32" if dtype == "int8" else dtype).astype(jnp.float32) + layers[0].bias[None]
     table = jnp.concatenate([first, jnp.full((1, first.shape[1]), jnp.nan)])
     biases = [_panels_of_gates(layer.bias[None], panel)[:, 0] for layer in layers[1:]]
     starts = [
-        jax.vmap(lambda row: _panels_of_gates(row[None], panel)[:, 0])(table) - offsets[0],
+        jax.vmap(lambda row: _panels_of_gates(row[None], panel)[:, 0])(table) - offsets[0][None],
         *(bias - offset for bias, offset in zip(biases, offsets[1:-1], strict=True)),
         _panels(head_bias[None], 4 * panel)[:, 0] - offsets[-1],
     ]
@@ -93,7 +84,7 @@ def take_steps(
     carry: Sequence[LSTMCarry],
     given: Array,
     noise: Array,
-    settings: Settings,
+    choice: Sequence[Array],
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
     """Takes T steps with B texts.
 
@@ -104,7 +95,7 @@ def take_steps(
         carry: the recurrent state, [B, H] float32 per layer.
         given: [B, T] int32, the characters to read; DRAW for one to choose, REST for a text that stands still.
         noise: [T, B, V] float32, drawn from the standard Gumbel distribution, or [0, B, V] for none.
-        settings: how to choose.
+        choice: how to choose, the fields of `charjax.choice.Choice`, [B] each.
 
     Returns:
         ids [B, T] int32, what was chosen or given, and the carry.
@@ -115,7 +106,7 @@ def take_steps(
     ]
     call = jax.ffi.ffi_call(library.target("generate", dtype), results)
     c, h = (jnp.stack(part) for part in zip(*carry, strict=True))
-    ids, c, h = call(*weights, c, h, given, noise, *settings, threads=np.int64(threads_of_a_call()))
+    ids, c, h = call(*weights, c, h, given, noise, *choice, threads=np.int64(threads_of_a_call()))
     return ids, tuple(LSTMCarry(c[n], h[n]) for n in range(len(carry)))
 
 

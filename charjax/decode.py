@@ -1,0 +1,263 @@
+"""Reading and writing with a model, step by step, carrying the hidden state: what generation is made of.
+
+On processors, where there is the compiled kernel, it takes the steps (`charjax.ops.lstm.native.steps`); everywhere else
+XLA's program of `charjax.ops.lstm.stepwise` does. Both read the same parameters and draw the same noise.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.choice import Choice, choose, draw_noise
+from charjax.model import Carry, CharLSTM, init_carry, layer_weights, step_weights
+from charjax.ops.lstm import mosaic_sample
+from charjax.ops.lstm.native import Library
+from charjax.ops.lstm.native.steps import DRAW, REST, PackedWeights, library_for_steps, pack, take_steps
+from charjax.ops.lstm.stepwise import StepState, StepWeights, first_layer, logits, start, step
+from charjax.ops.lstm.target import target_platform
+from charjax.types import Array, Params
+
+# Characters whose noise is drawn at once; XLA's loop takes as many per trip.
+BLOCK = 16
+# Of the kernel's calls: steps for one text, and the most numbers of noise.
+_STEPS_PER_CALL, _NOISE_PER_CALL = 256, 1 << 21
+
+Weights = StepWeights | PackedWeights
+
+
+class DecodeState(NamedTuple):
+    """Where a batch of texts stands.
+
+    Attributes:
+        carry: recurrent state after the last character, [B, H] per layer.
+        keys: [B] PRNG keys, one per text.
+        position: [] int32, characters drawn so far; folded into the keys.
+    """
+
+    carry: Carry
+    keys: Array
+    position: Array
+
+
+def init_state(model: CharLSTM, keys: Array) -> DecodeState:
+    """The state before any character, of as many texts as there are keys."""
+    return DecodeState(init_carry(model, len(keys)), keys, jnp.zeros((), jnp.int32))
+
+
+def capacity_for(length: int) -> int:
+    """Characters to make room for: `length` rounded up, so that few lengths compile anew."""
+    blocks = -(-length // BLOCK)
+    return BLOCK << max(0, blocks - 1).bit_length() if blocks else 0
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def arrange(model: CharLSTM, params: Params, dtype: str = "auto") -> Weights:
+    """The parameters as a step takes them: joined, rounded and packed once, whatever number of pieces a text comes in.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        dtype: format of the weights, "auto" for the model's; "int8" stores them in eight bits, see
+            `charjax.ops.lstm.native.steps`.
+
+    Raises:
+        NotImplementedError: int8 where the kernel for processors does not serve it.
+    """
+    wanted = model.dtype if dtype == "auto" else dtype
+    library = library_for_steps(wanted) if target_platform() == "cpu" else None
+    if library is not None and model.implementation in (None, "native"):
+        head = params["head"]
+        return pack(layer_weights(model, params), head["kernel"], head["bias"], wanted, library)
+    if wanted == "int8":
+        raise NotImplementedError(
+            "int8 weights take the compiled kernel for processors, with AVX-512, bf16 and VNNI; use bfloat16 or float32"
+        )
+    return step_weights(model.clone(dtype=wanted), params)
+
+
+def read(
+    model: CharLSTM,
+    params: Params,
+    weights: Weights,
+    state: DecodeState,
+    ids: jax.typing.ArrayLike,
+    lengths: jax.typing.ArrayLike | None = None,
+) -> DecodeState:
+    """The state after some more characters, which are given.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        weights: from `arrange`.
+        state: before them.
+        ids: [B, P] integer.
+        lengths: [B] integer, how many of a row's characters to read; by default all.
+    """
+    size = np.shape(ids)[1]
+    if isinstance(weights, PackedWeights):
+        # What is beyond a length costs nothing, and so no number of characters compiles anew.
+        room = ((0, 0), (0, capacity_for(size) - size))
+        ids = np.pad(ids, room) if isinstance(ids, np.ndarray) else jnp.pad(jnp.asarray(ids), room)
+        return _read_by_kernel(model, weights, state, ids, np.int32(size) if lengths is None else lengths)
+    if lengths is None:
+        return _read_at_once(model, params, state, ids)
+    return _read_step_by_step(weights, state, ids, lengths)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read_by_kernel(
+    model: CharLSTM, weights: PackedWeights, state: DecodeState, ids: Array, lengths: Array
+) -> DecodeState:
+    library, dtype = _kernel(weights)
+    batch, ids = len(state.keys), ids.astype(jnp.int32)
+    # A negative number is no request to draw, but a character that the vocabulary lacks.
+    given = jnp.where(_within(ids, lengths), jnp.where(ids < 0, model.vocab_size, ids), REST)
+    no_noise, any_choice = jnp.zeros((0, batch, model.vocab_size)), Choice(*map(jnp.zeros, [batch] * 4))
+    any_choice = any_choice._replace(top_k=jnp.zeros(batch, jnp.int32))
+    _, carry = take_steps(library, dtype, weights, state.carry, given, no_noise, any_choice)
+    return state._replace(carry=carry)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read_at_once(model: CharLSTM, params: Params, state: DecodeState, ids: Array) -> DecodeState:
+    if not ids.shape[1]:
+        return state
+    return state._replace(carry=model.apply({"params": params}, ids, state.carry)[1])
+
+
+@jax.jit
+def _read_step_by_step(weights: StepWeights, state: DecodeState, ids: Array, lengths: Array) -> DecodeState:
+    def one(steps: StepState, at: tuple[Array, Array]) -> tuple[StepState, None]:
+        ids_B, reads_B = at
+        after = step(weights, steps, first_layer(weights, steps, ids_B))
+        # The texts are the second axis of products, the first of all else.
+        carry = jax.tree.map(lambda new, old: jnp.where(reads_B[:, None], new, old), after.carry, steps.carry)
+        products = (
+            jnp.where(reads_B[None, :, None], new, old) for new, old in zip(after.products, steps.products, strict=True)
+        )
+        return StepState(carry, tuple(products)), None
+
+    steps, _ = jax.lax.scan(one, start(weights, state.carry), (ids.T, _within(ids, lengths).T))
+    return state._replace(carry=steps.carry)
+
+
+def _within(ids: Array, lengths: Array) -> Array:
+    """Which of the characters [B, P] stand before their row's length; one length may stand for all rows."""
+    lengths_B1 = jnp.broadcast_to(lengths, ids.shape[0])[:, None]
+    return jnp.arange(ids.shape[1])[None] < lengths_B1
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered", "interpret"))
+def decode(
+    model: CharLSTM,
+    weights: Weights,
+    state: DecodeState,
+    choice: Choice,
+    length: Array,
+    *,
+    capacity: int,
+    filtered: bool,
+    interpret: Any = None,
+) -> tuple[DecodeState, Array]:
+    """Draws `length` characters for each text.
+
+    Args:
+        model: the model.
+        weights: from `arrange`.
+        state: before them.
+        choice: the settings.
+        length: [] int32, at most `capacity`; another one does not compile anew. It is rounded up to whole blocks.
+        capacity: a multiple of BLOCK.
+        filtered: whether characters are ruled out.
+        interpret: where the model's implementation is "mosaic_gpu", a kernel for GPUs chooses the characters, unless
+            some are ruled out; this interprets it on any platform, for tests, see `mosaic_sample.choose`.
+
+    Returns:
+        The state after the whole blocks, and ids [B, capacity] int32, of which the first `length` are drawn.
+    """
+    blocks = -(-length // BLOCK)
+    if isinstance(weights, PackedWeights):
+        carry, ids = _write_by_kernel(weights, state, choice, blocks * BLOCK, capacity, model.vocab_size)
+    else:
+        carry, ids = _write_by_xla(model, weights, state, choice, blocks, capacity, filtered, interpret)
+    return DecodeState(carry, state.keys, state.position + blocks * BLOCK), ids
+
+
+def _write_by_kernel(
+    weights: PackedWeights, state: DecodeState, choice: Choice, length: Array, capacity: int, vocab_size: int
+) -> tuple[Carry, Array]:
+    library, dtype = _kernel(weights)
+    batch = len(state.keys)
+    size = min(_STEPS_PER_CALL, max(BLOCK, _NOISE_PER_CALL // (batch * vocab_size) // BLOCK * BLOCK), capacity)
+
+    def one(number: Array, before: tuple[Carry, Array]) -> tuple[Carry, Array]:
+        carry, ids = before
+        at = size * number + jnp.arange(size)
+        noise_TBV = draw_noise(state.keys, state.position + at, vocab_size)
+        given = jnp.broadcast_to(jnp.where(at < length, DRAW, REST)[None], (batch, size))
+        drawn, carry = take_steps(library, dtype, weights, carry, given, noise_TBV, choice)
+        return carry, jax.lax.dynamic_update_slice_in_dim(ids, drawn, size * number, 1)
+
+    calls = -(-capacity // size) if size else 0
+    ids = jnp.zeros((batch, calls * size), jnp.int32)
+    if not calls:
+        return state.carry, ids
+    carry, ids = jax.lax.fori_loop(0, -(-length // size), one, (state.carry, ids))
+    return carry, ids[:, :capacity]
+
+
+def _write_by_xla(
+    model: CharLSTM,
+    weights: StepWeights,
+    state: DecodeState,
+    choice: Choice,
+    blocks: Array,
+    capacity: int,
+    filtered: bool,
+    interpret: Any,
+) -> tuple[Carry, Array]:
+    carry, batch = state.carry, len(state.keys)
+    kernel = mosaic_sample.serves(model.implementation, interpret) and not filtered
+    if kernel:
+        weights, carry = mosaic_sample.pad_weights(weights), mosaic_sample.pad_carry(carry)
+
+    def draw(steps: StepState, noise_BV: Array) -> tuple[StepState, Array]:
+        choose_each = jax.vmap(functools.partial(choose, filtered=filtered))
+        ids_B = choose_each(noise_BV, logits(weights, steps), choice)
+        return step(weights, steps, first_layer(weights, steps, ids_B)), ids_B
+
+    def draw_in_kernel(noise_TBV: Array, steps: StepState, number: Array) -> tuple[StepState, Array]:
+        ids_B, first, operand = mosaic_sample.choose(weights, steps, noise_TBV, number, choice.temperature, interpret)
+        return step(weights, steps, first, operand), ids_B
+
+    # A GPU's host asks once per trip of a loop whether to go on; a processor has more to compile, and gains nothing.
+    unroll = BLOCK if target_platform() != "cpu" else 1
+
+    def block(number: Array, before: tuple[StepState, Array]) -> tuple[StepState, Array]:
+        steps, ids = before
+        positions = state.position + BLOCK * number + jnp.arange(BLOCK)
+        noise_TBV = draw_noise(state.keys, positions, model.vocab_size)
+        if kernel:
+            draw_one = functools.partial(draw_in_kernel, mosaic_sample.pad_noise(noise_TBV))
+            steps, ids_TB = jax.lax.scan(draw_one, steps, mosaic_sample.numbers(BLOCK), unroll=unroll)
+        else:
+            steps, ids_TB = jax.lax.scan(draw, steps, noise_TBV, unroll=unroll)
+        return steps, jax.lax.dynamic_update_index_in_dim(ids, ids_TB, number, 0)
+
+    steps = start(weights, carry, summands=mosaic_sample.summands(batch) if kernel else 1)
+    ids_NTB = jnp.zeros((capacity // BLOCK, BLOCK, batch), jnp.int32)
+    if capacity:
+        steps, ids_NTB = jax.lax.fori_loop(0, blocks, block, (steps, ids_NTB))
+    carry = mosaic_sample.cut_carry(steps.carry, model.hidden_dim) if kernel else steps.carry
+    return carry, ids_NTB.reshape(capacity, batch).T
+
+
+def _kernel(weights: PackedWeights) -> tuple[Library, str]:
+    """The compiled form that weights were packed for, and their format."""
+    dtype = weights.kernels.dtype.name
+    library = library_for_steps(dtype)
+    assert library is not None  # it packed them
+    return library, dtype
