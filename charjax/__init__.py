@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from charjax.beam import beam_search
     from charjax.checkpoint import load_model, restore_checkpoint, save_checkpoint
     from charjax.config import ModelConfig, SampleConfig, TrainConfig
-    from charjax.corpus import Corpus
+    from charjax.corpus import Corpus, read_pieces
     from charjax.correlations import unit_correlations
     from charjax.evaluate import evaluate, make_eval_step
     from charjax.fit import fit
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from charjax.neurons import activations, unit_activations
     from charjax.ops.lstm.flax_scan import LSTMCell
     from charjax.optimizer import make_optimizer
+    from charjax.score import ScoredPiece, score, score_pieces
     from charjax.sharding import make_mesh, put_streams
     from charjax.streams import make_streams
     from charjax.train import make_train_step
@@ -38,6 +39,7 @@ _MODULE_OF = {
     "LSTMWeights": "types",
     "ModelConfig": "config",
     "SampleConfig": "config",
+    "ScoredPiece": "score",
     "TrainConfig": "config",
     "TrainState": "train_state",
     "Vocab": "vocab",
@@ -57,8 +59,11 @@ _MODULE_OF = {
     "make_streams": "streams",
     "make_train_step": "train",
     "put_streams": "sharding",
+    "read_pieces": "corpus",
     "restore_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
+    "score": "score",
+    "score_pieces": "score",
     "unit_activations": "neurons",
     "unit_correlations": "correlations",
 }

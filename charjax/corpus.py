@@ -104,6 +104,61 @@ def read_ids(path: str | Path, vocab: str | Vocab = "auto") -> tuple[np.ndarray,
     return _encode_stream(lambda: Path(path).open("rb"), str(path), vocab)
 
 
+@dataclasses.dataclass(frozen=True)
+class TextPieces:
+    """A text file as ids, a piece at a time; each iteration reads it from its beginning.
+
+    Attributes:
+        path: the file.
+        vocab: its characters.
+        size: number of ids.
+        sha256: hex digest of the file.
+    """
+
+    path: Path
+    vocab: Vocab
+    size: int
+    sha256: str
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yields ids [n], n > 0.
+
+        Raises:
+            UserError: the file has changed since it was first read.
+        """
+        left, changed = self.size, UserError(f"{self.path} changed while it was read; give a copy of it")
+        try:
+            for ids in self._bytes() if self.vocab.kind == "bytes" else self._characters():
+                left -= len(ids)
+                if left < 0 or np.any(ids < 0):
+                    raise changed
+                if len(ids):
+                    yield ids.astype(self.vocab.dtype)
+        except UnicodeDecodeError:
+            raise changed from None
+        if left:
+            raise changed
+
+    def _bytes(self) -> Iterator[np.ndarray]:
+        with self.path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                yield np.frombuffer(piece, np.uint8)
+
+    def _characters(self) -> Iterator[np.ndarray]:
+        table = np.full(_UNICODE_SIZE, -1, np.int32)
+        table[self.vocab.codes()] = np.arange(self.vocab.size, dtype=np.int32)
+        for points in _code_points(lambda: self.path.open("rb")):
+            yield table[points]
+
+
+def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:
+    """Reads a text file of any size without holding it in memory; errors as `read_ids`, before the first piece."""
+    check_is_file(path)
+    path = Path(path)
+    survey, chosen = _survey_for(lambda: path.open("rb"), str(path), vocab)
+    return TextPieces(path, chosen, survey.size if chosen.kind == "bytes" else survey.characters, survey.sha256)
+
+
 def check_is_file(path: str | Path) -> None:
     """Checks that there is a file to read.
 
@@ -141,25 +196,11 @@ class _Survey:
 
 
 def _encode_stream(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab) -> tuple[np.ndarray, Vocab, str]:
-    survey = _survey(open_text)
-    if not survey.size:
-        raise UserError(f"{name} is empty; give a text of some length")
-    chosen = _choose(survey, name, vocab)
+    survey, chosen = _survey_for(open_text, name, vocab)
     if chosen.kind == "bytes":
         with open_text() as file:
             return _read_bytes(file, survey.size), chosen, survey.sha256
-    if survey.not_utf8 is not None:
-        raise UserError(
-            f"{name} is not UTF-8: byte 0x{_byte_at(open_text, survey.not_utf8):02x} at offset {survey.not_utf8}; "
-            "use --vocab bytes, or convert the file"
-        )
-    if not survey.characters:
-        raise UserError(f"{name} is empty but for a byte order mark; give a text of some length")
     codes = chosen.codes()
-    missing = np.flatnonzero(survey.seen)
-    missing = missing[~np.isin(missing, codes)]
-    if missing.size:
-        raise _missing_error(open_text, name, chosen, "".join(map(chr, missing)))
     ids = np.empty(survey.characters, chosen.dtype)
     table = np.zeros(int(codes[-1]) + 1, chosen.dtype)
     table[codes] = np.arange(chosen.size, dtype=chosen.dtype)
@@ -168,6 +209,28 @@ def _encode_stream(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vo
         ids[position : position + len(points)] = table[points]
         position += len(points)
     return ids, chosen, survey.sha256
+
+
+def _survey_for(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab) -> tuple[_Survey, Vocab]:
+    """Reads a text for the first time, chooses its vocabulary and checks that it has all the text's characters."""
+    survey = _survey(open_text)
+    if not survey.size:
+        raise UserError(f"{name} is empty; give a text of some length")
+    chosen = _choose(survey, name, vocab)
+    if chosen.kind == "bytes":
+        return survey, chosen
+    if survey.not_utf8 is not None:
+        raise UserError(
+            f"{name} is not UTF-8: byte 0x{_byte_at(open_text, survey.not_utf8):02x} at offset {survey.not_utf8}; "
+            "use --vocab bytes, or convert the file"
+        )
+    if not survey.characters:
+        raise UserError(f"{name} is empty but for a byte order mark; give a text of some length")
+    missing = np.flatnonzero(survey.seen)
+    missing = missing[~np.isin(missing, chosen.codes())]
+    if missing.size:
+        raise _missing_error(open_text, name, chosen, "".join(map(chr, missing)))
+    return survey, chosen
 
 
 def _read_bytes(file: BinaryIO, size: int) -> np.ndarray:

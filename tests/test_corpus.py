@@ -277,3 +277,52 @@ def test_half_a_character_is_named():
         Corpus.from_text("ab\ud800cdefg")
     with pytest.raises(UserError, match=r"U\+D800 at 0"):
         Vocab.bytes().encode("\ud800")
+
+
+@given(st.text(st.sampled_from("ab\né😀"), min_size=1), READS, st.sampled_from(["chars", "bytes"]))
+def test_pieces_are_what_is_read_whole(tmp_path_factory, text, size, vocab):
+    path = tmp_path_factory.getbasetemp() / "pieces.txt"
+    path.write_text(text, encoding="utf-8")
+    ids, chosen, sha256 = read_ids(path, vocab)
+    pieces = with_reads_of(size, lambda: corpus_module.read_pieces(path, vocab))
+    for _ in range(2):
+        parts = with_reads_of(size, lambda: list(pieces))
+        assert all(0 < len(part) <= size + 3 and part.dtype == chosen.dtype for part in parts)
+        np.testing.assert_array_equal(np.concatenate(parts), ids)
+    assert (pieces.size, pieces.vocab, pieces.sha256) == (len(ids), chosen, sha256)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"plain\nso caf\xc3\xa9", b"abc\xff"])
+def test_pieces_are_refused_as_the_whole_is_before_the_first_is_asked_for(path, content):
+    path.write_bytes(content)
+    with pytest.raises(UserError) as whole:
+        read_ids(path, Vocab.ascii())
+    with pytest.raises(UserError) as pieces:
+        corpus_module.read_pieces(path, Vocab.ascii())
+    assert str(pieces.value) == str(whole.value)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        corpus_module.read_pieces(path.parent / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("vocab", "content"),
+    [("chars", b"abcd"), ("chars", b"abx"), ("chars", b"ab"), ("chars", b"a\xff\xff"), ("bytes", b"abcd"),
+     ("bytes", b"ab")],
+)  # fmt: skip
+def test_a_text_that_changes_between_two_readings_is_noticed(path, vocab, content):
+    path.write_text("abc")
+    pieces = corpus_module.read_pieces(path, vocab)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(pieces)
+
+
+def test_reading_in_pieces_takes_the_memory_of_a_piece(path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "READ_BYTES", 1 << 14)
+    path.write_bytes("Grüße, ".encode() * 500_000)
+    list(pieces := corpus_module.read_pieces(path))
+    tracemalloc.start()
+    assert sum(map(len, pieces)) == 3_500_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * corpus_module._UNICODE_SIZE * 4
