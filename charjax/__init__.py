@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from charjax.config import ModelConfig, SampleConfig, TrainConfig
     from charjax.corpus import Corpus, read_pieces
     from charjax.correlations import unit_correlations
+    from charjax.dynamic import DynamicPiece, DynamicScore, dynamic_score, dynamic_score_pieces
     from charjax.evaluate import evaluate, make_eval_step
     from charjax.fit import fit
     from charjax.generate import generate, generate_text
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "CharLSTM": "model",
     "Corpus": "corpus",
+    "DynamicPiece": "dynamic",
+    "DynamicScore": "dynamic",
     "LSTMCarry": "types",
     "LSTMCell": "ops.lstm.flax_scan",
     "LSTMWeights": "types",
@@ -45,6 +48,8 @@ _MODULE_OF = {
     "Vocab": "vocab",
     "activations": "neurons",
     "beam_search": "beam",
+    "dynamic_score": "dynamic",
+    "dynamic_score_pieces": "dynamic",
     "evaluate": "evaluate",
     "fit": "fit",
     "generate": "generate",

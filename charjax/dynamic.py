@@ -6,7 +6,8 @@ not seen it, and the scores say as honestly as static ones how well the text was
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ import numpy as np
 from charjax.errors import UserError
 from charjax.losses import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
-from charjax.types import Array
-
-Params = Any  # flax's nested dict of arrays
+from charjax.score import ScoredPiece, score_pieces
+from charjax.segments import SegmentBlock, segment_blocks
+from charjax.types import Array, Params
 
 # What helped most, or nearly, with a model of 256 units trained on Shakespeare's plays, on parts that it had not seen.
 SEQ_LEN = 20
@@ -25,8 +26,14 @@ LEARNING_RATE = 6e-4
 DECAY = 3e-3
 # Of the mean gradient; what is seen least is not thrown about.
 EPSILON = 0.01
-# Characters per call, which bound the memory.
+# Characters per call, which bound the memory, and the longest segment.
 CHUNK = 4000
+# What is read of a training text to measure gradients on, and in how many stretches, spread over it.
+MEASURED, STRETCHES = 20_000, 20
+# Mean gradients below this come of a text that is foreseen with certainty, and move nothing.
+_LEAST_GRADIENT = 1e-8
+# From so many segments on, the mean of squared gradients slowly forgets: float32 would not notice what comes.
+_MOST_SEGMENTS = 1e6
 
 
 class DynamicScore(NamedTuple):
@@ -34,8 +41,8 @@ class DynamicScore(NamedTuple):
 
     Attributes:
         nats: [N - 1] float32, -log p(character | all before it) of every character but the first.
-        static_nats: [N - 1] float32, the same with the weights as they were.
-        params: the weights after the text.
+        static_nats: [N - 1] float32, the same with the weights as they were; see `charjax.score`.
+        params: the weights after the text, which `generate` goes on from in the text's manner.
     """
 
     nats: np.ndarray
@@ -53,7 +60,19 @@ class DynamicScore(NamedTuple):
         return float(np.mean(self.static_nats, dtype=np.float64))
 
 
-class Rates(NamedTuple):
+class DynamicPiece(NamedTuple):
+    """Some consecutive characters of a text, scored twice; `ids` and `begins` are the same in both.
+
+    Attributes:
+        dynamic: what the weights made of them that had learned from all segments before.
+        static: what the weights made of them as they were.
+    """
+
+    dynamic: ScoredPiece
+    static: ScoredPiece
+
+
+class _Rates(NamedTuple):
     """How the weights move; arrays, so that another value does not compile anew.
 
     Attributes:
@@ -62,27 +81,39 @@ class Rates(NamedTuple):
         measure: [] float32, 1 to measure gradients as they come, 0 to leave the measure as it is.
     """
 
-    learning_rate: Array
-    decay: Array
-    measure: Array
+    learning_rate: np.float32
+    decay: np.float32
+    measure: np.float32
 
 
-class Adaptation(NamedTuple):
+class _Adaptation(NamedTuple):
     """Where the reading of a text stands.
 
     Attributes:
         params: the weights now.
         carry: the recurrent state that they left.
-        static_carry: the recurrent state that the weights leave as they were.
-        squares: sums of squared gradients, in the shape of the weights.
-        segments: [] float32, how many were summed.
+        squares: mean of squared gradients, in the shape of the weights.
+        segments: [] float32, of how many segments.
     """
 
     params: Params
     carry: Carry
-    static_carry: Carry
     squares: Params
     segments: Array
+
+
+class _Scores(NamedTuple):
+    """What was made of a block: of each window's first character as a document's first, then of its labels.
+
+    Attributes:
+        nats: [S, T + 1] float32.
+        top_ids: [S, T + 1, K] int32.
+        top_probs: [S, T + 1, K] float32.
+    """
+
+    nats: Array
+    top_ids: Array
+    top_probs: Array
 
 
 def dynamic_score(
@@ -98,8 +129,8 @@ def dynamic_score(
     """Scores a text by weights that learn from each of its segments after it was scored.
 
     The rule is that of Krause et al. 2018, "Dynamic Evaluation of Neural Sequence Models", with their RMS
-    normalisation and decay: with g the gradient of a segment's mean loss, r the root mean square of such gradients and
-    m the mean of r over all weights,
+    normalisation and decay: with g the gradient of a segment's nats over seq_len, r the root mean square of such
+    gradients and m the mean of r over all weights,
 
         w += -learning_rate g / (r + 0.01 m) + min(decay r / m, 1) (w_at_first - w).
 
@@ -110,11 +141,11 @@ def dynamic_score(
     Args:
         model: the model; nothing is dropped.
         params: its parameters, which stay as they are.
-        ids: [N] integer, N >= 2; read in pieces, so that device memory does not grow with N.
-        train_ids: [M] integer, M >= 2, a text to measure r on beforehand, best some 20,000 characters of what the model
-            was trained on. By default r is measured on the text itself as far as it was read, which helps a little
-            less, at first above all.
-        seq_len: characters per segment. Shorter ones adapt sooner and take longer.
+        ids: [N] integer in [0, V), N >= 2.
+        train_ids: [M] integer in [0, V), M >= 2, what the model was trained on, to measure r on beforehand as the paper
+            does; 20,000 characters of it are read, in stretches spread over it. By default r is measured on the text
+            itself as far as it was read, which helps a little less, at first above all.
+        seq_len: characters per segment, at most 4000. Shorter ones adapt sooner and take longer.
         learning_rate: 0 gives static scores.
         decay: 0 never draws back; 1 or more forgets at once.
 
@@ -122,99 +153,239 @@ def dynamic_score(
         The scores, those of the weights as they were beside them, and the weights after the text.
 
     Raises:
-        UserError: fewer than two characters, or a number out of range.
+        UserError: fewer than two characters, a number out of range, or scores that are not finite.
+        ValueError: ids that are not [N] integers in [0, V).
     """
-    _check(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
-    params = jax.tree.map(jnp.asarray, params)
-    squares, segments = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
-    measure = Rates(jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
-    rates = Rates(jnp.float32(learning_rate), jnp.float32(decay), jnp.ones(()))
-    if train_ids is not None:
-        # The same program, whose weights stand still.
-        after, _ = _read(model, params, train_ids, squares, segments, measure, seq_len)
-        squares, segments, rates = after.squares, after.segments, rates._replace(measure=jnp.zeros(()))
-    after, nats = _read(model, params, ids, squares, segments, rates, seq_len)
-    return DynamicScore(nats[0], nats[1], after.params)
+    piece = _check_ids(model, ids)
+    state, rates = _start(model, params, train_ids, seq_len=seq_len, learning_rate=learning_rate, decay=decay)
+    found = list(_adapt(model, params, state, rates, [piece], separator=None, top=0, seq_len=seq_len))
+    after = found[-1][0].params
+    if not _are_finite(after):
+        raise _astray(rates, len(piece))
+    nats, static_nats = (
+        np.concatenate([getattr(scores, kind).nats for _, scores in found])[1:] for kind in DynamicPiece._fields
+    )
+    return DynamicScore(nats, static_nats, after)
 
 
-def _check(*, seq_len: int, learning_rate: float, decay: float) -> None:
-    if not isinstance(seq_len, int) or isinstance(seq_len, bool) or seq_len < 1:
-        raise UserError(f"seq_len must be a whole number of at least 1, not {seq_len!r}")
+def dynamic_score_pieces(
+    model: CharLSTM,
+    params: Params,
+    pieces: Iterable[np.ndarray],
+    *,
+    separator: np.ndarray | None = None,
+    top: int = 0,
+    train_ids: np.ndarray | None = None,
+    seq_len: int = SEQ_LEN,
+    learning_rate: float = LEARNING_RATE,
+    decay: float = DECAY,
+) -> Iterator[DynamicPiece]:
+    """Scores a text that comes in pieces, as `dynamic_score` does, in memory that does not grow with it.
+
+    A document is read from an empty recurrent state, but by the weights that the documents before it left. A segment
+    ends with its document; as much as it is shorter, the weights move less. The first character of a document is
+    scored, and nothing is learned from it, as in training.
+
+    Args:
+        model: the model; nothing is dropped.
+        params: its parameters, which stay as they are.
+        pieces: [n] integer in [0, V) each, of any lengths, which do not matter to the result.
+        separator: ids that end a document; see `charjax.score_pieces`.
+        top: K, how many of the likeliest characters to tell; at most V are told.
+        train_ids: see `dynamic_score`.
+        seq_len: see `dynamic_score`.
+        learning_rate: see `dynamic_score`.
+        decay: see `dynamic_score`.
+
+    Yields:
+        The text in order, every character once.
+
+    Raises:
+        UserError: an empty separator, a number out of range, or scores that are not finite.
+        ValueError: ids out of range.
+    """
+    state, rates = _start(model, params, train_ids, seq_len=seq_len, learning_rate=learning_rate, decay=decay)
+    for _, piece in _adapt(model, params, state, rates, pieces, separator=separator, top=top, seq_len=seq_len):
+        yield piece
+
+
+def _check_ids(model: CharLSTM, ids: np.ndarray, name: str = "ids") -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{name} must be [N] integers, not {ids.shape} {ids.dtype}")
+    if len(ids) < 2:
+        raise UserError(f"{name} hold {len(ids)} characters, which leaves nothing to predict; give at least 2")
+    if ids.min() < 0 or ids.max() >= model.vocab_size:
+        raise ValueError(f"{name} must lie in [0, {model.vocab_size}), not in [{ids.min()}, {ids.max()}]")
+    return ids
+
+
+def _start(
+    model: CharLSTM,
+    params: Params,
+    train_ids: np.ndarray | None,
+    *,
+    seq_len: int,
+    learning_rate: float,
+    decay: float,
+) -> tuple[_Adaptation, _Rates]:
+    """Checks the options and measures gradients on a training text: -> (the state before a text, how weights move)."""
+    if not isinstance(seq_len, int) or isinstance(seq_len, bool) or not 1 <= seq_len <= CHUNK:
+        raise UserError(f"seq_len must be a whole number from 1 to {CHUNK}, not {seq_len!r}")
     for name, value in (("learning_rate", learning_rate), ("decay", decay)):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and 0 <= value <= 1e9):
+        if not (number and 0 <= value <= np.finfo(np.float32).max):
             raise UserError(f"{name} must be at least 0 and finite, not {value!r}")
-
-
-def _read(
-    model: CharLSTM, params: Params, ids: np.ndarray, squares: Params, segments: Array, rates: Rates, seq_len: int
-) -> tuple[Adaptation, np.ndarray]:
-    """Reads a text piece by piece: -> (the state after it, nats [2, N - 1], dynamic and static)."""
-    labels = len(ids) - 1
-    if labels < 1:
-        raise UserError(f"a text of {len(ids)} characters has nothing to predict; give at least 2")
-    seq_len = min(seq_len, labels)
-    size = max(1, CHUNK // seq_len) * seq_len
+    rates = _Rates(np.float32(learning_rate), np.float32(decay), np.float32(train_ids is None))
     # Each call takes the state's memory over: the caller's weights are not to be lost with it.
-    state = Adaptation(
-        jax.tree.map(jnp.copy, params), init_carry(model, 1), init_carry(model, 1), squares, jnp.copy(segments)
+    weights = jax.tree.map(functools.partial(jnp.array, dtype=jnp.float32), params)
+    squares = jax.tree.map(jnp.zeros_like, weights)
+    state = _Adaptation(weights, init_carry(model, 1), squares, jnp.zeros(()))
+    if train_ids is not None:
+        stretches = _stretches(_check_ids(model, train_ids, "train_ids"))
+        # The same program, whose weights stand still.
+        still = _Rates(np.float32(0), np.float32(0), np.float32(1))
+        for block in segment_blocks(stretches, seq_len=seq_len, size=CHUNK // seq_len):
+            state, _ = _read_block(model, params, state, block, still)
+        if not _are_finite(state.squares):
+            raise UserError("the model's gradients on its training text are not numbers; train it anew")
+    return state, rates
+
+
+def _stretches(ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Parts of a text to measure on, each a document: (ids [n], which begin a document [n])."""
+    length = MEASURED // STRETCHES
+    parts = (
+        [ids]
+        if len(ids) <= MEASURED
+        else [ids[begin : begin + length] for begin in np.linspace(0, len(ids) - length, STRETCHES).astype(int)]
     )
-    nats = np.empty((2, labels), np.float32)
-    for begin in range(0, labels, size):
-        piece = np.asarray(ids[begin : begin + size + 1])
-        count = len(piece) - 1
-        padded = np.pad(piece, (0, size - count))
-        state, piece_nats = _read_piece(model, params, state, padded, np.int32(count), rates, seq_len=seq_len)
-        nats[:, begin : begin + count] = np.asarray(piece_nats)[:, :count]
-    return state, nats
+    for part in parts:
+        yield part, np.arange(len(part)) == 0
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="seq_len", donate_argnames="state")
-def _read_piece(
-    model: CharLSTM, params: Params, state: Adaptation, ids: Array, count: Array, rates: Rates, *, seq_len: int
-) -> tuple[Adaptation, Array]:
-    """Reads ids [S + 1], of whose S labels the first `count` are text: -> (the state after them, nats [2, S])."""
-    logits, static_carry = model.apply({"params": params}, ids[None, :-1], state.static_carry)
-    static_nats = cross_entropy(logits[0], ids[1:])
+def _are_finite(weights: Params) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(weights))
 
-    def one(segment: Array, loop: tuple[Adaptation, Array]) -> tuple[Adaptation, Array]:
-        state, nats = loop
-        position = segment * seq_len
-        window = jax.lax.dynamic_slice_in_dim(ids, position, seq_len + 1)
-        counts = position + jnp.arange(seq_len) < count
-        state, segment_nats = _read_segment(model, params, state, window, counts, rates)
-        return state, jax.lax.dynamic_update_slice_in_dim(nats, segment_nats, position, 0)
 
-    segments = -(-count // seq_len)
-    state, nats = jax.lax.fori_loop(0, segments, one, (state, jnp.zeros_like(static_nats)))
-    return state._replace(static_carry=static_carry), jnp.stack([nats, static_nats])
+def _astray(rates: _Rates, characters: int) -> UserError:
+    return UserError(
+        f"the weights went astray within {characters:,} characters, and their scores are not finite: choose a "
+        f"learning rate below {float(rates.learning_rate):g}"
+    )
+
+
+def _adapt(
+    model: CharLSTM,
+    params: Params,
+    state: _Adaptation,
+    rates: _Rates,
+    pieces: Iterable[np.ndarray],
+    *,
+    separator: np.ndarray | None,
+    top: int,
+    seq_len: int,
+) -> Iterator[tuple[_Adaptation, DynamicPiece]]:
+    """Reads a text: yields (the state, whose memory the next step takes over, characters and their scores)."""
+    waiting: list[ScoredPiece] = []
+
+    def text() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for piece in score_pieces(model, params, pieces, separator=separator, top=top):
+            if not np.isfinite(piece.nats).all():
+                raise UserError("the model's predictions are not numbers; train it anew")
+            waiting.append(piece)
+            yield piece.ids, piece.begins
+
+    read = 0
+    for block in segment_blocks(text(), seq_len=seq_len, size=CHUNK // seq_len):
+        state, scores = _read_block(model, params, state, block, rates, top=min(top, model.vocab_size))
+        nats, top_ids, top_probs = (np.asarray(values)[block.rows, block.columns] for values in scores)
+        read += len(nats)
+        if not np.isfinite(nats).all():
+            raise _astray(rates, read)
+        static = ScoredPiece(*(np.concatenate(values) for values in zip(*waiting, strict=True)))
+        waiting[:] = [ScoredPiece(*(values[len(nats) :] for values in static))]
+        static = ScoredPiece(*(values[: len(nats)] for values in static))
+        yield state, DynamicPiece(ScoredPiece(static.ids, nats, static.begins, top_ids, top_probs), static)
+
+
+def _read_block(
+    model: CharLSTM, params: Params, state: _Adaptation, block: SegmentBlock, rates: _Rates, *, top: int = 0
+) -> tuple[_Adaptation, _Scores]:
+    return _read_segments(
+        model, params, state, block.windows, block.counts, block.fresh, np.int32(block.number), rates, top=top
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="top", donate_argnames="state")
+def _read_segments(
+    model: CharLSTM,
+    params: Params,
+    state: _Adaptation,
+    windows: Array,
+    counts: Array,
+    fresh: Array,
+    number: Array,
+    rates: _Rates,
+    *,
+    top: int,
+) -> tuple[_Adaptation, _Scores]:
+    """Reads the first `number` of the segments: -> (the state after them, scores); see `SegmentBlock`."""
+
+    def one(row: Array, loop: tuple[_Adaptation, _Scores]) -> tuple[_Adaptation, _Scores]:
+        state, scores = loop
+        state, found = _read_segment(model, params, state, windows[row], counts[row], fresh[row], rates, top)
+        return state, jax.tree.map(lambda values, value: values.at[row].set(value), scores, found)
+
+    empty = _Scores(
+        jnp.zeros(windows.shape),
+        jnp.zeros((*windows.shape, top), jnp.int32),
+        jnp.zeros((*windows.shape, top)),
+    )
+    return jax.lax.fori_loop(0, number, one, (state, empty))
 
 
 def _read_segment(
-    model: CharLSTM, params: Params, state: Adaptation, ids: Array, counts: Array, rates: Rates
-) -> tuple[Adaptation, Array]:
-    """Scores ids [T + 1], then learns from those labels that count [T]: -> (the state after them, nats [T])."""
+    model: CharLSTM,
+    first: Params,
+    state: _Adaptation,
+    ids: Array,
+    count: Array,
+    fresh: Array,
+    rates: _Rates,
+    top: int,
+) -> tuple[_Adaptation, _Scores]:
+    """Scores a window [T + 1], then learns from the first `count` of its labels."""
+    seq_len = len(ids) - 1
+    before = jax.tree.map(lambda values: jnp.where(fresh, jnp.zeros_like(values), values), state.carry)
 
     def loss(params: Params) -> tuple[Array, tuple[Array, Carry]]:
-        logits, carry = model.apply({"params": params}, ids[None, :-1], state.carry)
+        logits, carry = model.apply({"params": params}, ids[None, :-1], before)
         nats = cross_entropy(logits[0], ids[1:])
-        return jnp.mean(nats * counts), (nats, carry)
+        return jnp.sum(jnp.where(jnp.arange(seq_len) < count, nats, 0.0)) / seq_len, (logits[0], carry)
 
-    grads, (nats, carry) = jax.grad(loss, has_aux=True)(state.params)
-    squares = jax.tree.map(lambda sums, grad: sums + rates.measure * grad**2, state.squares, grads)
-    segments = state.segments + rates.measure
-    moved = _step(params, state.params, grads, jax.tree.map(lambda sums: jnp.sqrt(sums / segments), squares), rates)
-    return state._replace(params=moved, carry=carry, squares=squares, segments=segments), nats
+    grads, (logits, carry) = jax.grad(loss, has_aux=True)(state.params)
+    # Of a document's first character the model says what it says of an empty state.
+    logits = jnp.concatenate([state.params["head"]["bias"][None], logits])
+    ranked, top_ids = jax.lax.top_k(jax.nn.log_softmax(logits), top)
+    scores = _Scores(cross_entropy(logits, ids), top_ids, jnp.exp(ranked))
+
+    measure = rates.measure * (count > 0)
+    segments = jnp.minimum(state.segments + measure, _MOST_SEGMENTS)
+    weight = measure / jnp.maximum(segments, 1.0)
+    squares = jax.tree.map(lambda mean, grad: mean + weight * (grad**2 - mean), state.squares, grads)
+    moved = _step(first, state.params, grads, jax.tree.map(jnp.sqrt, squares), rates, count / seq_len)
+    return _Adaptation(moved, carry, squares, segments), scores
 
 
-def _step(first: Params, params: Params, grads: Params, rms: Params, rates: Rates) -> Params:
-    """The rule that `dynamic_score` gives."""
+def _step(first: Params, params: Params, grads: Params, rms: Params, rates: _Rates, share: Array) -> Params:
+    """The rule that `dynamic_score` gives, for a segment of a share of T labels."""
     leaves = jax.tree.leaves(rms)
-    # Where the text says nothing at all, nothing moves.
-    mean = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves) + jnp.finfo(jnp.float32).tiny
+    mean = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    mean = jnp.maximum(mean, _LEAST_GRADIENT)
 
-    def move(at_first: Array, now: Array, grad: Array, rms: Array) -> Array:
-        drawn_back = jnp.minimum(rates.decay * rms / mean, 1.0) * (at_first - now)
+    def move(first: Array, now: Array, grad: Array, rms: Array) -> Array:
+        drawn_back = jnp.minimum(share * rates.decay * rms / mean, 1.0) * (first - now)
         return now - rates.learning_rate * grad / (rms + EPSILON * mean) + drawn_back
 
     return jax.tree.map(move, first, params, grads, rms)

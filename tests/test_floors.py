@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "types", "signals", "seal", "memory", "cores", "moments"},
     {"config"},
     {"ops", "losses", "optimizer", "sharding", "streams", "vocab", "capacity", "choice"},
-    {"model", "corpus", "run_info", "features", "documents"},
+    {"model", "corpus", "run_info", "features", "documents", "segments"},
     {"decode"},
     {"train_state", "generate", "score", "neurons", "beam", "interop", "report", "leftovers"},
     {"train", "evaluate", "stream", "correlations", "dynamic", "checkpoint"},
