@@ -85,6 +85,56 @@ class EvalCommand:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreCommand:
+    """Shows how surprising each character of a text is to the best model of a run.
+
+    Prints the loss and the most surprising places, and paints the text by surprise, in the terminal or on a page. The
+    text may be far larger than memory.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+
+    text: tyro.conf.Positional[Path]
+    """Text file."""
+
+    html: Path | None = None
+    """File to write a page to, with the text painted by surprise, and what was expected told on pointing at it."""
+
+    html_chars: int = 100_000
+    """Characters to paint on the page at most; browsers take long to show millions."""
+
+    paint: int = 0
+    """Characters to paint in the terminal; where there are no colours, marks under the lines stand for them."""
+
+    start_line: int = 1
+    """Line to begin painting at."""
+
+    worst: int = 10
+    """Most surprising places to show, at most one of any 60 characters of a line."""
+
+    top: int = 5
+    """Characters to name at a place, and on the page at each, that the model held likely in place of what is there."""
+
+    separator: str | None = None
+    """String that ends a document; the next is read as if it were a text by itself. In most shells, $'\\n\\n' is an
+    empty line."""
+
+    streams: int | None = None
+    """Parts of the text to read side by side, each from 256 characters before it to know where it stands: faster,
+    but what the model remembers longer than that is lost. 1 reads the text in one pass, exactly. By default 1 up to
+    200,000 characters, above that 64."""
+
+    def __post_init__(self) -> None:
+        least = {"html_chars": 1, "paint": 0, "start_line": 1, "worst": 0, "top": 0, "streams": 1}
+        _check_at_least(self, least)
+        if self.streams is not None and self.streams > 4096:
+            raise UserError(f"streams must be at most 4096, not {self.streams}")
+        if self.separator == "":
+            raise UserError("separator must be at least one character, not empty")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoCommand:
     """Shows what a run is made of and how far it has come."""
 
@@ -128,17 +178,22 @@ class NeuronsCommand:
     """File to write a page to, with the text painted by the best unit of each feature."""
 
     def __post_init__(self) -> None:
-        for name, least in (("top", 1), ("chars", 0), ("start", 0), ("read", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} must be a whole number of at least {least}, not {value}")
+        _check_at_least(self, {"top": 1, "chars": 0, "start": 0, "read": 2})
 
 
-Command = TrainCommand | SampleCommand | EvalCommand | InfoCommand | NeuronsCommand
+def _check_at_least(command: object, least: dict[str, int]) -> None:
+    for name, number in least.items():
+        value = getattr(command, name)
+        if value is not None and value < number:
+            raise UserError(f"{name} must be a whole number of at least {number}, not {value}")
+
+
+Command = TrainCommand | SampleCommand | EvalCommand | ScoreCommand | InfoCommand | NeuronsCommand
 COMMANDS = {
     "train": TrainCommand,
     "sample": SampleCommand,
     "eval": EvalCommand,
+    "score": ScoreCommand,
     "info": InfoCommand,
     "neurons": NeuronsCommand,
 }

@@ -10,6 +10,7 @@ from charjax.arguments import (
     InfoCommand,
     NeuronsCommand,
     SampleCommand,
+    ScoreCommand,
     TrainCommand,
     parse,
 )
@@ -23,6 +24,7 @@ _FUNCTION_OF: dict[type, str] = {
     TrainCommand: "train:train",
     SampleCommand: "sample:sample",
     EvalCommand: "evaluate:evaluate_text",
+    ScoreCommand: "score:score_text",
     InfoCommand: "info:show_info",
     NeuronsCommand: "neurons:show_neurons",
 }

@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from charjax.arguments import NeuronsCommand
 from charjax.checkpoint import load_params
-from charjax.commands.write import write
+from charjax.commands.write import write, write_painted
 from charjax.corpus import read_ids
 from charjax.correlations import Correlations, unit_correlations
 from charjax.errors import UserError
@@ -22,7 +21,6 @@ from charjax.report.names import name_character
 from charjax.report.page import PageWriter, Painted
 from charjax.report.pieces import pieces
 from charjax.report.scale import Scale
-from charjax.report.trace import marks_for, trace
 from charjax.vocab import Vocab
 
 SCALE = Scale("tanh(c)", -1.0, 1.0, 21)
@@ -185,13 +183,8 @@ def _begin(command: NeuronsCommand, found: Correlations, feature: int | None, id
 def _show(painting: Painting, vocab: Vocab) -> None:
     """Paints a text in the terminal, or writes marks under its lines where there are no colours."""
     write(f"\nunit {painting.unit}: {painting.why}; from character {painting.begin:,} on\n")
-    encoding = (sys.stdout.encoding if sys.stdout.isatty() else None) or "utf-8"
-    marks = marks_for(encoding)
-    write(f"tanh(c) under each character: {marks[0]} is -1, {marks[-1]} is +1, of {marks}\n\n")
     characters = ((character, painting.values[place]) for character, place in pieces(vocab, painting.ids))
-    width = shutil.get_terminal_size().columns
-    for line in trace(characters, SCALE, width=width, encoding=encoding):
-        write(line + "\n")
+    write_painted(characters, SCALE)
 
 
 def _write_page(

@@ -1,14 +1,62 @@
 """Text of a model on standard output."""
 
+import shutil
 import sys
+from collections.abc import Iterable
 
+from rich.console import Console
+from rich.text import Text
+
+from charjax.report.paint import has_colours, legend, paint
 from charjax.report.printable import printable
+from charjax.report.scale import Scale
+from charjax.report.trace import marks_for, trace
 
 
 def write(text: str) -> None:
     """Writes model text at once: made harmless for a terminal, unchanged for a file or a pipe."""
+    _write(printable(text, sys.stdout.encoding) if sys.stdout.isatty() else text)
+
+
+def write_painted(characters: Iterable[tuple[str, float]], scale: Scale) -> None:
+    """Writes a text in colours, or with marks under its lines where there are none, and before it what they mean.
+
+    Args:
+        characters: characters and their numbers, taken as they are shown.
+        scale: the colours.
+    """
+    console = stdout_console()
+    encoding = (sys.stdout.encoding if sys.stdout.isatty() else None) or "utf-8"
+    width = shutil.get_terminal_size().columns
+    if has_colours(console):
+        _write_text(console, legend(scale))
+        write("\n")
+        for line in paint(characters, scale, width=width, encoding=encoding):
+            _write_text(console, line)
+        return
+    marks = marks_for(encoding)
+    sign = "+" if scale.low < 0 else ""
+    ends = f"{marks[0]} is {scale.low:g}, {marks[-1]} is {scale.high:{sign}g}"
+    write(f"{scale.name} under each character: {ends}, of {marks}\n\n")
+    for text in trace(characters, scale, width=width, encoding=encoding):
+        write(text + "\n")
+
+
+def stdout_console() -> Console:
+    """Standard output as rich sees it."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def _write_text(console: Console, text: Text) -> None:
+    """Writes a line of harmless characters with its colours; folded as it is, not as rich would."""
+    with console.capture() as captured:
+        console.print(text, soft_wrap=True)
+    _write(captured.get())
+
+
+def _write(text: str) -> None:
     if sys.stdout.isatty():
-        sys.stdout.write(printable(text, sys.stdout.encoding))
+        sys.stdout.write(text)
     else:
         sys.stdout.buffer.write(text.encode("utf-8", errors="surrogateescape"))
     sys.stdout.flush()

@@ -1,6 +1,8 @@
 """A text with a line of marks under each of its lines, which show a number per character where there is no colour."""
 
+import math
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from rich.cells import cell_len
 
@@ -11,9 +13,49 @@ from charjax.report.scale import Scale
 _BLOCKS, _DIGITS = "▁▂▃▄▅▆▇█", "0123456789"
 
 
+class Cell(NamedTuple):
+    """A character in a line of a terminal.
+
+    Attributes:
+        shown: itself, or its name where it cannot be shown.
+        columns: how many it takes up.
+        value: its number.
+    """
+
+    shown: str
+    columns: int
+    value: float
+
+
 def marks_for(encoding: str) -> str:
     """The marks from the lowest to the highest, of characters that an encoding has."""
     return _BLOCKS if printable(_BLOCKS, encoding) == _BLOCKS else _DIGITS
+
+
+def fold(characters: Iterable[tuple[str, float]], *, width: int, encoding: str = "utf-8") -> Iterator[list[Cell]]:
+    """Yields a text line by line; longer ones are folded.
+
+    Args:
+        characters: characters and their numbers.
+        width: columns.
+        encoding: what the terminal or file takes.
+    """
+    line: list[Cell] = []
+    used = 0
+    for character, value in characters:
+        # Whatever has no place of its own in a line is named: tabs and line breaks too.
+        shown = character if character == " " else printable(name_character(character), encoding)
+        columns = cell_len(shown)
+        if line and used + columns > width:
+            yield line
+            line, used = [], 0
+        line.append(Cell(shown, columns, value))
+        used += columns
+        if character == "\n":
+            yield line
+            line, used = [], 0
+    if line:
+        yield line
 
 
 def trace(
@@ -22,28 +64,19 @@ def trace(
     """Yields a text line by line, each followed by its marks.
 
     Args:
-        characters: characters and their numbers.
+        characters: characters and their numbers; NaN, of which nothing is known, is left without a mark.
         scale: the numbers that the lowest and the highest mark stand for; it is divided evenly between them.
         width: columns; longer lines are folded.
         encoding: what the terminal or file takes.
     """
     marks = marks_for(encoding)
-    text, below, used = "", "", 0
-    for character, value in characters:
-        # Whatever has no place of its own in a line is named: tabs and line breaks too.
-        shown = character if character == " " else printable(name_character(character), encoding)
-        columns = cell_len(shown)
-        if used and used + columns > width:
-            yield text
-            yield below
-            text, below, used = "", "", 0
+
+    def mark(value: float) -> str:
+        if math.isnan(value):
+            return " "
         share = (value - scale.low) / (scale.high - scale.low)
-        text, used = text + shown, used + columns
-        below += marks[int(min(max(share, 0.0) * len(marks), len(marks) - 1))] * columns
-        if character == "\n":
-            yield text
-            yield below
-            text, below, used = "", "", 0
-    if used:
-        yield text
-        yield below
+        return marks[int(min(max(share, 0.0) * len(marks), len(marks) - 1))]
+
+    for line in fold(characters, width=width, encoding=encoding):
+        yield "".join(cell.shown for cell in line)
+        yield "".join(mark(cell.value) * cell.columns for cell in line)

@@ -1,0 +1,155 @@
+"""`charjax score`."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from charjax.arguments import ScoreCommand
+from charjax.checkpoint import load_params
+from charjax.commands.score_page import SCALE, SurprisePage, bits_of, cut
+from charjax.commands.score_places import rows_of_places
+from charjax.commands.write import write, write_painted
+from charjax.corpus import TextPieces, read_pieces
+from charjax.errors import UserError
+from charjax.model import model_to_use
+from charjax.report.metrics import bits_per_char, perplexity
+from charjax.score import score_pieces
+from charjax.surprise import Alternatives, Characters, Totals, characters
+from charjax.worst import STRETCH, WorstPlaces
+
+# A text of up to so many characters is read in one pass, a longer one as so many streams, unless the user says.
+EXACT_UP_TO, STREAMS = 200_000, 64
+
+Facts = list[tuple[str, str]]
+
+
+def score_text(command: ScoreCommand) -> None:
+    """Prints how well the model predicts a text and where it does worst, and paints the text."""
+    params, info, _ = load_params(command.run)
+    model, vocab = model_to_use(info.model, info.vocab.size), info.vocab
+    text = read_pieces(command.text, vocab)
+    separator = _check(command, text)
+    streams = command.streams or (1 if text.size <= EXACT_UP_TO else STREAMS)
+    totals, alternatives = Totals(), Alternatives(vocab, command.top)
+    worst = WorstPlaces(command.worst, alternatives)
+    with contextlib.ExitStack() as stack:
+        page = None
+        if command.html is not None:
+            page = SurprisePage(command.html, alternatives, start_line=command.start_line, most=command.html_chars)
+            stack.enter_context(page)
+        # Of the likeliest, one may be the character itself, which is no alternative.
+        scored = score_pieces(model, params, text, separator=separator, top=command.top + 1, streams=streams)
+        watchers = [totals.add, worst.add] + ([] if page is None else [page.add])
+        found = _watched(characters(vocab, scored), watchers)
+        if command.paint:
+            _paint(command, found)
+        _read_on(found, totals, text)
+        facts = [
+            ("model", f"{model.hidden_layers} x {model.hidden_dim} LSTM of {command.run}"),
+            *text_facts(command, totals, streams),
+            *loss_facts(totals, bytewise=vocab.kind == "bytes"),
+        ]
+        write("".join(f"{name:<11} {value}\n" for name, value in facts))
+        if places := worst.places():
+            write(f"\nthe most surprising places, at most one of any {STRETCH} characters of a line:\n\n")
+            write("".join(f"{row}\n" for row in rows_of_places(places)))
+        if page is not None:
+            facts.append(("painted", painted(command.start_line, page.painted, totals.characters)))
+            title = f"Surprise of {command.run.resolve().name} at {command.text.name}"
+            page.finish(title, facts, places)
+            print(f"written to {command.html}: {facts[-1][1]}", file=sys.stderr)
+
+
+def _check(command: ScoreCommand, text: TextPieces) -> np.ndarray | None:
+    """Checks that a text has what is asked for: -> the ids of the separator, None where there is none.
+
+    Raises:
+        UserError: it has not.
+    """
+    if text.size < 2:
+        raise UserError(f"{command.text} has 1 character, and so nothing to predict; give a text of at least 2")
+    if command.start_line > 1:
+        lines = count_lines(text)
+        if command.start_line > lines:
+            raise UserError(f"--start-line must be at most {lines:,}, the lines of {command.text}")
+    if command.separator is None:
+        return None
+    try:
+        return text.vocab.encode(command.separator)
+    except UserError as error:
+        raise UserError(f"--separator: {error}") from None
+
+
+def count_lines(text: TextPieces) -> int:
+    """Reads a text once for its lines, of which the last need not end."""
+    if text.vocab.unknown("\n"):
+        return 1
+    (newline,) = text.vocab.encode("\n")
+    breaks, last = 0, newline
+    for piece in text:
+        breaks, last = breaks + int((piece == newline).sum()), piece[-1]
+    return breaks + int(last != newline)
+
+
+def _watched(blocks: Iterable[Characters], watchers: Sequence[Callable[[Characters], None]]) -> Iterator[Characters]:
+    """Shows each block to all before it goes on."""
+    for block in blocks:
+        for watch in watchers:
+            watch(block)
+        yield block
+
+
+def _paint(command: ScoreCommand, found: Iterator[Characters]) -> None:
+    """Paints a part of the text in the terminal as it comes, and reads no farther."""
+    parts = cut(found, command.start_line, command.paint)
+    write_painted(((chr(c), bits) for part in parts for c, bits in zip(part.points, bits_of(part), strict=True)), SCALE)
+    write("\n")
+
+
+def _read_on(found: Iterator[Characters], totals: Totals, text: TextPieces) -> None:
+    """Reads a text to its end, with a bar on a terminal."""
+    with Progress(console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("scoring", total=text.size)
+        for _ in found:
+            progress.update(bar, completed=totals.ids)
+
+
+def text_facts(command: ScoreCommand, totals: Totals, streams: int) -> Facts:
+    """What was read, and how.
+
+    Raises:
+        UserError: nothing in it counts.
+    """
+    if not totals.counted:
+        raise UserError(f"every character of {command.text} begins a document; choose another --separator")
+    documents, without = command.separator is not None, totals.ids - totals.counted
+    first = f"the {without:,} that begin a document do not count" if documents else "the first does not count"
+    way = "in one pass" if streams == 1 else f"as {streams} streams; --streams 1 reads in one pass, exactly"
+    facts = [("text", str(command.text)), ("read", way), ("characters", f"{totals.characters:,}; {first}")]
+    return [*facts, ("documents", f"{totals.documents:,}")] if documents else facts
+
+
+def loss_facts(totals: Totals, *, bytewise: bool) -> Facts:
+    """The loss as `charjax eval` has it, per character of the vocabulary, and what follows from it."""
+    unit, other, others = "char", "byte", totals.counted_bytes
+    if bytewise:
+        unit, other, others = "byte", "char", totals.counted_characters
+    facts = [
+        ("loss", f"{totals.loss:.6f} nats/{unit}"),
+        ("perplexity", f"{perplexity(totals.loss):.4f}"),
+        (f"bits/{unit}", f"{bits_per_char(totals.loss):.4f}"),
+    ]
+    if totals.counted_bytes != totals.counted_characters:
+        facts.append((f"bits/{other}", f"{bits_per_char(totals.nats / others):.4f}"))
+    return facts
+
+
+def painted(start_line: int, number: int, characters: int) -> str:
+    """How much of a text is painted."""
+    if number == characters:
+        return "all characters"
+    return f"{number:,} of {characters:,} characters, from line {start_line:,} on"
