@@ -14,6 +14,7 @@ import pytest
 from charjax.errors import UserError
 from charjax.report.names import name_character
 from charjax.report.page import PageWriter, Painted, write_page
+from charjax.report.page_frame import Place
 from charjax.report.scale import DARK_INK, LIGHT_INK, Scale
 
 SURPRISE = Scale("surprise in bits", 0, 10, 20)
@@ -91,6 +92,28 @@ def test_a_hostile_text_stays_text(tmp_path):
     assert reader.elements.count("b") == SURPRISE.levels + len(HOSTILE)
     assert {name for tag, name, _ in reader.attributes if tag == "b"} == {"class", "title"}
     assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", page)
+
+
+def test_places_above_the_text_point_to_its_lines(tmp_path):
+    places = [
+        Place(2, "2:1", ("9.00 bits", "0.2%"), "a↵", "b", 9.0, "c", "d 50%"),
+        Place(None, HOSTILE, (HOSTILE,), HOSTILE, HOSTILE, 0.0, HOSTILE, HOSTILE),
+    ]
+    with PageWriter(tmp_path / "x.html", SURPRISE) as page:
+        page.line(1)
+        page.paint([Painted("a\n", 0)])
+        page.line(2)
+        page.paint([Painted("b", 9), Painted("c", 0)])
+        page.finish(title="t", facts=[("loss", "1")], places_heading="Most surprising", places=places)
+    written = (tmp_path / "x.html").read_bytes().decode()
+    assert '<i id="1"></i>a\n<i id="2"></i><b class="s">b</b>c</div>' in written
+    reader = Reader(written)
+    assert reader.text == "a\nbc"
+    assert not reader.open
+    assert set(reader.elements) == ELEMENTS | {"h2", "a", "i"}
+    assert [value for tag, name, value in reader.attributes if tag == "a"] == ["#2"]
+    assert '<td class="E">a↵<b class="s">b</b>c</td><td>d 50%</td>' in written
+    assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", written)
 
 
 def test_unpainted_characters_and_neighbours_that_differ_in_nothing_share_an_element(tmp_path):

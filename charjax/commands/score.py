@@ -11,7 +11,7 @@ from rich.progress import Progress
 from charjax.arguments import ScoreCommand
 from charjax.checkpoint import load_params
 from charjax.commands.score_page import SCALE, SurprisePage, bits_of, cut
-from charjax.commands.score_places import rows_of_places
+from charjax.commands.score_places import HEADING, rows_of_places
 from charjax.commands.write import write, write_painted
 from charjax.corpus import TextPieces, read_pieces
 from charjax.errors import UserError
@@ -19,7 +19,7 @@ from charjax.model import model_to_use
 from charjax.report.metrics import bits_per_char, perplexity
 from charjax.score import score_pieces
 from charjax.surprise import Alternatives, Characters, Totals, characters
-from charjax.worst import STRETCH, WorstPlaces
+from charjax.worst import WorstPlaces
 
 # A text of up to so many characters is read in one pass, a longer one as so many streams, unless the user says.
 EXACT_UP_TO, STREAMS = 200_000, 64
@@ -55,7 +55,7 @@ def score_text(command: ScoreCommand) -> None:
         ]
         write("".join(f"{name:<11} {value}\n" for name, value in facts))
         if places := worst.places():
-            write(f"\nthe most surprising places, at most one of any {STRETCH} characters of a line:\n\n")
+            write(f"\n{HEADING}:\n\n")
             write("".join(f"{row}\n" for row in rows_of_places(places)))
         if page is not None:
             facts.append(("painted", painted(command.start_line, page.painted, totals.characters)))

@@ -1,11 +1,14 @@
 """The page of `charjax score`."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
-from charjax.commands.score_places import percent, place_on_page
+import numpy as np
+
+from charjax.commands.score_places import HEADING, percent, place_on_page
 from charjax.report.names import name_character
 from charjax.report.page import PageWriter, Painted
 from charjax.report.scale import Scale
@@ -34,7 +37,7 @@ class SurprisePage:
         """
         self._writer = PageWriter(path, SCALE)
         self._alternatives, self._start_line, self._left = alternatives, start_line, most
-        self.painted = 0
+        self.painted, self._last_line = 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -45,15 +48,19 @@ class SurprisePage:
     def add(self, found: Characters) -> None:
         """Goes on with the text, as far as it is wanted."""
         for part in cut([found], self._start_line, self._left):
-            self._writer.paint(self._paint(part))
-            self.painted += len(part.points)
+            begins = [0, *np.flatnonzero(part.columns[1:] == 1) + 1]
+            for begin, end in itertools.pairwise([*begins, len(part.points)]):
+                if begin < end and (part.columns[begin] == 1 or not self.painted):
+                    self._last_line = int(part.lines[begin])
+                    self._writer.line(self._last_line)
+                self._writer.paint(self._paint(part.part(slice(begin, end))))
+                self.painted += end - begin
             self._left -= len(part.points)
 
     def finish(self, title: str, facts: list[tuple[str, str]], places: list[Place]) -> None:
         """Puts the page in its place, with facts and the most surprising places above the text."""
-        names = ["most surprising", *[""] * len(places)]
-        rows = [(name, place_on_page(place)) for name, place in zip(names, places, strict=False)]
-        self._writer.finish(title=title, facts=facts + rows, note=_NOTE)
+        rows = [place_on_page(place, linked=self._start_line <= place.line <= self._last_line) for place in places]
+        self._writer.finish(title=title, facts=facts, note=_NOTE, places_heading=HEADING, places=rows)
 
     def _paint(self, part: Characters) -> Iterator[Painted]:
         for index, (point, bits) in enumerate(zip(part.points.tolist(), bits_of(part), strict=True)):

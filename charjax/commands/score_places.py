@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 from rich.cells import cell_len
 
+from charjax.report import page_frame
 from charjax.report.metrics import bits_per_char
 from charjax.report.names import name_character
 from charjax.report.printable import printable
 from charjax.surprise import Expected
-from charjax.worst import AROUND, Place
+from charjax.worst import AROUND, STRETCH, Place
+
+HEADING = f"The most surprising places, at most one of any {STRETCH} characters of a line"
 
 
 def rows_of_places(places: list[Place]) -> Iterator[str]:
@@ -31,11 +34,19 @@ def rows_of_places(places: list[Place]) -> Iterator[str]:
         yield f"    {' ' * cell_len(before)}{'^' * max(1, cell_len(name))}"
 
 
-def place_on_page(place: Place) -> str:
-    """A place in a line."""
-    around = f"{place.before[-AROUND // 2 :]}[{place.character}]{place.after[: AROUND // 2]}"
-    text = "".join(c if c == " " else name_character(c) for c in around)
-    return f"line {place.line}, column {place.column}: {bits_per_char(place.nats):.2f} bits in {text}"
+def place_on_page(place: Place, *, linked: bool) -> page_frame.Place:
+    """A place as a page shows it, with a link to its line where that is on the page."""
+    bits = bits_per_char(place.nats)
+    return page_frame.Place(
+        place.line if linked else None,
+        f"{place.line}:{place.column}",
+        (f"{bits:.2f} bits", percent(math.exp(-place.nats))),
+        _named(place.before[-AROUND // 2 :]),
+        _named(place.character),
+        bits,
+        _named(place.after[: AROUND // 2]),
+        expectations(place.expected, place.byte),
+    )
 
 
 def expectations(expected: list[Expected], byte: str) -> str:
@@ -52,7 +63,11 @@ def percent(probability: float) -> str:
 def shown(text: str) -> str:
     """Text in one line of standard output, whatever is in it."""
     encoding = (sys.stdout.encoding if sys.stdout.isatty() else None) or "utf-8"
-    return "".join(c if c == " " else printable(name_character(c), encoding) for c in text)
+    return printable(_named(text), encoding)
+
+
+def _named(text: str) -> str:
+    return "".join(c if c == " " else name_character(c) for c in text)
 
 
 def _cut(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 from charjax.errors import UserError
 from charjax.report.names import name_character
-from charjax.report.page_frame import TAIL, class_of, escape, head
+from charjax.report.page_frame import TAIL, Place, class_of, escape, head
 from charjax.report.printable import BIDI_CONTROLS
 from charjax.report.scale import Scale
 
@@ -108,13 +108,34 @@ class PageWriter:
         self._end_run()
         self._body.write(f"<h2>{escape(text)}</h2>".encode())
 
-    def finish(self, *, title: str, facts: Sequence[tuple[str, str]], note: str = "") -> None:
-        """Puts the page together and in its place; see `write_page`."""
+    def line(self, number: int) -> None:
+        """Begins a line: its number stands beside it, and places can point to it."""
+        self._end_run()
+        self._body.write(f'<i id="{number}"></i>'.encode())
+
+    def finish(
+        self,
+        *,
+        title: str,
+        facts: Sequence[tuple[str, str]],
+        note: str = "",
+        places_heading: str = "",
+        places: Sequence[Place] = (),
+    ) -> None:
+        """Puts the page together and in its place.
+
+        Args:
+            title: heading.
+            facts: names and values, in a table above the text.
+            note: a sentence between the facts and the text.
+            places_heading: what `places` are.
+            places: places in the text, in a table of their own.
+        """
         self._end_run()
         self._body.seek(0)
         with tempfile.NamedTemporaryFile("wb", dir=self._path.parent, prefix=".charjax-", delete=False) as file:
             try:
-                file.write(head(title, facts, note, self._scale).encode())
+                file.write(head(title, facts, note, self._scale, places_heading, places).encode())
                 shutil.copyfileobj(self._body, file)
                 file.write(TAIL.encode())
                 file.flush()

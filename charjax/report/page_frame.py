@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from charjax.report.names import visible
 from charjax.report.scale import DARK_BACKGROUND, DARK_INK, LIGHT_BACKGROUND, LIGHT_INK, Colour, Scale
@@ -15,12 +16,22 @@ h1{font-size:1.4rem;overflow-wrap:anywhere}
 h2{font:1.1rem/1.5 system-ui,sans-serif;white-space:normal;margin:1.5rem 0 .5rem}
 table{border-spacing:0}
 th{font-weight:normal;text-align:left;vertical-align:top;padding:0 1.5rem 0 0;opacity:.75}
-td{overflow-wrap:anywhere}
+td{overflow-wrap:anywhere;vertical-align:top}
+a{color:inherit}
 b{font-weight:normal}
 #legend b{display:inline-block;width:.9rem;height:1em;vertical-align:-.15em}
 #text{font:15px/1.6 ui-monospace,monospace;white-space:break-spaces;overflow-wrap:anywhere;tab-size:4;
 unicode-bidi:plaintext;print-color-adjust:exact;border-top:1px solid;padding-top:1rem}
 #text b:hover{outline:1px solid}
+#text:has(i){padding-left:4rem;position:relative}
+i{position:absolute;left:0;width:3rem;text-align:right;font-style:normal;opacity:.5;user-select:none}
+i::before{content:attr(id)}
+i:target{opacity:1;font-weight:bold}
+i:target::before{content:"\\25b8" attr(id)}
+#places{margin-bottom:1.5rem}
+#places td{padding:0 1.2rem 0 0;white-space:nowrap}
+#places td.E{font:15px/1.6 ui-monospace,monospace;white-space:pre-wrap}
+#places td:last-child{white-space:pre-wrap;padding-right:0;opacity:.75}
 .N::before{content:"\\21b5"}
 .T::before{content:"\\21e5"}
 .X{border:1px solid;border-radius:3px;font-size:.75em;margin:0 1px;padding:0 2px}
@@ -54,8 +65,39 @@ addEventListener("scroll", hide);
 TAIL = f'</div>\n<div id="tip" role="tooltip" hidden></div>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n'
 
 
-def head(title: str, facts: Sequence[tuple[str, str]], note: str, scale: Scale) -> str:
-    """A page up to its text; see `charjax.report.page.write_page`."""
+class Place(NamedTuple):
+    """A place in the text that is told of above it.
+
+    Attributes:
+        line: which line to jump to; None where that is not on the page.
+        label: where it is.
+        measures: what is told of it, in columns.
+        before: text before it, in one line.
+        character: the character.
+        value: the number that it is painted by.
+        after: text after it.
+        remark: a last column.
+    """
+
+    line: int | None
+    label: str
+    measures: Sequence[str]
+    before: str
+    character: str
+    value: float
+    after: str
+    remark: str
+
+
+def head(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    note: str,
+    scale: Scale,
+    places_heading: str = "",
+    places: Sequence[Place] = (),
+) -> str:
+    """A page up to its text; see `charjax.report.page.PageWriter.finish`."""
     style = _STYLE + _colours(scale)
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(_SCRIPT)}'; base-uri 'none'"
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in facts)
@@ -66,9 +108,21 @@ def head(title: str, facts: Sequence[tuple[str, str]], note: str, scale: Scale) 
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f'<table>\n{rows}</table>\n{paragraph}<p id="legend">{_legend(scale)}</p>\n'
-        '<div id="text" lang="" translate="no">'
+        f"<table>\n{rows}</table>\n{_table(places_heading, places, scale) if places else ''}{paragraph}"
+        f'<p id="legend">{_legend(scale)}</p>\n<div id="text" lang="" translate="no">'
     )
+
+
+def _table(heading: str, places: Sequence[Place], scale: Scale) -> str:
+    rows = []
+    for place in places:
+        label = escape(place.label)
+        link = label if place.line is None else f'<a href="#{place.line}">{label}</a>'
+        measures = "".join(f"<td>{escape(measure)}</td>" for measure in place.measures)
+        character = f'<b class="{class_of(scale.level(place.value))}">{escape(place.character)}</b>'
+        excerpt = f'<td class="E">{escape(place.before)}{character}{escape(place.after)}</td>'
+        rows.append(f"<tr><td>{link}</td>{measures}{excerpt}<td>{escape(place.remark)}</td></tr>\n")
+    return f'<h2>{escape(heading)}</h2>\n<table id="places" translate="no">\n{"".join(rows)}</table>\n'
 
 
 def _legend(scale: Scale) -> str:
