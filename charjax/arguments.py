@@ -122,8 +122,8 @@ class ScoreCommand:
 
     streams: int | None = None
     """Parts of the text to read side by side, each from 256 characters before it to know where it stands: faster,
-    but what the model remembers longer than that is lost. 1 reads the text in one pass, exactly. By default 1 up to
-    200,000 characters, above that 64."""
+    but what the model remembers longer than that is lost. 1 reads the text in one pass, exactly. By default 1 where
+    that takes about half a minute at most (characters times parameters up to 2e11), else 64."""
 
     def __post_init__(self) -> None:
         least = {"html_chars": 1, "paint": 0, "start_line": 1, "worst": 0, "top": 0, "streams": 1}

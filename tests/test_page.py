@@ -14,7 +14,7 @@ import pytest
 from charjax.errors import UserError
 from charjax.report.names import name_character
 from charjax.report.page import PageWriter, Painted, write_page
-from charjax.report.page_frame import Place
+from charjax.report.page_frame import Place, Places
 from charjax.report.scale import DARK_INK, LIGHT_INK, Scale
 
 SURPRISE = Scale("surprise in bits", 0, 10, 20)
@@ -104,7 +104,7 @@ def test_places_above_the_text_point_to_its_lines(tmp_path):
         page.paint([Painted("a\n", 0)])
         page.line(2)
         page.paint([Painted("b", 9), Painted("c", 0)])
-        page.finish(title="t", facts=[("loss", "1")], places_heading="Most surprising", places=places)
+        page.finish(title="t", facts=[("loss", "1")], places=Places(HOSTILE, ("where", HOSTILE), places))
     written = (tmp_path / "x.html").read_bytes().decode()
     assert '<i id="1"></i>a\n<i id="2"></i><b class="s">b</b>c</div>' in written
     reader = Reader(written)

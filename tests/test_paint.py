@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from charjax.report.paint import has_colours, legend, paint, style
-from charjax.report.scale import LIGHT_INK, Scale
+from charjax.report.paint import has_colours, legend, paint
+from charjax.report.scale import DARK_BACKGROUND, LIGHT_BACKGROUND, LIGHT_INK, Scale
 
 SURPRISE, ACTIVATION = Scale("surprise in bits", 0, 10, 20), Scale("tanh(c)", -1, 1, 21)
 
@@ -26,7 +26,7 @@ def test_each_character_stands_on_its_colour():
     (line,) = lines("abcd", [0, 9.9, 3, float("nan")])
     assert line.plain == "abcd"
     assert [background(line, place) for place in range(4)] == [
-        None, SURPRISE.colour(19, dark=False), SURPRISE.colour(6, dark=False), None
+        None, SURPRISE.colour_on_any(19), SURPRISE.colour_on_any(6), None
     ]  # fmt: skip
     assert line.spans[0].style.color.get_truecolor() == LIGHT_INK
 
@@ -46,16 +46,30 @@ def test_lines_are_folded_and_hostile_text_is_named():
 
 def test_cold_and_warm():
     (line,) = lines("abc", [-1, 0, 1], scale=ACTIVATION)
-    assert background(line, 0) == ACTIVATION.colour(0, dark=False)
+    assert background(line, 0) == ACTIVATION.colour_on_any(0)
     assert background(line, 1) is None
-    assert background(line, 2) == ACTIVATION.colour(20, dark=False)
+    assert background(line, 2) == ACTIVATION.colour_on_any(20)
 
 
 @pytest.mark.parametrize("scale", [SURPRISE, ACTIVATION])
-def test_the_legend_has_every_colour_once(scale):
+def test_the_legend_has_every_step(scale):
     line = legend(scale)
     assert line.plain == f"{scale.name}: {scale.low:g} {' ' * scale.levels} {scale.high:g}"
-    assert [span.style for span in line.spans] == [style(scale, n) for n in range(scale.levels) if n != scale.neutral]
+    begin = len(f"{scale.name}: {scale.low:g} ")
+    assert [background(line, begin + n) for n in range(scale.levels)] == list(
+        map(scale.colour_on_any, range(scale.levels))
+    )
+
+
+@pytest.mark.parametrize("scale", [SURPRISE, ACTIVATION])
+def test_painted_steps_differ_from_each_other_and_from_light_and_dark(scale):
+    colours = [scale.colour_on_any(level) for level in range(scale.levels)]
+    painted = [colour for colour in colours if colour is not None]
+    assert colours[scale.neutral] is None
+    assert len(set(painted)) == len(painted) >= 0.7 * scale.levels
+    for colour in painted:
+        assert max(abs(part - other) for part, other in zip(colour, LIGHT_BACKGROUND, strict=True)) > 60
+        assert max(abs(part - other) for part, other in zip(colour, DARK_BACKGROUND, strict=True)) > 60
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -21,8 +22,9 @@ from charjax.score import score_pieces
 from charjax.surprise import Alternatives, Characters, Totals, characters
 from charjax.worst import WorstPlaces
 
-# A text of up to so many characters is read in one pass, a longer one as so many streams, unless the user says.
-EXACT_UP_TO, STREAMS = 200_000, 64
+# Up to so much work, characters x parameters, which takes a processor about half a minute, a text is read in one pass,
+# beyond that as so many streams, unless the user says.
+EXACT_UP_TO, STREAMS = 2 * 10**11, 64
 
 Facts = list[tuple[str, str]]
 
@@ -33,7 +35,8 @@ def score_text(command: ScoreCommand) -> None:
     model, vocab = model_to_use(info.model, info.vocab.size), info.vocab
     text = read_pieces(command.text, vocab)
     separator = _check(command, text)
-    streams = command.streams or (1 if text.size <= EXACT_UP_TO else STREAMS)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    streams = command.streams or (1 if text.size * parameters <= EXACT_UP_TO else STREAMS)
     totals, alternatives = Totals(), Alternatives(vocab, command.top)
     worst = WorstPlaces(command.worst, alternatives)
     with contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ import numpy as np
 from charjax.commands.score_places import HEADING, percent, place_on_page
 from charjax.report.names import name_character
 from charjax.report.page import PageWriter, Painted
+from charjax.report.page_frame import Places
 from charjax.report.scale import Scale
 from charjax.surprise import Alternatives, Characters
 from charjax.worst import Place
@@ -60,7 +61,8 @@ class SurprisePage:
     def finish(self, title: str, facts: list[tuple[str, str]], places: list[Place]) -> None:
         """Puts the page in its place, with facts and the most surprising places above the text."""
         rows = [place_on_page(place, linked=self._start_line <= place.line <= self._last_line) for place in places]
-        self._writer.finish(title=title, facts=facts, note=_NOTE, places_heading=HEADING, places=rows)
+        table = Places(HEADING, ("line:column", "surprise", "probability", "in the text", "expected"), rows)
+        self._writer.finish(title=title, facts=facts, note=_NOTE, places=table if rows else None)
 
     def _paint(self, part: Characters) -> Iterator[Painted]:
         for index, (point, bits) in enumerate(zip(part.points.tolist(), bits_of(part), strict=True)):

@@ -29,8 +29,8 @@ def rows_of_places(places: list[Place]) -> Iterator[str]:
         )
         yield f"{start}  {expectations(place.expected, place.byte)}".rstrip()
         before, after = shown(place.before)[::-1], shown(place.after)
-        before = _cut(before)[::-1]
-        yield f"    {before}{name}{_cut(after)}"
+        before = _cut(before, AROUND)[::-1]
+        yield f"    {before}{name}{_cut(after, AROUND)}"
         yield f"    {' ' * cell_len(before)}{'^' * max(1, cell_len(name))}"
 
 
@@ -41,10 +41,10 @@ def place_on_page(place: Place, *, linked: bool) -> page_frame.Place:
         place.line if linked else None,
         f"{place.line}:{place.column}",
         (f"{bits:.2f} bits", percent(math.exp(-place.nats))),
-        _named(place.before[-AROUND // 2 :]),
+        _cut(_named(place.before)[::-1], AROUND // 2)[::-1],
         _named(place.character),
         bits,
-        _named(place.after[: AROUND // 2]),
+        _cut(_named(place.after), AROUND // 2),
         expectations(place.expected, place.byte),
     )
 
@@ -70,11 +70,11 @@ def _named(text: str) -> str:
     return "".join(c if c == " " else name_character(c) for c in text)
 
 
-def _cut(text: str) -> str:
-    """As much of a text as AROUND columns hold; names of characters, and wide ones, take several."""
+def _cut(text: str, most: int) -> str:
+    """As much of a text as some columns hold; names of characters, and wide ones, take several."""
     columns = 0
     for place, character in enumerate(text):
         columns += cell_len(character)
-        if columns > AROUND:
+        if columns > most:
             return text[:place]
     return text

@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 from charjax.errors import UserError
 from charjax.report.names import name_character
-from charjax.report.page_frame import TAIL, Place, class_of, escape, head
+from charjax.report.page_frame import TAIL, Places, class_of, escape, head
 from charjax.report.printable import BIDI_CONTROLS
 from charjax.report.scale import Scale
 
@@ -119,8 +119,7 @@ class PageWriter:
         title: str,
         facts: Sequence[tuple[str, str]],
         note: str = "",
-        places_heading: str = "",
-        places: Sequence[Place] = (),
+        places: Places | None = None,
     ) -> None:
         """Puts the page together and in its place.
 
@@ -128,14 +127,13 @@ class PageWriter:
             title: heading.
             facts: names and values, in a table above the text.
             note: a sentence between the facts and the text.
-            places_heading: what `places` are.
             places: places in the text, in a table of their own.
         """
         self._end_run()
         self._body.seek(0)
         with tempfile.NamedTemporaryFile("wb", dir=self._path.parent, prefix=".charjax-", delete=False) as file:
             try:
-                file.write(head(title, facts, note, self._scale, places_heading, places).encode())
+                file.write(head(title, facts, note, self._scale, places).encode())
                 shutil.copyfileobj(self._body, file)
                 file.write(TAIL.encode())
                 file.flush()

@@ -28,14 +28,11 @@ i{position:absolute;left:0;width:3rem;text-align:right;font-style:normal;opacity
 i::before{content:attr(id)}
 i:target{opacity:1;font-weight:bold}
 i:target::before{content:"\\25b8" attr(id)}
-#places{margin-bottom:1.5rem}
-#places td{padding:0 1.2rem 0 0;white-space:nowrap}
-#places td.E{font:15px/1.6 ui-monospace,monospace;white-space:pre-wrap}
-#places td:last-child{white-space:pre-wrap;padding-right:0;opacity:.75}
-.N::before{content:"\\21b5"}
-.T::before{content:"\\21e5"}
-.X{border:1px solid;border-radius:3px;font-size:.75em;margin:0 1px;padding:0 2px}
-.Z{border:1px dotted;padding:0 2px}
+#places{font-size:.85rem;line-height:1.6;margin-bottom:1.5rem;display:block;overflow-x:auto}
+#places td,#places th{padding:0 1.1rem 0 0;white-space:nowrap;font-variant-numeric:tabular-nums}
+#places td.E{font:13px/1.6 ui-monospace,monospace;white-space:pre}
+#places td:last-child{white-space:pre-wrap;padding:0;min-width:18rem;opacity:.75}
+#tip::first-line{font-weight:bold}
 #tip{position:fixed;background:var(--page);border:1px solid;border-radius:4px;padding:.3rem .6rem;
 font:14px/1.4 ui-monospace,monospace;white-space:pre;pointer-events:none;max-width:90vw;overflow:hidden}
 """
@@ -89,14 +86,21 @@ class Place(NamedTuple):
     remark: str
 
 
-def head(
-    title: str,
-    facts: Sequence[tuple[str, str]],
-    note: str,
-    scale: Scale,
-    places_heading: str = "",
-    places: Sequence[Place] = (),
-) -> str:
+class Places(NamedTuple):
+    """A table of places.
+
+    Attributes:
+        heading: what they are.
+        columns: names of the columns: label, measures, text and remark.
+        rows: the places.
+    """
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Place]
+
+
+def head(title: str, facts: Sequence[tuple[str, str]], note: str, scale: Scale, places: Places | None = None) -> str:
     """A page up to its text; see `charjax.report.page.PageWriter.finish`."""
     style = _STYLE + _colours(scale)
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(_SCRIPT)}'; base-uri 'none'"
@@ -108,21 +112,21 @@ def head(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f"<table>\n{rows}</table>\n{_table(places_heading, places, scale) if places else ''}{paragraph}"
+        f"<table>\n{rows}</table>\n{_table(places, scale) if places else ''}{paragraph}"
         f'<p id="legend">{_legend(scale)}</p>\n<div id="text" lang="" translate="no">'
     )
 
 
-def _table(heading: str, places: Sequence[Place], scale: Scale) -> str:
-    rows = []
-    for place in places:
+def _table(places: Places, scale: Scale) -> str:
+    rows = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in places.columns) + "</tr>\n"]
+    for place in places.rows:
         label = escape(place.label)
         link = label if place.line is None else f'<a href="#{place.line}">{label}</a>'
         measures = "".join(f"<td>{escape(measure)}</td>" for measure in place.measures)
         character = f'<b class="{class_of(scale.level(place.value))}">{escape(place.character)}</b>'
         excerpt = f'<td class="E">{escape(place.before)}{character}{escape(place.after)}</td>'
         rows.append(f"<tr><td>{link}</td>{measures}{excerpt}<td>{escape(place.remark)}</td></tr>\n")
-    return f'<h2>{escape(heading)}</h2>\n<table id="places" translate="no">\n{"".join(rows)}</table>\n'
+    return f'<h2>{escape(places.heading)}</h2>\n<table id="places" translate="no">\n{"".join(rows)}</table>\n'
 
 
 def _legend(scale: Scale) -> str:

@@ -38,9 +38,8 @@ def paint(characters: Iterable[tuple[str, float]], scale: Scale, *, width: int, 
 
 def style(scale: Scale, level: int) -> Style:
     """How a character of a level looks."""
-    if level == scale.neutral:
-        return Style()
-    return Style(color=_INK, bgcolor=Color.from_rgb(*scale.colour(level, dark=False)))
+    colour = scale.colour_on_any(level)
+    return Style() if colour is None else Style(color=_INK, bgcolor=Color.from_rgb(*colour))
 
 
 def legend(scale: Scale) -> Text:

@@ -10,6 +10,8 @@ DARK_BACKGROUND, DARK_INK = (22, 22, 26), (240, 240, 240)
 # Of one hue each, ever farther from the background, for eyes that see few colours; the ink stays readable on all.
 _WARM_ON_LIGHT, _WARM_ON_DARK = ((255, 211, 140), (240, 110, 60)), ((100, 47, 14), (186, 70, 12))
 _COLD_ON_LIGHT, _COLD_ON_DARK = ((182, 214, 255), (96, 160, 250)), ((22, 56, 110), (36, 98, 190))
+# Of the way from 0 to the end, where nothing is painted in a terminal.
+_UNPAINTED_SHARE = 0.2
 
 
 class Scale(NamedTuple):
@@ -53,9 +55,24 @@ class Scale(NamedTuple):
             middle, end = _WARM_ON_DARK if dark else _WARM_ON_LIGHT
         else:
             middle, end = _COLD_ON_DARK if dark else _COLD_ON_LIGHT
-        steps = self.levels - 1 - self.neutral
-        share = abs(level - self.neutral) / max(steps, 1)
+        share = self._share(level)
         return _mix(background, middle, 2 * share) if share < 0.5 else _mix(middle, end, 2 * share - 1)
+
+    def colour_on_any(self, level: int) -> Colour | None:
+        """The background that a step is painted in where nobody knows whether it is light or dark around; for dark ink.
+
+        Whatever is nearly that of a light page would stand out on a dark one: steps near 0 have none, the others begin
+        with a colour that can be told from both.
+        """
+        share = self._share(level)
+        if share < _UNPAINTED_SHARE:
+            return None
+        middle, end = _WARM_ON_LIGHT if level >= self.neutral else _COLD_ON_LIGHT
+        return _mix(middle, end, (share - _UNPAINTED_SHARE) / (1 - _UNPAINTED_SHARE))
+
+    def _share(self, level: int) -> float:
+        """How far a step is from 0, of all the way to the last."""
+        return abs(level - self.neutral) / max(self.levels - 1 - self.neutral, 1)
 
 
 def _mix(start: Colour, end: Colour, share: float) -> Colour:
