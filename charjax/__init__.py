@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from charjax.neurons import activations, unit_activations
     from charjax.ops.lstm.flax_scan import LSTMCell
     from charjax.optimizer import make_optimizer
+    from charjax.report.history import History
     from charjax.score import ScoredPiece, score, score_pieces
     from charjax.sharding import make_mesh, put_streams
     from charjax.streams import make_streams
@@ -37,6 +38,7 @@ _MODULE_OF = {
     "Corpus": "corpus",
     "DynamicPiece": "dynamic",
     "DynamicScore": "dynamic",
+    "History": "report.history",
     "LSTMCarry": "types",
     "LSTMCell": "ops.lstm.flax_scan",
     "LSTMWeights": "types",

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from charjax.errors import UserError
+from charjax.report.history import History
 from charjax.report.metrics import Evaluation, MetricsLog, read_metrics
 from charjax.report.pace import Pace
 from charjax.report.plain import PlainReporter
@@ -475,6 +476,18 @@ def test_the_null_reporter_says_nothing(capsys):
     reporter.evaluation(make_evaluation(), "text")
     reporter.message("text")
     reporter.stop()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_history_keeps_what_it_is_told_and_says_nothing(capsys):
+    history = History()
+    reporter: Reporter = history
+    reporter.start(10, 0, 100, epochs=1)
+    for step, text in ((5, "a"), (10, "")):
+        reporter.evaluation(make_evaluation(step=step), text)
+    reporter.stop()
+    assert [evaluation.step for evaluation in history.evaluations] == [5, 10]
+    assert history.samples == ["a", ""]
     assert capsys.readouterr() == ("", "")
 
 
