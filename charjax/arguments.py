@@ -117,13 +117,12 @@ class ScoreCommand:
     """Characters to name at a place, and on the page at each, that the model held likely in place of what is there."""
 
     separator: str | None = None
-    """String that ends a document; the next is read as if it were a text by itself. In most shells, $'\\n\\n' is an
-    empty line."""
+    """String that ends a document, such as $'\\n\\n' in most shells; the next is read as a text by itself."""
 
     streams: int | None = None
-    """Parts of the text to read side by side, each from 256 characters before it to know where it stands: faster,
-    but what the model remembers longer than that is lost. 1 reads the text in one pass, exactly. By default 1 where
-    that takes about half a minute at most (characters times parameters up to 2e11), else 64."""
+    """Parts of the text to read side by side: faster, but of what is before one, only 256 characters are known in it.
+    1 reads the text in one pass, exactly.
+    By default 1 up to 2e11 characters times parameters, about half a minute, else 64."""
 
     def __post_init__(self) -> None:
         least = {"html_chars": 1, "paint": 0, "start_line": 1, "worst": 0, "top": 0, "streams": 1}
