@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from charjax.beam import beam_search
     from charjax.checkpoint import load_model, restore_checkpoint, save_checkpoint
-    from charjax.config import ModelConfig, SampleConfig, TrainConfig
+    from charjax.config import DynamicConfig, ModelConfig, SampleConfig, TrainConfig
     from charjax.corpus import Corpus, read_pieces
     from charjax.correlations import unit_correlations
     from charjax.dynamic import DynamicPiece, DynamicScore, dynamic_score, dynamic_score_pieces
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "CharLSTM": "model",
     "Corpus": "corpus",
+    "DynamicConfig": "config",
     "DynamicPiece": "dynamic",
     "DynamicScore": "dynamic",
     "History": "report.history",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import tyro
 
 from charjax import __version__
-from charjax.config import DataConfig, ModelConfig, SampleConfig, TrainConfig
+from charjax.config import DataConfig, DynamicConfig, ModelConfig, SampleConfig, TrainConfig
 from charjax.errors import UserError
 
 
@@ -124,6 +124,19 @@ class ScoreCommand:
     1 reads the text in one pass, exactly.
     By default 1 up to 2e11 characters times parameters, about half a minute, else 64."""
 
+    dynamic: bool = False
+    """Dynamic evaluation (Krause et al. 2018): the weights learn from the text as far as it was scored. The loss is
+    told with and without; places and paintings are of the weights that learn. The text is read in one pass."""
+
+    dynamic_learning_rate: float = DynamicConfig.learning_rate
+    """With --dynamic, about how far a weight moves at each step."""
+
+    dynamic_decay: float = DynamicConfig.decay
+    """With --dynamic, what part of the way back to where they began weights are drawn at each step."""
+
+    dynamic_seq_len: int = DynamicConfig.seq_len
+    """With --dynamic, characters that are scored before the weights learn from them."""
+
     def __post_init__(self) -> None:
         least = {"html_chars": 1, "paint": 0, "start_line": 1, "worst": 0, "top": 0, "streams": 1}
         _check_at_least(self, least)
@@ -131,6 +144,16 @@ class ScoreCommand:
             raise UserError(f"streams must be at most 4096, not {self.streams}")
         if self.separator == "":
             raise UserError("separator must be at least one character, not empty")
+        if self.dynamic and self.streams not in (None, 1):
+            raise UserError("streams must be 1 with --dynamic, which learns from all that comes before")
+        _check_dynamic(self)
+
+    @property
+    def learning(self) -> DynamicConfig:
+        """How the weights learn with --dynamic."""
+        return DynamicConfig(
+            seq_len=self.dynamic_seq_len, learning_rate=self.dynamic_learning_rate, decay=self.dynamic_decay
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +201,15 @@ class NeuronsCommand:
 
     def __post_init__(self) -> None:
         _check_at_least(self, {"top": 1, "chars": 0, "start": 0, "read": 2})
+
+
+def _check_dynamic(command: ScoreCommand) -> None:
+    try:
+        learning = command.learning
+    except UserError as error:
+        raise UserError(f"dynamic_{error}") from None
+    if not command.dynamic and learning != DynamicConfig():
+        raise UserError("--dynamic must be given for the other --dynamic options to mean something")
 
 
 def _check_at_least(command: object, least: dict[str, int]) -> None:

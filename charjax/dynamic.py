@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charjax.config import DynamicConfig
 from charjax.errors import UserError
 from charjax.losses import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
@@ -21,14 +22,10 @@ from charjax.score import ScoredPiece, score_pieces
 from charjax.segments import SegmentBlock, segment_blocks
 from charjax.types import Array, Params
 
-# What helped most, or nearly, with a model of 256 units trained on Shakespeare's plays, on parts that it had not seen.
-SEQ_LEN = 20
-LEARNING_RATE = 5e-4
-DECAY = 1e-3
 # Of the mean gradient. At 0.01, weights whose gradients were near zero, as those of a rare character are, moved so far
 # at its first occurrence that some characters after it cost 60 nats.
 EPSILON = 0.1
-# Characters per call, which bound the memory, and the longest segment.
+# Characters per call, which bound the memory.
 CHUNK = 4000
 # What is read of a training text to measure gradients on, and in how many stretches, spread over it.
 MEASURED, STRETCHES = 10_000, 20
@@ -122,9 +119,9 @@ def dynamic_score(
     ids: np.ndarray,
     *,
     train_ids: np.ndarray | None = None,
-    seq_len: int = SEQ_LEN,
-    learning_rate: float = LEARNING_RATE,
-    decay: float = DECAY,
+    seq_len: int = DynamicConfig.seq_len,
+    learning_rate: float = DynamicConfig.learning_rate,
+    decay: float = DynamicConfig.decay,
 ) -> DynamicScore:
     """Scores a text by weights that learn from each of its segments after it was scored.
 
@@ -177,9 +174,9 @@ def dynamic_score_pieces(
     separator: np.ndarray | None = None,
     top: int = 0,
     train_ids: np.ndarray | None = None,
-    seq_len: int = SEQ_LEN,
-    learning_rate: float = LEARNING_RATE,
-    decay: float = DECAY,
+    seq_len: int = DynamicConfig.seq_len,
+    learning_rate: float = DynamicConfig.learning_rate,
+    decay: float = DynamicConfig.decay,
 ) -> Iterator[DynamicPiece]:
     """Scores a text that comes in pieces, as `dynamic_score` does, in memory that does not grow with it.
 
@@ -231,12 +228,7 @@ def _start(
     decay: float,
 ) -> tuple[_Adaptation, _Rates]:
     """Checks the options and measures gradients on a training text: -> (the state before a text, how weights move)."""
-    if not isinstance(seq_len, int) or isinstance(seq_len, bool) or not 1 <= seq_len <= CHUNK:
-        raise UserError(f"seq_len must be a whole number from 1 to {CHUNK}, not {seq_len!r}")
-    for name, value in (("learning_rate", learning_rate), ("decay", decay)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and 0 <= value <= np.finfo(np.float32).max):
-            raise UserError(f"{name} must be at least 0 and finite, not {value!r}")
+    DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
     rates = _Rates(np.float32(learning_rate), np.float32(decay))
     # Each call takes the state's memory over: the caller's weights are not to be lost with it.
     weights = jax.tree.map(functools.partial(jnp.array, dtype=jnp.float32), params)
@@ -246,7 +238,7 @@ def _start(
         stretches = _stretches(_check_ids(model, train_ids, "train_ids"))
         # The same program, whose weights stand still.
         still = _Rates(np.float32(0), np.float32(0))
-        for block in segment_blocks(stretches, seq_len=seq_len, size=CHUNK // seq_len):
+        for block in segment_blocks(stretches, seq_len=seq_len, size=_segments_per_call(seq_len)):
             state, _ = _read_block(model, params, state, block, still)
         if not _are_finite(state.squares):
             raise UserError("the model's gradients on its training text are not numbers; train it anew")
@@ -263,6 +255,10 @@ def _stretches(ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     )
     for part in parts:
         yield part, np.arange(len(part)) == 0
+
+
+def _segments_per_call(seq_len: int) -> int:
+    return max(1, CHUNK // seq_len)
 
 
 def _are_finite(weights: Params) -> bool:
@@ -298,7 +294,7 @@ def _adapt(
             yield piece.ids, piece.begins
 
     read = 0
-    for block in segment_blocks(text(), seq_len=seq_len, size=CHUNK // seq_len):
+    for block in segment_blocks(text(), seq_len=seq_len, size=_segments_per_call(seq_len)):
         state, scores = _read_block(model, params, state, block, rates, top=min(top, model.vocab_size))
         nats, top_ids, top_probs = (np.asarray(values)[block.rows, block.columns] for values in scores)
         read += len(nats)

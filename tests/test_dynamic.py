@@ -277,10 +277,10 @@ def test_a_long_text_takes_no_more_memory_than_a_short_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seq_len": 0}, "seq_len must be a whole number from 1 to 20, not 0"),
-        ({"seq_len": 21}, "seq_len must be a whole number from 1 to 20, not 21"),
-        ({"seq_len": 2.0}, "seq_len must be a whole number from 1 to 20, not 2.0"),
-        ({"seq_len": True}, "seq_len must be a whole number from 1 to 20, not True"),
+        ({"seq_len": 0}, "seq_len must be a whole number from 1 to 4000, not 0"),
+        ({"seq_len": 4001}, "seq_len must be a whole number from 1 to 4000, not 4001"),
+        ({"seq_len": 2.0}, "seq_len must be a whole number from 1 to 4000, not 2.0"),
+        ({"seq_len": True}, "seq_len must be a whole number from 1 to 4000, not True"),
         ({"learning_rate": -1.0}, "learning_rate must be at least 0 and finite, not -1.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be at least 0 and finite, not nan"),
         ({"decay": float("inf")}, "decay must be at least 0 and finite, not inf"),

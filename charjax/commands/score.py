@@ -1,6 +1,7 @@
 """`charjax score`."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -11,6 +12,7 @@ from rich.progress import Progress
 
 from charjax.arguments import ScoreCommand
 from charjax.checkpoint import load_params
+from charjax.commands.score_dynamic import DynamicReading
 from charjax.commands.score_page import SCALE, SurprisePage, bits_of, cut
 from charjax.commands.score_places import HEADING, rows_of_places
 from charjax.commands.write import write, write_painted
@@ -28,6 +30,8 @@ EXACT_UP_TO, STREAMS = 2 * 10**11, 64
 
 Facts = list[tuple[str, str]]
 
+_log = logging.getLogger("charjax")
+
 
 def score_text(command: ScoreCommand) -> None:
     """Prints how well the model predicts a text and where it does worst, and paints the text."""
@@ -36,7 +40,8 @@ def score_text(command: ScoreCommand) -> None:
     text = read_pieces(command.text, vocab)
     separator = _check(command, text)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    streams = command.streams or (1 if text.size * parameters <= EXACT_UP_TO else STREAMS)
+    streams = command.streams or (1 if command.dynamic or text.size * parameters <= EXACT_UP_TO else STREAMS)
+    dynamic = DynamicReading(command, info) if command.dynamic else None
     totals, alternatives = Totals(), Alternatives(vocab, command.top)
     worst = WorstPlaces(command.worst, alternatives)
     with contextlib.ExitStack() as stack:
@@ -45,7 +50,10 @@ def score_text(command: ScoreCommand) -> None:
             page = SurprisePage(command.html, alternatives, start_line=command.start_line, most=command.html_chars)
             stack.enter_context(page)
         # Of the likeliest, one may be the character itself, which is no alternative.
-        scored = score_pieces(model, params, text, separator=separator, top=command.top + 1, streams=streams)
+        if dynamic is None:
+            scored = score_pieces(model, params, text, separator=separator, top=command.top + 1, streams=streams)
+        else:
+            scored = dynamic.scored(model, params, text, separator)
         watchers = [totals.add, worst.add] + ([] if page is None else [page.add])
         found = _watched(characters(vocab, scored), watchers)
         if command.paint:
@@ -53,10 +61,15 @@ def score_text(command: ScoreCommand) -> None:
         _read_on(found, totals, text)
         facts = [
             ("model", f"{model.hidden_layers} x {model.hidden_dim} LSTM of {command.run}"),
-            *text_facts(command, totals, streams),
-            *loss_facts(totals, bytewise=vocab.kind == "bytes"),
+            *text_facts(command, totals, _way(streams) if dynamic is None else dynamic.way),
+            *([] if dynamic is None else [("gradients", dynamic.measured)]),
+            *loss_facts(
+                totals, bytewise=vocab.kind == "bytes", static_nats=None if dynamic is None else dynamic.static_nats
+            ),
         ]
         write("".join(f"{name:<11} {value}\n" for name, value in facts))
+        if dynamic is not None and totals.nats > dynamic.static_nats:
+            _log.warning("learning from this text made its loss higher; try a lower --dynamic-learning-rate")
         if places := worst.places():
             write(f"\n{HEADING}:\n\n")
             write("".join(f"{row}\n" for row in rows_of_places(places)))
@@ -121,7 +134,11 @@ def _read_on(found: Iterator[Characters], totals: Totals, text: TextPieces) -> N
             progress.update(bar, completed=totals.ids)
 
 
-def text_facts(command: ScoreCommand, totals: Totals, streams: int) -> Facts:
+def _way(streams: int) -> str:
+    return "in one pass" if streams == 1 else f"as {streams} streams; --streams 1 reads in one pass, exactly"
+
+
+def text_facts(command: ScoreCommand, totals: Totals, way: str) -> Facts:
     """What was read, and how.
 
     Raises:
@@ -131,24 +148,37 @@ def text_facts(command: ScoreCommand, totals: Totals, streams: int) -> Facts:
         raise UserError(f"every character of {command.text} begins a document; choose another --separator")
     documents, without = command.separator is not None, totals.ids - totals.counted
     first = f"the {without:,} that begin a document do not count" if documents else "the first does not count"
-    way = "in one pass" if streams == 1 else f"as {streams} streams; --streams 1 reads in one pass, exactly"
     facts = [("text", str(command.text)), ("read", way), ("characters", f"{totals.characters:,}; {first}")]
     return [*facts, ("documents", f"{totals.documents:,}")] if documents else facts
 
 
-def loss_facts(totals: Totals, *, bytewise: bool) -> Facts:
-    """The loss as `charjax eval` has it, per character of the vocabulary, and what follows from it."""
+def loss_facts(totals: Totals, *, bytewise: bool, static_nats: float | None = None) -> Facts:
+    """The loss as `charjax eval` has it, per character of the vocabulary, and what follows from it.
+
+    With `static_nats`, the sum for weights that did not learn, theirs stand beside those of weights that did.
+    """
     unit, other, others = "char", "byte", totals.counted_bytes
     if bytewise:
         unit, other, others = "byte", "char", totals.counted_characters
     facts = [
-        ("loss", f"{totals.loss:.6f} nats/{unit}"),
-        ("perplexity", f"{perplexity(totals.loss):.4f}"),
-        (f"bits/{unit}", f"{bits_per_char(totals.loss):.4f}"),
+        (name, value if static_nats is None else f"{value}, static {static}")
+        for (name, value), (_, static) in zip(
+            _loss_rows(totals.nats, totals.counted, others, unit, other),
+            _loss_rows(totals.nats if static_nats is None else static_nats, totals.counted, others, unit, other),
+            strict=True,
+        )
     ]
-    if totals.counted_bytes != totals.counted_characters:
-        facts.append((f"bits/{other}", f"{bits_per_char(totals.nats / others):.4f}"))
-    return facts
+    return facts if totals.counted_bytes != totals.counted_characters else facts[:-1]
+
+
+def _loss_rows(nats: float, counted: int, others: int, unit: str, other: str) -> Facts:
+    loss = nats / counted
+    return [
+        ("loss", f"{loss:.6f} nats/{unit}"),
+        ("perplexity", f"{perplexity(loss):.4f}"),
+        (f"bits/{unit}", f"{bits_per_char(loss):.4f}"),
+        (f"bits/{other}", f"{bits_per_char(nats / others):.4f}"),
+    ]
 
 
 def painted(start_line: int, number: int, characters: int) -> str:
