@@ -219,10 +219,10 @@ class DynamicConfig:
     seq_len: int = 20
     """Characters that are scored before the weights learn from them."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = 4e-4
     """About how far a weight moves at each step; 0 learns nothing."""
 
-    decay: float = 1e-3
+    decay: float = 3e-4
     """What part of the way back to where they began weights are drawn at each step; 0 never draws back."""
 
     def __post_init__(self) -> None:

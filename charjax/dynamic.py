@@ -155,7 +155,8 @@ def dynamic_score(
         ValueError: ids that are not [N] integers in [0, V).
     """
     piece = _check_ids(model, ids)
-    state, rates = _start(model, params, train_ids, seq_len=seq_len, learning_rate=learning_rate, decay=decay)
+    learning = DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
+    state, rates = _start(model, params, train_ids, learning, top=0)
     found = list(_adapt(model, params, state, rates, [piece], separator=None, top=0, seq_len=seq_len))
     after = found[-1][0].params
     if not _are_finite(after):
@@ -202,7 +203,8 @@ def dynamic_score_pieces(
         UserError: an empty separator, a number out of range, or scores that are not finite.
         ValueError: ids out of range.
     """
-    state, rates = _start(model, params, train_ids, seq_len=seq_len, learning_rate=learning_rate, decay=decay)
+    learning, top = DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay), min(top, model.vocab_size)
+    state, rates = _start(model, params, train_ids, learning, top=top)
     for _, piece in _adapt(model, params, state, rates, pieces, separator=separator, top=top, seq_len=seq_len):
         yield piece
 
@@ -219,17 +221,10 @@ def _check_ids(model: CharLSTM, ids: np.ndarray, name: str = "ids") -> np.ndarra
 
 
 def _start(
-    model: CharLSTM,
-    params: Params,
-    train_ids: np.ndarray | None,
-    *,
-    seq_len: int,
-    learning_rate: float,
-    decay: float,
+    model: CharLSTM, params: Params, train_ids: np.ndarray | None, learning: DynamicConfig, *, top: int
 ) -> tuple[_Adaptation, _Rates]:
-    """Checks the options and measures gradients on a training text: -> (the state before a text, how weights move)."""
-    DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
-    rates = _Rates(np.float32(learning_rate), np.float32(decay))
+    """Measures gradients on a training text, if there is one: -> (the state before a text, how weights move)."""
+    rates = _Rates(np.float32(learning.learning_rate), np.float32(learning.decay))
     # Each call takes the state's memory over: the caller's weights are not to be lost with it.
     weights = jax.tree.map(functools.partial(jnp.array, dtype=jnp.float32), params)
     squares = jax.tree.map(jnp.zeros_like, weights)
@@ -238,8 +233,8 @@ def _start(
         stretches = _stretches(_check_ids(model, train_ids, "train_ids"))
         # The same program, whose weights stand still.
         still = _Rates(np.float32(0), np.float32(0))
-        for block in segment_blocks(stretches, seq_len=seq_len, size=_segments_per_call(seq_len)):
-            state, _ = _read_block(model, params, state, block, still)
+        for block in segment_blocks(stretches, seq_len=learning.seq_len, size=_segments_per_call(learning.seq_len)):
+            state, _ = _read_block(model, params, state, block, still, top=top)
         if not _are_finite(state.squares):
             raise UserError("the model's gradients on its training text are not numbers; train it anew")
     return state, rates
@@ -295,7 +290,7 @@ def _adapt(
 
     read = 0
     for block in segment_blocks(text(), seq_len=seq_len, size=_segments_per_call(seq_len)):
-        state, scores = _read_block(model, params, state, block, rates, top=min(top, model.vocab_size))
+        state, scores = _read_block(model, params, state, block, rates, top=top)
         nats, top_ids, top_probs = (np.asarray(values)[block.rows, block.columns] for values in scores)
         read += len(nats)
         if not np.isfinite(nats).all():
@@ -307,7 +302,7 @@ def _adapt(
 
 
 def _read_block(
-    model: CharLSTM, params: Params, state: _Adaptation, block: SegmentBlock, rates: _Rates, *, top: int = 0
+    model: CharLSTM, params: Params, state: _Adaptation, block: SegmentBlock, rates: _Rates, *, top: int
 ) -> tuple[_Adaptation, _Scores]:
     return _read_segments(
         model, params, state, block.windows, block.counts, block.fresh, np.int32(block.number), rates, top=top
