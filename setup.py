@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 FOLDER = "charjax/ops/lstm/native"
 HEADERS = [
     f"{FOLDER}/{name}.h"
-    for name in ("vectors", "products", "layer", "forward", "backward", "choice", "team", "generate", "lstm")
+    for name in ("vectors", "products", "layer", "forward", "backward", "noise", "choice", "team", "generate", "lstm")
 ]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]

@@ -75,6 +75,9 @@ def choose(noise: Array, logits: Array, choice: Choice, filtered: bool) -> Array
 
 
 def draw_noise(keys: Array, positions: Array, vocab_size: int) -> Array:
-    """Gumbel noise [T, B, V] float32 for the characters at `positions` [T] of texts with the given keys [B]."""
+    """Gumbel noise [T, B, V] float32 for the characters at `positions` [T] of texts with the given keys [B].
+
+    charjax/ops/lstm/native/noise.h draws the same, as JAX does by default (jax_threefry_partitionable).
+    """
     draw = lambda position, key: jax.random.gumbel(jax.random.fold_in(key, position), (vocab_size,))  # noqa: E731
     return jax.vmap(jax.vmap(draw, in_axes=(None, 0)), in_axes=(0, None))(positions, keys)

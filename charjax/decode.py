@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.choice import Choice, choose, draw_noise
+from charjax.choice import Choice, choose, draw_noise, make_choice
+from charjax.config import SampleConfig
 from charjax.model import Carry, CharLSTM, init_carry, layer_weights, step_weights
 from charjax.ops.lstm import mosaic_sample
 from charjax.ops.lstm.native import Library
@@ -22,8 +23,6 @@ from charjax.types import Array, Params
 
 # Characters whose noise is drawn at once; XLA's loop takes as many per trip.
 BLOCK = 16
-# Of the kernel's calls: steps for one text, and the most numbers of noise.
-_STEPS_PER_CALL, _NOISE_PER_CALL = 256, 1 << 21
 
 Weights = StepWeights | PackedWeights
 
@@ -33,7 +32,7 @@ class DecodeState(NamedTuple):
 
     Attributes:
         carry: recurrent state after the last character, [B, H] per layer.
-        keys: [B] PRNG keys, one per text.
+        keys: [B] Threefry keys, one per text.
         position: [] int32, characters drawn so far; folded into the keys.
     """
 
@@ -43,7 +42,10 @@ class DecodeState(NamedTuple):
 
 
 def init_state(model: CharLSTM, keys: Array) -> DecodeState:
-    """The state before any character, of as many texts as there are keys."""
+    """The state before any character, of as many texts as there are keys, which become Threefry keys if they are not."""
+    if jax.random.key_impl(keys) != "threefry2x32":
+        bits = jax.vmap(functools.partial(jax.random.bits, shape=(2,), dtype=jnp.uint32))(keys)
+        keys = jax.random.wrap_key_data(bits, impl="threefry2x32")
     return DecodeState(init_carry(model, len(keys)), keys, jnp.zeros((), jnp.int32))
 
 
@@ -67,13 +69,13 @@ def arrange(model: CharLSTM, params: Params, dtype: str = "auto") -> Weights:
         NotImplementedError: int8 where the kernel for processors does not serve it.
     """
     wanted = model.dtype if dtype == "auto" else dtype
-    library = library_for_steps(wanted) if target_platform() == "cpu" else None
+    library = library_for_steps() if target_platform() == "cpu" else None
     if library is not None and model.implementation in (None, "native"):
         head = params["head"]
         return pack(layer_weights(model, params), head["kernel"], head["bias"], wanted, library)
     if wanted == "int8":
         raise NotImplementedError(
-            "int8 weights take the compiled kernel for processors, with AVX-512, bf16 and VNNI; use bfloat16 or float32"
+            "int8 weights take the compiled kernel for processors, which does not serve here; use bfloat16 or float32"
         )
     return step_weights(model.clone(dtype=wanted), params)
 
@@ -115,9 +117,18 @@ def _read_by_kernel(
     batch, ids = len(state.keys), ids.astype(jnp.int32)
     # A negative number is no request to draw, but a character that the vocabulary lacks.
     given = jnp.where(_within(ids, lengths), jnp.where(ids < 0, model.vocab_size, ids), REST)
-    no_noise, any_choice = jnp.zeros((0, batch, model.vocab_size)), Choice(*map(jnp.zeros, [batch] * 4))
-    any_choice = any_choice._replace(top_k=jnp.zeros(batch, jnp.int32))
-    _, carry = take_steps(library, dtype, weights, state.carry, given, no_noise, any_choice)
+    nothing_chosen = make_choice(SampleConfig(), batch)
+    _, carry = take_steps(
+        library,
+        dtype,
+        weights,
+        state.carry,
+        given,
+        state.keys,
+        state.position,
+        nothing_chosen,
+        vocab_size=model.vocab_size,
+    )
     return state._replace(carry=carry)
 
 
@@ -190,23 +201,19 @@ def _write_by_kernel(
     weights: PackedWeights, state: DecodeState, choice: Choice, length: Array, capacity: int, vocab_size: int
 ) -> tuple[Carry, Array]:
     library, dtype = _kernel(weights)
-    batch = len(state.keys)
-    size = min(_STEPS_PER_CALL, max(BLOCK, _NOISE_PER_CALL // (batch * vocab_size) // BLOCK * BLOCK), capacity)
-
-    def one(number: Array, before: tuple[Carry, Array]) -> tuple[Carry, Array]:
-        carry, ids = before
-        at = size * number + jnp.arange(size)
-        noise_TBV = draw_noise(state.keys, state.position + at, vocab_size)
-        given = jnp.broadcast_to(jnp.where(at < length, DRAW, REST)[None], (batch, size))
-        drawn, carry = take_steps(library, dtype, weights, carry, given, noise_TBV, choice)
-        return carry, jax.lax.dynamic_update_slice_in_dim(ids, drawn, size * number, 1)
-
-    calls = -(-capacity // size) if size else 0
-    ids = jnp.zeros((batch, calls * size), jnp.int32)
-    if not calls:
-        return state.carry, ids
-    carry, ids = jax.lax.fori_loop(0, -(-length // size), one, (state.carry, ids))
-    return carry, ids[:, :capacity]
+    given = jnp.where(jnp.arange(capacity) < length, DRAW, REST)
+    ids, carry = take_steps(
+        library,
+        dtype,
+        weights,
+        state.carry,
+        jnp.broadcast_to(given[None], (len(state.keys), capacity)),
+        state.keys,
+        state.position,
+        choice,
+        vocab_size=vocab_size,
+    )
+    return carry, ids
 
 
 def _write_by_xla(
@@ -257,7 +264,6 @@ def _write_by_xla(
 
 def _kernel(weights: PackedWeights) -> tuple[Library, str]:
     """The compiled form that weights were packed for, and their format."""
-    dtype = weights.kernels.dtype.name
-    library = library_for_steps(dtype)
+    library = library_for_steps()
     assert library is not None  # it packed them
-    return library, dtype
+    return library, weights.kernels.dtype.name

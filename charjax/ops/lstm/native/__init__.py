@@ -20,8 +20,9 @@ from charjax.ops.lstm.target import target_platform
 from charjax.ops.lstm.varying import alike, result
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
-# Best first; bfloat16 products need the first.
+# Best first; training in bfloat16 takes the first.
 INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "generic")
+STEP_DTYPES = ("float32", "bfloat16", "int8")
 
 
 class Library(NamedTuple):
@@ -30,14 +31,14 @@ class Library(NamedTuple):
     Attributes:
         instructions: one of INSTRUCTION_SETS.
         panel: units to a vector; arrays saved for the backward pass are padded to a multiple of it.
-        dtypes: formats of operands that it serves.
-        step_dtypes: formats of weights that it generates with.
+        bytes_at_once: int8 weights of a column that one multiplication takes.
+        dtypes: formats of operands that it trains with; it generates with weights of all of STEP_DTYPES.
     """
 
     instructions: str
     panel: int
+    bytes_at_once: int
     dtypes: tuple[str, ...]
-    step_dtypes: tuple[str, ...]
 
     def target(self, direction: str, dtype: str) -> str:
         """The name of a custom call."""
@@ -52,12 +53,11 @@ def libraries() -> tuple[Library, ...]:
         for path in sorted(Path(__file__).parent.glob(f"_{instructions}.*so")):
             kernel = ctypes.CDLL(str(path))
             if kernel.charjax_lstm_supported():
-                wide = instructions == "avx512bf16"
-                dtypes = ("float32", "bfloat16") if wide else ("float32",)
+                dtypes = ("float32", "bfloat16") if instructions == "avx512bf16" else ("float32",)
                 library = Library(
-                    instructions, kernel.charjax_lstm_panel(), dtypes, (*dtypes, "int8") if wide else dtypes
+                    instructions, kernel.charjax_lstm_panel(), kernel.charjax_lstm_bytes_at_once(), dtypes
                 )
-                served = {"forward": dtypes, "backward": dtypes, "generate": library.step_dtypes}
+                served = {"forward": dtypes, "backward": dtypes, "generate": STEP_DTYPES}
                 for direction, formats in served.items():
                     for dtype in formats:
                         call = jax.ffi.pycapsule(getattr(kernel, f"charjax_lstm_{direction}_{dtype}"))

@@ -79,23 +79,23 @@ ffi::Error backward(ffi::ThreadPool pool, int64_t threads, Buffer x, Buffer w_ih
 }
 
 template <class E>
-ffi::Error generate(ffi::ThreadPool pool, int64_t threads, Buffer kernels, Buffer start, Buffer scale, Buffer c0,
-                    Buffer h0, Buffer given, Buffer noise, Buffer temperature, Buffer top_k, Buffer top_p, Buffer min_p,
-                    Out ids, Out c_last, Out h_last) {
+ffi::Error generate(ffi::ThreadPool pool, int64_t threads, int64_t vocab_size, Buffer kernels, Buffer start,
+                    Buffer scale, Buffer c0, Buffer h0, Buffer given, Buffer keys, Buffer position, Buffer temperature,
+                    Buffer top_k, Buffer top_p, Buffer min_p, Out ids, Out c_last, Out h_last) {
   Generate<E> g{};
   const auto carry = c0.dimensions(), steps = given.dimensions();
   g.L = static_cast<int>(carry[0]), g.B = static_cast<int>(carry[1]), g.H = static_cast<int>(carry[2]);
-  g.T = static_cast<int>(steps[1]), g.V = static_cast<int>(noise.dimensions()[2]);
+  g.T = static_cast<int>(steps[1]), g.V = static_cast<int>(vocab_size);
   g.kernels = in<Weight<E>>(kernels), g.start = in<float>(start), g.scale = in<float>(scale);
   g.c0 = in<float>(c0), g.h0 = in<float>(h0), g.given = in<int32_t>(given);
-  g.noise = noise.element_count() ? in<float>(noise) : nullptr;
+  g.keys = in<uint32_t>(keys), g.position = *in<uint32_t>(position);
   g.temperature = in<float>(temperature), g.top_k = in<int32_t>(top_k);
   g.top_p = in<float>(top_p), g.min_p = in<float>(min_p);
   g.ids = out<int32_t>(ids), g.c_last = out<float>(c_last), g.h_last = out<float>(h_last);
   if (!g.take()) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the state of the texts");
   const int parts = static_cast<int>(std::min<int64_t>(threads, g.B / ROWS_ALONE));
   if (parts > 1) {
-    const auto alone = [](int pieces, const auto& piece) {
+    const auto alone = [](int pieces, int, const auto& piece) {
       for (int n = 0; n < pieces; ++n) piece(n);
     };
     run_parts(pool, parts, [&](int part) {
@@ -103,8 +103,9 @@ ffi::Error generate(ffi::ThreadPool pool, int64_t threads, Buffer kernels, Buffe
       g.run(first, part_begin(g.B, parts, part + 1) - first, alone);
     });
   } else {
-    Team::run(pool, static_cast<int>(std::max<int64_t>(1, threads)),
-              [&](Team& team) { g.run(0, g.B, [&](int pieces, const auto& piece) { team.phase(pieces, piece); }); });
+    Team::run(pool, static_cast<int>(std::max<int64_t>(1, threads)), [&](Team& team) {
+      g.run(0, g.B, [&](int pieces, int bytes, const auto& piece) { team.phase(pieces, bytes, piece); });
+    });
   }
   return ffi::Error::Success();
 }
@@ -113,6 +114,8 @@ auto bind_generate() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
       .Attr<int64_t>("threads")
+      .Attr<int64_t>("vocab_size")
+      .Arg<Buffer>()
       .Arg<Buffer>()
       .Arg<Buffer>()
       .Arg<Buffer>()
@@ -177,13 +180,11 @@ auto bind_backward() {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_forward_float32, forward<float>, bind_forward());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_float32, backward<float>, bind_backward());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_generate_float32, generate<float>, bind_generate());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_generate_bfloat16, generate<bf16>, bind_generate());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_generate_int8, generate<Quantized>, bind_generate());
 #if defined(CHARJAX_BF16)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_forward_bfloat16, forward<bf16>, bind_forward());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_bfloat16, backward<bf16>, bind_backward());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_generate_bfloat16, generate<bf16>, bind_generate());
-#endif
-#if defined(CHARJAX_INT8)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_generate_int8, generate<u8>, bind_generate());
 #endif
 
 }  // namespace charjax
@@ -193,6 +194,11 @@ extern "C" {
 // Units to a panel, to whose multiple the saved arrays are padded.
 int charjax_lstm_panel() {
   return charjax::W;
+}
+
+// Terms of a sum that one multiplication of int8 weights takes.
+int charjax_lstm_bytes_at_once() {
+  return charjax::PAIR<charjax::Quantized>;
 }
 
 // Whether this processor has the instructions that this file is compiled for.

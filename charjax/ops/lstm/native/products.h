@@ -13,42 +13,26 @@ struct Tile {
   Vec v[R][4];
 };
 
-// tile[r][:] += sum over k of a[r * row_stride + k * step] * b[k][:], k counting groups of PAIR.
-template <class E, int R>
-CHARJAX_INLINE void multiply(Tile<R>& tile, const E* a, ptrdiff_t row_stride, int step, const E* b, int groups);
+// What a product makes of PAIR<E> operands and as many weights of each of W columns: see `multiply`.
+template <class E>
+struct Terms;
 
-template <class E, int R>
-struct Multiply;
-
-template <int R>
-struct Multiply<float, R> {
-  static CHARJAX_INLINE void run(Tile<R>& tile, const float* a, ptrdiff_t row_stride, int step, const float* b,
-                                 int groups) {
-    for (int k = 0; k < groups; ++k) {
-      const Vec b0 = load(b), b1 = load(b + W), b2 = load(b + 2 * W), b3 = load(b + 3 * W);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec x = broadcast(a[r * row_stride]);
-        tile.v[r][0] += x * b0;
-        tile.v[r][1] += x * b1;
-        tile.v[r][2] += x * b2;
-        tile.v[r][3] += x * b3;
-      }
-      a += step;
-      b += TILE;
-    }
-  }
+template <>
+struct Terms<float> {
+  static CHARJAX_INLINE Vec weights(const float* p) { return load(p); }
+  static CHARJAX_INLINE Vec spread(const float* p) { return broadcast(*p); }
+  static CHARJAX_INLINE Vec add(Vec sum, Vec x, Vec w) { return sum + x * w; }
 };
 
-#if defined(CHARJAX_BF16)
-template <int R>
-struct Multiply<bf16, R> {
-  static CHARJAX_INLINE __m512bh pairs(const bf16* p) {
+#if defined(__AVX512BF16__)
+template <>
+struct Terms<bf16> {
+  static CHARJAX_INLINE __m512bh weights(const bf16* p) {
     __m512bh v;
     std::memcpy(&v, p, sizeof(v));
     return v;
   }
-  static CHARJAX_INLINE __m512bh one_pair(const bf16* p) {
+  static CHARJAX_INLINE __m512bh spread(const bf16* p) {
     uint32_t bits;
     std::memcpy(&bits, p, 4);
     const __m512i all = _mm512_set1_epi32(static_cast<int>(bits));
@@ -56,31 +40,67 @@ struct Multiply<bf16, R> {
     std::memcpy(&v, &all, sizeof(v));
     return v;
   }
-  static CHARJAX_INLINE Vec add(Vec sum, __m512bh x, __m512bh y) {
-    return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), x, y));
+  static CHARJAX_INLINE Vec add(Vec sum, __m512bh x, __m512bh w) {
+    return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), x, w));
   }
-  static CHARJAX_INLINE void run(Tile<R>& tile, const bf16* a, ptrdiff_t row_stride, int step, const bf16* b,
-                                 int groups) {
-    for (int k = 0; k < groups; ++k) {
-      const __m512bh b0 = pairs(b), b1 = pairs(b + 2 * W), b2 = pairs(b + 4 * W), b3 = pairs(b + 6 * W);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const __m512bh x = one_pair(a + r * row_stride);
-        tile.v[r][0] = add(tile.v[r][0], x, b0);
-        tile.v[r][1] = add(tile.v[r][1], x, b1);
-        tile.v[r][2] = add(tile.v[r][2], x, b2);
-        tile.v[r][3] = add(tile.v[r][3], x, b3);
-      }
-      a += step;
-      b += 2 * TILE;
-    }
+};
+#else
+// Without instructions for it, pairs are widened.
+template <>
+struct Terms<bf16> {
+  struct Pairs {
+    Vec even, odd;
+  };
+  static CHARJAX_INLINE Pairs widen_pairs(Bits bits) {
+    return {reinterpret_cast<Vec>(bits << 16), reinterpret_cast<Vec>(bits & 0xffff0000u)};
   }
+  static CHARJAX_INLINE Pairs weights(const bf16* p) { return widen_pairs(*reinterpret_cast<const Bits*>(p)); }
+  static CHARJAX_INLINE Pairs spread(const bf16* p) {
+    uint32_t bits;
+    std::memcpy(&bits, p, 4);
+    return widen_pairs(bits - Bits{});
+  }
+  static CHARJAX_INLINE Vec add(Vec sum, Pairs x, Pairs w) { return (sum + x.even * w.even) + x.odd * w.odd; }
 };
 #endif
 
-template <class E, int R>
-CHARJAX_INLINE void multiply(Tile<R>& tile, const E* a, ptrdiff_t row_stride, int step, const E* b, int groups) {
-  Multiply<E, R>::run(tile, a, row_stride, step, b, groups);
+// tile[r][:] += sum over k of a[r * row_stride + k * step] * b[k][:], k counting groups of PAIR.
+template <class E, int R, class Weight>
+CHARJAX_INLINE void multiply(Tile<R>& tile, const E* a, ptrdiff_t row_stride, int step, const Weight* b, int groups) {
+  constexpr int vector = PAIR<E> * W;
+  for (int k = 0; k < groups; ++k) {
+    const auto b0 = Terms<E>::weights(b), b1 = Terms<E>::weights(b + vector), b2 = Terms<E>::weights(b + 2 * vector),
+               b3 = Terms<E>::weights(b + 3 * vector);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const auto x = Terms<E>::spread(a + r * row_stride);
+      tile.v[r][0] = Terms<E>::add(tile.v[r][0], x, b0);
+      tile.v[r][1] = Terms<E>::add(tile.v[r][1], x, b1);
+      tile.v[r][2] = Terms<E>::add(tile.v[r][2], x, b2);
+      tile.v[r][3] = Terms<E>::add(tile.v[r][3], x, b3);
+    }
+    a += step;
+    b += 4 * vector;
+  }
+}
+
+// One row by N panels that lie `panel_size` weights apart: tile[n][:] += sum over k of a[k * step] * b[n][k][:].
+//
+// The sums of a single panel are too few to keep a processor busy while each waits for its last addition.
+template <class E, int N, class Weight>
+CHARJAX_INLINE void multiply_by_panels(Tile<N>& tile, const E* a, int step, const Weight* b, ptrdiff_t panel_size,
+                                       int groups) {
+  constexpr int vector = PAIR<E> * W;
+  for (int k = 0; k < groups; ++k) {
+    const auto x = Terms<E>::spread(a);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j)
+        tile.v[n][j] = Terms<E>::add(tile.v[n][j], x, Terms<E>::weights(b + n * panel_size + j * vector));
+    a += step;
+    b += 4 * vector;
+  }
 }
 
 // Calls f.run<R>(first row) for tiles that cover `rows` rows; R <= ROWS is known to the compiler.

@@ -18,8 +18,6 @@ from charjax.types import Array, LSTMCarry, LSTMWeights
 
 # In place of a character: draw one, and let the text stand still.
 DRAW, REST = -1, -2
-# Terms of a sum that one multiplication takes, by the operands' format.
-_GROUP = {"float32": 1, "bfloat16": 2, "int8": 4}
 
 
 class PackedWeights(NamedTuple):
@@ -36,16 +34,16 @@ class PackedWeights(NamedTuple):
     scale: Array
 
 
-def library_for_steps(dtype: str) -> Library | None:
-    """The best compiled form that generates with weights of a format (also "int8"), or None where there is none."""
-    return next((library for library in libraries() if dtype in library.step_dtypes), None)
+def library_for_steps() -> Library | None:
+    """The best compiled form there is to generate with, or None."""
+    return next(iter(libraries()), None)
 
 
 def pack(
     layers: Sequence[LSTMWeights], head_kernel: Array, head_bias: Array, dtype: str, library: Library
 ) -> PackedWeights:
     """Packs the parameters of L layers and a head ([H, V] and [V], float32) in "float32", "bfloat16" or "int8"."""
-    panel = library.panel
+    panel, at_once = library.panel, {"float32": 1, "bfloat16": 2, "int8": library.bytes_at_once}[dtype]
     padded = -(-layers[0].w_hh.shape[0] // panel) * panel
     by_gate = [_panels_of_gates(_rows(layer, n, padded), panel) for n, layer in enumerate(layers)]
     products = [*by_gate, _panels(_pad(head_kernel, 0, padded), 4 * panel)]
@@ -71,7 +69,7 @@ def pack(
         _panels(head_bias[None], 4 * panel)[:, 0] - offsets[-1],
     ]
     return PackedWeights(
-        jnp.concatenate([_in_groups(kernel, _GROUP[dtype]).reshape(-1) for kernel in kernels]),
+        jnp.concatenate([_in_groups(kernel, at_once).reshape(-1) for kernel in kernels]),
         jnp.concatenate([start.reshape(-1) for start in starts]),
         jnp.concatenate([scale.reshape(-1) for scale in scales]) if scales else jnp.zeros(0, jnp.float32),
     )
@@ -83,8 +81,11 @@ def take_steps(
     weights: PackedWeights,
     carry: Sequence[LSTMCarry],
     given: Array,
-    noise: Array,
+    keys: Array,
+    position: Array,
     choice: Sequence[Array],
+    *,
+    vocab_size: int,
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
     """Takes T steps with B texts.
 
@@ -94,8 +95,11 @@ def take_steps(
         weights: from `pack`.
         carry: the recurrent state, [B, H] float32 per layer.
         given: [B, T] int32, the characters to read; DRAW for one to choose, REST for a text that stands still.
-        noise: [T, B, V] float32, drawn from the standard Gumbel distribution, or [0, B, V] for none.
+        keys: [B] Threefry keys. The noise of step t is what `charjax.choice.draw_noise` draws at position + t, drawn in
+            the call.
+        position: [] int32.
         choice: how to choose, the fields of `charjax.choice.Choice`, [B] each.
+        vocab_size: V.
 
     Returns:
         ids [B, T] int32, what was chosen or given, and the carry.
@@ -106,7 +110,17 @@ def take_steps(
     ]
     call = jax.ffi.ffi_call(library.target("generate", dtype), results)
     c, h = (jnp.stack(part) for part in zip(*carry, strict=True))
-    ids, c, h = call(*weights, c, h, given, noise, *choice, threads=np.int64(threads_of_a_call()))
+    ids, c, h = call(
+        *weights,
+        c,
+        h,
+        given,
+        jax.random.key_data(keys),
+        jnp.asarray(position, jnp.uint32),
+        *choice,
+        threads=np.int64(threads_of_a_call()),
+        vocab_size=np.int64(vocab_size),
+    )
     return ids, tuple(LSTMCarry(c[n], h[n]) for n in range(len(carry)))
 
 

@@ -1,6 +1,7 @@
 // Threads that share the pieces of one short phase after another.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -14,8 +15,9 @@
 namespace charjax {
 
 // A phase has pieces 0 to n - 1 < 65536, each done once, by whoever comes first: a thread begins with those that were
-// its own in the phases before, whose weights are in its cache, and goes on with the others'. The leader never waits
-// for a thread that has not begun a piece, so that pools whose threads all lead go on.
+// its own in the phases before, whose weights are in its cache, and goes on with the others'. Several are taken at once
+// where they are short. The leader never waits for a thread that has not begun a piece, so that pools whose threads all
+// lead go on.
 class Team {
  public:
   // Calls lead(team), whose phases the pool's threads share.
@@ -31,15 +33,17 @@ class Team {
 
   explicit Team(int threads) : own_(threads) {}
 
-  // Calls task(piece) for every piece.
+  // Calls task(piece) for every piece, which reads so many bytes.
   template <class Task>
-  void phase(int pieces, const Task& task) {
-    if (own_.size() == 1) {
+  void phase(int pieces, int bytes, const Task& task) {
+    const int at_once = std::max(1, LEAST_BYTES / std::max(1, bytes));
+    if (own_.size() == 1 || pieces <= at_once) {
       for (int piece = 0; piece < pieces; ++piece) task(piece);
       return;
     }
     const uint32_t number = ++number_;
     task_ = &task;
+    at_once_.store(std::min(at_once, 65535), std::memory_order_relaxed);
     call_ = [](const void* of, int piece) { (*static_cast<const Task*>(of))(piece); };
     for (int thread = 0; thread < static_cast<int>(own_.size()); ++thread)
       own_[thread].next.store(ticket(number, begin_of(thread, pieces), begin_of(thread + 1, pieces)),
@@ -52,6 +56,8 @@ class Team {
 
  private:
   static constexpr uint32_t ENDED = ~0u;
+  // Handing a piece out takes as long as reading some thousand bytes.
+  static constexpr int LEAST_BYTES = 1 << 15;
   struct alignas(64) Own {
     std::atomic<uint64_t> next{0};
   };
@@ -96,11 +102,12 @@ class Team {
       std::atomic<uint64_t>& next = own_[whose].next;
       uint64_t at = next.load(std::memory_order_acquire);
       while (at >> 32 == number) {
-        const int piece = at & 0xffff, end = at >> 16 & 0xffff;
-        if (piece >= end) break;
-        if (!next.compare_exchange_weak(at, at + 1, std::memory_order_acq_rel)) continue;
-        call_(task_, piece);
-        done_.fetch_add(1, std::memory_order_acq_rel);
+        const int first = at & 0xffff, end = at >> 16 & 0xffff,
+                  count = std::min(at_once_.load(std::memory_order_relaxed), end - first);
+        if (count <= 0) break;
+        if (!next.compare_exchange_weak(at, at + count, std::memory_order_acq_rel)) continue;
+        for (int piece = first; piece < first + count; ++piece) call_(task_, piece);
+        done_.fetch_add(count, std::memory_order_acq_rel);
         at = next.load(std::memory_order_acquire);
       }
     }
@@ -108,6 +115,7 @@ class Team {
 
   const void* task_ = nullptr;
   void (*call_)(const void*, int) = nullptr;
+  std::atomic<int> at_once_{1};
   std::vector<Own> own_;
   std::atomic<uint32_t> phase_{0};
   uint32_t number_ = 0;

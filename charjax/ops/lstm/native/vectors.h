@@ -73,7 +73,6 @@ CHARJAX_INLINE void store_as(float* p, Vec v) {
 
 #if defined(__AVX512BF16__)
 #define CHARJAX_BF16 1
-#define CHARJAX_INT8 1  // setup.py turns VNNI on with bfloat16
 CHARJAX_INLINE Vec load_as_float(const bf16* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return reinterpret_cast<Vec>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
@@ -90,6 +89,13 @@ CHARJAX_INLINE void store_pairs(bf16* p, Vec even, Vec odd) {
   const __m512i lower = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low)));
   const __m512i upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(high)));
   _mm512_storeu_si512(p, _mm512_or_si512(lower, _mm512_slli_epi32(upper, 16)));
+}
+#else
+CHARJAX_INLINE Vec load_as_float(const bf16* p) {
+  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const Half*>(p), Bits) << 16);
+}
+CHARJAX_INLINE void store_as(bf16* p, Vec v) {
+  for (int lane = 0; lane < W; ++lane) p[lane] = narrow<bf16>(v[lane]);
 }
 #endif
 
