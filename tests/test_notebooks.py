@@ -25,7 +25,7 @@ FIGURES = {"coffee": 3, "shakespeare": 7}
 
 def run(root, *arguments):
     """Runs the runner, one JAX device per core as for a user, its compiled programs kept between runs of the tests."""
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONWARNINGS": "error::DeprecationWarning:__main__"}
+    environment = {**os.environ, "XLA_FLAGS": ""}
     command = [sys.executable, root / "notebooks" / "run.py", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
