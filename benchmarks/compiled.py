@@ -97,8 +97,8 @@ def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = No
             make_choice(SampleConfig(), sizes.batch_size),
         )
 
-    weights, state, choice = placed(jax.eval_shape(shapes), where)
     with jax.sharding.use_abstract_mesh(alone.abstract_mesh):
+        weights, state, choice = placed(jax.eval_shape(shapes), where)
         length = placed(jax.ShapeDtypeStruct((), jnp.int32), where)
         lowered = decode.lower(model, weights, state, choice, length, capacity=512, filtered=False)
     return lowered.compile()

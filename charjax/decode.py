@@ -42,7 +42,7 @@ class DecodeState(NamedTuple):
 
 
 def init_state(model: CharLSTM, keys: Array) -> DecodeState:
-    """The state before any character, of as many texts as there are keys, which become Threefry keys if they are not."""
+    """The state before any character, of as many texts as there are keys; other keys than Threefry's become such."""
     if jax.random.key_impl(keys) != "threefry2x32":
         bits = jax.vmap(functools.partial(jax.random.bits, shape=(2,), dtype=jnp.uint32))(keys)
         keys = jax.random.wrap_key_data(bits, impl="threefry2x32")

@@ -14,6 +14,7 @@ round; medians of rounds are shown, with the least and the largest.
 The limit is what reading every weight of a step once allows, measured in the same rounds by a small program in C++. It
 is close where a text or a few are drawn; with many streams arithmetic is the limit, which the last column is a share
 of. PyTorch is whatever is fastest of its loops, eager or compiled, on one thread or all, in either number format.
+Weights in int8 are charjax's alone, and compared with the same.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from benchmarks.generation.worker import Worker
 
 GRID = {"hidden_dim": [128, 512], "streams": [1, 32, 1024]}
 TINY = {"hidden_dim": [32], "streams": [8]}
-DTYPES = ["float32", "bfloat16"]
+DTYPES = ["float32", "bfloat16", "int8"]
 LAYERS = 2
 # Steps of a text: about a second of a slow peer's time, and a multiple of what a compiled call takes.
 LEAST_STEPS, MOST_STEPS, STEPS_OF_ALL = 16, 2048, 8192
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="rounds per point (default 3, tiny 1)")
     parser.add_argument("--seconds", type=float, help="of a peer in a round (default 0.7, tiny 0.01)")
     parser.add_argument("--peers", nargs="*", choices=list(SIDES), help="peers beside charjax (default all)")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default both, tiny float32")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default all, tiny float32")
     parser.add_argument("--hidden-layers", type=int, default=LAYERS, help=f"default {LAYERS}")
     for name, values in GRID.items():
         parser.add_argument(f"--{name.replace('_', '-')}", nargs="+", type=int, help=f"default {values}")
@@ -80,8 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         program = bandwidth.build(Path(folder))
         judge = start("charjax", "float32")
-        peak = {dtype: judge.ask(do="peak", dtype=dtype)["gflops"] for dtype in dtypes if not arguments.tiny}
-        workers = [start(kind, dtype) for kind, dtype in itertools.product(kinds, dtypes)]
+        # XLA has no product of bytes to compare with.
+        with_peak = [dtype for dtype in dtypes if not arguments.tiny and dtype != "int8"]
+        peak = {dtype: judge.ask(do="peak", dtype=dtype)["gflops"] for dtype in with_peak}
+        pairs = itertools.product(kinds, dtypes)
+        workers = [start(kind, dtype) for kind, dtype in pairs if kind == "charjax" or dtype != "int8"]
         for values in itertools.product(*axes):
             sizes = {**dict(zip(GRID, values, strict=True)), "hidden_layers": arguments.hidden_layers}
             rows.append(measure(sizes, text_length(sizes["streams"]), workers, judge, program, **plan))

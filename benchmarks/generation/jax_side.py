@@ -13,6 +13,7 @@ import charjax
 from benchmarks.generation.problem import CONTEXT, parameters, text
 from benchmarks.peers import VOCAB, peak_gflops
 from charjax import CharLSTM, init_carry
+from charjax.decode import arrange, init_state, read
 
 Draw = Callable[[int, int], np.ndarray]
 """(length, seed) -> ids [B, length], the context read anew in every call."""
@@ -23,16 +24,20 @@ Logits = Callable[[np.ndarray], np.ndarray]
 def set_up_charjax(sizes: dict[str, Any], dtype: str, trial: float) -> tuple[Draw, Logits, dict[str, Any]]:
     """`charjax.generate` as a user calls it."""
     del trial
-    model, params = _model(sizes, dtype), jax.device_put(parameters(sizes))
-    context = jnp.asarray(text(sizes["streams"], CONTEXT))
+    # Eight bits are a format of weights alone: the model that has them is one of float32.
+    model = _model(sizes, "float32" if dtype == "int8" else dtype)
+    params, context = jax.device_put(parameters(sizes)), jnp.asarray(text(sizes["streams"], CONTEXT))
 
     def draw(length: int, seed: int) -> np.ndarray:
-        ids = charjax.generate(model, params, context, key=jax.random.key(seed), length=length, temperature=1.0)
+        ids = charjax.generate(
+            model, params, context, key=jax.random.key(seed), length=length, temperature=1.0, weights=dtype
+        )
         return np.asarray(ids)
 
     def logits(ids: np.ndarray) -> np.ndarray:
-        values, _ = jax.jit(model.apply)({"params": params}, jnp.asarray(ids), init_carry(model, len(ids)))
-        return np.asarray(values[:, -1])
+        state = init_state(model, jax.random.split(jax.random.key(0), len(ids)))
+        top = read(model, params, arrange(model, params, dtype), state, ids).carry[-1].h
+        return np.asarray(top @ params["head"]["kernel"] + params["head"]["bias"][None])
 
     return draw, logits, {}
 

@@ -10,10 +10,10 @@ from benchmarks.generation import bandwidth, problem
 from benchmarks.generation.worker import Worker
 
 FORCED_STREAMS = 4
-# Of logits that lie about 2 apart; bfloat16 rounds weights and states to three digits.
-LOGITS_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.3}
-# Text is judged by float32: what bfloat16 draws from is a little apart.
-EXCESS_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}
+# Of logits that lie about 2 apart; bfloat16 and int8 round weights and states to three digits.
+LOGITS_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.3, "int8": 0.3}
+# Text is judged by float32: what the others draw from is a little apart.
+EXCESS_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03, "int8": 0.03}
 DEVIATIONS = 5
 LIMIT_SECONDS = 0.1
 # Of each candidate among which a peer chooses.
@@ -83,7 +83,10 @@ def check(worker: Worker, judge: Worker, sizes: dict[str, Any]) -> dict[str, flo
     """
     forced = problem.text(FORCED_STREAMS, problem.FORCED).tolist()
     expected = np.asarray(judge.ask(do="reference", sizes=sizes, ids=forced)["logits"])
-    difference = float(np.max(np.abs(np.asarray(worker.ask(do="logits", ids=forced)["logits"]) - expected)))
+    answer = worker.ask(do="logits", ids=forced)
+    if "cannot_run" in answer:
+        raise SystemExit(f"{worker.name}: {answer['cannot_run']}, at {sizes}")
+    difference = float(np.max(np.abs(np.asarray(answer["logits"]) - expected)))
     if not difference <= LOGITS_TOLERANCE[worker.dtype]:
         raise SystemExit(f"{worker.name}: its logits differ from the model's by {difference}, at {sizes}")
     ids = worker.ask(do="draw", seed=0)["ids"]

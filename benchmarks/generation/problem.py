@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.peers import VOCAB, initial_params
 
 CONTEXT, FORCED = 16, 32
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 # Fresh weights know nothing and draw all characters alike; with larger logits, a peer that draws wrongly is seen.
 HEAD_SCALE = 6.0
 

@@ -65,7 +65,7 @@ def speed_table(rows: list[Row], dtypes: list[str], peak: dict[str, float]) -> s
                 _ratio(ratio(row, f"charjax {dtype}", f"flax {dtype}")),
                 _number(statistics.median(limit(row, dtype)) if limit(row, dtype) else None),
                 _ratio(of_limit(row, dtype)),
-                "-" if ours is None or not peak else f"{ours * flops / peak[dtype] / 1e9:.0%}",
+                "-" if ours is None or dtype not in peak else f"{ours * flops / peak[dtype] / 1e9:.0%}",
             ]
         )
     return _markdown(SPEED, lines)
