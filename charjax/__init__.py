@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from charjax.beam import beam_search
+    from charjax.beam import beam_search, beam_search_text
     from charjax.checkpoint import load_model, restore_checkpoint, save_checkpoint
     from charjax.config import DynamicConfig, ModelConfig, SampleConfig, TrainConfig
     from charjax.corpus import Corpus, read_pieces
@@ -51,6 +51,7 @@ _MODULE_OF = {
     "Vocab": "vocab",
     "activations": "neurons",
     "beam_search": "beam",
+    "beam_search_text": "beam",
     "dynamic_score": "dynamic",
     "dynamic_score_pieces": "dynamic",
     "evaluate": "evaluate",

@@ -11,6 +11,8 @@ import pytest
 
 from charjax.checkpoint import read_header
 
+# The program where it is installed and its environment active, by itself or behind a pipe.
+SHORT = re.compile(r"(?:^|(?<=\| ))charjax ")
 SETUP = "python3 -m venv .venv && .venv/bin/pip install --quiet "
 
 
@@ -27,7 +29,7 @@ def as_here(command):
     """A command of the README with this Python's charjax in the place of the one it would install."""
     command = re.sub(rf"^{re.escape(SETUP)}\S+ && ", "", command)
     charjax = f"{shlex.quote(sys.executable)} -m charjax "
-    return command.replace(".venv/bin/charjax ", charjax) if ".venv" in command else f"{charjax}{command[8:]}"
+    return command.replace(".venv/bin/charjax ", charjax) if ".venv" in command else SHORT.sub(charjax, command)
 
 
 def run(command, folder):
@@ -82,13 +84,16 @@ def test_the_second_command_is_the_one_that_the_gate_runs(root):
 
 
 def test_the_other_commands_run_one_after_another(root, copy):
-    others = [command for command in commands(root) if command.startswith("charjax ")]
+    others = [command for command in commands(root) if SHORT.search(command)]
     assert len(others) == len(commands(root)) - 2
     output = [run(as_here(command), copy) for command in others]
     assert read_header(copy / "runs" / "demo").progress.epoch == 4
     assert output[2].startswith("The beans")
     assert "--- 3 of 3 ---" in output[3]
     assert "nats/char" in output[4]
+    assert all(output)
+    for page in ("coffee.html", "units.html"):
+        assert (copy / page).read_text().startswith("<!doctype html>")
 
 
 def test_the_snippets_run_one_after_another(root, copy):
