@@ -1,5 +1,7 @@
 """The command line's arguments, by tyro: a dataclass per command, whose docstrings are its help. Imports no jax."""
 
+# ruff: noqa: UP045 -- for `X | None` tyro imports typeguard, a quarter of what it takes to show the help.
+
 import contextlib
 import dataclasses
 import difflib
@@ -8,7 +10,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Optional, cast
 
 import tyro
 
@@ -33,7 +35,7 @@ class TrainCommand:
     resume: bool = False
     """Go on exactly where the run in --out stopped, with the options it was started with."""
 
-    config: Path | None = None
+    config: Optional[Path] = None
     """TOML file of options, such as hidden_dim = 256; those on the command line come before them."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -51,26 +53,31 @@ class SampleCommand:
     context: str = ""
     """Text to go on from."""
 
-    context_file: Path | None = None
+    context_file: Optional[Path] = None
     """File of text to go on from, of any length, in place of --context; it is not shown again."""
 
-    stop: str | None = None
+    stop: Optional[str] = None
     """End a text right after this string."""
 
     interactive: bool = False
     """Take turns: each line of input is read, then gone on with; what came before stays in the model's state."""
 
-    beam_width: int | None = None
+    beam_width: Optional[int] = None
     """Search for the likeliest text, keeping this many at every character, in place of drawing; --num-samples shows
     as many of the best. A --stop of one character finishes a text."""
 
     length_penalty: float = 0.0
     """With --beam-width and --stop, alpha of Wu et al. (2016): 0 favours short texts, 1 long ones."""
 
-    config: Path | None = None
+    config: Optional[Path] = None
     """TOML file of options, such as temperature = 0.8; those on the command line come before them."""
 
     sampling: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, {"beam_width": 1})
+        if not -10 <= self.length_penalty <= 10:
+            raise UserError(f"length_penalty must be a number from -10 to 10, not {self.length_penalty}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,7 @@ class EvalCommand:
     run: tyro.conf.Positional[Path]
     """Run folder."""
 
-    text: tyro.conf.Positional[Path | None] = None
+    text: tyro.conf.Positional[Optional[Path]] = None
     """Text file; by default the validation part of the text that the run was trained on."""
 
 
@@ -98,7 +105,7 @@ class ScoreCommand:
     text: tyro.conf.Positional[Path]
     """Text file."""
 
-    html: Path | None = None
+    html: Optional[Path] = None
     """File to write a page to, with the text painted by surprise, and what was expected told on pointing at it."""
 
     html_chars: int = 100_000
@@ -116,10 +123,10 @@ class ScoreCommand:
     top: int = 5
     """Characters to name at a place, and on the page at each, that the model held likely in place of what is there."""
 
-    separator: str | None = None
+    separator: Optional[str] = None
     """String that ends a document, such as $'\\n\\n' in most shells; the next is read as a text by itself."""
 
-    streams: int | None = None
+    streams: Optional[int] = None
     """Parts of the text to read side by side: faster, but of what is before one, only 256 characters are known in it.
     1 reads the text in one pass, exactly.
     By default 1 up to 2e11 characters times parameters, about half a minute, else 64."""
@@ -190,13 +197,13 @@ class NeuronsCommand:
     chars: int = 1000
     """Characters to paint; 0 for the table alone."""
 
-    start: int | None = None
+    start: Optional[int] = None
     """First character to paint; by default the text's first, or some lines before the feature first changes."""
 
     read: int = 200_000
     """Characters to search for units on, from the text's beginning."""
 
-    html: Path | None = None
+    html: Optional[Path] = None
     """File to write a page to, with the text painted by the best unit of each feature."""
 
     def __post_init__(self) -> None:
@@ -272,7 +279,7 @@ def parse(argv: list[str]) -> Parsed:
         if flags.config is not None:
             from_file = _read_config(Path(flags.config), options)
             given |= from_file.keys()
-            argv = [argv[0], *(_as_flag(name, value) for name, value in from_file.items()), *argv[1:]]
+            argv = [argv[0], *_as_flags(from_file), *argv[1:]]
     elif argv and not argv[0].startswith("-"):
         raise UserError(f"unknown command {argv[0]!r}{_nearest(argv[0], COMMANDS)}; see charjax --help")
     return Parsed(_run_tyro(argv), given)
@@ -302,7 +309,6 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
         if not _is_flag(flag) or flag in ("-h", "--help"):
             continue
         name = flag[2:].replace("-", "_")
-        name = name.removeprefix("no_") if name.removeprefix("no_") in options else name
         if name not in options or not flag.startswith("--"):
             nearest = _nearest("--" + flag.lstrip("-"), list(map(_flag, options)))
             raise UserError(f"unknown option {flag}{nearest}; see charjax {command} --help")
@@ -368,10 +374,13 @@ def _flatten(table: dict[str, Any]) -> list[tuple[str, Any]]:
     return flat
 
 
-def _as_flag(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return _flag(name) if value else _flag(f"no_{name}")
-    return f"{_flag(name)}={value}"
+def _as_flags(values: dict[str, Any]) -> list[str]:
+    """Options of a file as a command line gives them; a false one is left out, as no option is true by default."""
+    return [
+        _flag(name) if value is True else f"{_flag(name)}={value}"
+        for name, value in values.items()
+        if value is not False
+    ]
 
 
 def _flag(name: str) -> str:

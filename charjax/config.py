@@ -3,8 +3,10 @@
 The docstring under each field is also the help text of its command-line flag.
 """
 
+# ruff: noqa: UP045 -- for `X | None` tyro imports typeguard, a quarter of what it takes to show the help.
+
 import dataclasses
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Optional, TypeVar, get_args
 
 from charjax.errors import UserError
 
@@ -72,7 +74,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Probability of zeroing an output of each layer while training, 0 to below 1."""
 
-    implementation: str | None = None
+    implementation: Optional[str] = None
     """How the LSTM is computed: flax, scan, custom_vjp, native (for processors), recompute (for TPUs), wavefront (for
     GPUs), cudnn, mosaic_gpu or mosaic_tpu; by default chosen by platform and size."""
 
@@ -129,10 +131,10 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights and of dropout."""
 
-    eval_every: int | None = None
+    eval_every: Optional[int] = None
     """Steps between evaluations on the validation text; by default one epoch."""
 
-    checkpoint_every: int | None = None
+    checkpoint_every: Optional[int] = None
     """Steps between checkpoints; by default one at each evaluation."""
 
     sample_context: str = ""
@@ -141,7 +143,7 @@ class TrainConfig:
     sample_length: int = 200
     """Characters in the sample shown at each evaluation; 0 for none."""
 
-    steps_per_call: int | None = None
+    steps_per_call: Optional[int] = None
     """Most optimizer steps per dispatch to the device; by default fitted to about a second."""
 
     def __post_init__(self) -> None:
@@ -176,13 +178,13 @@ class SampleConfig:
     temperature: float = 1.0
     """Divides the logits: below 1 is safer, above 1 wilder, 0 takes the likeliest character every time (argmax)."""
 
-    top_k: int | None = None
+    top_k: Optional[int] = None
     """Draw among this many likeliest characters alone."""
 
-    top_p: float | None = None
+    top_p: Optional[float] = None
     """Draw among the fewest likeliest characters that together hold this probability, above 0 and at most 1."""
 
-    min_p: float | None = None
+    min_p: Optional[float] = None
     """Draw among the characters that have at least this fraction of the likeliest one's probability, 0 to 1."""
 
     num_samples: int = 1

@@ -1,7 +1,12 @@
 """`charjax sample`."""
 
+import contextlib
+import importlib
+import io
+import itertools
 import sys
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 
@@ -9,9 +14,10 @@ from charjax.arguments import SampleCommand
 from charjax.beam import beam_search_text
 from charjax.checkpoint import load_params
 from charjax.commands.write import write
+from charjax.config import SampleConfig
 from charjax.corpus import read_ids
 from charjax.errors import UserError
-from charjax.generate import encode_context, generate_text
+from charjax.generate import check_stop, encode_context, generate_text
 from charjax.model import CharLSTM, model_to_use
 from charjax.stream import Session
 from charjax.types import Params
@@ -57,25 +63,47 @@ def _check(command: SampleCommand) -> None:
         raise UserError("--context-file goes with drawing; leave --beam-width out, or use --context")
     if command.interactive and endless and command.stop is None:
         raise UserError("--interactive needs a --length or a --stop to end a turn")
+    if command.beam_width is not None:
+        _check_search(command.beam_width, command.sampling)
+
+
+def _check_search(beam_width: int, sampling: SampleConfig) -> None:
+    if sampling.num_samples > beam_width:
+        raise UserError(
+            f"--beam-width {beam_width} finds no more than {beam_width} texts; "
+            f"raise it to {sampling.num_samples}, or lower --num-samples"
+        )
+    for name in ("temperature", "top_k", "top_p", "min_p", "weights"):
+        if getattr(sampling, name) != getattr(SampleConfig, name):
+            raise UserError(f"--{name.replace('_', '-')} goes with drawing; leave it or --beam-width out")
 
 
 def _stream(command: SampleCommand, session: Session, vocab: Vocab) -> None:
     session.read(_context(command, vocab))
     pieces = session.write(_length(command))
     first = next(pieces, "")  # what is wrong with the settings is told of before anything is printed
-    write(command.context + first)
-    _write_all(pieces)
+    _write_all(itertools.chain([command.context + first], pieces))
 
 
 def _write_all(pieces: Iterator[str]) -> None:
     """Writes a text and ends its last line, also where it is interrupted."""
     try:
-        for piece in pieces:
+        for piece in _whole_line_breaks(pieces):
             write(piece)
     except KeyboardInterrupt:
         write("\n")
         raise
     write("\n")
+
+
+def _whole_line_breaks(pieces: Iterator[str]) -> Iterator[str]:
+    r"""The same text, with no \r\n cut in two: a terminal is sent a line break for it, a picture for \r alone."""
+    held = ""
+    for piece in pieces:
+        text = held + piece
+        held = "\r" if text.endswith("\r") else ""
+        yield text.removesuffix(held)
+    yield held
 
 
 def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
@@ -92,14 +120,19 @@ def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Lines of input without their ends; a terminal is prompted for them."""
-    if not sys.stdin.isatty():
+    """Lines of input without their ends; on a terminal they are prompted for and can be edited."""
+    # Bytes that are no UTF-8 come as surrogates, which the vocabulary has, or whose line is told of.
+    cast(io.TextIOWrapper, sys.stdin).reconfigure(errors="surrogateescape")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
+    with contextlib.suppress(ImportError):  # not every system has it
+        importlib.import_module("readline")
     while True:
         try:
             yield input("> ")
         except EOFError:
+            write("\n")
             return
 
 
@@ -134,6 +167,12 @@ def _draw(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab)
 
 def _search(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
     assert command.beam_width is not None  # who calls has looked
+    encode_context(vocab, command.context)
+    if command.stop is not None:
+        check_stop(vocab, command.stop)
+        if len(vocab.encode(command.stop)) > 1:
+            unit = "byte" if vocab.kind == "bytes" else "character"
+            raise UserError(f"--stop must be a single {unit} with --beam-width, not {command.stop!r}")
     return beam_search_text(
         model,
         params,
