@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -208,7 +207,8 @@ def load_params(run_dir: str | Path) -> tuple[Params, RunInfo, Progress]:
         passed_over += [reason for reason in also if reason not in passed_over]
     _warn(passed_over, header)
     parts = ocp.load_checkpointables(header.path, _abstract_params(header.info))
-    return jax.tree.map(jnp.asarray, parts["params"]), header.info, header.progress
+    # Not jnp.asarray, which compiles a program for each shape.
+    return jax.device_put(parts["params"]), header.info, header.progress
 
 
 def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:

@@ -14,6 +14,7 @@ from charjax.arguments import (
     TrainCommand,
     parse,
 )
+from charjax.collector import collecting_nothing
 from charjax.errors import Interrupted, UserError
 from charjax.report.printable import printable
 from charjax.signals import leaving_at_once
@@ -90,7 +91,7 @@ def _run(argv: list[str]) -> None:
     _require_current_directory()
     _set_up_log(logging.INFO if isinstance(parsed.command, TrainCommand) else logging.WARNING)
     # Only now: jax and its company take seconds to import, and --help needs none of them.
-    with leaving_at_once():
+    with leaving_at_once(), collecting_nothing():
         set_up = importlib.import_module("charjax.commands.set_up")
         module, name = _FUNCTION_OF[type(parsed.command)].split(":")
         run = getattr(importlib.import_module(f"charjax.commands.{module}"), name)

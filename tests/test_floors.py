@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
-    {"errors", "types", "signals", "seal", "memory", "cores", "moments"},
+    {"errors", "types", "signals", "seal", "memory", "cores", "moments", "collector"},
     {"config"},
     {"ops", "losses", "optimizer", "sharding", "streams", "vocab", "capacity", "choice"},
     {"model", "corpus", "run_info", "features", "documents", "segments"},
