@@ -16,7 +16,7 @@ from charjax.config import SampleConfig
 from charjax.model import Carry, CharLSTM, init_carry, layer_weights, step_weights
 from charjax.ops.lstm import mosaic_sample
 from charjax.ops.lstm.native import Library
-from charjax.ops.lstm.native.steps import DRAW, REST, PackedWeights, library_for_steps, pack, take_steps
+from charjax.ops.lstm.native.steps import DRAW, RESET, REST, PackedWeights, library_for_steps, pack, take_steps
 from charjax.ops.lstm.stepwise import StepState, StepWeights, first_layer, logits, start, step
 from charjax.ops.lstm.target import target_platform
 from charjax.types import Array, Params
@@ -118,7 +118,7 @@ def _read_by_kernel(
     # A negative number is no request to draw, but a character that the vocabulary lacks.
     given = jnp.where(_within(ids, lengths), jnp.where(ids < 0, model.vocab_size, ids), REST)
     nothing_chosen = make_choice(SampleConfig(), batch)
-    _, carry = take_steps(
+    _, carry, _ = take_steps(
         library,
         dtype,
         weights,
@@ -130,6 +130,30 @@ def _read_by_kernel(
         vocab_size=model.vocab_size,
     )
     return state._replace(carry=carry)
+
+
+def logits_along(
+    model: CharLSTM, weights: PackedWeights, carry: Carry, ids: Array, begins: Array
+) -> tuple[Array, Carry]:
+    """Reads ids [B, T] int32 by the kernel, from an empty state where begins [B, T] is true.
+
+    Returns:
+        What was said of each character before it was read, [B, T, V] float32, and the state after the last.
+    """
+    batch = ids.shape[0]
+    keys = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), batch)  # nothing is drawn
+    _, carry, logits = take_steps(
+        *_kernel(weights),
+        weights,
+        carry,
+        jnp.where(begins, RESET - ids, ids),
+        keys,
+        jnp.zeros((), jnp.int32),
+        make_choice(SampleConfig(), batch),
+        vocab_size=model.vocab_size,
+        with_logits=True,
+    )
+    return logits, carry
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -202,7 +226,7 @@ def _write_by_kernel(
 ) -> tuple[Carry, Array]:
     library, dtype = _kernel(weights)
     given = jnp.where(jnp.arange(capacity) < length, DRAW, REST)
-    ids, carry = take_steps(
+    ids, carry, _ = take_steps(
         library,
         dtype,
         weights,

@@ -2,20 +2,23 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charjax.decode import Weights, arrange, logits_along
 from charjax.documents import DocumentFinder, regroup
 from charjax.losses import cross_entropy
-from charjax.model import CharLSTM, init_carry, step_weights
-from charjax.ops.lstm.stepwise import StepState, StepWeights, first_layer, logits, start, step
+from charjax.model import Carry, CharLSTM, init_carry
+from charjax.ops.lstm.native.steps import PackedWeights
+from charjax.ops.lstm.stepwise import StepState, first_layer, logits, start, step
 from charjax.ops.lstm.target import target_platform
-from charjax.types import Array
+from charjax.types import Array, Params
 
-Params = Any  # flax's nested dict of arrays
+# Between windows: what the kernel hands over, or XLA's steps.
+_State = Carry | StepState
 
 # Characters per compiled call: the last call of a text is filled up, so that one compilation serves every length.
 WINDOW = 256
@@ -185,8 +188,8 @@ def _score_blocks(
     window: int,
 ) -> Iterator[_Scores]:
     """Scores consecutive blocks of B texts, (ids [B, n], begins [B, n]) with n <= window, one ahead of what is read."""
-    weights = _arrange(model, params)
-    state = start(weights, init_carry(model, batch_size))
+    weights, carry = arrange(model, params), init_carry(model, batch_size)
+    state: _State = carry if isinstance(weights, PackedWeights) else start(weights, carry)
     pending: tuple[_Scores, int] | None = None
     for ids, begins in blocks:
         if ids.min() < 0 or ids.max() >= model.vocab_size:
@@ -207,33 +210,36 @@ def _fetch(scores: _Scores, length: int) -> _Scores:
     return _Scores(*(np.asarray(values)[:, :length] for values in scores))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _arrange(model: CharLSTM, params: Params) -> StepWeights:
-    return step_weights(model, params)
-
-
 @functools.partial(jax.jit, static_argnums=0, static_argnames="top", donate_argnums=2)
 def _score_window(
-    model: CharLSTM, weights: StepWeights, state: StepState, ids: Array, begins: Array, *, top: int
-) -> tuple[StepState, _Scores]:
+    model: CharLSTM, weights: Weights, state: _State, ids: Array, begins: Array, *, top: int
+) -> tuple[_State, _Scores]:
     """Reads ids [B, T] int32 on from a state, emptied where begins [B, T] is true: -> (state after them, scores).
 
     Step by step, as characters are generated: no step's arithmetic depends on how many there are, and the state can be
     emptied between any two.
     """
-    del model
+    if isinstance(weights, PackedWeights):
+        logits_BTV, carry = logits_along(model, weights, cast(Carry, state), ids, begins)
+        # Window by window, sums over the vocabulary would be added up in another order in windows of another size.
+        scores = jax.lax.map(lambda now: _judge(*now, top), (jnp.swapaxes(logits_BTV, 0, 1), ids.T))
+        return carry, _Scores(*(jnp.swapaxes(values, 0, 1) for values in scores))
 
     def one(state: StepState, now: tuple[Array, Array]) -> tuple[StepState, _Scores]:
         ids_B, begins_B = now
         state = _emptied(state, begins_B)
-        logits_BV = logits(weights, state)
-        nats_B = cross_entropy(logits_BV, ids_B)
-        ranked_BK, top_BK = jax.lax.top_k(jax.nn.log_softmax(logits_BV), top)
-        return step(weights, state, first_layer(weights, state, ids_B)), _Scores(nats_B, top_BK, jnp.exp(ranked_BK))
+        scores = _judge(logits(weights, state), ids_B, top)
+        return step(weights, state, first_layer(weights, state, ids_B)), scores
 
     unroll = 1 if target_platform() == "cpu" else _UNROLL_ON_DEVICES
-    state, scores = jax.lax.scan(one, state, (ids.T, begins.T), unroll=unroll)
-    return state, _Scores(*(jnp.swapaxes(values, 0, 1) for values in scores))
+    after, scores = jax.lax.scan(one, cast(StepState, state), (ids.T, begins.T), unroll=unroll)
+    return after, _Scores(*(jnp.swapaxes(values, 0, 1) for values in scores))
+
+
+def _judge(logits: Array, ids: Array, top: int) -> _Scores:
+    """What logits [..., V] make of ids [...]."""
+    ranked, top_ids = jax.lax.top_k(jax.nn.log_softmax(logits), top)
+    return _Scores(cross_entropy(logits, ids), top_ids, jnp.exp(ranked))
 
 
 def _emptied(state: StepState, where_B: Array) -> StepState:

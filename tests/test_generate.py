@@ -225,7 +225,7 @@ def test_the_choice_is_that_of_the_kernel():
     carry = (LSTMCarry(jnp.zeros((200, 200)), jnp.eye(200)),)
     draw = np.full((200, 1), DRAW, np.int32)
     take = jax.jit(functools.partial(take_steps, library, "float32", vocab_size=65))
-    ids, _ = take(arrange(one, params), carry, draw, keys, jnp.int32(7), settings)
+    ids, _, _ = take(arrange(one, params), carry, draw, keys, jnp.int32(7), settings)
     np.testing.assert_array_equal(ids[:, 0], chosen)
 
 

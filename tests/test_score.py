@@ -54,6 +54,25 @@ def test_it_is_one_pass_over_the_text():
     np.testing.assert_allclose(nats[0], in_one_pass(IDS)[1:], atol=1e-5)
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_the_kernel_and_xla_say_the_same(streams, monkeypatch):
+    monkeypatch.setattr(SCORE_MODULE, "STRETCH", 100)
+    options = {"separator": IDS[100:103], "top": 3, "streams": streams}
+    by_xla = list(score_pieces(MODEL.clone(implementation="scan"), PARAMS, [IDS], **options))
+    by_default = list(score_pieces(MODEL, PARAMS, [IDS], **options))
+    for mine, other in zip(by_default, by_xla, strict=True):
+        np.testing.assert_array_equal(mine.begins, other.begins)
+        np.testing.assert_allclose(mine.nats, other.nats, atol=1e-5)
+        np.testing.assert_allclose(mine.top_probs, other.top_probs, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", [None, "scan"])
+def test_the_window_does_not_matter(implementation):
+    model = MODEL.clone(implementation=implementation)
+    expected = score_function(model, PARAMS, IDS[None, :100])
+    np.testing.assert_array_equal(score_function(model, PARAMS, IDS[None, :100], window=13), expected)
+
+
 def test_its_mean_is_the_loss():
     streams = put_streams(make_streams(IDS, batch_size=1, seq_len=111), make_mesh(jax.devices()[:1]))
     metrics = make_eval_step(MODEL, seq_len=111, mesh=make_mesh(jax.devices()[:1]))(PARAMS, streams)

@@ -153,15 +153,17 @@ struct Generate {
   const float* start;    // layer 0's rows with its bias [V + 1][P][TILE], biases [L - 1][P][TILE], head's [VP][TILE]
   const float* scale;    // [L][P][TILE] and [VP][TILE] for bytes
   const float *c0, *h0;  // [L, B, H]
-  const int32_t* given;  // [B, T]: an id to take, DRAW, or REST for a text that stands still
+  // [B, T]: an id to take, DRAW, REST for a text that stands still, or RESET - id to take in a text that begins anew
+  const int32_t* given;
   const uint32_t* keys;  // [B, 2]; the noise of step t is that of a key with position + t folded in
   uint32_t position;
   const float *temperature, *top_p, *min_p;  // [B]
   const int32_t* top_k;                      // [B]
   int32_t* ids;                              // [B, T]
+  float* all_logits;                         // [B, T, V], what was said of each character before it was read; or null
   float *c_last, *h_last;                    // [L, B, H]
 
-  static constexpr int32_t DRAW = -1, REST = -2;
+  static constexpr int32_t DRAW = -1, REST = -2, RESET = -3;
   static constexpr int pair = PAIR<E>;
   static constexpr int CHOICE_BYTES = 64;  // that are read while one logit is given its noise
   Scratch scratch;
@@ -211,6 +213,15 @@ struct Generate {
     if (l == L - 1) store_state<E>(top + static_cast<size_t>(b) * padded() + p * W, value);
   }
 
+  // Puts a row before its first character.
+  void empty(int turn, int b) const {
+    for (int l = 0; l < L; ++l) {
+      std::fill_n(state(c, l, b), padded(), 0.0f);
+      std::fill_n(state(h, l, b), padded(), 0.0f);
+      for (int p = 0; p < panels(); ++p) keep(Vec{}, turn, l, b, p);
+    }
+  }
+
   void finish(int first, int rows) {
     for (int l = 0; l < L; ++l)
       for (int b = first; b < first + rows; ++b) {
@@ -231,7 +242,10 @@ struct Generate {
     const size_t at = static_cast<size_t>(b) * T + t, row = static_cast<size_t>(b) * columns();
     const Choice how{temperature[b], top_k[b], top_p[b], min_p[b]};
     const Key key{keys[2 * b], keys[2 * b + 1]};
-    ids[at] = given[at] == DRAW ? choose(logits + row, values + row, V, fold_in(key, position + t), how) : given[at];
+    if (all_logits != nullptr) std::memcpy(all_logits + at * V, logits + row, V * sizeof(float));
+    ids[at] = given[at] == DRAW    ? choose(logits + row, values + row, V, fold_in(key, position + t), how)
+              : given[at] <= RESET ? RESET - given[at]
+                                   : given[at];
   }
 
   // All steps for some rows; `each(pieces, bytes, piece)` calls piece(n) for every n, which reads so many bytes of
@@ -246,7 +260,9 @@ struct Generate {
         for (int b = first; b < first + rows; ++b) ids[static_cast<size_t>(b) * T + t] = REST;
         continue;
       }
-      if (any(t, first, rows, [](int32_t id) { return id == DRAW; }))
+      for (int b = first; b < first + rows; ++b)
+        if (given[static_cast<size_t>(b) * T + t] <= RESET) empty(turn, b);
+      if (all_logits != nullptr || any(t, first, rows, [](int32_t id) { return id == DRAW; }))
         share(each, rows, head_panels(), tiles * layer_bytes, Head{*this, first, 0});
       each(rows, columns() * CHOICE_BYTES, [&](int r) { choose_for(first + r, t); });
       for (int l = 0; l < L; ++l)

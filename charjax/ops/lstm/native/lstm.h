@@ -81,7 +81,7 @@ ffi::Error backward(ffi::ThreadPool pool, int64_t threads, Buffer x, Buffer w_ih
 template <class E>
 ffi::Error generate(ffi::ThreadPool pool, int64_t threads, int64_t vocab_size, Buffer kernels, Buffer start,
                     Buffer scale, Buffer c0, Buffer h0, Buffer given, Buffer keys, Buffer position, Buffer temperature,
-                    Buffer top_k, Buffer top_p, Buffer min_p, Out ids, Out c_last, Out h_last) {
+                    Buffer top_k, Buffer top_p, Buffer min_p, Out ids, Out c_last, Out h_last, Out logits) {
   Generate<E> g{};
   const auto carry = c0.dimensions(), steps = given.dimensions();
   g.L = static_cast<int>(carry[0]), g.B = static_cast<int>(carry[1]), g.H = static_cast<int>(carry[2]);
@@ -91,7 +91,8 @@ ffi::Error generate(ffi::ThreadPool pool, int64_t threads, int64_t vocab_size, B
   g.keys = in<uint32_t>(keys), g.position = *in<uint32_t>(position);
   g.temperature = in<float>(temperature), g.top_k = in<int32_t>(top_k);
   g.top_p = in<float>(top_p), g.min_p = in<float>(min_p);
-  g.ids = out<int32_t>(ids), g.c_last = out<float>(c_last), g.h_last = out<float>(h_last);
+  g.ids = out<int32_t>(ids), g.all_logits = out<float>(logits), g.c_last = out<float>(c_last),
+  g.h_last = out<float>(h_last);
   if (!g.take()) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the state of the texts");
   const int parts = static_cast<int>(std::min<int64_t>(threads, g.B / ROWS_ALONE));
   if (parts > 1) {
@@ -127,6 +128,7 @@ auto bind_generate() {
       .Arg<Buffer>()
       .Arg<Buffer>()
       .Arg<Buffer>()
+      .Ret<Buffer>()
       .Ret<Buffer>()
       .Ret<Buffer>()
       .Ret<Buffer>();

@@ -16,8 +16,8 @@ import numpy as np
 from charjax.ops.lstm.native import Library, libraries, threads_of_a_call
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
-# In place of a character: draw one, and let the text stand still.
-DRAW, REST = -1, -2
+# In place of a character: draw one; let the text stand still; RESET - id is id as the first of a text.
+DRAW, REST, RESET = -1, -2, -3
 
 
 class PackedWeights(NamedTuple):
@@ -86,7 +86,8 @@ def take_steps(
     choice: Sequence[Array],
     *,
     vocab_size: int,
-) -> tuple[Array, tuple[LSTMCarry, ...]]:
+    with_logits: bool = False,
+) -> tuple[Array, tuple[LSTMCarry, ...], Array]:
     """Takes T steps with B texts.
 
     Args:
@@ -94,23 +95,27 @@ def take_steps(
         dtype: that of the weights.
         weights: from `pack`.
         carry: the recurrent state, [B, H] float32 per layer.
-        given: [B, T] int32, the characters to read; DRAW for one to choose, REST for a text that stands still.
+        given: [B, T] int32, the characters to read; DRAW for one to choose, REST for a text that stands still,
+            RESET - id for id at the beginning of a text, whose state is empty.
         keys: [B] Threefry keys. The noise of step t is what `charjax.choice.draw_noise` draws at position + t, drawn in
             the call.
         position: [] int32.
         choice: how to choose, the fields of `charjax.choice.Choice`, [B] each.
         vocab_size: V.
+        with_logits: whether to tell what was said of each character.
 
     Returns:
-        ids [B, T] int32, what was chosen or given, and the carry.
+        ids [B, T] int32, what was chosen or given; the carry; and the logits before each character, [B, T, V] float32,
+        or [0].
     """
     results = [
         jax.ShapeDtypeStruct(given.shape, jnp.int32),
         *(jax.ShapeDtypeStruct((len(carry), *carry[0].h.shape), jnp.float32) for _ in range(2)),
+        jax.ShapeDtypeStruct((*given.shape, vocab_size) if with_logits else (0,), jnp.float32),
     ]
     call = jax.ffi.ffi_call(library.target("generate", dtype), results)
     c, h = (jnp.stack(part) for part in zip(*carry, strict=True))
-    ids, c, h = call(
+    ids, c, h, logits = call(
         *weights,
         c,
         h,
@@ -121,7 +126,7 @@ def take_steps(
         threads=np.int64(threads_of_a_call()),
         vocab_size=np.int64(vocab_size),
     )
-    return ids, tuple(LSTMCarry(c[n], h[n]) for n in range(len(carry)))
+    return ids, tuple(LSTMCarry(c[n], h[n]) for n in range(len(carry))), logits
 
 
 def _rows(layer: LSTMWeights, number: int, padded: int) -> Array:
