@@ -219,17 +219,20 @@ def _survey_for(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab
     chosen = _choose(survey, name, vocab)
     if chosen.kind == "bytes":
         return survey, chosen
+    fixed = isinstance(vocab, Vocab)  # a model's, which no option can change
     if survey.not_utf8 is not None:
+        advice = "convert the file" if fixed else "use --vocab bytes, or convert the file"
         raise UserError(
             f"{name} is not UTF-8: byte 0x{_byte_at(open_text, survey.not_utf8):02x} at offset {survey.not_utf8}; "
-            "use --vocab bytes, or convert the file"
+            f"{advice}"
         )
     if not survey.characters:
         raise UserError(f"{name} is empty but for a byte order mark; give a text of some length")
     missing = np.flatnonzero(survey.seen)
     missing = missing[~np.isin(missing, chosen.codes())]
     if missing.size:
-        raise _missing_error(open_text, name, chosen, "".join(map(chr, missing)))
+        advice = "replace it in the text" if fixed else "use --vocab auto, chars or bytes"
+        raise _missing_error(open_text, name, chosen, "".join(map(chr, missing)), advice)
     return survey, chosen
 
 
@@ -322,7 +325,7 @@ def _choose(survey: _Survey, name: str, vocab: str | Vocab) -> Vocab:
     return chars
 
 
-def _missing_error(open_text: Callable[[], BinaryIO], name: str, vocab: Vocab, missing: str) -> UserError:
+def _missing_error(open_text: Callable[[], BinaryIO], name: str, vocab: Vocab, missing: str, advice: str) -> UserError:
     """Names the characters that a vocabulary lacks, and where the first of them stands."""
     wanted = np.array([ord(character) for character in missing], np.uint32)
     line, column = 1, 1
@@ -339,5 +342,5 @@ def _missing_error(open_text: Callable[[], BinaryIO], name: str, vocab: Vocab, m
     also = f", and also {show_characters(others)}" if others else ""
     return UserError(
         f"{name} line {line}, column {column}: {show_characters(first)} is not in the {vocab.kind} "
-        f"vocabulary{also}; use --vocab auto, chars or bytes"
+        f"vocabulary{also}; {advice}"
     )

@@ -4,6 +4,7 @@ import codecs
 import time
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from charjax.choice import is_filtered, make_choice
@@ -44,7 +45,8 @@ class Session:
         self._choice, self._filtered = make_choice(config, 1), is_filtered(config)
         self._stop = None if stop is None else vocab.encode(stop)
         self._reach = len(self._stop) if self._stop is not None else 1
-        self._state = init_state(model, keys_of_seeds(config.seed, 1))
+        # Jitted: by itself it compiles a program for each array.
+        self._state = jax.jit(init_state, static_argnums=0)(model, keys_of_seeds(config.seed, 1))
         self._piece = BLOCK
 
     def read(self, ids: np.ndarray) -> None:
@@ -99,7 +101,7 @@ class Session:
             # It was drawn in whole blocks: what is kept is read from where they began.
             self._state = before
             self.read(ids)
-            self._state = self._state._replace(position=before.position + len(ids))
+            self._state = self._state._replace(position=np.int32(int(before.position) + len(ids)))
         return ids, end is not None
 
 

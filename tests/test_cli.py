@@ -256,7 +256,7 @@ def test_unknown_flag_suggests_the_nearest(capsys, text):
 
 def test_unknown_command_suggests_the_nearest(capsys):
     assert "unknown command 'trian', did you mean train?" in fails(capsys, "trian", "x")
-    assert "train, sample, eval, info" in fails(capsys)
+    assert "train, sample, eval, score, info, neurons" in fails(capsys)
 
 
 def test_missing_arguments(capsys, text):
