@@ -222,7 +222,7 @@ def _score_window(
     if isinstance(weights, PackedWeights):
         logits_BTV, carry = logits_along(model, weights, cast(Carry, state), ids, begins)
         # Window by window, sums over the vocabulary would be added up in another order in windows of another size.
-        scores = jax.lax.map(lambda now: _judge(*now, top), (jnp.swapaxes(logits_BTV, 0, 1), ids.T))
+        scores = jax.lax.map(lambda now: _judge(now[0], now[1], top), (jnp.swapaxes(logits_BTV, 0, 1), ids.T))
         return carry, _Scores(*(jnp.swapaxes(values, 0, 1) for values in scores))
 
     def one(state: StepState, now: tuple[Array, Array]) -> tuple[StepState, _Scores]:

@@ -481,3 +481,13 @@ def test_a_model_that_went_wrong_leaves_no_page(text, tmp_path, capsys):
     message = fails(capsys, run, text, "--html", tmp_path / "page.html")
     assert message == "the model's predictions are not numbers; train it anew"
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_takes_the_place_of_nothing_that_is_needed(capsys, tmp_path, run):
+    text = tmp_path / "text.txt"
+    text.write_text("plain text\n")
+    link = tmp_path / "link.html"
+    link.symlink_to(text)
+    assert "is the text itself" in fails(capsys, run, text, "--html", link)
+    assert "is a file of the run" in fails(capsys, run, text, "--html", run / "config.json")
+    assert text.read_text() == "plain text\n"

@@ -93,7 +93,7 @@ def test_the_other_commands_run_one_after_another(root, copy):
     assert "nats/char" in output[4]
     assert all(output)
     for page in ("coffee.html", "units.html"):
-        assert (copy / page).read_text().startswith("<!doctype html>")
+        assert (copy / "runs" / page).read_text().startswith("<!doctype html>")
 
 
 def test_the_snippets_run_one_after_another(root, copy):

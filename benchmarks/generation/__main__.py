@@ -36,7 +36,7 @@ TINY = {"hidden_dim": [32], "streams": [8]}
 DTYPES = ["float32", "bfloat16", "int8"]
 LAYERS = 2
 # Steps of a text: about a second of a slow peer's time, and a multiple of what a compiled call takes.
-LEAST_STEPS, MOST_STEPS, STEPS_OF_ALL = 16, 2048, 8192
+LEAST_STEPS, MOST_STEPS, STEPS_OF_ALL = 48, 2048, 8192
 
 
 def text_length(streams: int) -> int:

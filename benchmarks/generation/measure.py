@@ -18,7 +18,7 @@ DEVIATIONS = 5
 LIMIT_SECONDS = 0.1
 # Of each candidate among which a peer chooses.
 TRIAL_SECONDS = 0.05
-TIMES = ("first_seconds", "fixed_seconds", "text_seconds")
+TIMES = ("first_seconds", "text_seconds")
 
 
 def measure(
@@ -68,9 +68,9 @@ def measure(
             limit["rounds"].append(bandwidth.measure(program, limit["step_bytes"], min(seconds, LIMIT_SECONDS)))
     for worker in able:
         result = peers[worker.name]
-        times = zip(result["text_seconds"], result["fixed_seconds"], strict=True)
+        times = zip(result["text_seconds"], result["first_seconds"], strict=True)
         drawn = (length - 1) * sizes["streams"]
-        result["characters_per_second"] = [drawn / (text - fixed) for text, fixed in times]
+        result["characters_per_second"] = [drawn / (text - first) for text, first in times]
         result["median"] = statistics.median(result["characters_per_second"])
     return {"sizes": sizes, "length": length, "peers": peers, "limits": limits}
 

@@ -61,8 +61,7 @@ class Served:
         """Times a few texts of one character, and as many whole ones as make up so many seconds.
 
         Returns:
-            "first_seconds", the median of the former, "fixed_seconds", their least, which is what a text takes besides
-            its steps, and "text_seconds", the mean of the latter.
+            "first_seconds" and "text_seconds", the medians; the former is what a text takes besides its steps.
         """
         first = [_seconds(lambda: self.draw(1, 0))]
         while len(first) < LEAST_FIRSTS or (len(first) < MOST_FIRSTS and sum(first) < seconds / 4):
@@ -72,8 +71,7 @@ class Served:
             texts.append(_seconds(lambda: self.draw(self.length, len(texts))))
         return {
             "first_seconds": statistics.median(first),
-            "fixed_seconds": min(first),
-            "text_seconds": statistics.mean(texts),
+            "text_seconds": statistics.median(texts),
         }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from charjax.arguments import NeuronsCommand
 from charjax.checkpoint import load_params
-from charjax.commands.write import write, write_painted
+from charjax.commands.write import check_page, write, write_painted
 from charjax.corpus import read_ids
 from charjax.correlations import Correlations, unit_correlations
 from charjax.errors import UserError
@@ -56,6 +56,8 @@ class Painting(NamedTuple):
 def show_neurons(command: NeuronsCommand) -> None:
     """Prints which units follow what in a text, and paints the text by them."""
     features, units = _parse_features(command.feature), _parse_units(command.unit)
+    if command.html is not None:
+        check_page(command.html, text=command.text, run=command.run)
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     check_units(model, units)

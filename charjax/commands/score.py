@@ -15,7 +15,7 @@ from charjax.checkpoint import load_params
 from charjax.commands.score_dynamic import DynamicReading
 from charjax.commands.score_page import SCALE, SurprisePage, bits_of, cut
 from charjax.commands.score_places import HEADING, rows_of_places
-from charjax.commands.write import write, write_painted
+from charjax.commands.write import check_page, write, write_painted
 from charjax.corpus import TextPieces, read_pieces
 from charjax.errors import UserError
 from charjax.model import model_to_use
@@ -37,6 +37,8 @@ def score_text(command: ScoreCommand) -> None:
     """Prints how well the model predicts a text and where it does worst, and paints the text."""
     params, info, _ = load_params(command.run)
     model, vocab = model_to_use(info.model, info.vocab.size), info.vocab
+    if command.html is not None:
+        check_page(command.html, text=command.text, run=command.run)
     text = read_pieces(command.text, vocab)
     separator = _check(command, text)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))

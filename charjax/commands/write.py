@@ -3,14 +3,28 @@
 import shutil
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from charjax.errors import UserError
 from charjax.report.paint import has_colours, legend, paint
 from charjax.report.printable import printable
 from charjax.report.scale import Scale
 from charjax.report.trace import marks_for, trace
+
+
+def check_page(page: Path, *, text: Path, run: Path) -> None:
+    """Checks that a page to be written takes the place of nothing that is still needed.
+
+    Raises:
+        UserError: it would replace the text, or a file of the run.
+    """
+    if page.exists() and text.exists() and page.samefile(text):
+        raise UserError(f"--html {page} is the text itself, which the page would replace; name another file")
+    if page.exists() and page.resolve().is_relative_to(run.resolve()):
+        raise UserError(f"--html {page} is a file of the run, which the page would replace; name another file")
 
 
 def write(text: str) -> None:
