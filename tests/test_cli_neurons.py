@@ -276,3 +276,8 @@ def test_help_names_every_feature_and_imports_no_jax():
     assert done.stdout.endswith("False\n")
     for feature in FEATURES:
         assert feature.name in done.stdout
+
+
+def test_a_page_does_not_take_the_place_of_the_text(capsys, run, text):
+    assert "is the text itself" in fails(capsys, run, text, "--html", text)
+    assert text.read_text() == TEXT
