@@ -7,7 +7,7 @@ a copy of all that was written, at every character.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,9 @@ from charjax.errors import UserError
 from charjax.model import CharLSTM, init_carry, step_weights
 from charjax.ops.lstm.stepwise import StepState, StepWeights, first_layer, logits, start, step
 from charjax.ops.lstm.target import target_platform
-from charjax.types import Array
-from charjax.vocab import Vocab
-
-Params = Any  # flax's nested dict of arrays
+from charjax.sharding import on_one_device
+from charjax.types import Array, Params
+from charjax.vocab import Vocab, encode_context
 
 # A GPU's host asks once per trip of a loop whether to go on: trips of this many characters there.
 BLOCK = 16
@@ -124,9 +123,16 @@ def beam_search(
     goal = Goal(jnp.int32(length), jnp.int32(-1 if end is None else end), jnp.float32(length_penalty))
     # An empty list would be float.
     context_P = jnp.asarray(context if context.size else context.astype(np.int32))
-    ids, log_probs = jax.device_get(
-        _search(model, params, context_P, goal, width=beam_width, capacity=_capacity(length), ends=end is not None)
+    found = _search(
+        model,
+        on_one_device(params),
+        context_P,
+        goal,
+        width=beam_width,
+        capacity=_capacity(length),
+        ends=end is not None,
     )
+    ids, log_probs = jax.device_get(found)
     return ids[:, :length], log_probs
 
 
@@ -159,12 +165,10 @@ def beam_search_text(
     Raises:
         UserError: characters that the vocabulary lacks, a number out of range, or too little memory.
     """
-    if not context and not vocab.unknown("\n"):
-        context = "\n"
+    context_P = encode_context(vocab, context)
     end_ids = None if end is None else vocab.encode(end)
     if end_ids is not None and len(end_ids) != 1:
         raise UserError(f"end must be a single character of the {vocab.kind} vocabulary, not {end!r}")
-    context_P = vocab.encode(context)
     _check(model, context_P, length, beam_width, length_penalty, None)
     check_room_to_sample(
         model.config,

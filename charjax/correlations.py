@@ -8,7 +8,8 @@ from charjax.errors import UserError
 from charjax.features import FEATURES, FeatureReader
 from charjax.model import CharLSTM
 from charjax.moments import Moments
-from charjax.neurons import GROUP, Params, Unit, read_side_by_side
+from charjax.neurons import GROUP, Unit, read_side_by_side
+from charjax.types import Params
 from charjax.vocab import Vocab
 
 # A text is divided into stretches, one to choose units by, the next to check the choice. By first and second half, what

@@ -41,6 +41,7 @@ class DecodeState(NamedTuple):
     position: Array
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_state(model: CharLSTM, keys: Array) -> DecodeState:
     """The state before any character, of as many texts as there are keys; other keys than Threefry's become such."""
     if jax.random.key_impl(keys) != "threefry2x32":
@@ -53,6 +54,19 @@ def capacity_for(length: int) -> int:
     """Characters to make room for: `length` rounded up, so that few lengths compile anew."""
     blocks = -(-length // BLOCK)
     return BLOCK << max(0, blocks - 1).bit_length() if blocks else 0
+
+
+def with_room(ids: jax.typing.ArrayLike) -> np.ndarray | Array:
+    """Ids [B, P] with room for more behind them, so that few P compile anew."""
+    size = np.shape(ids)[1]
+    room = ((0, 0), (0, capacity_for(size) - size))
+    return np.pad(ids, room) if isinstance(ids, np.ndarray) else jnp.pad(jnp.asarray(ids), room)
+
+
+def kernel_for(model: CharLSTM) -> Library | None:
+    """The compiled form of the kernel that takes a model's steps; None where XLA does."""
+    serves = target_platform() == "cpu" and model.implementation in (None, "native")
+    return library_for_steps() if serves else None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -69,8 +83,7 @@ def arrange(model: CharLSTM, params: Params, dtype: str = "auto") -> Weights:
         NotImplementedError: int8 where the kernel for processors does not serve it.
     """
     wanted = model.dtype if dtype == "auto" else dtype
-    library = library_for_steps() if target_platform() == "cpu" else None
-    if library is not None and model.implementation in (None, "native"):
+    if (library := kernel_for(model)) is not None:
         head = params["head"]
         return pack(layer_weights(model, params), head["kernel"], head["bias"], wanted, library)
     if wanted == "int8":
@@ -98,12 +111,9 @@ def read(
         ids: [B, P] integer.
         lengths: [B] integer, how many of a row's characters to read; by default all.
     """
-    size = np.shape(ids)[1]
     if isinstance(weights, PackedWeights):
-        # What is beyond a length costs nothing, and so no number of characters compiles anew.
-        room = ((0, 0), (0, capacity_for(size) - size))
-        ids = np.pad(ids, room) if isinstance(ids, np.ndarray) else jnp.pad(jnp.asarray(ids), room)
-        return _read_by_kernel(model, weights, state, ids, np.int32(size) if lengths is None else lengths)
+        lengths = np.int32(np.shape(ids)[1]) if lengths is None else lengths
+        return _read_by_kernel(model, weights, state, with_room(ids), lengths)
     if lengths is None:
         return _read_at_once(model, params, state, ids)
     return _read_step_by_step(weights, state, ids, lengths)
@@ -113,23 +123,10 @@ def read(
 def _read_by_kernel(
     model: CharLSTM, weights: PackedWeights, state: DecodeState, ids: Array, lengths: Array
 ) -> DecodeState:
-    library, dtype = _kernel(weights)
-    batch, ids = len(state.keys), ids.astype(jnp.int32)
+    ids = ids.astype(jnp.int32)
     # A negative number is no request to draw, but a character that the vocabulary lacks.
     given = jnp.where(_within(ids, lengths), jnp.where(ids < 0, model.vocab_size, ids), REST)
-    nothing_chosen = make_choice(SampleConfig(), batch)
-    _, carry, _ = take_steps(
-        library,
-        dtype,
-        weights,
-        state.carry,
-        given,
-        state.keys,
-        state.position,
-        nothing_chosen,
-        vocab_size=model.vocab_size,
-    )
-    return state._replace(carry=carry)
+    return state._replace(carry=_read_given(model, weights, state.carry, given)[1])
 
 
 def logits_along(
@@ -140,18 +137,24 @@ def logits_along(
     Returns:
         What was said of each character before it was read, [B, T, V] float32, and the state after the last.
     """
-    batch = ids.shape[0]
-    keys = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), batch)  # nothing is drawn
+    return _read_given(model, weights, carry, jnp.where(begins, RESET - ids, ids), with_logits=True)
+
+
+def _read_given(
+    model: CharLSTM, weights: PackedWeights, carry: Carry, given: Array, *, with_logits: bool = False
+) -> tuple[Array, Carry]:
+    """Takes steps with no character to choose: -> (logits, if they are wanted, and the carry)."""
+    batch = given.shape[0]
     _, carry, logits = take_steps(
         *_kernel(weights),
         weights,
         carry,
-        jnp.where(begins, RESET - ids, ids),
-        keys,
+        given,
+        jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), batch),  # nothing is drawn
         jnp.zeros((), jnp.int32),
         make_choice(SampleConfig(), batch),
         vocab_size=model.vocab_size,
-        with_logits=True,
+        with_logits=with_logits,
     )
     return logits, carry
 

@@ -20,6 +20,7 @@ from charjax.model import Carry, CharLSTM, init_carry
 from charjax.ops.lstm.target import target_platform
 from charjax.score import ScoredPiece, score_pieces
 from charjax.segments import SegmentBlock, segment_blocks
+from charjax.sharding import on_one_device
 from charjax.types import Array, Params
 
 # Of the mean gradient. At 0.01, weights whose gradients were near zero, as those of a rare character are, moved so far
@@ -226,7 +227,7 @@ def _start(
     """Measures gradients on a training text, if there is one: -> (the state before a text, how weights move)."""
     rates = _Rates(np.float32(learning.learning_rate), np.float32(learning.decay))
     # Each call takes the state's memory over: the caller's weights are not to be lost with it.
-    weights = jax.tree.map(functools.partial(jnp.array, dtype=jnp.float32), params)
+    weights = jax.tree.map(functools.partial(jnp.array, dtype=jnp.float32), on_one_device(params))
     squares = jax.tree.map(jnp.zeros_like, weights)
     state = _Adaptation(weights, init_carry(model, 1), squares, jnp.zeros(()))
     if train_ids is not None:

@@ -15,7 +15,7 @@ from charjax.corpus import Corpus
 from charjax.decode import BLOCK
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import make_evaluator
-from charjax.generate import encode_context, generate_text
+from charjax.generate import generate_text
 from charjax.memory import release_unused_memory, reuse_memory
 from charjax.model import CharLSTM, check_serves
 from charjax.optimizer import make_optimizer
@@ -29,6 +29,7 @@ from charjax.streams import Streams, check_fits, make_streams, num_windows
 from charjax.tally import Tally
 from charjax.train import make_train_step
 from charjax.train_state import TrainState, abstract_train_state, init_train_state
+from charjax.vocab import encode_context
 
 SAMPLE_TEMPERATURE = 0.8
 # Calls after compilation or evaluation, whose memory lies otherwise than training's, that end by tidying up.
@@ -152,6 +153,7 @@ class _Loop:
         if self.folder is not None and resumed:
             abstract = abstract_train_state(self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
             state, self.progress = self.folder.restore(abstract)
+            self._check_goes_on()
             self.reporter.message(f"resuming at step {self.progress.step} of {self.total_steps}")
         else:
             key = jax.random.key(self.config.seed)
@@ -166,6 +168,13 @@ class _Loop:
         if not resumed:
             self._save(state)
         return state
+
+    def _check_goes_on(self) -> None:
+        if self.progress.step > self.total_steps:
+            raise UserError(
+                f"the run has been trained for {self.progress.step} steps, which is {self.progress.epoch:.4g} epochs, "
+                f"more than --epochs {self.config.epochs}; give at least as many to resume"
+            )
 
     def _advance(self, state: TrainState) -> TrainState:
         """Dispatches one call and reads the metrics of the one before."""
@@ -211,11 +220,9 @@ class _Loop:
 
     def _sample(self, state: TrainState) -> str:
         context = self.config.sample_context
-        # On one device: on all of them, each would write the same text.
-        params = jax.device_put(state.params, self.mesh.devices.flat[0])
         (text,) = generate_text(
             self.model,
-            params,
+            state.params,
             self.vocab,
             context,
             seed=self.progress.step,

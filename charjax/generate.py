@@ -1,5 +1,6 @@
 """Sampling: one pass over the context, then one jitted loop over the characters to come, carrying the hidden state."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -9,11 +10,12 @@ import numpy as np
 from charjax.capacity import check_room_to_sample
 from charjax.choice import Choice, is_filtered, make_choice
 from charjax.config import SampleConfig
-from charjax.decode import BLOCK, arrange, capacity_for, decode, init_state, read
+from charjax.decode import BLOCK, arrange, capacity_for, decode, init_state, kernel_for, read, with_room
 from charjax.errors import UserError
 from charjax.model import CharLSTM
+from charjax.sharding import on_one_device
 from charjax.types import Array, Params
-from charjax.vocab import Vocab, show_characters
+from charjax.vocab import Vocab, encode_context, encode_stop
 
 
 def generate(
@@ -30,7 +32,7 @@ def generate(
     context_lengths: jax.typing.ArrayLike | None = None,
     weights: str = "auto",
 ) -> Array:
-    """Continues each row of `context`, by one compiled program for any length and settings.
+    """Continues each row of `context`, by one compiled program that serves any length and settings.
 
     Args:
         model: the model.
@@ -59,10 +61,10 @@ def generate(
         UserError: a setting out of range, lengths, temperatures or keys that are not one for each row.
         NotImplementedError: int8 where it cannot be had.
     """
-    config, choice = _settings(
-        np.shape(context)[0], temperature, length=length, top_k=top_k, top_p=top_p, min_p=min_p, weights=weights
-    )
     batch, size = np.shape(context)
+    config, choice = _settings(
+        batch, temperature, length=length, top_k=top_k, top_p=top_p, min_p=min_p, weights=weights
+    )
     keys = _keys_of_rows(key, batch)
     if context_lengths is not None:
         lengths = np.asarray(context_lengths)
@@ -70,11 +72,43 @@ def generate(
             raise UserError(
                 f"context_lengths must be {batch} numbers from 0 to {size}, one for each row of the context"
             )
+    if kernel_for(model) is not None:
+        # By the kernel, what is beyond a length costs nothing: so no length of the context compiles anew.
+        context_lengths = np.int32(size) if context_lengths is None else context_lengths
+        context = with_room(context)
+    ids = _generate(
+        model,
+        on_one_device(params),
+        context,
+        context_lengths,
+        keys,
+        choice,
+        np.int32(length),
+        capacity=capacity_for(length),
+        filtered=is_filtered(config),
+        weights=weights,
+    )
+    return ids[:, :length]
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered", "weights"))
+def _generate(
+    model: CharLSTM,
+    params: Params,
+    context: Array,
+    context_lengths: Array | None,
+    keys: Array,
+    choice: Choice,
+    length: Array,
+    *,
+    capacity: int,
+    filtered: bool,
+    weights: str,
+) -> Array:
+    """Arranges the weights, reads the contexts and writes: -> ids [B, capacity], of which `length` count."""
     arranged = arrange(model, params, weights)
     state = read(model, params, arranged, init_state(model, keys), context, context_lengths)
-    capacity = capacity_for(length)
-    _, ids = decode(model, arranged, state, choice, np.int32(length), capacity=capacity, filtered=is_filtered(config))
-    return ids[:, :length]
+    return decode(model, arranged, state, choice, length, capacity=capacity, filtered=filtered)[1]
 
 
 def generate_text(
@@ -128,8 +162,7 @@ def generate_text(
         sizes |= {"num_samples": num_samples} if num_samples > 1 else {}
         raise UserError(f"lists must be equally long, not {', '.join(f'{n} {size}' for n, size in sizes.items())}")
     SampleConfig(num_samples=count)
-    if stop is not None:
-        check_stop(vocab, stop)
+    stop_ids = None if stop is None else encode_stop(vocab, stop)
     contexts = [encode_context(vocab, one) for one in ([context] * count if isinstance(context, str) else context)]
     longest = max(map(len, contexts))
     check_room_to_sample(
@@ -149,43 +182,16 @@ def generate_text(
         context_lengths=None if (lengths == longest).all() else lengths,
         weights=weights,
     )
-    texts = [vocab.decode(row) for row in np.asarray(ids)]
-    return texts if stop is None else [text[: end_of(stop, text)] for text in texts]
+    rows = list(np.asarray(ids))
+    return [vocab.decode(row if stop_ids is None else row[: end_of(stop_ids, row)]) for row in rows]
 
 
-def check_stop(vocab: Vocab, stop: str) -> None:
-    """Checks that a stop string can occur.
-
-    Raises:
-        UserError: it is empty, or has characters that the vocabulary lacks.
-    """
-    unknown = vocab.unknown(stop)
-    if unknown or not stop:
-        why = f"the {vocab.kind} vocabulary lacks {show_characters(unknown)}" if unknown else "it is empty"
-        raise UserError(f"the stop string can never occur: {why}; give another one")
-
-
-def end_of(stop: str, text: str) -> int:
-    """Where a text ends that ends right after the first `stop` in it."""
-    place = text.find(stop)
-    return len(text) if place < 0 else place + len(stop)
-
-
-def encode_context(vocab: Vocab, context: str) -> np.ndarray:
-    """A context as ids [P]; an empty one becomes a line break where the vocabulary has one.
-
-    Raises:
-        UserError: characters that the vocabulary lacks, which the message names.
-    """
-    if not context and not vocab.unknown("\n"):
-        context = "\n"
-    unknown = vocab.unknown(context)
-    if unknown:
-        raise UserError(
-            f"the context has characters that the {vocab.kind} vocabulary lacks: "
-            f"{show_characters(unknown)}; leave them out"
-        )
-    return vocab.encode(context)
+def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:
+    """How many of the ids [n] there are up to the end of the first `stop` [m] among them; None where it is not."""
+    if len(ids) < len(stop):
+        return None
+    found = (np.lib.stride_tricks.sliding_window_view(ids, len(stop)) == stop).all(axis=1)
+    return int(found.argmax()) + len(stop) if found.any() else None
 
 
 def _settings(batch: int, temperature: float | Sequence[float], **others: object) -> tuple[SampleConfig, Choice]:

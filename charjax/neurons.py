@@ -5,7 +5,7 @@ it pass, which hides what is kept for later.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,9 @@ import numpy as np
 from charjax.errors import UserError
 from charjax.model import Carry, CharLSTM, init_carry, step_weights
 from charjax.ops.lstm.stepwise import StepState, StepWeights, first_layer, start, step
-from charjax.types import Array
+from charjax.sharding import on_one_device
+from charjax.types import Array, Params
 from charjax.vocab import Vocab
-
-Params = Any  # flax's nested dict of arrays
 
 # Characters per compiled call.
 WINDOW = 128
@@ -94,7 +93,7 @@ def read_side_by_side(
         UserError: ids that are not the model's characters.
     """
     _check_ids(model, text[None, max(begin - BURN_IN, 0) : begin + GROUP])
-    weights, newline = _arrange(model, params), _newline_id(vocab)
+    weights, newline = _arrange(model, on_one_device(params)), _newline_id(vocab)
     windows = -(-min(len(text) - begin, GROUP) // (ROWS * WINDOW))
     part = max(windows * WINDOW, BURN_IN)
     begins = (begin + part * np.arange(ROWS))[:, None]
@@ -136,7 +135,7 @@ def _collect(
     ids_BN = _check_ids(model, np.asarray(ids))
     batch, length = ids_BN.shape
     found = np.empty((batch, length, *shape), np.float32)
-    weights, carry = _arrange(model, params), init_carry(model, batch)
+    weights, carry = _arrange(model, on_one_device(params)), init_carry(model, batch)
     for begin in range(0, length, WINDOW):
         window = ids_BN[:, begin : begin + WINDOW]
         # The last window is read whole and cut, so that one compilation serves every length.

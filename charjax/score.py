@@ -15,6 +15,7 @@ from charjax.model import Carry, CharLSTM, init_carry
 from charjax.ops.lstm.native.steps import PackedWeights
 from charjax.ops.lstm.stepwise import StepState, first_layer, logits, start, step
 from charjax.ops.lstm.target import target_platform
+from charjax.sharding import on_one_device
 from charjax.types import Array, Params
 
 # Between windows: what the kernel hands over, or XLA's steps.
@@ -188,7 +189,7 @@ def _score_blocks(
     window: int,
 ) -> Iterator[_Scores]:
     """Scores consecutive blocks of B texts, (ids [B, n], begins [B, n]) with n <= window, one ahead of what is read."""
-    weights, carry = arrange(model, params), init_carry(model, batch_size)
+    weights, carry = arrange(model, on_one_device(params)), init_carry(model, batch_size)
     state: _State = carry if isinstance(weights, PackedWeights) else start(weights, carry)
     pending: tuple[_Scores, int] | None = None
     for ids, begins in blocks:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -80,3 +80,16 @@ def put_streams(tree: Tree, mesh: Mesh) -> Tree:
 def put_replicated(tree: Tree, mesh: Mesh) -> Tree:
     """Puts a copy of every array on each of the mesh's devices."""
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+
+
+def on_one_device(tree: Tree) -> Tree:
+    """The same arrays, those of which each device has a copy, as training leaves them, on the first alone.
+
+    What is not shared out over devices each of them would compute, at once and on the same cores or not.
+    """
+
+    def one(leaf: Any) -> Any:
+        copied = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_fully_replicated
+        return leaf.addressable_data(0) if copied and len(leaf.sharding.device_set) > 1 else leaf
+
+    return jax.tree.map(one, tree)

@@ -4,16 +4,16 @@ import codecs
 import time
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
 from charjax.choice import is_filtered, make_choice
 from charjax.config import SampleConfig
 from charjax.decode import BLOCK, arrange, decode, init_state, read
-from charjax.generate import check_stop, encode_context, keys_of_seeds
+from charjax.generate import end_of, keys_of_seeds
 from charjax.model import CharLSTM
+from charjax.sharding import on_one_device
 from charjax.types import Params
-from charjax.vocab import Vocab
+from charjax.vocab import Vocab, encode_context, encode_stop
 
 # The first piece is short, to show something; later ones are longer as long as they take no time that anyone sees.
 _LARGEST_PIECE, _SECONDS = 256, 0.03
@@ -38,15 +38,12 @@ class Session:
             UserError: an empty stop, or characters in it that the vocabulary lacks.
             NotImplementedError: int8 weights where they cannot be had.
         """
-        if stop is not None:
-            check_stop(vocab, stop)
-        self._model, self._params, self._vocab = model, params, vocab
-        self._weights = arrange(model, params, config.weights)
+        self._model, self._params, self._vocab = model, on_one_device(params), vocab
+        self._weights = arrange(model, self._params, config.weights)
         self._choice, self._filtered = make_choice(config, 1), is_filtered(config)
-        self._stop = None if stop is None else vocab.encode(stop)
+        self._stop = None if stop is None else encode_stop(vocab, stop)
         self._reach = len(self._stop) if self._stop is not None else 1
-        # Jitted: by itself it compiles a program for each array.
-        self._state = jax.jit(init_state, static_argnums=0)(model, keys_of_seeds(config.seed, 1))
+        self._state = init_state(model, keys_of_seeds(config.seed, 1))
         self._piece = BLOCK
 
     def read(self, ids: np.ndarray) -> None:
@@ -93,7 +90,7 @@ class Session:
         ids = np.asarray(drawn)[0, :count]
         if 2 * self._piece <= _LARGEST_PIECE and time.perf_counter() - began < _SECONDS:
             self._piece *= 2
-        end = None if self._stop is None else _end_of(self._stop, tail, ids)
+        end = None if self._stop is None else _end_after(self._stop, tail, ids)
         ids = ids[:end]
         if len(ids) % BLOCK == 0 and end is None:
             self._state = after
@@ -127,11 +124,8 @@ def stream_text(
     yield from session.write(config.length)
 
 
-def _end_of(stop: np.ndarray, before: np.ndarray, ids: np.ndarray) -> int | None:
+def _end_after(stop: np.ndarray, before: np.ndarray, ids: np.ndarray) -> int | None:
     """How many of `ids` there are up to the end of the first `stop`, which may begin among those before."""
     before = before[len(before) - min(len(before), len(stop) - 1) :]
-    joined = np.concatenate([before, ids])
-    if len(joined) < len(stop):
-        return None
-    found = (np.lib.stride_tricks.sliding_window_view(joined, len(stop)) == stop).all(axis=1)
-    return int(found.argmax()) + len(stop) - len(before) if found.any() else None
+    end = end_of(stop, np.concatenate([before, ids]))
+    return None if end is None else end - len(before)

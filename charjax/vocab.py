@@ -132,6 +132,36 @@ class Vocab:
         return cls("chars", characters)
 
 
+def encode_context(vocab: Vocab, context: str) -> np.ndarray:
+    """A context as ids [P]; an empty one becomes a line break where the vocabulary has one.
+
+    Raises:
+        UserError: characters that the vocabulary lacks, which the message names.
+    """
+    if not context and not vocab.unknown("\n"):
+        context = "\n"
+    unknown = vocab.unknown(context)
+    if unknown:
+        raise UserError(
+            f"the context has characters that the {vocab.kind} vocabulary lacks: "
+            f"{show_characters(unknown)}; leave them out"
+        )
+    return vocab.encode(context)
+
+
+def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:
+    """A stop string as ids [n].
+
+    Raises:
+        UserError: it is empty, or has characters that the vocabulary lacks.
+    """
+    unknown = vocab.unknown(stop)
+    if unknown or not stop:
+        why = f"the {vocab.kind} vocabulary lacks {show_characters(unknown)}" if unknown else "it is empty"
+        raise UserError(f"the stop string can never occur: {why}; give another one")
+    return vocab.encode(stop)
+
+
 def to_utf8(text: str) -> bytes:
     """Encodes a text, giving bytes that `errors="surrogateescape"` could not decode back as they were.
 

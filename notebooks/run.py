@@ -1,6 +1,6 @@
 """Executes a notebook from top to bottom, by this Python, with other values of its parameters if asked.
 
-    python notebooks/run.py notebooks/coffee.ipynb --set epochs=2 --out /tmp/coffee.ipynb
+    python notebooks/run.py notebooks/coffee.ipynb --set epochs=2 --out coffee.ipynb
 
 The parameters are the assignments of the notebook's cell that is tagged "parameters". A cell that fails is shown with
 its traceback, and the exit code is 1; a mistake in the arguments gets one line, and 2. Nothing is written then.

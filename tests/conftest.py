@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 CPU devices, rank promotion an error, compiled programs cached between runs."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -26,3 +27,12 @@ settings.load_profile("charjax")
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """The command line sets its log up for good: here it must not last."""
+    logger = logging.getLogger("charjax")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before

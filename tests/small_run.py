@@ -4,9 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charjax.checkpoint import save_checkpoint
 from charjax.config import TrainConfig
 from charjax.corpus import Corpus
 from charjax.model import CharLSTM
+from charjax.optimizer import make_optimizer
+from charjax.run_folder import describe_run
+from charjax.run_info import Progress
+from charjax.sharding import make_mesh
+from charjax.train_state import init_train_state
 
 TEXT = "The barista brews a flat white. Grandmother drinks three cups of mocha at midnight.\n" * 40
 SMALL = TrainConfig(batch_size=8, seq_len=16, epochs=2, learning_rate=0.01, eval_every=12, sample_length=20)
@@ -18,6 +24,16 @@ def small_corpus(**options):
 
 def small_model(corpus, **options):
     return CharLSTM(corpus.vocab.size, **{"hidden_dim": 12, "hidden_layers": 2, "dropout": 0.2, **options})
+
+
+def save_run(folder, corpus, model, params=None):
+    """Saves a run that was not trained; `params` takes the place of the parameters, or makes others of them."""
+    mesh = make_mesh(jax.devices()[:1])
+    state = init_train_state(jax.random.key(1), model, make_optimizer(SMALL, 9), batch_size=1, mesh=mesh)
+    if params is not None:
+        state = state.replace(params=params(state.params) if callable(params) else params)
+    save_checkpoint(folder, state, describe_run(model, corpus, SMALL), Progress(step=1))
+    return folder
 
 
 def host(tree):

@@ -1,6 +1,5 @@
 """The command line: what each command prints, and one line with exit code 2 for every mistake."""
 
-import logging
 import os
 import shutil
 import subprocess
@@ -15,15 +14,6 @@ from charjax import cli, load_model
 from charjax.checkpoint import read_header
 
 SMALL = "--hidden-dim 8 --hidden-layers 1 --batch-size 8 --seq-len 16 --epochs 1 --sample-length 10".split()  # noqa: SIM905
-
-
-@pytest.fixture(autouse=True)
-def _log_as_it_was():
-    """The command line sets its log up for good: here it must not last."""
-    logger = logging.getLogger("charjax")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture
@@ -139,6 +129,13 @@ def test_resume_keeps_the_options_of_the_run(text, tmp_path):
     assert cli.main(["train", str(text), *out, "--resume", "--epochs", "2"]) == 0
     info = read_header(tmp_path / "run").info
     assert (info.train.learning_rate, info.train.epochs, info.model.hidden_dim) == (0.02, 2, 8)
+
+
+def test_resuming_for_fewer_epochs_than_there_were(text, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main(["train", str(text), *out, *SMALL, "--epochs", "2"]) == 0
+    assert "which is 2 epochs, more than --epochs 1;" in fails(capsys, "train", text, *out, "--resume", "--epochs", "1")
+    assert read_header(tmp_path / "run").info.train.epochs == 2
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["eval"], ["info"]])

@@ -1,7 +1,6 @@
 """`charjax neurons`: it finds what was put there, paints what it finds, and tells mistakes in a line."""
 
 import html
-import logging
 import os
 import re
 import subprocess
@@ -9,42 +8,25 @@ import sys
 
 import jax
 import pytest
+from command_line import fails, shows
 from neuron_models import COUNTER, LATCH, PROSE, hand_made
-from small_run import SMALL
+from small_run import save_run
 
-from charjax import Corpus, cli, save_checkpoint
+from charjax import Corpus
 from charjax.features import FEATURES
 from charjax.neurons import activations
-from charjax.optimizer import make_optimizer
 from charjax.report.names import name_character
-from charjax.run_folder import describe_run
-from charjax.run_info import Progress
-from charjax.sharding import make_mesh
-from charjax.train_state import init_train_state
 from charjax.vocab import Vocab
 
 TEXT = PROSE * 6
 
 
-@pytest.fixture(autouse=True)
-def _log_as_it_was():
-    """The command line sets its log up for good: here it must not last."""
-    logger = logging.getLogger("charjax")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
-
-
 def save(folder, vocab, **changes):
     """Saves a run whose model was made by hand."""
     model, params = hand_made(vocab)
-    corpus = Corpus.from_text("plain text, of any kind\n" * 9, vocab=vocab)
-    state = init_train_state(
-        jax.random.key(0), model, make_optimizer(SMALL, 9), batch_size=1, mesh=make_mesh(jax.devices()[:1])
+    return save_run(
+        folder, Corpus.from_text("plain text, of any kind\n" * 9, vocab=vocab), model, {**params, **changes}
     )
-    state = state.replace(params={**params, **changes})
-    save_checkpoint(folder, state, describe_run(model, corpus, SMALL), Progress(step=1))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +41,6 @@ def text(tmp_path):
     return path
 
 
-def shows(capsys, *argv):
-    """Runs the command: -> what it prints."""
-    capsys.readouterr()
-    code = cli.main(["neurons", *map(str, argv)])
-    out, err = capsys.readouterr()
-    assert code == 0, err
-    return out
-
-
-def fails(capsys, *argv):
-    """Runs the command, which must fail as the user's mistake: -> its one line."""
-    capsys.readouterr()
-    assert cli.main(["neurons", *map(str, argv)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    (line,) = err.splitlines()
-    return line.removeprefix("charjax: error: ")
-
-
 def rows(out):
     """The table: the first word of each line, and the rest."""
     lines = out.split("\n\n")[1].splitlines()
@@ -88,7 +51,7 @@ def rows(out):
 
 
 def test_it_names_the_units_made_for_quotes_and_lines(run, text, capsys):
-    out = shows(capsys, run, text, "--chars", "0")
+    out = shows(capsys, "neurons", run, text, "--chars", "0")
     found = rows(out)
     assert list(found) == [feature.name for feature in FEATURES]
     assert f"  {LATCH} +1.00  " in found["quotes"]
@@ -100,34 +63,36 @@ def test_it_names_the_units_made_for_quotes_and_lines(run, text, capsys):
 def test_features_that_the_text_lacks_are_said_to_be_absent(run, tmp_path, capsys):
     path = tmp_path / "plain.txt"
     path.write_text("plain words, and no more than that\n" * 9 + "(but once)")
-    found = rows(shows(capsys, run, path, "--chars", "0"))
+    found = rows(shows(capsys, "neurons", run, path, "--chars", "0"))
     assert found["quotes"].endswith("never")
     assert found["parentheses"].endswith("too rare: it changes in few places")
     assert "nan" not in "".join(found.values())
 
 
 def test_chosen_features_and_how_many_units(run, text, capsys):
-    found = rows(shows(capsys, run, text, "--chars", "0", "--feature", "digits, quotes", "--top", "4"))
+    found = rows(shows(capsys, "neurons", run, text, "--chars", "0", "--feature", "digits, quotes", "--top", "4"))
     assert list(found) == ["digits", "quotes"]
     assert len(re.findall(r"0:\d [+-]\d\.\d\d", found["quotes"])) == 4
 
 
 def test_chosen_units_are_told_what_they_go_with(run, text, capsys):
-    found = rows(shows(capsys, run, text, "--chars", "0", "--unit", f"{COUNTER}, {LATCH}"))
+    found = rows(shows(capsys, "neurons", run, text, "--chars", "0", "--unit", f"{COUNTER}, {LATCH}"))
     assert list(found) == [str(COUNTER), str(LATCH)]
     assert found[str(LATCH)].startswith("quotes +0.99, ")
     assert found[str(COUNTER)].startswith("line-position +1.00, ")
 
 
 def test_what_is_read_is_bounded(run, text, capsys):
-    assert f"the first 200 of {len(TEXT):,} characters" in shows(capsys, run, text, "--chars", "0", "--read", "200")
+    assert f"the first 200 of {len(TEXT):,} characters" in shows(
+        capsys, "neurons", run, text, "--chars", "0", "--read", "200"
+    )
 
 
 # ---- painting
 
 
 def test_marks_under_the_text_show_the_unit(run, text, capsys):
-    out = shows(capsys, run, text, "--unit", LATCH, "--chars", "26")
+    out = shows(capsys, "neurons", run, text, "--unit", LATCH, "--chars", "26")
     assert f"unit {LATCH}: quotes +0.99" in out
     shown, below = out.splitlines()[-2:]
     assert shown == TEXT[:26]
@@ -136,26 +101,26 @@ def test_marks_under_the_text_show_the_unit(run, text, capsys):
 
 
 def test_the_best_unit_paints_where_none_is_chosen(run, text, capsys):
-    out = shows(capsys, run, text)
+    out = shows(capsys, "neurons", run, text)
     assert out.count("tanh(c) under each character") == 1
     assert f"unit {LATCH}: quotes +1.00" in out
-    assert shows(capsys, run, text, "--feature", "digits,quotes").count("tanh(c) under each character") == 2
+    assert shows(capsys, "neurons", run, text, "--feature", "digits,quotes").count("tanh(c) under each character") == 2
 
 
 def test_it_paints_where_the_feature_is(run, tmp_path, capsys):
     path = tmp_path / "late.txt"
     path.write_text("nothing of the kind\n" * 60 + TEXT + TEXT)
-    out = shows(capsys, run, path, "--feature", "quotes", "--chars", "100")
+    out = shows(capsys, "neurons", run, path, "--feature", "quotes", "--chars", "100")
     assert 'He said "so be it"' in out
     assert "from character 1,200 on" in out
-    out = shows(capsys, run, path, "--feature", "quotes", "--chars", "20", "--start", "40")
+    out = shows(capsys, "neurons", run, path, "--feature", "quotes", "--chars", "20", "--start", "40")
     assert out.splitlines()[-2] == "nothing of the kind↵"
 
 
 def test_a_text_without_features_paints_nothing(run, tmp_path, capsys):
     path = tmp_path / "plain.txt"
     path.write_text("a" * 50)
-    out = shows(capsys, run, path, "--feature", "quotes")
+    out = shows(capsys, "neurons", run, path, "--feature", "quotes")
     assert "name units to paint the text by" in out
     assert "▅" not in out
 
@@ -164,7 +129,7 @@ def test_hostile_text_stays_text(run, tmp_path, capsys):
     path, page = tmp_path / "hostile.txt", tmp_path / "page.html"
     hostile = '<script>alert("1")</script></div>&amp;\x1b]0;title\x07\x1b[31m\x00 "so" <b title=x>\r\n\n'
     path.write_text(hostile * 8, newline="")
-    out = shows(capsys, run, path, "--html", page)
+    out = shows(capsys, "neurons", run, path, "--html", page)
     assert not set(out) & set("\x1b\x07\x00\r")
     assert "U+001B]0;title" in out
     written = page.read_text()
@@ -181,7 +146,7 @@ def test_hostile_text_stays_text(run, tmp_path, capsys):
 
 def test_the_page_holds_the_text_once_per_unit_with_every_value(run, text, tmp_path, capsys):
     page = tmp_path / "page.html"
-    shows(capsys, run, text, "--unit", f"{LATCH},{COUNTER}", "--chars", "60", "--html", page)
+    shows(capsys, "neurons", run, text, "--unit", f"{LATCH},{COUNTER}", "--chars", "60", "--html", page)
     written = page.read_text()
     assert re.findall("<h2>unit ([^:]+:[^:]+):", written) == [str(LATCH), str(COUNTER)]
     model, params = hand_made(Vocab.ascii())
@@ -198,7 +163,7 @@ def test_the_page_holds_the_text_once_per_unit_with_every_value(run, text, tmp_p
 
 def test_the_page_paints_by_the_best_unit_of_each_feature(run, text, tmp_path, capsys):
     page = tmp_path / "page.html"
-    shows(capsys, run, text, "--html", page)
+    shows(capsys, "neurons", run, text, "--html", page)
     headings = re.findall("<h2>(.*?)</h2>", page.read_text())
     assert headings[0].startswith(f"unit {LATCH}: quotes +1.00")
     assert any(heading.startswith(f"unit {COUNTER}: line-position") for heading in headings)
@@ -212,7 +177,7 @@ def test_bytes_are_shown_as_the_characters_they_make(tmp_path, capsys):
     run = save(tmp_path / "run", Vocab.bytes())
     path, page = tmp_path / "bytes.txt", tmp_path / "page.html"
     path.write_bytes('Ein "schöner" Tag\n\n'.encode() * 9 + b"\xff" * 3)
-    out = shows(capsys, run, path, "--html", page)
+    out = shows(capsys, "neurons", run, path, "--html", page)
     assert f"  {LATCH} +1.00" in rows(out)["quotes"]
     assert 'Ein "schöner" Tag↵' in out
     assert "0xFF" in page.read_text()
@@ -223,19 +188,19 @@ def test_bytes_are_shown_as_the_characters_they_make(tmp_path, capsys):
 
 @pytest.mark.parametrize("unit", ["1:0", "0:5", "-1:0", "0:-1", "0:999999"])
 def test_a_unit_out_of_range(run, text, capsys, unit):
-    message = fails(capsys, run, text, "--unit", unit)
+    message = fails(capsys, "neurons", run, text, "--unit", unit)
     assert message == f"there is no unit {unit}: the model has layers 0 to 0, each of units 0 to 4"
 
 
 @pytest.mark.parametrize("unit", ["x", "3", "0:", "0:1:2", "0.5:1", "0:٣", "0:99999999999"])
 def test_what_is_no_unit(run, text, capsys, unit):
-    assert fails(capsys, run, text, "--unit", f"0:1,{unit}") == (
+    assert fails(capsys, "neurons", run, text, "--unit", f"0:1,{unit}") == (
         f"--unit: {unit!r} is no unit; write LAYER:UNIT, both counted from 0, as 0:12"
     )
 
 
 def test_an_unknown_feature(run, text, capsys):
-    message = fails(capsys, run, text, "--feature", "quotes,line-postion")
+    message = fails(capsys, "neurons", run, text, "--feature", "quotes,line-postion")
     assert "there is no feature 'line-postion', did you mean line-position?; there are quotes, " in message
 
 
@@ -243,30 +208,32 @@ def test_an_unknown_feature(run, text, capsys):
     ("flag", "value", "least"), [("--top", 0, 1), ("--chars", -1, 0), ("--read", 1, 2), ("--start", -5, 0)]
 )
 def test_numbers_out_of_range(run, text, capsys, flag, value, least):
-    message = fails(capsys, run, text, flag, value)
+    message = fails(capsys, "neurons", run, text, flag, value)
     assert f"{flag} must be a whole number of at least {least}, not {value}" in message
 
 
 def test_a_start_behind_the_end(run, text, capsys):
-    assert f"--start must be less than the {len(TEXT):,} characters" in fails(capsys, run, text, "--start", 10**6)
+    assert f"--start must be less than the {len(TEXT):,} characters" in fails(
+        capsys, "neurons", run, text, "--start", 10**6
+    )
 
 
 def test_characters_that_the_vocabulary_lacks(run, text, capsys):
     text.write_text("so\ncafé")
-    assert "line 2, column 4: 'é' (U+00E9) is not in the ascii vocabulary" in fails(capsys, run, text)
+    assert "line 2, column 4: 'é' (U+00E9) is not in the ascii vocabulary" in fails(capsys, "neurons", run, text)
 
 
 def test_texts_that_are_none(run, tmp_path, capsys):
-    assert "does not exist" in fails(capsys, run, tmp_path / "nowhere.txt")
+    assert "does not exist" in fails(capsys, "neurons", run, tmp_path / "nowhere.txt")
     (tmp_path / "one.txt").write_text("a")
-    assert "has 1 character" in fails(capsys, run, tmp_path / "one.txt")
+    assert "has 1 character" in fails(capsys, "neurons", run, tmp_path / "one.txt")
 
 
 def test_a_model_that_went_wrong(tmp_path, text, capsys):
     _, params = hand_made(Vocab.ascii())
     broken = jax.tree.map(lambda leaf: leaf * float("nan"), params["layer_0"])
     run = save(tmp_path / "run", Vocab.ascii(), layer_0=broken)
-    assert "cell states are not numbers; train it anew" in fails(capsys, run, text)
+    assert "cell states are not numbers; train it anew" in fails(capsys, "neurons", run, text)
 
 
 def test_help_names_every_feature_and_imports_no_jax():
@@ -279,5 +246,5 @@ def test_help_names_every_feature_and_imports_no_jax():
 
 
 def test_a_page_does_not_take_the_place_of_the_text(capsys, run, text):
-    assert "is the text itself" in fails(capsys, run, text, "--html", text)
+    assert "is the text itself" in fails(capsys, "neurons", run, text, "--html", text)
     assert text.read_text() == TEXT

@@ -1,7 +1,7 @@
 """`charjax sample`: contexts of files, stop strings, turns, beams, texts without end, and mistakes told in a line."""
 
+import functools
 import io
-import logging
 import os
 import signal
 import subprocess
@@ -9,41 +9,23 @@ import sys
 
 import jax
 import pytest
-from small_run import SMALL, small_corpus, small_model
+from command_line import fails
+from small_run import save_run, small_corpus, small_model
 
-from charjax import cli, decode, generate_text, load_model, save_checkpoint
+from charjax import cli, decode, generate_text, load_model
 from charjax.beam import beam_search_text
 from charjax.commands import sample as command_module
 from charjax.config import SampleConfig
 from charjax.ops.lstm.native.steps import library_for_steps
-from charjax.optimizer import make_optimizer
-from charjax.run_folder import describe_run
-from charjax.run_info import Progress
-from charjax.sharding import make_mesh
 from charjax.stream import Session
-from charjax.train_state import init_train_state
 from charjax.vocab import Vocab
-
-
-@pytest.fixture(autouse=True)
-def _log_as_it_was():
-    """The command line sets its log up for good: here it must not last."""
-    logger = logging.getLogger("charjax")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
 
 
 def save(folder, vocab):
     """Saves a run whose weights are as they were drawn, but larger, so that it prefers some characters."""
     corpus = small_corpus(vocab=vocab)
-    model = small_model(corpus, hidden_dim=8, dropout=0.0)
-    state = init_train_state(
-        jax.random.key(1), model, make_optimizer(SMALL, 9), batch_size=1, mesh=make_mesh(jax.devices()[:1])
-    )
-    state = state.replace(params=jax.tree.map(lambda leaf: 4 * leaf, state.params))
-    save_checkpoint(folder, state, describe_run(model, corpus, SMALL), Progress(step=1))
-    return folder
+    larger = functools.partial(jax.tree.map, lambda leaf: 4 * leaf)
+    return save_run(folder, corpus, small_model(corpus, hidden_dim=8, dropout=0.0), larger)
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +56,6 @@ def shows(capfdbinary, *argv):
     return out.decode()
 
 
-def fails(capsys, *argv):
-    """Runs the command, which must fail as the user's mistake: -> its one line."""
-    capsys.readouterr()
-    assert cli.main(["sample", *map(str, argv)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    (line,) = err.splitlines()
-    assert line.startswith("charjax: error: ")
-    return line.removeprefix("charjax: error: ")
-
-
 def texts(out):
     """What stands under the headings of several texts."""
     parts = out.split("\n--- ")
@@ -110,17 +81,17 @@ def test_a_file_to_go_on_from_is_read_whole_and_not_shown(run, loaded, context_f
 
 def test_files_that_are_no_context(run, context_file, tmp_path, capsys):
     wrong = tmp_path / "wrong.txt"
-    assert "wrong.txt does not exist" in fails(capsys, run, "--context-file", wrong)
+    assert "wrong.txt does not exist" in fails(capsys, "sample", run, "--context-file", wrong)
     wrong.write_text("")
-    assert "wrong.txt is empty" in fails(capsys, run, "--context-file", wrong)
+    assert "wrong.txt is empty" in fails(capsys, "sample", run, "--context-file", wrong)
     wrong.write_text("so\ncafé")
-    message = fails(capsys, run, "--context-file", wrong)
+    message = fails(capsys, "sample", run, "--context-file", wrong)
     assert "line 2, column 4: 'é' (U+00E9) is not in the ascii vocabulary; replace it in the text" in message
     wrong.write_bytes(b"ab\xff")
-    message = fails(capsys, run, "--context-file", wrong)
+    message = fails(capsys, "sample", run, "--context-file", wrong)
     assert message.endswith("byte 0xff at offset 2; convert the file")
-    assert "is a folder" in fails(capsys, run, "--context-file", tmp_path)
-    assert "--context-file needs a value" in fails(capsys, run, "--context-file", "")
+    assert "is a folder" in fails(capsys, "sample", run, "--context-file", tmp_path)
+    assert "--context-file needs a value" in fails(capsys, "sample", run, "--context-file", "")
 
 
 # ---- a stop string
@@ -142,8 +113,8 @@ def test_a_text_ends_right_after_the_stop_also_across_pieces(run, loaded, capfdb
 
 @pytest.mark.parametrize("options", [[], ["--num-samples", "2"], ["--interactive"], ["--beam-width", "2"]])
 def test_a_stop_that_cannot_occur(run, capsys, options):
-    assert "the stop string can never occur: it is empty" in fails(capsys, run, "--stop", "", *options)
-    assert "the ascii vocabulary lacks 'é' (U+00E9)" in fails(capsys, run, "--stop", "né", *options)
+    assert "the stop string can never occur: it is empty" in fails(capsys, "sample", run, "--stop", "", *options)
+    assert "the ascii vocabulary lacks 'é' (U+00E9)" in fails(capsys, "sample", run, "--stop", "né", *options)
 
 
 # ---- turns
@@ -261,19 +232,19 @@ def test_beams_end_with_the_stop_and_prefer_by_the_length_penalty(run, loaded, c
 @pytest.mark.parametrize("width", ["0", "-1"])
 def test_beam_widths_out_of_range(run, capsys, width):
     message = f"--beam-width must be a whole number of at least 1, not {width}"
-    assert message in fails(capsys, run, "--beam-width", width)
+    assert message in fails(capsys, "sample", run, "--beam-width", width)
 
 
 @pytest.mark.parametrize("penalty", ["11", "-10.5", "nan", "inf"])
 def test_length_penalties_out_of_range(run, capsys, penalty):
     message = f"--length-penalty must be a number from -10 to 10, not {float(penalty)}"
-    assert message in fails(capsys, run, "--beam-width", 2, "--length-penalty", penalty)
+    assert message in fails(capsys, "sample", run, "--beam-width", 2, "--length-penalty", penalty)
 
 
 def test_a_search_for_what_it_cannot_end_with(run, capsys):
-    message = fails(capsys, run, "--beam-width", 2, "--stop", "ab")
+    message = fails(capsys, "sample", run, "--beam-width", 2, "--stop", "ab")
     assert message == "--stop must be a single character with --beam-width, not 'ab'"
-    assert "the context has characters" in fails(capsys, run, "--beam-width", 2, "--context", "é")
+    assert "the context has characters" in fails(capsys, "sample", run, "--beam-width", 2, "--context", "é")
 
 
 # ---- drawing
@@ -308,7 +279,9 @@ def test_weights_of_eight_bits_without_the_kernel(run, monkeypatch, capsys):
     monkeypatch.setattr(decode, "library_for_steps", lambda: None)
     jax.clear_caches()  # with it, they may have been arranged before
     try:
-        assert "int8 weights take the compiled kernel for processors" in fails(capsys, run, "--weights", "int8")
+        assert "int8 weights take the compiled kernel for processors" in fails(
+            capsys, "sample", run, "--weights", "int8"
+        )
     finally:
         jax.clear_caches()
 
@@ -348,7 +321,7 @@ def test_a_seed_draws_the_same_texts_again(run, capfdbinary):
     ],
 )
 def test_settings_out_of_range(run, capsys, option, rule):
-    assert rule in fails(capsys, run, option)
+    assert rule in fails(capsys, "sample", run, option)
 
 
 # ---- options that do not go together
@@ -376,7 +349,7 @@ def test_settings_out_of_range(run, capsys, option, rule):
 )
 def test_options_that_do_not_go_together(capsys, options, message):
     """They are told of before the run is looked at."""
-    assert message in fails(capsys, "nowhere", *options.split())
+    assert message in fails(capsys, "sample", "nowhere", *options.split())
 
 
 def test_a_config_file_gives_options(run, tmp_path, capfdbinary):
@@ -408,7 +381,7 @@ def test_a_config_file_gives_options(run, tmp_path, capfdbinary):
 )
 def test_config_files_that_cannot_be_used(run, tmp_path, capsys, content, message):
     (tmp_path / "sample.toml").write_text(content)
-    assert message in fails(capsys, run, "--config", tmp_path / "sample.toml")
+    assert message in fails(capsys, "sample", run, "--config", tmp_path / "sample.toml")
 
 
 # ---- where the text goes

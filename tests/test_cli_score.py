@@ -1,7 +1,6 @@
 """`charjax score`: the loss is that of training, the text stays text, and mistakes are told in a line."""
 
-import html.parser
-import logging
+import functools
 import math
 import os
 import re
@@ -13,16 +12,15 @@ import jax
 import numpy as np
 import optax
 import pytest
+from command_line import fails, shows
+from painted_page import PaintedPage
 from rich.cells import cell_len
-from small_run import SMALL, TEXT, small_model
+from small_run import TEXT, save_run, small_model
 
-from charjax import Corpus, cli, corpus, evaluate, load_model, save_checkpoint, score, surprise
+from charjax import Corpus, corpus, evaluate, load_model, score, surprise
 from charjax.commands import score as command
 from charjax.evaluate import make_eval_step
-from charjax.optimizer import make_optimizer
 from charjax.report.names import name_character
-from charjax.run_folder import describe_run
-from charjax.run_info import Progress
 from charjax.sharding import make_mesh, put_streams
 from charjax.streams import make_streams
 from charjax.train import make_train_step
@@ -57,23 +55,11 @@ ELEMENTS = {
 ONE_DEVICE = make_mesh(jax.devices()[:1])
 
 
-@pytest.fixture(autouse=True)
-def _log_as_it_was():
-    """The command line sets its log up for good: here it must not last."""
-    logger = logging.getLogger("charjax")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
-
-
 def save(folder, vocab, *, spoil=1.0):
     """Saves a run of which nothing was trained; its weights are large, so that its predictions differ."""
     texts = Corpus.from_text(TEXT if vocab.kind != "chars" else vocab.characters * 9, vocab=vocab)
-    model = small_model(texts, hidden_dim=6)
-    state = init_train_state(jax.random.key(1), model, make_optimizer(SMALL, 9), batch_size=1, mesh=ONE_DEVICE)
-    state = state.replace(params=jax.tree.map(lambda leaf: 3 * spoil * leaf, state.params))
-    save_checkpoint(folder, state, describe_run(model, texts, SMALL), Progress(step=1))
-    return folder
+    larger = functools.partial(jax.tree.map, lambda leaf: 3 * spoil * leaf)
+    return save_run(folder, texts, small_model(texts, hidden_dim=6), larger)
 
 
 @pytest.fixture(scope="module")
@@ -93,25 +79,6 @@ def text(tmp_path):
     return path
 
 
-def shows(capsys, *argv):
-    """Runs the command: -> what it prints."""
-    capsys.readouterr()
-    code = cli.main(["score", *map(str, argv)])
-    out, err = capsys.readouterr()
-    assert code == 0, err
-    return out
-
-
-def fails(capsys, *argv):
-    """Runs the command, which must fail as the user's mistake: -> its one line."""
-    capsys.readouterr()
-    assert cli.main(["score", *map(str, argv)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    (line,) = err.splitlines()
-    return line.removeprefix("charjax: error: ")
-
-
 def facts(out):
     """The lines above the table."""
     rows = (line.split(maxsplit=1) for line in out.split("\n\nThe most surprising")[0].splitlines())
@@ -128,52 +95,17 @@ def rows(out):
     return [(lines[at].split(maxsplit=4), *lines[at + 1 : at + 3]) for at in range(0, len(lines), 3)]
 
 
-class Page(html.parser.HTMLParser):
-    """What a page is made of, and the text on it as it was."""
-
-    def __init__(self, content):
-        super().__init__(convert_charrefs=True)
-        self.elements, self.attributes, self.open, self.text, self.tips = [], [], [], "", []
-        self.facts, self.comments = [], []
-        self.feed(content)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append(tag)
-        self.attributes += [(tag, *attribute) for attribute in attrs]
-        if tag != "meta":
-            self.open.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag
-
-    def handle_data(self, data):
-        tag, attrs = self.open[-1] if self.open else ("", {})
-        if tag in ("th", "td"):
-            self.facts.append(data)
-        if any(attrs.get("id") == "text" for _, attrs in self.open):
-            if "X" in attrs.get("class", "").split():
-                code = int(data.removeprefix("U+").removeprefix("0x"), 16)
-                data = chr(code if data.startswith("U+") else 0xDC00 + code)
-            self.text += data
-            if tag == "b":
-                self.tips.append((data, attrs.get("class", ""), attrs["title"]))
-
-    def handle_comment(self, data):
-        self.comments.append(data)
-
-
 def page_of(capsys, tmp_path, *argv):
     path = tmp_path / "page.html"
-    shows(capsys, *argv, "--html", path)
-    return Page(path.read_bytes().decode())
+    shows(capsys, "score", *argv, "--html", path)
+    return PaintedPage(path.read_bytes().decode())
 
 
 # ---- the loss
 
 
 def test_the_loss_is_that_of_evaluation(run, text, capsys):
-    out = shows(capsys, run, text)
+    out = shows(capsys, "score", run, text)
     model, params, vocab = load_model(run)
     ids = vocab.encode(TEXT[:1000])
     assert loss(out) == pytest.approx(evaluate(model, params, ids, mesh=ONE_DEVICE), abs=1e-5)
@@ -199,7 +131,7 @@ def test_the_loss_is_that_of_a_training_step_which_learns_nothing(run, tmp_path,
     streams = put_streams(make_streams(vocab.encode(TEXT[: length + 1]), batch_size=1, seq_len=length), ONE_DEVICE)
     _, metrics = make_train_step(model, optimizer, seq_len=length, mesh=ONE_DEVICE)(state, streams)
     assert int(metrics.chars) == length
-    assert loss(shows(capsys, run, path)) == pytest.approx(float(metrics.nats) / length, abs=1e-5)
+    assert loss(shows(capsys, "score", run, path)) == pytest.approx(float(metrics.nats) / length, abs=1e-5)
 
 
 def test_the_size_of_what_is_read_does_not_matter_at_all(run, text, tmp_path, capsys, monkeypatch):
@@ -208,12 +140,12 @@ def test_the_size_of_what_is_read_does_not_matter_at_all(run, text, tmp_path, ca
     for read_bytes, block in ((1 << 22, 4096), (7, 1), (100, 64), (1000, 4096)):
         monkeypatch.setattr(corpus, "READ_BYTES", read_bytes)
         monkeypatch.setattr(surprise, "BLOCK", block)
-        found.append((shows(capsys, run, text, *options), (tmp_path / "page.html").read_bytes()))
+        found.append((shows(capsys, "score", run, text, *options), (tmp_path / "page.html").read_bytes()))
     assert all(each == found[0] for each in found)
 
 
 def test_streams_are_near(run, text, capsys):
-    exact, near = shows(capsys, run, text), shows(capsys, run, text, "--streams", "3")
+    exact, near = shows(capsys, "score", run, text), shows(capsys, "score", run, text, "--streams", "3")
     assert loss(near) == pytest.approx(loss(exact), abs=1e-3)
     assert facts(near)["read"] == "as 3 streams; --streams 1 reads in one pass, exactly"
 
@@ -221,10 +153,10 @@ def test_streams_are_near(run, text, capsys):
 def test_long_texts_are_read_as_streams_unless_the_user_says(run, text, capsys, monkeypatch):
     work = 1000 * sum(leaf.size for leaf in jax.tree.leaves(load_model(run)[1]))
     monkeypatch.setattr(command, "EXACT_UP_TO", work - 1)
-    assert facts(shows(capsys, run, text))["read"].startswith(f"as {command.STREAMS} streams")
-    assert facts(shows(capsys, run, text, "--streams", "1"))["read"] == "in one pass"
+    assert facts(shows(capsys, "score", run, text))["read"].startswith(f"as {command.STREAMS} streams")
+    assert facts(shows(capsys, "score", run, text, "--streams", "1"))["read"] == "in one pass"
     monkeypatch.setattr(command, "EXACT_UP_TO", work)
-    assert facts(shows(capsys, run, text))["read"] == "in one pass"
+    assert facts(shows(capsys, "score", run, text))["read"] == "in one pass"
 
 
 def test_help_tells_of_the_automatic_choice_and_imports_no_jax():
@@ -239,7 +171,7 @@ def test_help_tells_of_the_automatic_choice_and_imports_no_jax():
 
 def test_every_document_is_read_by_itself(run, text, capsys):
     documents = TEXT[:1000].split("\n")
-    out = shows(capsys, run, text, "--separator", "\n")
+    out = shows(capsys, "score", run, text, "--separator", "\n")
     model, params, vocab = load_model(run)
     nats = [score(model, params, vocab.encode(document)[None]) for document in TEXT[:1000].splitlines(keepends=True)]
     assert loss(out) == pytest.approx(np.concatenate(nats, axis=1).mean(), abs=1e-5)
@@ -252,7 +184,7 @@ def test_bytes_and_characters_are_told_apart(bytes_run, tmp_path, capsys):
     path.write_text("Grüße aus Köln, 日本\n")
     model, params, vocab = load_model(bytes_run)
     nats = score(model, params, vocab.encode(path.read_text())[None])
-    told = facts(shows(capsys, bytes_run, path))
+    told = facts(shows(capsys, "score", bytes_run, path))
     assert told["characters"] == "19; the first does not count"
     assert told["loss"] == f"{nats.mean(dtype=np.float64):.6f} nats/byte"
     assert float(told["bits/byte"]) == pytest.approx(nats.mean() / math.log(2), abs=1e-4)
@@ -263,10 +195,10 @@ def test_characters_of_several_bytes(tmp_path, capsys):
     run = save(tmp_path / "run", Vocab.from_text("Grüße aKöln,日本\n"))
     path = tmp_path / "text.txt"
     path.write_text("Grüße\n日本")
-    told = facts(shows(capsys, run, path))
+    told = facts(shows(capsys, "score", run, path))
     assert float(told["bits/byte"]) == pytest.approx(float(told["bits/char"]) * 7 / 13, abs=1e-4)
     path.write_text("Gra\n")
-    assert "bits/byte" not in facts(shows(capsys, run, path))
+    assert "bits/byte" not in facts(shows(capsys, "score", run, path))
 
 
 # ---- places
@@ -275,7 +207,7 @@ def test_characters_of_several_bytes(tmp_path, capsys):
 def test_the_most_surprising_places(run, text, capsys):
     model, params, vocab = load_model(run)
     nats = score(model, params, vocab.encode(TEXT[:1000])[None])[0]
-    out = shows(capsys, run, text, "--worst", "4", "--top", "2")
+    out = shows(capsys, "score", run, text, "--worst", "4", "--top", "2")
     found = rows(out)
     assert len(found) == 4
     (where, bits, probability, name, expected), around, mark = found[0]
@@ -293,13 +225,13 @@ def test_the_most_surprising_places(run, text, capsys):
 
 
 def test_no_places(run, text, capsys):
-    assert "most surprising" not in shows(capsys, run, text, "--worst", "0")
+    assert "most surprising" not in shows(capsys, "score", run, text, "--worst", "0")
 
 
 def test_marks_stand_under_wide_characters_and_names(bytes_run, tmp_path, capsys):
     path = tmp_path / "text.txt"
     path.write_text("日本\x1b" * 12)
-    for (_, _, _, name, _), around, mark in rows(shows(capsys, bytes_run, path, "--worst", "9")):
+    for (_, _, _, name, _), around, mark in rows(shows(capsys, "score", bytes_run, path, "--worst", "9")):
         assert cell_len(around) <= 2 * 36 + 4 + 6
         columns = mark.index("^")
         before = next(n for n in range(len(around)) if cell_len(around[:n]) == columns)
@@ -312,7 +244,7 @@ def test_marks_stand_under_wide_characters_and_names(bytes_run, tmp_path, capsys
 
 def test_the_text_is_painted_with_marks_where_there_are_no_colours(run, text, capsys, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    out = shows(capsys, run, text, "--paint", "20")
+    out = shows(capsys, "score", run, text, "--paint", "20")
     painted, _, rest = out.partition("\n\nmodel ")
     assert rest
     legend, empty, line, marks = painted.splitlines()
@@ -326,17 +258,17 @@ def test_the_text_is_painted_in_colours_where_there_are_some(run, text, capsys, 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    out = shows(capsys, run, text, "--paint", "20")
+    out = shows(capsys, "score", run, text, "--paint", "20")
     assert "\x1b[" in out
     plain = re.sub(r"\x1b\[[\d;]*m", "", out)
     assert plain.splitlines()[2] == TEXT[:20]
     assert "▅" not in out
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in shows(capsys, run, text, "--paint", "20")
+    assert "\x1b" not in shows(capsys, "score", run, text, "--paint", "20")
 
 
 def test_painting_begins_at_a_line(run, text, tmp_path, capsys):
-    out = shows(capsys, run, text, "--paint", "10", "--start-line", "3")
+    out = shows(capsys, "score", run, text, "--paint", "10", "--start-line", "3")
     assert out.splitlines()[2] == TEXT.splitlines()[2][:10]
     page = page_of(capsys, tmp_path, run, text, "--html-chars", "100", "--start-line", "3")
     begin = len("".join(TEXT.splitlines(keepends=True)[:2]))
@@ -372,7 +304,6 @@ def test_the_page_holds_the_text_with_its_surprise(run, text, tmp_path, capsys):
 
 def check_is_harmless(page, content):
     assert not page.open
-    assert not page.comments
     assert set(page.elements) <= ELEMENTS
     assert page.elements.count("script") == 1
     assert not any(name.startswith("on") or name in ("src", "style") for _, name, _ in page.attributes)
@@ -387,11 +318,11 @@ def check_is_harmless(page, content):
 def test_hostile_text_stays_text(run, tmp_path, capsys):
     path = tmp_path / "hostile <b>&.txt"
     path.write_bytes((HOSTILE * 3).encode())
-    out = shows(capsys, run, path, "--html", tmp_path / "page.html", "--paint", "500", "--worst", "30")
+    out = shows(capsys, "score", run, path, "--html", tmp_path / "page.html", "--paint", "500", "--worst", "30")
     assert not set(out) & {*map(chr, range(32)), "\x7f"} - {"\n"}
     assert "U+001B" in out
     content = (tmp_path / "page.html").read_bytes().decode()
-    page = Page(content)
+    page = PaintedPage(content)
     check_is_harmless(page, content)
     assert page.text == HOSTILE * 3
 
@@ -400,11 +331,11 @@ def test_hostile_bytes_stay_text(bytes_run, tmp_path, capsys):
     content = (HOSTILE + BEYOND_ASCII).encode() + b"\xff\xed\xa0\x80\xe6\x97" + HOSTILE.encode() + b"\xc3"
     path = tmp_path / "hostile.bin"
     path.write_bytes(content)
-    out = shows(capsys, bytes_run, path, "--html", tmp_path / "page.html", "--paint", "500", "--worst", "90")
+    out = shows(capsys, "score", bytes_run, path, "--html", tmp_path / "page.html", "--paint", "500", "--worst", "90")
     assert not set(out) & set("\0\x1b\x07\x7f\x85\x9b\u2028\u2029\u202e\u2066\udcff\r")
     assert "0xFF" in out
     written = (tmp_path / "page.html").read_bytes().decode()
-    page = Page(written)
+    page = PaintedPage(written)
     check_is_harmless(page, written)
     assert page.text.encode("utf-8", errors="surrogateescape") == content
     assert any(tip.startswith("日  ") and "\nin place of 0x" in tip for _, _, tip in page.tips)
@@ -420,11 +351,11 @@ def test_a_longer_text_takes_no_more_memory(run, tmp_path, capsys, monkeypatch):
     path, page, peaks = tmp_path / "long.txt", tmp_path / "page.html", []
     path.write_text(TEXT)
     options = (run, path, "--html", page, "--paint", "100")
-    shows(capsys, *options)
+    shows(capsys, "score", *options)
     for repeated in (1, 3):
         path.write_text(TEXT * repeated)
         tracemalloc.start()
-        shows(capsys, *options)
+        shows(capsys, "score", *options)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert page.stat().st_size > 800_000
@@ -435,21 +366,21 @@ def test_a_longer_text_takes_no_more_memory(run, tmp_path, capsys, monkeypatch):
 
 
 def test_texts_that_are_none(run, tmp_path, capsys):
-    assert "does not exist" in fails(capsys, run, tmp_path / "nowhere.txt")
-    assert "is a folder" in fails(capsys, run, tmp_path)
+    assert "does not exist" in fails(capsys, "score", run, tmp_path / "nowhere.txt")
+    assert "is a folder" in fails(capsys, "score", run, tmp_path)
     path = tmp_path / "text.txt"
     path.write_text("")
-    assert "is empty" in fails(capsys, run, path)
+    assert "is empty" in fails(capsys, "score", run, path)
     path.write_text("a")
-    assert "has 1 character, and so nothing to predict" in fails(capsys, run, path)
+    assert "has 1 character, and so nothing to predict" in fails(capsys, "score", run, path)
     path.write_text("so\ncafé")
-    assert "line 2, column 4: 'é' (U+00E9) is not in the ascii vocabulary" in fails(capsys, run, path)
+    assert "line 2, column 4: 'é' (U+00E9) is not in the ascii vocabulary" in fails(capsys, "score", run, path)
     path.write_text("aa")
-    assert "every character of" in fails(capsys, run, path, "--separator", "a")
+    assert "every character of" in fails(capsys, "score", run, path, "--separator", "a")
 
 
 def test_a_run_that_is_none(tmp_path, text, capsys):
-    assert str(tmp_path / "nowhere") in fails(capsys, tmp_path / "nowhere", text)
+    assert str(tmp_path / "nowhere") in fails(capsys, "score", tmp_path / "nowhere", text)
 
 
 @pytest.mark.parametrize(
@@ -457,28 +388,30 @@ def test_a_run_that_is_none(tmp_path, text, capsys):
     [("--worst", 0), ("--top", 0), ("--paint", 0), ("--html-chars", 1), ("--start-line", 1), ("--streams", 1)],
 )
 def test_numbers_out_of_range(run, text, capsys, flag, least):
-    assert f"{flag} must be a whole number of at least {least}, not -2" in fails(capsys, run, text, flag, "-2")
-    assert flag in fails(capsys, run, text, flag, "x")
+    assert f"{flag} must be a whole number of at least {least}, not -2" in fails(capsys, "score", run, text, flag, "-2")
+    assert flag in fails(capsys, "score", run, text, flag, "x")
 
 
 def test_options_that_the_text_does_not_fit(run, text, capsys):
-    assert "--streams must be at most 4096, not 5000" in fails(capsys, run, text, "--streams", "5000")
-    assert f"--start-line must be at most 12, the lines of {text}" in fails(capsys, run, text, "--start-line", "13")
-    assert "separator must be at least one character" in fails(capsys, run, text, "--separator=")
-    assert "--separator: not in the ascii vocabulary: 'é'" in fails(capsys, run, text, "--separator", "é")
+    assert "--streams must be at most 4096, not 5000" in fails(capsys, "score", run, text, "--streams", "5000")
+    assert f"--start-line must be at most 12, the lines of {text}" in fails(
+        capsys, "score", run, text, "--start-line", "13"
+    )
+    assert "separator must be at least one character" in fails(capsys, "score", run, text, "--separator=")
+    assert "--separator: not in the ascii vocabulary: 'é'" in fails(capsys, "score", run, text, "--separator", "é")
 
 
 def test_where_no_page_can_be(run, text, tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
-    assert "there is no folder" in fails(capsys, run, text, "--html", tmp_path / "nowhere" / "page.html")
-    assert "is a folder; name a file" in fails(capsys, run, text, "--html", tmp_path)
-    assert "is a pipe or device" in fails(capsys, run, text, "--html", "/dev/null")
+    assert "there is no folder" in fails(capsys, "score", run, text, "--html", tmp_path / "nowhere" / "page.html")
+    assert "is a folder; name a file" in fails(capsys, "score", run, text, "--html", tmp_path)
+    assert "is a pipe or device" in fails(capsys, "score", run, text, "--html", "/dev/null")
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_model_that_went_wrong_leaves_no_page(text, tmp_path, capsys):
     run = save(tmp_path / "run", Vocab.ascii(), spoil=math.nan)
-    message = fails(capsys, run, text, "--html", tmp_path / "page.html")
+    message = fails(capsys, "score", run, text, "--html", tmp_path / "page.html")
     assert message == "the model's predictions are not numbers; train it anew"
     assert not (tmp_path / "page.html").exists()
 
@@ -489,6 +422,6 @@ def test_a_page_takes_the_place_of_nothing_that_is_needed(capsys, tmp_path, run)
     link = tmp_path / "link.html"
     link.symlink_to(text)
     kept = next(path for path in sorted(run.rglob("*")) if path.is_file())
-    assert "is the text itself" in fails(capsys, run, text, "--html", link)
-    assert "is a file of the run" in fails(capsys, run, text, "--html", kept)
+    assert "is the text itself" in fails(capsys, "score", run, text, "--html", link)
+    assert "is a file of the run" in fails(capsys, "score", run, text, "--html", kept)
     assert text.read_text() == "plain text\n"

@@ -1,41 +1,22 @@
 """`charjax score --dynamic`: what `dynamic_score` finds, beside what the weights as they were make of it."""
 
 import html
-import logging
 import re
 
-import jax
 import numpy as np
 import pytest
-from small_run import SMALL, TEXT, small_model
+from command_line import fails, shows
+from small_run import TEXT, save_run, small_model
 
-from charjax import Corpus, cli, dynamic_score, load_model, save_checkpoint, score
-from charjax.optimizer import make_optimizer
-from charjax.run_folder import describe_run
-from charjax.run_info import Progress
-from charjax.sharding import make_mesh
-from charjax.train_state import init_train_state
+from charjax import Corpus, dynamic_score, load_model, score
 from charjax.vocab import Vocab
 
 SPOKEN = TEXT[:600]
 
 
-@pytest.fixture(autouse=True)
-def _log_as_it_was():
-    """The command line sets its log up for good: here it must not last."""
-    logger = logging.getLogger("charjax")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
-
-
 def save(folder, corpus):
     """Saves a run of which nothing was trained."""
-    model = small_model(corpus, hidden_dim=6)
-    mesh = make_mesh(jax.devices()[:1])
-    state = init_train_state(jax.random.key(1), model, make_optimizer(SMALL, 9), batch_size=1, mesh=mesh)
-    save_checkpoint(folder, state, describe_run(model, corpus, SMALL), Progress(step=1))
-    return folder
+    return save_run(folder, corpus, small_model(corpus, hidden_dim=6))
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +38,6 @@ def text(tmp_path):
     return path
 
 
-def shows(capsys, *argv, warns=""):
-    """Runs the command: -> what it prints."""
-    capsys.readouterr()
-    code = cli.main(["score", *map(str, argv)])
-    out, err = capsys.readouterr()
-    assert code == 0, err
-    assert warns in err
-    return out
-
-
-def fails(capsys, *argv):
-    """Runs the command, which must fail as the user's mistake: -> its one line."""
-    capsys.readouterr()
-    assert cli.main(["score", *map(str, argv)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    (line,) = err.splitlines()
-    return line.removeprefix("charjax: error: ")
-
-
 def facts(out):
     """The lines above the table."""
     rows = (line.split(maxsplit=1) for line in out.split("\n\n")[0].splitlines())
@@ -89,7 +50,7 @@ def numbers(fact):
 
 
 def test_both_losses_are_told_side_by_side(run, text, trained_on, capsys):
-    out = shows(capsys, run, text, "--dynamic")
+    out = shows(capsys, "score", run, text, "--dynamic")
     model, params, vocab = load_model(run)
     ids = vocab.encode(SPOKEN)
     found = dynamic_score(model, params, ids, train_ids=Corpus.from_file(trained_on).train)
@@ -109,12 +70,12 @@ def test_both_losses_are_told_side_by_side(run, text, trained_on, capsys):
 
 
 def test_learning_is_as_it_is_told(run, text, capsys):
-    still = facts(shows(capsys, run, text, "--dynamic", "--dynamic-learning-rate", "0"))
+    still = facts(shows(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "0"))
     learned, static = numbers(still["loss"])
     assert learned == pytest.approx(static, abs=2e-6)
-    assert facts(shows(capsys, run, text))["loss"] == f"{static:.6f} nats/char"
+    assert facts(shows(capsys, "score", run, text))["loss"] == f"{static:.6f} nats/char"
     options = ["--dynamic-learning-rate", "0.01", "--dynamic-decay", "0.1", "--dynamic-seq-len", "7"]
-    out = shows(capsys, run, text, "--dynamic", *options)
+    out = shows(capsys, "score", run, text, "--dynamic", *options)
     model, params, vocab = load_model(run)
     train_ids = vocab.encode(TEXT[: round(0.9 * len(TEXT))])
     expected = dynamic_score(
@@ -131,7 +92,7 @@ def test_without_its_training_text_gradients_are_measured_on_the_text(text, tmp_
     expected = dynamic_score(model, params, vocab.encode(SPOKEN))
 
     def told(run):
-        found = facts(shows(capsys, run, text, "--dynamic"))
+        found = facts(shows(capsys, "score", run, text, "--dynamic"))
         assert numbers(found["loss"])[0] == pytest.approx(expected.loss, abs=2e-6)
         return found["gradients"].removeprefix("measured on the text itself: ")
 
@@ -145,17 +106,17 @@ def test_without_its_training_text_gradients_are_measured_on_the_text(text, tmp_
 def test_learning_that_does_harm_is_said_to(run, text, capsys):
     hint = "learning from this text made its loss higher; try a lower --dynamic-learning-rate"
     learned, static = numbers(
-        facts(shows(capsys, run, text, "--dynamic", "--dynamic-learning-rate", "9", warns=hint))["loss"]
+        facts(shows(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "9", warns=hint))["loss"]
     )
     assert learned > static
-    message = fails(capsys, run, text, "--dynamic", "--dynamic-learning-rate", "3e38")
+    message = fails(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "3e38")
     assert "went astray" in message
 
 
 def test_bytes_documents_and_the_page(text, tmp_path, capsys):
     text.write_text("Grüße aus Köln\n\n" * 40)
     run, page = save(tmp_path / "run", Corpus.from_text(TEXT, vocab=Vocab.bytes())), tmp_path / "page.html"
-    told = facts(shows(capsys, run, text, "--dynamic", "--separator", "\n\n", "--html", page))
+    told = facts(shows(capsys, "score", run, text, "--dynamic", "--separator", "\n\n", "--html", page))
     assert told["documents"] == "40"
     per_byte, per_char = numbers(told["bits/byte"]), numbers(told["bits/char"])
     # Of the 16 characters of a document, three of which take two bytes, the first does not count.
@@ -183,4 +144,4 @@ def test_bytes_documents_and_the_page(text, tmp_path, capsys):
     ],
 )
 def test_options_that_do_not_go_together_or_are_out_of_range(run, text, capsys, argv, message):
-    assert fails(capsys, run, text, *argv).startswith(message)
+    assert fails(capsys, "score", run, text, *argv).startswith(message)

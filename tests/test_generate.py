@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from charjax import generate as generate_function
-from charjax.choice import Choice, choose, draw_noise
+from charjax.choice import Choice, choose, draw_noise, make_choice
 from charjax.config import SampleConfig
 from charjax.decode import arrange, decode, init_state, read
 from charjax.errors import UserError
-from charjax.generate import encode_context, generate_text
-from charjax.model import CharLSTM, init_carry, init_params
-from charjax.ops.lstm.native.steps import DRAW, library_for_steps, take_steps
+from charjax.generate import _generate, generate_text
+from charjax.model import CharLSTM, init_carry, init_params, layer_weights
+from charjax.ops.lstm.native import STEP_DTYPES, libraries
+from charjax.ops.lstm.native.steps import DRAW, library_for_steps, pack, take_steps
+from charjax.sharding import make_mesh, put_replicated
 from charjax.types import LSTMCarry
-from charjax.vocab import Vocab
+from charjax.vocab import Vocab, encode_context
 
 VOCAB = Vocab.ascii()
 MODEL = CharLSTM(VOCAB.size, hidden_dim=10, hidden_layers=2, dropout=0.5)
@@ -202,6 +204,50 @@ def test_what_is_ruled_out_leaves_the_other_draws_as_they_were():
     assert kept.any()
     assert not kept.all()
     assert (free == filtered)[kept].mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", STEP_DTYPES)
+@pytest.mark.parametrize("library", libraries(), ids=lambda library: library.instructions)
+@pytest.mark.parametrize(("batch", "hidden"), [(1, 10), (1, 40), (7, 33), (70, 16)])
+def test_every_form_of_the_kernel_takes_the_same_steps(batch, hidden, library, dtype):
+    """Each that this processor runs, for the three ways in which threads share the work, beside the model."""
+    rng = np.random.default_rng(0)
+    model = CharLSTM(20, hidden_dim=hidden, hidden_layers=2)
+    params = init_params(jax.random.key(0), model)
+    given = rng.integers(0, 20, (batch, 12)).astype(np.int32)
+    weights = pack(layer_weights(model, params), params["head"]["kernel"], params["head"]["bias"], dtype, library)
+    keys, choice = jax.random.split(jax.random.key(0), batch), make_choice(SampleConfig(), batch)
+    take = jax.jit(functools.partial(take_steps, library, dtype, vocab_size=20, with_logits=True))
+    _, carry, said = take(weights, init_carry(model, batch), given, keys, jnp.int32(0), choice)
+    logits, expected = model.apply({"params": params}, given, init_carry(model, batch))
+    tolerance = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.02}[dtype]
+    np.testing.assert_allclose(said[:, 1:], logits[:, :-1], atol=tolerance)
+    np.testing.assert_allclose(carry[1].h, expected[1].h, atol=tolerance)
+
+
+def test_parameters_that_every_device_has_are_used_on_one():
+    everywhere = put_replicated(PARAMS, make_mesh())
+    options = {"key": jax.random.key(3), "length": 9}
+    ids = generate_function(MODEL, everywhere, context("coffee"), **options)
+    assert len(ids.sharding.device_set) == 1
+    np.testing.assert_array_equal(ids, generate(context("coffee"), **options))
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_kinds(impl):
+    write = functools.partial(generate, context("coffee", "coffee"), length=40)
+    ids = write(key=jax.random.key(1, impl=impl))
+    np.testing.assert_array_equal(ids, write(key=jax.random.key(1, impl=impl)))
+    assert not np.array_equal(ids[0], ids[1])
+    assert not np.array_equal(ids, write(key=jax.random.key(2, impl=impl)))
+
+
+def test_a_length_or_a_setting_compiles_nothing_anew():
+    generate(context("coffee"), key=jax.random.key(0), length=20, top_p=0.9)
+    before = _generate._cache_size()
+    for length, options in ((17, {"top_k": 3}), (32, {"min_p": 0.1, "temperature": 0.5}), (25, {"top_p": 0.1})):
+        generate(context("mocha."), key=jax.random.key(1), length=length, **options)
+    assert _generate._cache_size() == before
 
 
 def test_the_choice_is_that_of_the_kernel():

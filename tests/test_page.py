@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html.parser
 import itertools
 import math
 import os
@@ -10,6 +9,7 @@ import re
 import stat
 
 import pytest
+from painted_page import PaintedPage
 
 from charjax.errors import UserError
 from charjax.report.names import name_character
@@ -42,40 +42,6 @@ HOSTILE = (
 )
 
 
-class Reader(html.parser.HTMLParser):
-    """What a page is made of: its elements, the painted text as it was, and what was said of each piece of it."""
-
-    def __init__(self, page):
-        super().__init__(convert_charrefs=True)
-        self.elements, self.attributes, self.open, self.text, self.tips = [], [], [], "", []
-        self.content = {}
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append(tag)
-        self.attributes += [(tag, *attribute) for attribute in attrs]
-        if tag != "meta":
-            self.open.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag
-
-    def handle_data(self, data):
-        tag, attrs = self.open[-1] if self.open else ("", {})
-        self.content[tag] = self.content.get(tag, "") + data
-        if any(attrs.get("id") == "text" for _, attrs in self.open):
-            if "X" in attrs.get("class", "").split():
-                code = int(data.removeprefix("U+").removeprefix("0x"), 16)
-                data = chr(code if data.startswith("U+") else 0xDC00 + code)
-            self.text += data
-            if tag == "b":
-                self.tips.append((data, attrs.get("class", ""), attrs.get("title", "")))
-
-    def handle_comment(self, data):
-        raise AssertionError(f"a comment: {data}")
-
-
 def write(path, characters, scale=SURPRISE, **options):
     write_page(path, **{"title": "A text", "facts": [], "characters": characters, "scale": scale, **options})
     return path.read_bytes().decode("utf-8")
@@ -84,7 +50,7 @@ def write(path, characters, scale=SURPRISE, **options):
 def test_a_hostile_text_stays_text(tmp_path):
     characters = [Painted(c, n % 12, f"{c}\n{HOSTILE}") for n, c in enumerate(HOSTILE)]
     page = write(tmp_path / "x.html", characters, title=HOSTILE, facts=[(HOSTILE, HOSTILE)], note=HOSTILE)
-    reader = Reader(page)
+    reader = PaintedPage(page)
     assert reader.text == HOSTILE
     assert not reader.open
     assert set(reader.elements) == ELEMENTS
@@ -107,7 +73,7 @@ def test_places_above_the_text_point_to_its_lines(tmp_path):
         page.finish(title="t", facts=[("loss", "1")], places=Places(HOSTILE, ("where", HOSTILE), places))
     written = (tmp_path / "x.html").read_bytes().decode()
     assert '<i id="1"></i>a\n<i id="2"></i><b class="s">b</b>c</div>' in written
-    reader = Reader(written)
+    reader = PaintedPage(written)
     assert reader.text == "a\nbc"
     assert not reader.open
     assert set(reader.elements) == ELEMENTS | {"h2", "a", "i"}
@@ -119,17 +85,17 @@ def test_places_above_the_text_point_to_its_lines(tmp_path):
 def test_unpainted_characters_and_neighbours_that_differ_in_nothing_share_an_element(tmp_path):
     characters = [Painted(c, 0) for c in "plain <"] + [Painted(c, 9.9, "same") for c in "both"] + [Painted("x", 9.9)]
     page = write(tmp_path / "x.html", characters)
-    assert Reader(page).tips == [("both", "t", "same"), ("x", "t", "")]
+    assert PaintedPage(page).tips == [("both", "t", "same"), ("x", "t", "")]
     assert '>plain &lt;<b class="t" title="same">both</b><b class="t">x</b></div>' in page
 
 
 def test_white_space_is_marked_where_it_is_painted(tmp_path):
     page = write(tmp_path / "x.html", [Painted(" \t\n", 0), Painted(" ", 5), Painted("\t", 5), Painted("\n", 5)])
-    assert Reader(page).tips == [(" ", "k", ""), ("\t", "k T", ""), ("\n", "k N", "")]
+    assert PaintedPage(page).tips == [(" ", "k", ""), ("\t", "k T", ""), ("\n", "k N", "")]
 
 
 def test_nan_is_not_painted(tmp_path):
-    reader = Reader(write(tmp_path / "x.html", [Painted("a", math.nan, "first")], ACTIVATION))
+    reader = PaintedPage(write(tmp_path / "x.html", [Painted("a", math.nan, "first")], ACTIVATION))
     assert reader.tips == [("a", "", "first")]
 
 
@@ -159,7 +125,7 @@ def test_a_text_is_taken_as_it_comes(tmp_path):
         assert not list(tmp_path.iterdir())
         page.paint(itertools.repeat(Painted("c", 0), 3))
         page.finish(title="t", facts=[])
-    assert Reader((tmp_path / "x.html").read_text()).text == "abccc"
+    assert PaintedPage((tmp_path / "x.html").read_text()).text == "abccc"
     assert len(list(tmp_path.iterdir())) == 1
 
 

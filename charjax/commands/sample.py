@@ -17,11 +17,11 @@ from charjax.commands.write import write
 from charjax.config import SampleConfig
 from charjax.corpus import read_ids
 from charjax.errors import UserError
-from charjax.generate import check_stop, encode_context, generate_text
+from charjax.generate import generate_text
 from charjax.model import CharLSTM, model_to_use
 from charjax.stream import Session
 from charjax.types import Params
-from charjax.vocab import Vocab
+from charjax.vocab import Vocab, encode_context, encode_stop
 
 
 def sample(command: SampleCommand) -> None:
@@ -168,11 +168,9 @@ def _draw(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab)
 def _search(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
     assert command.beam_width is not None  # who calls has looked
     encode_context(vocab, command.context)
-    if command.stop is not None:
-        check_stop(vocab, command.stop)
-        if len(vocab.encode(command.stop)) > 1:
-            unit = "byte" if vocab.kind == "bytes" else "character"
-            raise UserError(f"--stop must be a single {unit} with --beam-width, not {command.stop!r}")
+    if command.stop is not None and len(encode_stop(vocab, command.stop)) > 1:
+        unit = "byte" if vocab.kind == "bytes" else "character"
+        raise UserError(f"--stop must be a single {unit} with --beam-width, not {command.stop!r}")
     return beam_search_text(
         model,
         params,

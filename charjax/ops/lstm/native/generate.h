@@ -262,9 +262,9 @@ struct Generate {
       }
       for (int b = first; b < first + rows; ++b)
         if (given[static_cast<size_t>(b) * T + t] <= RESET) empty(turn, b);
-      if (all_logits != nullptr || any(t, first, rows, [](int32_t id) { return id == DRAW; }))
-        share(each, rows, head_panels(), tiles * layer_bytes, Head{*this, first, 0});
-      each(rows, columns() * CHOICE_BYTES, [&](int r) { choose_for(first + r, t); });
+      const bool draws = any(t, first, rows, [](int32_t id) { return id == DRAW; });
+      if (draws || all_logits != nullptr) share(each, rows, head_panels(), tiles * layer_bytes, Head{*this, first, 0});
+      each(rows, draws ? columns() * CHOICE_BYTES : 1, [&](int r) { choose_for(first + r, t); });
       for (int l = 0; l < L; ++l)
         share(each, rows, panels(), tiles * layer_bytes * (l ? 2 : 1), Step{*this, first, 0, t, turn, l});
       turn = 1 - turn;

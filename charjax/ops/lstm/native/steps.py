@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.ops.lstm.native import Library, libraries, threads_of_a_call
+from charjax.cores import available_cores
+from charjax.ops.lstm.native import Library, libraries
 from charjax.types import Array, LSTMCarry, LSTMWeights
 
 # In place of a character: draw one; let the text stand still; RESET - id is id as the first of a text.
@@ -123,7 +124,8 @@ def take_steps(
         jax.random.key_data(keys),
         jnp.asarray(position, jnp.uint32),
         *choice,
-        threads=np.int64(threads_of_a_call()),
+        # Other devices, if JAX makes some of the cores, have nothing to do meanwhile.
+        threads=np.int64(available_cores()),
         vocab_size=np.int64(vocab_size),
     )
     return ids, tuple(LSTMCarry(c[n], h[n]) for n in range(len(carry))), logits
