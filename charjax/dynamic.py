@@ -155,7 +155,7 @@ def dynamic_score(
         UserError: fewer than two characters, a number out of range, or scores that are not finite.
         ValueError: ids that are not [N] integers in [0, V).
     """
-    piece = _check_ids(model, ids)
+    piece, params = _check_ids(model, ids), on_one_device(params)
     learning = DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
     state, rates = _start(model, params, train_ids, learning, top=0)
     found = list(_adapt(model, params, state, rates, [piece], separator=None, top=0, seq_len=seq_len))
@@ -205,6 +205,7 @@ def dynamic_score_pieces(
         ValueError: ids out of range.
     """
     learning, top = DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay), min(top, model.vocab_size)
+    params = on_one_device(params)
     state, rates = _start(model, params, train_ids, learning, top=top)
     for _, piece in _adapt(model, params, state, rates, pieces, separator=separator, top=top, seq_len=seq_len):
         yield piece
@@ -227,7 +228,7 @@ def _start(
     """Measures gradients on a training text, if there is one: -> (the state before a text, how weights move)."""
     rates = _Rates(np.float32(learning.learning_rate), np.float32(learning.decay))
     # Each call takes the state's memory over: the caller's weights are not to be lost with it.
-    weights = jax.tree.map(functools.partial(jnp.array, dtype=jnp.float32), on_one_device(params))
+    weights = jax.tree.map(functools.partial(jnp.array, dtype=jnp.float32), params)
     squares = jax.tree.map(jnp.zeros_like, weights)
     state = _Adaptation(weights, init_carry(model, 1), squares, jnp.zeros(()))
     if train_ids is not None:

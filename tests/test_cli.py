@@ -472,8 +472,10 @@ def test_no_write_permission(capsys, text, tmp_path):
 def test_a_folder_without_write_permission():
     """Root may write everywhere, so as root the second training runs as somebody else, with all modules loaded."""
     code = """
-import os, sys
-from charjax import cli
+import importlib, os, pkgutil, sys
+from charjax import cli, commands
+for module in pkgutil.iter_modules(commands.__path__, "charjax.commands."):
+    importlib.import_module(module.name)
 folder, *options = sys.argv[1:]
 assert cli.main(["train", folder + "/coffee.txt", "--out", folder + "/run", *options]) == 0
 if os.geteuid() == 0:
@@ -499,8 +501,10 @@ sys.exit(cli.main(["train", folder + "/coffee.txt", "--out", folder + "/closed/r
 def test_what_may_not_be_read():
     """Root may read everything, so as root the commands run as somebody else, with all modules loaded."""
     code = """
-import os, sys
-from charjax import cli
+import importlib, os, pkgutil, sys
+from charjax import cli, commands
+for module in pkgutil.iter_modules(commands.__path__, "charjax.commands."):
+    importlib.import_module(module.name)
 folder, *options = sys.argv[1:]
 train = ["train", folder + "/coffee.txt", "--out", folder + "/run", *options]
 assert cli.main(train) == 0
