@@ -163,16 +163,18 @@ def generate_text(
         raise UserError(f"lists must be equally long, not {', '.join(f'{n} {size}' for n, size in sizes.items())}")
     SampleConfig(num_samples=count)
     stop_ids = None if stop is None else encode_stop(vocab, stop)
-    contexts = [encode_context(vocab, one) for one in ([context] * count if isinstance(context, str) else context)]
+    # One context for many texts is encoded once: there may be more texts asked for than memory could ever hold.
+    contexts = [encode_context(vocab, one) for one in ([context] if isinstance(context, str) else context)]
     longest = max(map(len, contexts))
     check_room_to_sample(
         model.config, model.vocab_size, num_samples=count, length=length, context_length=longest, block=BLOCK
     )
-    lengths = np.array(list(map(len, contexts)), np.int32)
+    rows = np.stack([np.pad(one, (0, longest - len(one))) for one in contexts])
+    lengths = np.broadcast_to(np.array([len(one) for one in contexts], np.int32), count)
     ids = generate(
         model,
         params,
-        np.stack([np.pad(one, (0, longest - len(one))) for one in contexts]),
+        np.broadcast_to(rows, (count, longest)),
         key=keys_of_seeds(seed, count),
         length=length,
         temperature=temperature,
@@ -182,8 +184,7 @@ def generate_text(
         context_lengths=None if (lengths == longest).all() else lengths,
         weights=weights,
     )
-    rows = list(np.asarray(ids))
-    return [vocab.decode(row if stop_ids is None else row[: end_of(stop_ids, row)]) for row in rows]
+    return [vocab.decode(row if stop_ids is None else row[: end_of(stop_ids, row)]) for row in np.asarray(ids)]
 
 
 def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:
