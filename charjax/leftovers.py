@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from charjax.errors import UserError
+from charjax.lock import LOCK
 from charjax.run_info import RunInfo
 from charjax.seal import SEAL
 
@@ -26,10 +27,10 @@ def is_leftover(folder: Path) -> bool:
         OSError: it may not be read.
     """
     names = {path.name for path in folder.iterdir()}
-    if not names or not names <= {CHECKPOINTS, CONFIG, _CONFIG_NEW, *_LOGS}:
+    if not names or not names <= {CHECKPOINTS, CONFIG, _CONFIG_NEW, LOCK, *_LOGS}:
         return False
     if CONFIG not in names:
-        return names == {_CONFIG_NEW}  # nothing was written before it
+        return names <= {_CONFIG_NEW, LOCK}  # nothing else was written before it
     logs_are_empty = all((folder / name).stat().st_size == 0 for name in names & {*_LOGS})
     return logs_are_empty and _is_run_config(folder / CONFIG) and _has_no_checkpoint(folder / CHECKPOINTS)
 

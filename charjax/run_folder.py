@@ -16,6 +16,7 @@ from charjax.config import DataConfig, TrainConfig
 from charjax.corpus import Corpus
 from charjax.errors import UserError
 from charjax.leftovers import CONFIG, is_leftover, remove_leftovers, remove_tree
+from charjax.lock import LOCK, FolderLock
 from charjax.model import CharLSTM
 from charjax.report.metrics import Evaluation, MetricsLog
 from charjax.report.samples import SamplesLog
@@ -103,7 +104,8 @@ def _fixed(info: RunInfo) -> dict[str, Any]:
 class RunFolder:
     """A run folder open for writing; a context manager that waits for what is still being saved.
 
-    A new run that fails before its first checkpoint is complete leaves nothing behind.
+    One process at a time writes to a run folder; a lock sees to it. A new run that fails before its first checkpoint is
+    complete leaves nothing behind.
 
     Attributes:
         path: the folder.
@@ -121,6 +123,7 @@ class RunFolder:
         self.path = Path(os.path.realpath(path))
         self.resumed = resume
         self._info = info
+        self._lock = FolderLock(self.path)
         self._open = contextlib.ExitStack()
         self._store: CheckpointStore | None = None
         self._metrics: MetricsLog
@@ -143,6 +146,14 @@ class RunFolder:
             raise UserError(f"{path} exists already; add --resume to go on with it, or choose another --out")
 
     def __enter__(self) -> Self:
+        """Opens it; a folder to go on in is locked from here on, a new one as soon as it is made.
+
+        Raises:
+            UserError: another process writes to it, or it may not be written.
+        """
+        if self.resumed:
+            with self._advised():
+                self._lock.acquire()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -154,6 +165,7 @@ class RunFolder:
                 # What refused to be written may refuse to be removed: the error under way tells of it.
                 with contextlib.suppress(OSError):
                     self._remove()
+            self._lock.release()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Progress]:
         """Reads the latest checkpoint and takes metrics.jsonl and samples.txt back to where they stood then.
@@ -215,6 +227,8 @@ class RunFolder:
         self._made = missing[-1] if missing else None
         self._is_started = True
         self.path.mkdir(parents=True, exist_ok=True)
+        if not self.resumed:
+            self._claim()
         if self._has_leftovers:
             remove_leftovers(self.path)
         _write_json(self.path / CONFIG, self._info.to_dict())
@@ -223,6 +237,20 @@ class RunFolder:
         samples = SamplesLog(self.path / "samples.txt", size=progress.samples_bytes)
         self._samples = self._open.enter_context(samples)
         self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
+
+    def _claim(self) -> None:
+        """Locks the folder of a new run, and sees that it is still as it was found.
+
+        Raises:
+            UserError: another process was faster.
+        """
+        try:
+            self._lock.acquire()
+            if not self._has_leftovers and any(path.name != LOCK for path in self.path.iterdir()):
+                raise UserError(f"{self.path} was made by another process at the same time; choose another --out")
+        except UserError:
+            self._is_started = False  # what it holds is the other's
+            raise
 
     def _remove(self) -> None:
         """Removes what a failed start made, and no more: the folder may have been there, empty."""

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
     {"errors", "types", "signals", "seal", "memory", "cores", "moments", "collector"},
-    {"config"},
+    {"config", "lock"},
     {"ops", "losses", "optimizer", "sharding", "streams", "vocab", "capacity", "choice"},
     {"model", "corpus", "run_info", "features", "documents", "segments"},
     {"decode"},
