@@ -65,6 +65,8 @@ def compile_train_step(sizes: Sizes, implementation: str | None, mesh: Mesh) -> 
         jax.ShapeDtypeStruct((batch_size, 8 * sizes.seq_len + 1), np.uint8, sharding=split),
         jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=split),
         jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=split),
+        jax.ShapeDtypeStruct((), np.int32, sharding=whole),
+        jax.ShapeDtypeStruct((), np.int32, sharding=whole),
     )
     step = make_train_step(model, optimizer, seq_len=sizes.seq_len, mesh=mesh)
     return step.__wrapped__.lower(state, streams, jax.ShapeDtypeStruct((), np.int32, sharding=whole)).compile()

@@ -100,10 +100,15 @@ def check_room_to_sample(
 def available_memory(devices: Sequence[jax.Device]) -> int | None:
     """Bytes that are free: of the device with the least, or for processors of the system; None where nothing tells."""
     if devices[0].platform == "cpu":
-        told = [_system_memory(), _cgroup_memory()]
-    else:
-        # Other hosts' devices cannot be asked.
-        told = [_device_memory(device) for device in devices if device.process_index == jax.process_index()]
+        return system_memory()
+    # Other hosts' devices cannot be asked.
+    told = [_device_memory(device) for device in devices if device.process_index == jax.process_index()]
+    return min((size for size in told if size is not None), default=None)
+
+
+def system_memory() -> int | None:
+    """Bytes that the system and the process's control groups leave free; None where nothing tells."""
+    told = (_available_memory(), _cgroup_memory())
     return min((size for size in told if size is not None), default=None)
 
 
@@ -113,7 +118,7 @@ def _device_memory(device: jax.Device) -> int | None:
     return None if limit is None else limit - stats.get("bytes_in_use", 0)
 
 
-def _system_memory() -> int | None:
+def _available_memory() -> int | None:
     """What Linux takes to be available without swapping."""
     for line in _lines(_PROC / "meminfo"):
         name, _, value = line.partition(":")

@@ -143,12 +143,16 @@ class TrainConfig:
     sample_length: int = 200
     """Characters in the sample shown at each evaluation; 0 for none."""
 
+    text_memory_mb: Optional[int] = None
+    """Megabytes of memory for the text: a larger one stays in its file and is read part by part, with the same result;
+    by default a quarter of what is free."""
+
     steps_per_call: Optional[int] = None
     """Most optimizer steps per dispatch to the device; by default fitted to about a second."""
 
     def __post_init__(self) -> None:
         _require_counts(self, "batch_size", "seq_len", "epochs", "decay_every")
-        for name in ("eval_every", "checkpoint_every", "steps_per_call"):
+        for name in ("eval_every", "checkpoint_every", "text_memory_mb", "steps_per_call"):
             if getattr(self, name) is not None:
                 _require_counts(self, name)
         _require_number(self, "learning_rate", "above 0 and finite", 0, 1e9, open_ends="low")

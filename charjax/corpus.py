@@ -11,14 +11,18 @@ from typing import BinaryIO
 
 import numpy as np
 
+from charjax.capacity import system_memory
 from charjax.config import DataConfig
 from charjax.errors import UserError
+from charjax.text_file import MARK, FileIds, TextFile
+from charjax.types import Ids
 from charjax.vocab import Vocab, show_characters, to_utf8
 
 # Bytes read at a time: a file is never in memory but as ids.
 READ_BYTES = 1 << 22
 _UNICODE_SIZE = 0x110000
 _BOM = 0xFEFF
+_BOM_BYTES = codecs.BOM_UTF8
 
 _log = logging.getLogger("charjax")
 
@@ -28,7 +32,7 @@ class Corpus:
     """A text as ids, split in two.
 
     Attributes:
-        train: [N] ids, the text's first `train_frac`.
+        train: [N] ids, the text's first `train_frac`: a NumPy array, or `FileIds` where the text stays in its file.
         validation: [M] ids, the rest.
         vocab: the characters.
         train_frac: the fraction asked for.
@@ -37,8 +41,8 @@ class Corpus:
         sha256: hex digest of the text's bytes, by which a resumed run knows its text.
     """
 
-    train: np.ndarray
-    validation: np.ndarray
+    train: Ids
+    validation: Ids
     vocab: Vocab
     train_frac: float
     name: str
@@ -46,20 +50,29 @@ class Corpus:
     sha256: str
 
     @classmethod
-    def from_file(cls, path: str | Path, *, vocab: str | Vocab = "auto", train_frac: float = 0.9) -> "Corpus":
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        vocab: str | Vocab = "auto",
+        train_frac: float = 0.9,
+        memory_mb: int | None = None,
+    ) -> "Corpus":
         """Reads a text file of any size.
 
         Args:
             path: the file, UTF-8 without its byte order mark for every vocabulary but "bytes", which takes all.
             vocab: "ascii", "chars", "bytes", "auto" (the first of these that the file allows), or a `Vocab`.
             train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
+            memory_mb: megabytes that the text may take; a larger one stays in its file and is read part by part while
+                it is used. By default a quarter of the memory that is free.
 
         Raises:
             UserError: no such file, a folder, a pipe, a text too short to split, characters that the vocabulary lacks.
             OSError: a file that may not be read.
         """
         DataConfig(train_frac=train_frac)
-        ids, chosen, sha256 = read_ids(path, vocab)
+        ids, chosen, sha256 = read_ids(path, vocab, memory_mb=memory_mb)
         resolved = Path(path).resolve()
         return cls._split(ids, chosen, train_frac, resolved.name, str(resolved), sha256, shown=str(path))
 
@@ -76,7 +89,7 @@ class Corpus:
     @classmethod
     def _split(
         cls,
-        ids: np.ndarray,
+        ids: np.ndarray | FileIds,
         vocab: Vocab,
         train_frac: float,
         name: str,
@@ -95,13 +108,55 @@ class Corpus:
                 f"{len(ids) - cut} to validate; each needs at least 2: choose --train-frac nearer to 0.5, "
                 "or a longer text"
             )
+        if isinstance(ids, FileIds):
+            train, validation = ids.part(0, cut), ids.part(cut, len(ids))
+            return cls(train, validation, vocab, train_frac, name, path, sha256)
         return cls(ids[:cut], ids[cut:], vocab, train_frac, name, path, sha256)
 
 
-def read_ids(path: str | Path, vocab: str | Vocab = "auto") -> tuple[np.ndarray, Vocab, str]:
-    """Reads a whole text file: -> (ids [N], the vocabulary, hex SHA-256 of the file); see `Corpus.from_file`."""
+def read_ids(
+    path: str | Path, vocab: str | Vocab = "auto", *, memory_mb: int | None = None
+) -> tuple[np.ndarray | FileIds, Vocab, str]:
+    """Reads a text file: -> (ids [N], the vocabulary, hex SHA-256 of the file); see `Corpus.from_file`."""
     check_is_file(path)
-    return _encode_stream(lambda: Path(path).open("rb"), str(path), vocab)
+    path = Path(path)
+    budget = text_budget(memory_mb)
+    if budget is not None and path.stat().st_size > budget:
+        return _open_ids(path, vocab)
+    return _encode_stream(lambda: path.open("rb"), str(path), vocab)
+
+
+def read_all_ids(path: str | Path, vocab: str | Vocab = "auto") -> np.ndarray:
+    """Reads a whole text file into memory: ids [N]; see `Corpus.from_file`."""
+    check_is_file(path)
+    return _encode_stream(lambda: Path(path).open("rb"), str(path), vocab)[0]
+
+
+def text_budget(memory_mb: int | None) -> int | None:
+    """Bytes that a text may take: what was asked for, or a quarter of what is free, if the system tells."""
+    if memory_mb is not None:
+        return memory_mb * 1_000_000
+    available = system_memory()
+    return None if available is None else available // 4
+
+
+def _open_ids(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]:
+    """Surveys a text that stays in its file."""
+    before = path.stat()
+    survey, chosen = _survey_for(lambda: path.open("rb"), str(path), vocab, mark=True)
+    one_byte_each = survey.is_ascii or chosen.kind == "bytes"
+    characters = survey.size if chosen.kind == "bytes" else survey.characters
+    file = TextFile(
+        path=path.resolve(),
+        vocab=chosen,
+        characters=characters,
+        first_byte=survey.size - characters if one_byte_each else 0,
+        marks=None if one_byte_each else np.array(survey.marks, np.int64),
+        size=before.st_size,
+        modified=before.st_mtime_ns,
+    )
+    _log.info("%s stays in its file (%.3g MB): its parts are read as they are needed", path, before.st_size / 1e6)
+    return FileIds(file, 0, characters), chosen, survey.sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +244,7 @@ class _Survey:
     not_utf8: int | None = None  # byte offset
     seen: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(_UNICODE_SIZE, bool))
     sha256: str = ""
+    marks: list[int] = dataclasses.field(default_factory=list)  # as `TextFile` has them, if they were asked for
 
     @property
     def is_ascii(self) -> bool:
@@ -211,9 +267,11 @@ def _encode_stream(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vo
     return ids, chosen, survey.sha256
 
 
-def _survey_for(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab) -> tuple[_Survey, Vocab]:
+def _survey_for(
+    open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab, *, mark: bool = False
+) -> tuple[_Survey, Vocab]:
     """Reads a text for the first time, chooses its vocabulary and checks that it has all the text's characters."""
-    survey = _survey(open_text)
+    survey = _survey(open_text, mark=mark)
     if not survey.size:
         raise UserError(f"{name} is empty; give a text of some length")
     chosen = _choose(survey, name, vocab)
@@ -246,7 +304,7 @@ def _read_bytes(file: BinaryIO, size: int) -> np.ndarray:
     return ids[:position]
 
 
-def _survey(open_text: Callable[[], BinaryIO]) -> _Survey:
+def _survey(open_text: Callable[[], BinaryIO], *, mark: bool) -> _Survey:
     found, digest = _Survey(), hashlib.sha256()
     with open_text() as file:
         for chunk in iter(lambda: file.read(READ_BYTES), b""):
@@ -254,12 +312,28 @@ def _survey(open_text: Callable[[], BinaryIO]) -> _Survey:
             found.size += len(chunk)
     found.sha256 = digest.hexdigest()
     try:
+        offset = len(_BOM_BYTES) if _begins_with_mark(open_text) else 0
         for points in _code_points(open_text):
             found.seen[points] = True
+            if mark:
+                offset += _mark(found, points, offset)
             found.characters += len(points)
     except UnicodeDecodeError:
         found.not_utf8 = _first_invalid(open_text)
     return found
+
+
+def _begins_with_mark(open_text: Callable[[], BinaryIO]) -> bool:
+    with open_text() as file:
+        return file.read(len(_BOM_BYTES)) == _BOM_BYTES
+
+
+def _mark(found: _Survey, points: np.ndarray, offset: int) -> int:
+    """Notes the byte offset of every `MARK`th character among the next ones: -> how many bytes they take."""
+    ends = np.cumsum(1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF))
+    for place in range(-found.characters % MARK, len(points), MARK):
+        found.marks.append(offset + (int(ends[place - 1]) if place else 0))
+    return int(ends[-1]) if len(ends) else 0
 
 
 def _code_points(open_text: Callable[[], BinaryIO]) -> Iterator[np.ndarray]:

@@ -21,7 +21,7 @@ from charjax.ops.lstm.target import target_platform
 from charjax.score import ScoredPiece, score_pieces
 from charjax.segments import SegmentBlock, segment_blocks
 from charjax.sharding import on_one_device
-from charjax.types import Array, Params
+from charjax.types import Array, Ids, Params
 
 # Of the mean gradient. At 0.01, weights whose gradients were near zero, as those of a rare character are, moved so far
 # at its first occurrence that some characters after it cost 60 nats.
@@ -119,7 +119,7 @@ def dynamic_score(
     params: Params,
     ids: np.ndarray,
     *,
-    train_ids: np.ndarray | None = None,
+    train_ids: Ids | None = None,
     seq_len: int = DynamicConfig.seq_len,
     learning_rate: float = DynamicConfig.learning_rate,
     decay: float = DynamicConfig.decay,
@@ -175,7 +175,7 @@ def dynamic_score_pieces(
     *,
     separator: np.ndarray | None = None,
     top: int = 0,
-    train_ids: np.ndarray | None = None,
+    train_ids: Ids | None = None,
     seq_len: int = DynamicConfig.seq_len,
     learning_rate: float = DynamicConfig.learning_rate,
     decay: float = DynamicConfig.decay,
@@ -223,7 +223,7 @@ def _check_ids(model: CharLSTM, ids: np.ndarray, name: str = "ids") -> np.ndarra
 
 
 def _start(
-    model: CharLSTM, params: Params, train_ids: np.ndarray | None, learning: DynamicConfig, *, top: int
+    model: CharLSTM, params: Params, train_ids: Ids | None, learning: DynamicConfig, *, top: int
 ) -> tuple[_Adaptation, _Rates]:
     """Measures gradients on a training text, if there is one: -> (the state before a text, how weights move)."""
     rates = _Rates(np.float32(learning.learning_rate), np.float32(learning.decay))
@@ -232,7 +232,7 @@ def _start(
     squares = jax.tree.map(jnp.zeros_like, weights)
     state = _Adaptation(weights, init_carry(model, 1), squares, jnp.zeros(()))
     if train_ids is not None:
-        stretches = _stretches(_check_ids(model, train_ids, "train_ids"))
+        stretches = ((_check_ids(model, ids, "train_ids"), begins) for ids, begins in _stretches(train_ids))
         # The same program, whose weights stand still.
         still = _Rates(np.float32(0), np.float32(0))
         for block in segment_blocks(stretches, seq_len=learning.seq_len, size=_segments_per_call(learning.seq_len)):
@@ -242,11 +242,11 @@ def _start(
     return state, rates
 
 
-def _stretches(ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _stretches(ids: Ids) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Parts of a text to measure on, each a document: (ids [n], which begin a document [n])."""
     length = MEASURED // STRETCHES
     parts = (
-        [ids]
+        [ids[:]]
         if len(ids) <= MEASURED
         else [ids[begin : begin + length] for begin in np.linspace(0, len(ids) - length, STRETCHES).astype(int)]
     )

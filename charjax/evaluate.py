@@ -1,17 +1,18 @@
 """The exact loss of a model on a whole text."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from charjax.feed import STREAM_SPECS, StreamFeed
 from charjax.losses import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
 from charjax.sharding import DATA_AXIS, OVER_STREAMS, REPLICATED, make_mesh, put_replicated, put_streams
-from charjax.streams import Streams, cut_window, make_streams, num_windows
-from charjax.types import Array, Params
+from charjax.streams import StreamLayout, Streams, cut_window, windows_held
+from charjax.types import Array, Ids, Params
 
 EVAL_WINDOW = 100
 EVAL_BURN_IN = 200
@@ -19,22 +20,22 @@ EVAL_MAX_STREAMS = 256
 
 
 class EvalMetrics(NamedTuple):
-    """Sums of each window over all streams: `nats` [W] float32 and `chars` [W] int32."""
+    """Sums of each window over all streams: `nats` [C] float32 and `chars` [C] int32."""
 
     nats: Array
     chars: Array
 
 
 class EvalStep(Protocol):
-    """(params, streams) -> metrics of the whole split."""
+    """(params, streams, carry) -> (metrics, carry)."""
 
-    def __call__(self, params: Params, streams: Streams) -> EvalMetrics:
-        """Reads the streams from their beginning with a state of its own."""
+    def __call__(self, params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
+        """Reads all windows of the streams; without a carry they are the first, read with a state of zeros."""
         ...
 
 
 def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -> EvalStep:
-    """Builds the jitted evaluation of whole streams, read from their beginning with a state of their own.
+    """Builds the jitted evaluation of streams, whole or chunk after chunk, with a state of their own.
 
     Args:
         model: the model; nothing is dropped.
@@ -42,48 +43,88 @@ def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -
         mesh: devices; by default all.
 
     Returns:
-        (params, streams) -> EvalMetrics, one sum per window, for the host to add up in float64.
+        (params, streams, carry) -> (EvalMetrics, carry): one sum per window, for the host to add up in float64, and the
+        state after the last window, which the next chunk goes on from; the one passed in is donated.
     """
+    mesh = mesh or make_mesh()
 
-    def run(params: Params, streams: Streams) -> EvalMetrics:
+    def run(params: Params, streams: Streams, carry: Carry) -> tuple[EvalMetrics, Carry]:
         def one(carry: Carry, cursor: Array) -> tuple[Carry, EvalMetrics]:
             window = cut_window(streams, cursor, seq_len)
             logits, carry = model.apply({"params": params}, window.inputs, carry)
             nats = jnp.sum(cross_entropy(logits, window.labels) * window.counts)
             return carry, EvalMetrics(*jax.lax.psum((nats, jnp.sum(window.counts)), DATA_AXIS))
 
-        carry = jax.lax.pcast(init_carry(model, streams.ids.shape[0]), DATA_AXIS, to="varying")
-        return jax.lax.scan(one, carry, jnp.arange(num_windows(streams, seq_len)))[1]
+        cursors = streams.begin + jnp.arange(windows_held(streams, seq_len))
+        carry, metrics = jax.lax.scan(one, carry, cursors)
+        return metrics, carry
 
-    sharded = jax.shard_map(run, mesh=mesh or make_mesh(), in_specs=(REPLICATED, OVER_STREAMS), out_specs=REPLICATED)
-    return jax.jit(sharded)
+    sharded = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(REPLICATED, STREAM_SPECS, OVER_STREAMS),
+        out_specs=(REPLICATED, OVER_STREAMS),
+    )
+    placed = (NamedSharding(mesh, REPLICATED), NamedSharding(mesh, OVER_STREAMS))
+    jitted = jax.jit(sharded, donate_argnums=2, out_shardings=placed)
+
+    def eval_step(params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
+        if carry is None:
+            carry = put_streams(init_carry(model, streams.ids.shape[0]), mesh)
+        return jitted(params, streams, carry)
+
+    return eval_step
 
 
-def make_evaluator(model: CharLSTM, ids: np.ndarray, *, mesh: Mesh | None = None) -> "Evaluator":
-    """Lays a text out for evaluation, once for many evaluations."""
+def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budget: int | None = None) -> "Evaluator":
+    """Lays a text out for evaluation, once for many evaluations.
+
+    Args:
+        model: the model.
+        ids: [N] integer, N >= 2, in memory or in a file.
+        mesh: devices; by default all.
+        budget: bytes that may be held of the text at once, as `StreamFeed` has it.
+    """
     mesh = mesh or make_mesh()
     # Enough streams to fill the machine, few enough that reading each one's burn-in costs about a tenth.
     wanted = min(EVAL_MAX_STREAMS, max(1, (len(ids) - 1) // (10 * EVAL_BURN_IN)))
     batch_size = -(-wanted // mesh.size) * mesh.size
-    streams = make_streams(ids, batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
-    return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), put_streams(streams, mesh), mesh)
+    layout = StreamLayout.of(len(ids), batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
+    feed = StreamFeed(ids, layout, mesh, budget=budget)
+    return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), feed, mesh)
 
 
 class Evaluator(NamedTuple):
-    """params -> nats per character over a text; see `evaluate`."""
+    """params -> nats per character over a text; see `evaluate`. A context manager that ends its reading ahead."""
 
     eval_step: EvalStep
-    streams: Streams
+    feed: StreamFeed
     mesh: Mesh
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.feed.__exit__(*exception)
 
     def __call__(self, params: Params) -> float:
         """Mean nats per character."""
+        params = put_replicated(params, self.mesh)
+        sums: list[EvalMetrics] = []
+        carry = None
+        for window in range(0, self.feed.windows, self.feed.chunk_windows):
+            metrics, carry = self.eval_step(params, self.feed.at(window), carry)
+            # One chunk is dispatched ahead, and no more: their memory would add up.
+            sums[-1:] = jax.device_get(sums[-1:])
+            sums.append(metrics)
         # NumPy's arrays, for its 64-bit sums: jax's would stay at 32 bits.
-        metrics = jax.device_get(self.eval_step(put_replicated(params, self.mesh), self.streams))
-        return float(np.sum(metrics.nats, dtype=np.float64) / np.sum(metrics.chars, dtype=np.int64))
+        nats, chars = (np.concatenate(parts)[: self.feed.windows] for parts in zip(*jax.device_get(sums), strict=True))
+        return float(np.sum(nats, dtype=np.float64) / np.sum(chars, dtype=np.int64))
 
 
-def evaluate(model: CharLSTM, params: Params, ids: np.ndarray, *, mesh: Mesh | None = None) -> float:
+def evaluate(
+    model: CharLSTM, params: Params, ids: Ids, *, mesh: Mesh | None = None, budget: int | None = None
+) -> float:
     """The model's loss on a text: mean -log p(character | those before it), every character but the first once.
 
     The text is read as many streams side by side. Each but the first begins 200 characters early, uncounted, to warm
@@ -93,8 +134,9 @@ def evaluate(model: CharLSTM, params: Params, ids: np.ndarray, *, mesh: Mesh | N
     Args:
         model: the model.
         params: its parameters.
-        ids: [N] integer, N >= 2.
+        ids: [N] integer, N >= 2, in memory or in a file.
         mesh: devices; by default all.
+        budget: bytes that may be held of the text at once, by default without a limit; the result is the same.
 
     Returns:
         Nats per character; exp of it is the perplexity, divided by ln 2 it is bits per character.
@@ -102,4 +144,5 @@ def evaluate(model: CharLSTM, params: Params, ids: np.ndarray, *, mesh: Mesh | N
     Raises:
         UserError: fewer than two characters.
     """
-    return make_evaluator(model, ids, mesh=mesh)(params)
+    with make_evaluator(model, ids, mesh=mesh, budget=budget) as evaluator:
+        return evaluator(params)

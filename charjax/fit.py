@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 
 from charjax.capacity import check_room_to_sample, check_room_to_train
 from charjax.config import TrainConfig
-from charjax.corpus import Corpus
+from charjax.corpus import Corpus, text_budget
 from charjax.decode import BLOCK
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import make_evaluator
+from charjax.feed import StreamFeed
 from charjax.generate import generate_text
 from charjax.memory import release_unused_memory, reuse_memory
 from charjax.model import CharLSTM, check_serves
@@ -23,9 +24,9 @@ from charjax.report.metrics import Evaluation
 from charjax.report.progress import NullReporter, Reporter
 from charjax.run_folder import RunFolder, describe_run
 from charjax.run_info import Progress
-from charjax.sharding import check_divides, make_training_mesh, put_streams, use_all_cores
+from charjax.sharding import check_divides, make_training_mesh, use_all_cores
 from charjax.signals import SignalCatcher
-from charjax.streams import Streams, check_fits, make_streams, num_windows
+from charjax.streams import StreamLayout, check_fits
 from charjax.tally import Tally
 from charjax.train import make_train_step
 from charjax.train_state import TrainState, abstract_train_state, init_train_state
@@ -112,9 +113,11 @@ class _Loop:
         self.model, self.vocab, self.config, self.mesh = model, corpus.vocab, config, mesh
         self.folder, self.signals = folder, signals
         self.reporter = reporter or NullReporter()
-        streams = make_streams(corpus.train, batch_size=config.batch_size, seq_len=config.seq_len)
-        self.streams: Streams = put_streams(streams, mesh)
-        self.steps_per_epoch = num_windows(self.streams, config.seq_len)
+        layout = StreamLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
+        budgets = _share(text_budget(config.text_memory_mb), corpus)
+        self.feed = StreamFeed(corpus.train, layout, mesh, budget=budgets[0])
+        self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=budgets[1])
+        self.steps_per_epoch = layout.windows
         self.total_steps = config.epochs * self.steps_per_epoch
         if self.total_steps > MOST_STEPS:  # the device counts them as int32
             raise UserError(
@@ -125,10 +128,13 @@ class _Loop:
         self.checkpoint_every = config.checkpoint_every or self.eval_every
         self.optimizer = make_optimizer(config, self.total_steps)
         self.train_step = make_train_step(model, self.optimizer, seq_len=config.seq_len, mesh=mesh)
-        self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh)
 
     def run(self) -> TrainState:
         """Trains from where the run folder stands to the last step."""
+        with self.feed, self.evaluator:
+            return self._run()
+
+    def _run(self) -> TrainState:
         state = self._begin()
         chars_per_step = self.config.batch_size * self.config.seq_len
         self.reporter.start(self.total_steps, self.progress.step, chars_per_step, self.config.epochs)
@@ -179,10 +185,13 @@ class _Loop:
     def _advance(self, state: TrainState) -> TrainState:
         """Dispatches one call and reads the metrics of the one before."""
         step = self.progress.step
+        window = step % self.steps_per_epoch
         to_pause = min(every - step % every for every in (self.eval_every, self.checkpoint_every))
-        num_steps = min(self.tally.steps_per_call, to_pause, self.total_steps - step)
+        to_end = min(self.total_steps - step, self.feed.end_of_chunk(window) - window)
+        num_steps = min(self.tally.steps_per_call, to_pause, to_end)
+        streams = self.feed.at(window)
         self.tally.begin()
-        state, metrics = self.train_step(state, self.streams, num_steps)
+        state, metrics = self.train_step(state, streams, num_steps)
         self.tally.push(metrics, num_steps)
         if self.calls_to_settle:
             self.calls_to_settle -= 1
@@ -264,3 +273,11 @@ class _Loop:
             f"interrupted at step {self.progress.step} of {self.total_steps}; saved in {self.folder.path}, "
             "--resume goes on from there",
         )
+
+
+def _share(budget: int | None, corpus: Corpus) -> tuple[int | None, int | None]:
+    """Shares the memory for the text out between its two parts, by their lengths."""
+    if budget is None:
+        return None, None
+    train = budget * len(corpus.train) // (len(corpus.train) + len(corpus.validation))
+    return train, budget - train

@@ -73,8 +73,9 @@ def check_divides(batch_size: int, mesh: Mesh) -> None:
 
 
 def put_streams(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts arrays [B, ...] on the mesh's devices, split along B."""
-    return jax.device_put(tree, NamedSharding(mesh, OVER_STREAMS))
+    """Puts arrays [B, ...] on the mesh's devices, split along B, and scalars on each of them."""
+    split, copied = NamedSharding(mesh, OVER_STREAMS), NamedSharding(mesh, REPLICATED)
+    return jax.device_put(tree, jax.tree.map(lambda leaf: split if np.ndim(leaf) else copied, tree))
 
 
 def put_replicated(tree: Tree, mesh: Mesh) -> Tree:

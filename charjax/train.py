@@ -14,10 +14,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from charjax.feed import STREAM_SPECS
 from charjax.losses import cross_entropy
 from charjax.model import Carry, CharLSTM
-from charjax.sharding import DATA_AXIS, OVER_STREAMS, REPLICATED, make_mesh
-from charjax.streams import Streams, cut_window, num_windows
+from charjax.sharding import DATA_AXIS, REPLICATED, make_mesh
+from charjax.streams import Streams, cut_window, windows_held
 from charjax.train_state import STATE_SPECS, TrainState, state_shardings
 from charjax.types import Array, Params
 
@@ -67,12 +68,17 @@ def make_train_step(
         steps_per_call: optimizer steps that one call takes.
 
     Returns:
-        (state, streams) -> (state, metrics), with `streams` from `make_streams`, put on the mesh by `put_streams`.
-        It compiles once; the state passed in is donated.
+        (state, streams) -> (state, metrics), with `streams` from `make_streams`, put on the mesh by `put_streams`,
+        or a chunk of them that holds the windows from the state's cursor on. It compiles once; the state passed in is
+        donated.
+
+    Raises:
+        ValueError: when called, streams made for another seq_len.
     """
     mesh = mesh or make_mesh()
 
     def steps(state: TrainState, streams: Streams, num_steps: Array) -> tuple[TrainState, TrainMetrics]:
+        windows_held(streams, seq_len)  # raises where they were made for another seq_len
         one = functools.partial(_one_step, model, optimizer, seq_len, streams)
         zero = jnp.zeros((), jnp.float32)
         state, sums = jax.lax.fori_loop(
@@ -86,7 +92,7 @@ def make_train_step(
     sharded = jax.shard_map(
         steps,
         mesh=mesh,
-        in_specs=(STATE_SPECS, OVER_STREAMS, REPLICATED),
+        in_specs=(STATE_SPECS, STREAM_SPECS, REPLICATED),
         out_specs=(STATE_SPECS, REPLICATED),
     )
     # Left to itself, jit would describe the same places in other words, and compile again for its own output.
@@ -134,7 +140,7 @@ def _one_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
-        cursor=(state.cursor + 1) % num_windows(streams, seq_len),
+        cursor=(state.cursor + 1) % streams.windows,
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
         carry=carry,

@@ -1,11 +1,24 @@
-"""Array types shared by every floor."""
+"""Types of arrays, shared by every floor."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Params = Any  # flax's nested dict of arrays
+
+
+class Ids(Protocol):
+    """A text as ids, in memory (a NumPy array [N]) or in a file, of which a slice is read when it is asked for."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Integer type of the ids."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
 class LSTMCarry(NamedTuple):

@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_evaluation(run, text, capsys):
     ids = vocab.encode(TEXT[:1000])
     assert loss(out) == pytest.approx(evaluate(model, params, ids, mesh=ONE_DEVICE), abs=1e-5)
     streams = put_streams(make_streams(ids, batch_size=1, seq_len=999), ONE_DEVICE)
-    metrics = make_eval_step(model, seq_len=999, mesh=ONE_DEVICE)(params, streams)
+    metrics, _ = make_eval_step(model, seq_len=999, mesh=ONE_DEVICE)(params, streams)
     assert loss(out) == pytest.approx(float(metrics.nats.sum()) / 999, abs=1e-5)
     assert facts(out)["characters"] == "1,000; the first does not count"
     assert float(facts(out)["perplexity"]) == pytest.approx(math.exp(loss(out)), rel=1e-5)

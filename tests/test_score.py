@@ -75,7 +75,7 @@ def test_the_window_does_not_matter(implementation):
 
 def test_its_mean_is_the_loss():
     streams = put_streams(make_streams(IDS, batch_size=1, seq_len=111), make_mesh(jax.devices()[:1]))
-    metrics = make_eval_step(MODEL, seq_len=111, mesh=make_mesh(jax.devices()[:1]))(PARAMS, streams)
+    metrics, _ = make_eval_step(MODEL, seq_len=111, mesh=make_mesh(jax.devices()[:1]))(PARAMS, streams)
     loss = float(np.asarray(metrics.nats, np.float64).sum()) / int(np.asarray(metrics.chars).sum())
     assert score(IDS[None]).mean(dtype=np.float64) == pytest.approx(loss, abs=1e-5)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.errors import UserError
-from charjax.streams import Streams, check_fits, cut_window, make_streams, num_windows
+from charjax.streams import Streams, check_fits, cut_window, make_streams, windows_held
 
 SIZES = {"length": st.integers(2, 300), "batch_size": st.integers(1, 12), "seq_len": st.integers(1, 20)}
 
@@ -19,7 +19,7 @@ def test_each_label_counts_once_and_follows_its_input(length, batch_size, seq_le
     assert streams.ids.shape[0] == batch_size
     assert streams.ids.dtype == ids.dtype
     counted = []
-    for row, first, stop in zip(*streams, strict=True):
+    for row, first, stop in zip(streams.ids, streams.first, streams.stop, strict=True):
         np.testing.assert_array_equal(row[1 : stop + 1], row[:stop] + 1)  # labels are the inputs moved by one
         counted.extend(row[first + 1 : stop + 1].tolist())
     assert counted == list(range(1, length))
@@ -30,7 +30,7 @@ def test_streams_are_of_one_length_but_for_one_character(length, batch_size, seq
     streams = make_streams(np.zeros(length, np.uint8), batch_size=batch_size, seq_len=seq_len)
     lengths = streams.stop - streams.first
     assert lengths.max() - lengths.min() <= 1
-    assert num_windows(streams, seq_len) == -(-lengths.max() // seq_len)
+    assert windows_held(streams, seq_len) == -(-lengths.max() // seq_len)
 
 
 @given(**SIZES, burn_in=st.integers(1, 30))
@@ -48,7 +48,7 @@ def test_windows_put_together_are_the_streams(length, batch_size, seq_len, burn_
         *map(jax.numpy.asarray, make_streams(ids, batch_size=batch_size, seq_len=seq_len, burn_in=burn_in))
     )
     cut = jax.jit(cut_window, static_argnums=2)
-    windows = [cut(streams, cursor, seq_len) for cursor in range(num_windows(streams, seq_len))]
+    windows = [cut(streams, cursor, seq_len) for cursor in range(windows_held(streams, seq_len))]
     inputs, labels, counts = (np.concatenate(parts, axis=1) for parts in zip(*windows, strict=True))
     np.testing.assert_array_equal(inputs, streams.ids[:, :-1])
     np.testing.assert_array_equal(labels, streams.ids[:, 1:])
@@ -61,7 +61,7 @@ def test_windows_put_together_are_the_streams(length, batch_size, seq_len, burn_
 def test_streams_of_another_window_are_refused():
     streams = make_streams(np.zeros(50, np.uint8), batch_size=2, seq_len=10)
     with pytest.raises(ValueError, match="not windows of seq_len 7"):
-        num_windows(streams, 7)
+        windows_held(streams, 7)
 
 
 def test_a_text_without_a_label_is_refused():
@@ -108,9 +108,10 @@ def test_windows_of_one_character_are_advised_where_only_they_fit():
 
 
 def test_streams_without_a_window_are_refused():
-    empty = Streams(np.zeros((2, 1), np.uint8), np.zeros(2, np.int32), np.zeros(2, np.int32))
+    zeros = np.zeros(2, np.int32)
+    empty = Streams(np.zeros((2, 1), np.uint8), zeros, zeros, np.int32(0), np.int32(0))
     with pytest.raises(ValueError, match="not windows of seq_len 1"):
-        num_windows(empty, 1)
+        windows_held(empty, 1)
 
 
 @pytest.mark.parametrize("length", [0, 1])

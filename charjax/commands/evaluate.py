@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from charjax.arguments import EvalCommand
 from charjax.checkpoint import load_params
 from charjax.corpus import Corpus, digest, read_ids
@@ -14,6 +12,7 @@ from charjax.model import model_to_use
 from charjax.report.metrics import bits_per_char, perplexity
 from charjax.run_info import RunInfo
 from charjax.sharding import use_all_cores
+from charjax.types import Ids
 
 
 def evaluate_text(command: EvalCommand) -> None:
@@ -37,7 +36,7 @@ def evaluate_text(command: EvalCommand) -> None:
     print(f"bits/char   {bits_per_char(loss):.4f}")
 
 
-def _validation(run_dir: Path, info: RunInfo) -> tuple[np.ndarray, str]:
+def _validation(run_dir: Path, info: RunInfo) -> tuple[Ids, str]:
     path = info.corpus.path
     if not Path(path).is_file():
         raise UserError(f"{path or info.corpus.name}, which {run_dir} was trained on, is not there; name a TEXT")

@@ -11,7 +11,7 @@ import numpy as np
 from charjax.arguments import NeuronsCommand
 from charjax.checkpoint import load_params
 from charjax.commands.write import check_page, write, write_painted
-from charjax.corpus import read_ids
+from charjax.corpus import read_all_ids
 from charjax.correlations import Correlations, unit_correlations
 from charjax.errors import UserError
 from charjax.features import FEATURES
@@ -61,7 +61,7 @@ def show_neurons(command: NeuronsCommand) -> None:
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     check_units(model, units)
-    ids, _, _ = read_ids(command.text, info.vocab)
+    ids = read_all_ids(command.text, info.vocab)
     _check_text(command, len(ids))
     found = unit_correlations(model, params, info.vocab, ids[: command.read])
     facts = [

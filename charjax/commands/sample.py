@@ -15,7 +15,7 @@ from charjax.beam import beam_search_text
 from charjax.checkpoint import load_params
 from charjax.commands.write import write
 from charjax.config import SampleConfig
-from charjax.corpus import read_ids
+from charjax.corpus import read_all_ids
 from charjax.errors import UserError
 from charjax.generate import generate_text
 from charjax.model import CharLSTM, model_to_use
@@ -139,7 +139,7 @@ def _lines() -> Iterator[str]:
 def _context(command: SampleCommand, vocab: Vocab) -> np.ndarray:
     if command.context_file is None:
         return encode_context(vocab, command.context)
-    return read_ids(command.context_file, vocab)[0]
+    return read_all_ids(command.context_file, vocab)
 
 
 def _length(command: SampleCommand) -> int | None:

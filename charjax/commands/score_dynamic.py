@@ -11,7 +11,7 @@ from charjax.dynamic import dynamic_score_pieces
 from charjax.model import CharLSTM
 from charjax.run_info import RunInfo
 from charjax.score import ScoredPiece
-from charjax.types import Params
+from charjax.types import Ids, Params
 
 
 class DynamicReading:
@@ -53,7 +53,7 @@ class DynamicReading:
             yield piece.dynamic
 
 
-def _training_text(info: RunInfo) -> tuple[np.ndarray | None, str]:
+def _training_text(info: RunInfo) -> tuple[Ids | None, str]:
     """What a run was trained on, if it is still there: -> (its ids, what to say of it)."""
     path = info.corpus.path
     if not path:

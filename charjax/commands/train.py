@@ -33,7 +33,9 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
-    corpus = Corpus.from_file(command.text, vocab=data.vocab, train_frac=data.train_frac)
+    corpus = Corpus.from_file(
+        command.text, vocab=data.vocab, train_frac=data.train_frac, memory_mb=train_config.text_memory_mb
+    )
     model = CharLSTM.from_config(model_config, corpus.vocab.size)
     fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
     print(f"saved in {command.out}; to generate text: charjax sample {command.out}", flush=True)
