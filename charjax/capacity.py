@@ -33,7 +33,7 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
 
     Args:
         model: the model's shape.
-        train: batch_size and seq_len count.
+        train: batch_size, seq_len and microbatches count.
         vocab_size: V.
         devices: those that training uses. Each holds a copy of the parameters and their moments, and its share of the
             batch; processor cores hold theirs in the same memory.
@@ -42,7 +42,7 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
         UserError: it does not fit; the message says what is needed, what there is and what to lower.
     """
     width = 2 if model.dtype == "bfloat16" else _FLOAT32
-    characters = train.batch_size * train.seq_len
+    characters = train.batch_size * train.seq_len // train.microbatches
     state = _COPIES_OF_PARAMETERS * _FLOAT32 * count_parameters(model, vocab_size)
     kept = characters * (_SAVED_PER_UNIT * model.hidden_dim * model.hidden_layers * width + vocab_size * _FLOAT32)
     shared = devices[0].platform == "cpu"
@@ -53,7 +53,10 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
     if states > available:
         advice = f"lower --hidden-dim (it is {model.hidden_dim}) or --hidden-layers ({model.hidden_layers})"
     else:
-        advice = f"lower --batch-size (it is {train.batch_size}) or --seq-len ({train.seq_len})"
+        advice = (
+            f"lower --batch-size (it is {train.batch_size}) or --seq-len ({train.seq_len}), "
+            f"or raise --microbatches ({train.microbatches})"
+        )
     if shared and len(devices) > 1 and state + kept <= available:
         advice += f", or set JAX_NUM_CPU_DEVICES=1 for one copy of the model in place of {len(devices)}"
     raise UserError(

@@ -165,13 +165,16 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         store.save(state, progress)
 
 
-def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[TrainState, RunInfo, Progress]:
+def restore_checkpoint(
+    run_dir: str | Path, abstract: TrainState, *, up_to: int | None = None
+) -> tuple[TrainState, RunInfo, Progress]:
     """Restores the latest checkpoint that can be read; one passed over is warned of.
 
     Args:
         run_dir: the run folder.
         abstract: shapes, dtypes and shardings to restore to; see `abstract_train_state`. The devices may be others
             than those it was saved on.
+        up_to: a step; later checkpoints are left out, if there is one of it or before it.
 
     Returns:
         The state, on its devices, and what the checkpoint says of the run.
@@ -179,7 +182,8 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    header, passed_over = _first_readable(run_dir, _steps(run_dir))
+    steps = _steps(run_dir)
+    header, passed_over = _first_readable(run_dir, [step for step in steps if up_to is None or step <= up_to] or steps)
     _warn(passed_over, header)
     parts = ocp.load_checkpointables(header.path, _parts(abstract))
     state = parts["training"].replace(params=parts["params"])

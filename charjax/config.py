@@ -147,11 +147,15 @@ class TrainConfig:
     """Megabytes of memory for the text: a larger one stays in its file and is read part by part, with the same result;
     by default a quarter of what is free."""
 
+    microbatches: int = 1
+    """Parts that a batch is computed in, one after the other, for batches that do not fit in memory (gradient
+    accumulation); the result is the same."""
+
     steps_per_call: Optional[int] = None
     """Most optimizer steps per dispatch to the device; by default fitted to about a second."""
 
     def __post_init__(self) -> None:
-        _require_counts(self, "batch_size", "seq_len", "epochs", "decay_every")
+        _require_counts(self, "batch_size", "seq_len", "epochs", "decay_every", "microbatches")
         for name in ("eval_every", "checkpoint_every", "text_memory_mb", "steps_per_call"):
             if getattr(self, name) is not None:
                 _require_counts(self, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from charjax.capacity import check_room_to_sample, check_room_to_train
@@ -30,12 +31,16 @@ from charjax.streams import StreamLayout, check_fits
 from charjax.tally import Tally
 from charjax.train import make_train_step
 from charjax.train_state import TrainState, abstract_train_state, init_train_state
+from charjax.types import Array, Params
 from charjax.vocab import encode_context
 
 SAMPLE_TEMPERATURE = 0.8
 # Calls after compilation or evaluation, whose memory lies otherwise than training's, that end by tidying up.
 CALLS_TO_SETTLE = 2
 MOST_STEPS = 2**31 - 1
+# Steps in a row whose loss or gradient is not finite, at which a run goes back, and how often it does.
+SKIPS_TO_ROLL_BACK = 3
+MOST_ROLLBACKS = 5
 
 
 def fit(
@@ -67,16 +72,17 @@ def fit(
 
     Raises:
         UserError: a text too short, a batch that cannot be split over the devices, too little memory, a run folder
-            that is taken or does not match, a loss that is no longer a number.
+            that is taken or does not match, numbers that are not finite even after going back with lower rates (without
+            `out`, at once).
         Interrupted: SIGINT or SIGTERM came while writing to `out`; a checkpoint was saved.
     """
     config = dataclasses.replace(config or TrainConfig(), **overrides)
     reuse_memory()
     use_all_cores()
-    mesh = mesh or make_training_mesh(config.batch_size)
+    mesh = mesh or make_training_mesh(config.batch_size, config.microbatches)
     info = describe_run(model, corpus, config)
     check_serves(model)
-    check_divides(config.batch_size, mesh)
+    check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
     context = encode_context(corpus.vocab, config.sample_context)
     check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))
@@ -95,6 +101,10 @@ def fit(
         return _Loop(model, corpus, config, mesh, reporter).run()
     with SignalCatcher() as signals, RunFolder(out, info, resume=resume) as folder:
         return _Loop(model, corpus, config, mesh, reporter, folder, signals).run()
+
+
+class _DivergedError(Exception):
+    """Numbers that are not finite; the message says which, and when."""
 
 
 class _Loop:
@@ -126,8 +136,9 @@ class _Loop:
             )
         self.eval_every = config.eval_every or self.steps_per_epoch
         self.checkpoint_every = config.checkpoint_every or self.eval_every
-        self.optimizer = make_optimizer(config, self.total_steps)
-        self.train_step = make_train_step(model, self.optimizer, seq_len=config.seq_len, mesh=mesh)
+        self.progress = Progress(step=0)
+        self.restored_step: int | None = None  # by the last rollback, if no evaluation went well since
+        self._make_train_step()
 
     def run(self) -> TrainState:
         """Trains from where the run folder stands to the last step."""
@@ -136,43 +147,101 @@ class _Loop:
 
     def _run(self) -> TrainState:
         state = self._begin()
-        chars_per_step = self.config.batch_size * self.config.seq_len
-        self.reporter.start(self.total_steps, self.progress.step, chars_per_step, self.config.epochs)
+        self._tell_start()
         try:
             while self.progress.step < self.total_steps:
-                state = self._advance(state)
-                if self._is_due(self.eval_every):
-                    self._evaluate(state)
-                signum = self.signals.received if self.signals else None
-                if self._is_due(self.checkpoint_every) or self.progress.is_best or signum:
-                    self._save(state)
-                if signum:
-                    self._leave(signum)
+                try:
+                    state = self._take_call(state)
+                except _DivergedError as reason:
+                    state = self._roll_back(reason)
         finally:
             self.reporter.stop()
+        return state
+
+    def _tell_start(self) -> None:
+        chars_per_step = self.config.batch_size * self.config.seq_len
+        self.reporter.start(self.total_steps, self.progress.step, chars_per_step, self.config.epochs)
+
+    def _make_train_step(self) -> None:
+        """Makes the optimizer and the step, with the learning rate that rollbacks have left."""
+        config = self.config
+        self.optimizer = make_optimizer(config, self.total_steps, rate_scale=0.5**self.progress.rollbacks)
+        self.train_step = make_train_step(
+            self.model, self.optimizer, seq_len=config.seq_len, mesh=self.mesh, microbatches=config.microbatches
+        )
+
+    def _take_call(self, state: TrainState) -> TrainState:
+        """Takes the steps of one call, and does what is due after it."""
+        state = self._advance(state)
+        if self._is_due(self.eval_every):
+            self._evaluate(state)
+        signum = self.signals.received if self.signals else None
+        if self.progress.is_best or signum or (self._is_due(self.checkpoint_every) and self._goes_well(state)):
+            self._save(state)
+        if signum:
+            self._leave(signum)
         return state
 
     def _begin(self) -> TrainState:
         """The state to start from: the run folder's latest, or a fresh one, which is saved at once."""
         batch_size, resumed = self.config.batch_size, self.folder is not None and self.folder.resumed
-        self.progress = Progress(step=0, epoch=0.0)
         if self.folder is not None and resumed:
-            abstract = abstract_train_state(self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
-            state, self.progress = self.folder.restore(abstract)
+            state, self.progress = self.folder.restore(self._abstract())
             self._check_goes_on()
+            if self.progress.rollbacks:
+                self._make_train_step()
             self.reporter.message(f"resuming at step {self.progress.step} of {self.total_steps}")
         else:
             key = jax.random.key(self.config.seed)
             state = init_train_state(key, self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
         self.started = time.monotonic() - self.progress.elapsed_seconds
+        self._begin_tally()
+        if not resumed:
+            self._save(state)
+        return state
+
+    def _begin_tally(self) -> None:
         self.tally = Tally(
             steps_per_call=self.config.steps_per_call,
             nats=self.progress.train_nats,
             count=self.progress.train_count,
+            skipped=self.progress.train_skipped,
         )
         self.calls_to_settle = CALLS_TO_SETTLE
-        if not resumed:
-            self._save(state)
+
+    def _abstract(self) -> TrainState:
+        return abstract_train_state(self.model, self.optimizer, batch_size=self.config.batch_size, mesh=self.mesh)
+
+    def _roll_back(self, reason: _DivergedError) -> TrainState:
+        """Goes back to a good checkpoint, with half the learning rate.
+
+        That is the latest one; where that led astray before any evaluation went well, the best one, which was good when
+        it was evaluated, or before the first evaluation the one before it.
+
+        Raises:
+            UserError: there are no checkpoints, or it has helped too seldom.
+        """
+        rollbacks = self.progress.rollbacks + 1
+        advice = f"try a lower --learning-rate (it is {self.config.learning_rate:g}) or a lower --clip-norm"
+        if self.folder is None:
+            raise UserError(f"{reason}; {advice}") from None
+        kept = f"{self.folder.path} keeps the checkpoint before it"
+        if rollbacks > MOST_ROLLBACKS:
+            raise UserError(f"{reason}, after {MOST_ROLLBACKS} rollbacks; {kept}; {advice}") from None
+        up_to = None
+        if self.restored_step is not None:
+            best_step = self.progress.best_step
+            up_to = self.restored_step - 1 if best_step is None else best_step
+        state, progress = self.folder.restore(self._abstract(), up_to=up_to)
+        self.restored_step = progress.step
+        elapsed_seconds = time.monotonic() - self.started
+        self.progress = dataclasses.replace(progress, rollbacks=rollbacks, elapsed_seconds=elapsed_seconds)
+        self._make_train_step()
+        self._begin_tally()
+        self.reporter.stop()
+        where = f"the checkpoint of step {progress.step}"
+        self.reporter.message(f"{reason}: going back to {where}, with {0.5**rollbacks:g} of the learning rate")
+        self._tell_start()
         return state
 
     def _check_goes_on(self) -> None:
@@ -192,7 +261,9 @@ class _Loop:
         streams = self.feed.at(window)
         self.tally.begin()
         state, metrics = self.train_step(state, streams, num_steps)
+        skipped = self.tally.skipped
         self.tally.push(metrics, num_steps)
+        self._check_skips(self.tally.skipped - skipped, step)
         if self.calls_to_settle:
             self.calls_to_settle -= 1
             release_unused_memory()
@@ -201,6 +272,20 @@ class _Loop:
         self.reporter.update(step, self.tally.latest_loss)
         return state
 
+    def _goes_well(self, state: TrainState) -> bool:
+        """Whether the latest step was taken: amid skipped ones there is nothing good to go back to."""
+        return self.folder is not None and int(state.skipped) == 0
+
+    def _check_skips(self, skipped: int, step: int) -> None:
+        """Tells of steps that were skipped by a step, and of too many in a row."""
+        if self.tally.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
+            raise _DivergedError(
+                f"the loss or its gradient was not finite in {SKIPS_TO_ROLL_BACK} steps by step {step}"
+            )
+        if skipped:
+            steps = "a step" if skipped == 1 else f"{skipped} steps"
+            self.reporter.message(f"skipped {steps} by step {step}, whose loss or gradient was not finite")
+
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.total_steps
 
@@ -208,7 +293,9 @@ class _Loop:
         """Measures the validation loss, draws a sample, and tells of both."""
         self._settle()
         val_loss = self.evaluator(state.params)
-        self._require_finite(val_loss)
+        if not math.isfinite(val_loss):
+            raise _DivergedError(f"the validation loss became {val_loss} by step {self.progress.step}")
+        self.restored_step = None
         evaluation = Evaluation(
             step=self.progress.step,
             epoch=self.progress.epoch,
@@ -216,9 +303,12 @@ class _Loop:
             val_loss=val_loss,
             chars_per_second=self.tally.chars_per_second,
             elapsed_seconds=self.progress.elapsed_seconds,
+            skipped_steps=self.tally.skipped,
         )
         self.tally.restart()
-        self.progress = dataclasses.replace(self.progress, val_loss=val_loss, train_nats=0.0, train_count=0)
+        self.progress = dataclasses.replace(
+            self.progress, val_loss=val_loss, train_nats=0.0, train_count=0, train_skipped=0
+        )
         if self.progress.best_val_loss is None or val_loss < self.progress.best_val_loss:
             self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_val_loss=val_loss)
         sample = self._sample(state) if self.config.sample_length else ""
@@ -243,27 +333,22 @@ class _Loop:
     def _save(self, state: TrainState) -> None:
         if self.folder is not None:
             self._settle()
+            if not _is_finite(state.params):
+                raise _DivergedError(f"the parameters are not finite by step {self.progress.step}")
             self.folder.save(state, self.progress)
 
     def _settle(self) -> None:
         """Waits for the device, so that what the host counts belongs to the state that it holds."""
+        skipped = self.tally.skipped
         self.tally.flush()
-        if self.tally.count:
-            self._require_finite(self.tally.loss)
+        self._check_skips(self.tally.skipped - skipped, self.progress.step)
         self.progress = dataclasses.replace(
             self.progress,
             elapsed_seconds=time.monotonic() - self.started,
             train_nats=self.tally.nats,
             train_count=self.tally.count,
+            train_skipped=self.tally.skipped,
         )
-
-    def _require_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            kept = "" if self.folder is None else f"; {self.folder.path} keeps the checkpoint before it"
-            raise UserError(
-                f"the loss became {loss} by step {self.progress.step}{kept}; try a lower --learning-rate "
-                f"(it is {self.config.learning_rate}) or a lower --clip-norm"
-            )
 
     def _leave(self, signum: int) -> None:
         assert self.folder is not None  # signals are caught only while there is a folder to save to
@@ -273,6 +358,11 @@ class _Loop:
             f"interrupted at step {self.progress.step} of {self.total_steps}; saved in {self.folder.path}, "
             "--resume goes on from there",
         )
+
+
+@jax.jit
+def _is_finite(params: Params) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
 def _share(budget: int | None, corpus: Corpus) -> tuple[int | None, int | None]:

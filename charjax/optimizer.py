@@ -1,5 +1,7 @@
 """The optimizer: AdamW behind a clip of the gradient's global norm, its rate on a schedule with warm-up."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -56,7 +58,7 @@ def _make_decay(config: TrainConfig, total_steps: int, last_warmup: int) -> opta
     return lambda count: staircase(count + last_warmup + 0.5)
 
 
-def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, total_steps: int, *, rate_scale: float = 1.0) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm to config.clip_norm.
 
     Weight decay falls on matrices alone; biases and other leaves of fewer than two dimensions are left out.
@@ -64,14 +66,16 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
     Args:
         config: how to train.
         total_steps: optimizer steps of the whole training, at least 1.
+        rate_scale: what every learning rate of the schedule is multiplied by.
 
     Raises:
         ValueError: total_steps is below 1.
     """
+    schedule = make_schedule(dataclasses.replace(config, learning_rate=config.learning_rate * rate_scale), total_steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            make_schedule(config, total_steps),
+            schedule,
             b1=ADAM_B1,
             b2=ADAM_B2,
             weight_decay=config.weight_decay,

@@ -167,13 +167,20 @@ class RunFolder:
                     self._remove()
             self._lock.release()
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, Progress]:
-        """Reads the latest checkpoint and takes metrics.jsonl and samples.txt back to where they stood then.
+    def restore(self, abstract: TrainState, *, up_to: int | None = None) -> tuple[TrainState, Progress]:
+        """Reads a checkpoint and takes metrics.jsonl and samples.txt back to where they stood then.
+
+        Called in the middle of a run, it goes back; checkpoints later than the one read are set aside.
 
         Args:
             abstract: shapes, dtypes and shardings; see `abstract_train_state`.
+            up_to: a step, to leave later checkpoints out where there is one of it or before it; by default the latest
+                is read.
         """
-        state, _, progress = restore_checkpoint(self.path, abstract)
+        with self._advised():
+            self._open.close()
+        state, _, progress = restore_checkpoint(self.path, abstract, up_to=up_to)
+        self.resumed = True
         with self._advised():
             self._start(progress, step=progress.step)
         return state, progress

@@ -85,6 +85,8 @@ class Progress:
         samples_bytes: length of samples.txt.
         train_nats: sum of -log p over the characters trained on since the last evaluation.
         train_count: number of those characters.
+        train_skipped: steps skipped since then, because their loss or gradient was not finite.
+        rollbacks: how often the run went back to an earlier checkpoint; each time its learning rate was halved.
     """
 
     step: int
@@ -97,6 +99,8 @@ class Progress:
     samples_bytes: int = 0
     train_nats: float = 0.0
     train_count: int = 0
+    train_skipped: int = 0
+    rollbacks: int = 0
 
     @property
     def is_best(self) -> bool:

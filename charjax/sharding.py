@@ -47,28 +47,32 @@ def use_all_cores() -> None:
             _log.info("JAX was in use before: training on %d CPU device(s)", jax.device_count())
 
 
-def make_training_mesh(batch_size: int) -> Mesh:
+def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
     """The mesh to train on where none is given: all devices, or as many processor cores as share the batch out evenly.
 
-    A core takes at least 8 streams: with fewer, its matrix products read more weights than they use.
+    A core takes at least 8 streams at once: with fewer, its matrix products read more weights than they use.
     """
     devices = jax.devices()
     if jax.default_backend() != "cpu":
         return make_mesh(devices)
-    most = max(1, min(len(devices), batch_size // LEAST_STREAMS_PER_CORE))
-    return make_mesh(devices[: max(count for count in range(1, most + 1) if batch_size % count == 0)])
+    streams = batch_size // microbatches
+    most = max(1, min(len(devices), streams // LEAST_STREAMS_PER_CORE))
+    return make_mesh(devices[: max(count for count in range(1, most + 1) if streams % count == 0)])
 
 
-def check_divides(batch_size: int, mesh: Mesh) -> None:
-    """Checks that every device gets the same number of streams.
+def check_divides(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """Checks that every device gets the same number of streams, and every part of a batch, too.
 
     Raises:
-        UserError: batch_size is no multiple of the number of devices.
+        UserError: batch_size is no multiple of the number of devices times that of microbatches.
     """
-    if batch_size % mesh.size:
-        nearest = max(mesh.size, round(batch_size / mesh.size) * mesh.size)
+    parts = mesh.size * microbatches
+    if batch_size % parts:
+        over = [f"{mesh.size} device{'s' if mesh.size > 1 else ''}"] if mesh.size > 1 or microbatches == 1 else []
+        over += [f"{microbatches} microbatches"] if microbatches > 1 else []
+        nearest = max(parts, round(batch_size / parts) * parts)
         raise UserError(
-            f"batch_size {batch_size} cannot be split evenly over {mesh.size} devices; try batch_size {nearest}"
+            f"batch_size {batch_size} cannot be split evenly over {' x '.join(over)}; try batch_size {nearest}"
         )
 
 

@@ -22,6 +22,8 @@ class Tally:
             for a prompt answer to Ctrl-C.
         nats: sum of -log p over the labels read since the last evaluation.
         count: number of those labels.
+        skipped: steps skipped since the last evaluation, because they were not finite.
+        skipped_in_a_row: the most of them one after the other, so far as calls were read.
         latest_loss: mean nats per character of the call read last; NaN before the first.
     """
 
@@ -31,9 +33,11 @@ class Tally:
         steps_per_call: int | None = None,
         nats: float = 0.0,
         count: int = 0,
+        skipped: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.nats, self.count, self.latest_loss = nats, count, float("nan")
+        self.skipped, self.skipped_in_a_row = skipped, 0
         self.steps_per_call = steps_per_call or 1
         self._fixed = steps_per_call is not None
         self._clock = clock
@@ -76,7 +80,7 @@ class Tally:
 
     def restart(self) -> None:
         """Begins anew after an evaluation."""
-        self.nats, self.count = 0.0, 0
+        self.nats, self.count, self.skipped, self.skipped_in_a_row = 0.0, 0, 0, 0
         self._timed_count, self._timed_seconds = 0, 0.0
         self._compiling_count, self._compiling_seconds = 0, 0.0
 
@@ -85,7 +89,9 @@ class Tally:
         now = self._clock()
         self.nats += nats
         self.count += count
-        self.latest_loss = nats / count
+        self.skipped += int(metrics.skipped)
+        self.skipped_in_a_row = max(self.skipped_in_a_row, int(metrics.skipped_in_a_row))
+        self.latest_loss = nats / count if count else float("nan")
         seconds = max(now - max(begun_at, self._read_at), 1e-6)
         self._read_at = now
         if not self._has_compiled:

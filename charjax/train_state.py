@@ -24,6 +24,7 @@ class TrainState:
         params: the model's parameters, float32, a copy on each device.
         opt_state: optax state.
         carry: the recurrent state after the window before, split over the devices.
+        skipped: [] int32, how many of the latest steps were skipped in a row, because they were not finite.
         key: PRNG key that each step's dropout key is derived from.
     """
 
@@ -32,6 +33,7 @@ class TrainState:
     params: Params
     opt_state: optax.OptState
     carry: Carry
+    skipped: Array
     key: Array
 
 
@@ -42,6 +44,7 @@ STATE_SPECS: Any = TrainState(
     params=REPLICATED,
     opt_state=REPLICATED,
     carry=OVER_STREAMS,  # type: ignore[arg-type]
+    skipped=REPLICATED,  # type: ignore[arg-type]
     key=REPLICATED,  # type: ignore[arg-type]
 )
 
@@ -98,6 +101,7 @@ def _initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch
             params=params,
             opt_state=optimizer.init(params),
             carry=init_carry(model, batch_size),
+            skipped=jnp.zeros((), jnp.int32),
             key=dropout_key,
         )
 

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_run import SMALL, assert_same, small_corpus, small_model
@@ -20,6 +22,7 @@ from charjax.checkpoint import read_header
 from charjax.cores import available_cores
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import evaluate
+from charjax.losses import cross_entropy
 from charjax.report.metrics import read_metrics
 from charjax.report.progress import NullReporter
 from charjax.sharding import make_mesh, make_training_mesh
@@ -197,11 +200,118 @@ def test_another_implementation_may_go_on(tmp_path):
     fit(small_model(CORPUS, implementation="flax"), CORPUS, SMALL, out=tmp_path, epochs=1, resume=True)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
-    with pytest.raises(UserError, match=r"became nan by step .* keeps the checkpoint before it; .*--learning-rate"):
+def spoilt(*steps):
+    """The corpus with an id beyond the vocabulary, which makes numbers NaN, in the windows of some steps."""
+    train = CORPUS.train.copy()
+    for step in steps:
+        train[(step - 1) * SMALL.seq_len + 5] = MODEL.vocab_size
+    return dataclasses.replace(CORPUS, train=train)
+
+
+def spoil_large_losses(monkeypatch, largest):
+    """Makes losses NaN of which the mean is larger than so much, as in a run that goes astray."""
+
+    def strict(logits, labels):
+        losses = cross_entropy(logits, labels)
+        return jnp.where(losses.mean() > largest, jnp.nan, losses)
+
+    monkeypatch.setattr("charjax.train.cross_entropy", strict)
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_told(tmp_path):
+    recorder = Recorder()
+    state = fit(MODEL, spoilt(3, 4, 8), SMALL, out=tmp_path, epochs=1, steps_per_call=1, reporter=recorder)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert recorder.messages == [
+        f"skipped a step by step {step}, whose loss or gradient was not finite" for step in (3, 4, 8)
+    ]
+    evaluations = read_metrics(tmp_path / "metrics.jsonl")
+    assert [evaluation.skipped_steps for evaluation in evaluations][:2] == [3, 0]
+    assert all(math.isfinite(evaluation.train_loss) for evaluation in evaluations)
+
+
+def test_a_run_that_goes_astray_goes_back_with_a_lower_rate(tmp_path, monkeypatch):
+    spoil_large_losses(monkeypatch, 9.0)
+    options = {"learning_rate": 10.0, "schedule": "constant", "warmup_frac": 0.0, "epochs": 2, "checkpoint_every": 4}
+    recorder = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, out=tmp_path, reporter=recorder, **options)
+    told = [text for text in recorder.messages if "going back" in text]
+    assert told
+    assert "not finite in 3 steps by step" in told[0]
+    assert told[0].endswith("with 0.5 of the learning rate")
+    assert int(state.step) == read_header(tmp_path).progress.step
+    assert read_header(tmp_path).progress.rollbacks == len(told)
+    assert steps_of(recorder)[-1] == int(state.step)
+    assert [e.step for e in read_metrics(tmp_path / "metrics.jsonl")] == sorted({*steps_of(recorder)})
+    assert len(recorder.starts) == 1 + len(told)
+    assert math.isfinite(evaluate(MODEL, load_model(tmp_path)[1], CORPUS.validation))
+
+
+def test_the_lower_rate_stays_when_the_run_is_resumed(tmp_path, monkeypatch):
+    spoil_large_losses(monkeypatch, 9.0)
+    options = {"learning_rate": 10.0, "schedule": "constant", "warmup_frac": 0.0, "checkpoint_every": 4}
+    whole = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole", epochs=2, **options)
+    rollbacks = read_header(tmp_path / "whole").progress.rollbacks
+    assert rollbacks
+    recorder = Recorder(at_step=40, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "cut", epochs=2, reporter=recorder, steps_per_call=1, **options)
+    assert read_header(tmp_path / "cut").progress.rollbacks
+    assert_same(fit(MODEL, CORPUS, SMALL, out=tmp_path / "cut", epochs=2, resume=True, **options), whole)
+
+
+def test_a_checkpoint_that_leads_astray_again_is_left_for_the_best(tmp_path, monkeypatch):
+    """Every window from step 20 on is spoilt: what follows the evaluation at step 12 cannot go well."""
+    corpus = spoilt(*range(20, 24))
+    recorder = Recorder()
+    with pytest.raises(
+        UserError, match=r"by step \d+, after 5 rollbacks; .* keeps the checkpoint before it; try a lower"
+    ):
+        fit(MODEL, corpus, SMALL, out=tmp_path, checkpoint_every=6, steps_per_call=1, reporter=recorder)
+    back_to = [int(text.split("checkpoint of step ")[1].split(",")[0]) for text in recorder.messages if "going" in text]
+    assert back_to == [18, 12, 12, 12, 12]
+    assert read_header(tmp_path).progress.best_step == 12
+    assert (tmp_path / "checkpoints" / "12").is_dir()
+
+
+def test_a_loss_that_stays_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
+    with pytest.raises(UserError, match=r"not finite .* keeps the checkpoint before it; .*--learning-rate \(it is 1e"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path, learning_rate=1e9, clip_norm=1e9, schedule="constant", warmup_frac=0)
     _, params, _ = load_model(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_without_a_run_folder_there_is_nothing_to_go_back_to():
+    with pytest.raises(UserError, match=r"not finite in 3 steps by step 5; try a lower --learning-rate"):
+        fit(MODEL, spoilt(3, 4, 5), SMALL, steps_per_call=1)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """An update can overflow where loss and gradient are finite; here every one does."""
+    monkeypatch.setattr(
+        "optax.apply_updates", lambda params, updates: jax.tree.map(lambda leaf: leaf * jnp.inf, params)
+    )
+    with pytest.raises(UserError, match="the parameters are not finite by step 1, after 5 rollbacks"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path, checkpoint_every=1, steps_per_call=1)
+    assert read_header(tmp_path).progress.step == 0
+
+
+def test_a_validation_loss_that_is_not_finite_goes_back_too(tmp_path):
+    validation = CORPUS.validation.copy()
+    validation[9] = MODEL.vocab_size
+    corpus = dataclasses.replace(CORPUS, validation=validation)
+    with pytest.raises(UserError, match="the validation loss became nan by step 12, after 5 rollbacks"):
+        fit(MODEL, corpus, SMALL, out=tmp_path)
+
+
+def test_a_batch_in_parts_fits_as_a_whole_one(tmp_path):
+    whole, parts = Recorder(), Recorder()
+    fit(MODEL, CORPUS, SMALL, reporter=whole)
+    fit(MODEL, CORPUS, SMALL, microbatches=2, reporter=parts)
+    losses = [[(e.train_loss, e.val_loss) for e, _ in recorder.evaluations] for recorder in (whole, parts)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-5)
+    with pytest.raises(UserError, match=r"batch_size 8 cannot be split evenly over 2 devices x 3 microbatches"):
+        fit(MODEL, CORPUS, SMALL, microbatches=3)
 
 
 def refused(tmp_path, message, **options):

@@ -82,6 +82,7 @@ def test_metrics_are_one_json_object_per_line_in_the_order_of_the_contract(tmp_p
         "bits_per_char",
         "chars_per_second",
         "elapsed_seconds",
+        "skipped_steps",
     ]
     assert values["perplexity"] == pytest.approx(4)
     assert values["bits_per_char"] == pytest.approx(2)

@@ -18,8 +18,8 @@ class Clock:
         return self.now
 
 
-def metrics(nats, chars):
-    return TrainMetrics(np.float32(nats), np.int32(chars), np.float32(1))
+def metrics(nats, chars, skipped=0, in_a_row=0):
+    return TrainMetrics(np.float32(nats), np.int32(chars), np.float32(1), np.int32(skipped), np.int32(in_a_row))
 
 
 def test_metrics_are_read_one_call_late():

@@ -13,7 +13,7 @@ from charjax.errors import UserError
 from charjax.losses import cross_entropy
 from charjax.model import CharLSTM, init_carry
 from charjax.optimizer import make_optimizer
-from charjax.sharding import make_mesh, put_streams
+from charjax.sharding import check_divides, make_mesh, put_streams
 from charjax.streams import make_streams
 from charjax.train import make_train_step
 from charjax.train_state import abstract_train_state, init_train_state
@@ -21,7 +21,7 @@ from charjax.train_state import abstract_train_state, init_train_state
 V, T, B = 13, 8, 8
 
 
-def make(num_devices=1, *, ids=None, dropout=0.0, config=None, layers=2, implementation=None):
+def make(num_devices=1, *, ids=None, dropout=0.0, config=None, layers=2, implementation=None, microbatches=1):
     """A small model, its state and streams on so many devices: (train_step, state, streams)."""
     model = CharLSTM(V, hidden_dim=10, hidden_layers=layers, dropout=dropout, implementation=implementation)
     mesh = make_mesh(jax.devices()[:num_devices])
@@ -30,7 +30,8 @@ def make(num_devices=1, *, ids=None, dropout=0.0, config=None, layers=2, impleme
         ids = np.random.default_rng(0).integers(0, V, 500).astype(np.uint8)
     streams = put_streams(make_streams(ids, batch_size=B, seq_len=T), mesh)
     state = init_train_state(jax.random.key(0), model, optimizer, batch_size=B, mesh=mesh)
-    return make_train_step(model, optimizer, seq_len=T, mesh=mesh), state, streams
+    step = make_train_step(model, optimizer, seq_len=T, mesh=mesh, microbatches=microbatches)
+    return step, state, streams
 
 
 def leaves(tree):
@@ -170,8 +171,13 @@ def test_gradients_meet_once_outside_the_time_loop(implementation):
     # The loop over steps holds the time loops; those must not wait for other devices.
     time_loops = [body for name, body in bodies.items() if not any(other in body for other in names if other != name)]
     assert time_loops
-    assert "all-reduce" in text
     assert not any("all-reduce" in body for body in time_loops)
+    results = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in text.splitlines() if " all-reduce" in line]
+    of_gradients = [result for result in results if f"f32[{V},40]" in result]
+    assert len(of_gradients) == 1
+    # All of them together; beside it, at most the number of characters is added up.
+    assert all(shape in of_gradients[0] for shape in ("f32[10,40]", "f32[40]", f"f32[10,{V}]", f"f32[{V}]"))
+    assert all(not re.search(r"\[\d", result) for result in results if result not in of_gradients)
 
 
 def test_abstract_state_has_the_shapes_and_places_of_the_real_one():
@@ -196,3 +202,91 @@ def test_streams_made_for_another_seq_len_are_refused():
     streams = put_streams(make_streams(np.arange(200, dtype=np.uint8) % V, batch_size=B, seq_len=T + 1), make_mesh())
     with pytest.raises(ValueError, match=f"windows of seq_len {T}"):
         step(state, put_streams(streams, make_mesh(jax.devices()[:1])))
+
+
+@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 2), (1, 8), (2, 4)])
+@pytest.mark.parametrize("implementation", ["scan", "custom_vjp", None])
+def test_a_batch_in_parts_gives_the_same(num_devices, microbatches, implementation):
+    options = {"dropout": 0.3, "implementation": implementation}
+    whole, state_of_whole = run(20, **options)
+    parts, state_of_parts = run(20, num_devices=num_devices, microbatches=microbatches, **options)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    for ours, theirs in zip(leaves(state_of_parts.carry), leaves(state_of_whole.carry), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_a_batch_in_parts_keeps_less_for_the_backward_pass():
+    memory = []
+    for microbatches in (1, 8):
+        step, state, streams = make(microbatches=microbatches, implementation="scan")
+        compiled = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile()
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert memory[1] < 0.5 * memory[0]
+
+
+def test_parts_are_added_up_before_devices_meet():
+    step, state, streams = make(2, microbatches=4)
+    text = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile().as_text()
+    assert len([line for line in text.splitlines() if " all-reduce" in line and f"f32[{V},40]" in line]) == 1
+
+
+# An id beyond the vocabulary makes every number after it NaN.
+def spoilt(*windows):
+    """Ids whose stream 3 has an id beyond the vocabulary in the middle of so many windows."""
+    ids = np.random.default_rng(0).integers(0, V, B * 6 * T + 1).astype(np.uint8)
+    for window in windows:
+        ids[3 * 6 * T + window * T + T // 2] = V
+    return ids
+
+
+@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 1), (2, 1), (2, 2)])
+def test_a_step_that_is_not_finite_is_as_if_its_window_were_not_there(num_devices, microbatches):
+    step, state, streams = make(num_devices, ids=spoilt(2), microbatches=microbatches)
+    for _ in range(2):
+        state, metrics = step(state, streams)
+    assert (int(metrics.skipped), int(metrics.skipped_in_a_row)) == (0, 0)
+    before = [leaves(part) for part in (state.params, state.opt_state, state.carry)]
+    state, metrics = step(state, streams)
+    assert (int(metrics.skipped), int(metrics.skipped_in_a_row), int(metrics.chars)) == (1, 1, 0)
+    assert (float(metrics.nats), float(metrics.grad_norm)) == (0, 0)
+    assert (int(state.step), int(state.cursor), int(state.skipped)) == (3, 3, 1)
+    for ours, theirs in zip(
+        [leaves(part) for part in (state.params, state.opt_state, state.carry)], before, strict=True
+    ):
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(mine, other)
+    state, metrics = step(state, streams)
+    assert (int(metrics.skipped), int(state.skipped), int(metrics.chars)) == (0, 0, B * T)
+    assert np.isfinite(float(metrics.nats))
+
+
+def test_skipped_steps_are_counted_in_a_row_over_calls():
+    step, state, streams = make(ids=spoilt(1, 2, 4))
+    state, first = step(state, streams, 2)
+    assert (int(first.skipped), int(first.skipped_in_a_row), int(first.chars)) == (1, 1, B * T)
+    state, second = step(state, streams, 4)
+    assert (int(second.skipped), int(second.skipped_in_a_row), int(second.chars)) == (2, 2, 2 * B * T)
+    assert float(second.grad_norm) > 0
+    assert int(state.skipped) == 0
+
+
+def test_a_gradient_that_is_not_finite_is_enough():
+    """Of the loss sqrt(0) itself nothing is wrong."""
+    model = CharLSTM(V, hidden_dim=10, hidden_layers=1)
+    infinite = optax.GradientTransformation(lambda params: (), lambda grads, state, params: (grads, state))
+    mesh = make_mesh(jax.devices()[:1])
+    streams = put_streams(make_streams(spoilt(), batch_size=B, seq_len=T), mesh)
+    state = init_train_state(jax.random.key(0), model, infinite, batch_size=B, mesh=mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("charjax.train.cross_entropy", lambda logits, labels: jnp.sqrt(0 * logits[..., 0]))
+        state, metrics = make_train_step(model, infinite, seq_len=T, mesh=mesh)(state, streams)
+    assert int(metrics.skipped) == 1
+    assert all(np.isfinite(leaf).all() for leaf in leaves(state.params))
+
+
+def test_a_batch_that_cannot_be_split_into_parts_is_named():
+    mesh = make_mesh(jax.devices()[:2])
+    with pytest.raises(UserError, match=r"batch_size 12 .* 2 devices x 4 microbatches; try batch_size 16"):
+        check_divides(12, mesh, 4)
+    with pytest.raises(UserError, match=r"batch_size 7 .* over 3 microbatches; try batch_size 6"):
+        check_divides(7, make_mesh(jax.devices()[:1]), 3)

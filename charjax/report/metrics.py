@@ -35,6 +35,7 @@ class Evaluation:
         chars_per_second: characters trained on per second, evaluations left out, and compilation, too, but in an
             interval of one call that had to compile; None if not timed.
         elapsed_seconds: wall-clock time of training.
+        skipped_steps: steps since the evaluation before that were skipped, because they were not finite.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Evaluation:
     val_loss: float
     chars_per_second: float | None
     elapsed_seconds: float
+    skipped_steps: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -65,6 +67,7 @@ class Evaluation:
             "bits_per_char": _finite(self.bits_per_char),
             "chars_per_second": _finite(self.chars_per_second),
             "elapsed_seconds": _finite(self.elapsed_seconds),
+            "skipped_steps": int(self.skipped_steps),
         }
         return json.dumps(values, allow_nan=False)
 
@@ -78,9 +81,7 @@ class Evaluation:
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
-        step = values.get("step")
-        if not isinstance(step, int):
-            raise ValueError(f"step is {step!r}, not a whole number")
+        step, skipped = _whole("step", values.get("step")), _whole("skipped_steps", values.get("skipped_steps", 0))
         speed = _number("chars_per_second", values)
         return cls(
             step=step,
@@ -89,6 +90,7 @@ class Evaluation:
             val_loss=_number("val_loss", values),
             chars_per_second=None if math.isnan(speed) else speed,
             elapsed_seconds=_number("elapsed_seconds", values),
+            skipped_steps=skipped,
         )
 
 
@@ -122,6 +124,12 @@ def read_metrics(path: str | Path) -> list[Evaluation]:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r}, not a whole number")
+    return value
 
 
 def _number(name: str, values: dict[str, Any]) -> float:
