@@ -1,11 +1,15 @@
 """The command line: runs a command and tells of its failure in one line."""
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
+from typing import TextIO
 
 from charjax.arguments import (
+    Command,
     EvalCommand,
     InfoCommand,
     NeuronsCommand,
@@ -16,6 +20,7 @@ from charjax.arguments import (
 )
 from charjax.collector import collecting_nothing
 from charjax.errors import Interrupted, UserError
+from charjax.report.lasting import lasting_output
 from charjax.report.printable import printable
 from charjax.signals import leaving_at_once
 
@@ -38,13 +43,28 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        The exit code: 0; 2 for what the user can mend; 128 + the signal's number where one ended it (130, 143).
+        The exit code: 0; 2 for what the user can mend; 128 + the signal's number where one ended it (129, 130, 143).
     """
+    _open_what_is_closed()
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        return _exit_code(sys.argv[1:] if argv is None else argv)
+    finally:
+        for file in (sys.stdout, sys.stderr):
+            _let_go(file)
+
+
+def _open_what_is_closed() -> None:
+    """Opens standard streams that are closed: a file of the run would get their number, and what C libraries write."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- open to the end
+
+
+def _exit_code(argv: list[str]) -> int:
+    try:
+        _run(argv)
     except BrokenPipeError:
-        # What read the output, `head` for example, has enough. Python's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # What read the output, `head` for example, has enough.
         return 128 + SIGPIPE
     except (UserError, NotImplementedError) as error:
         return _fail(str(error), USER_ERROR)
@@ -61,8 +81,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     kind = "error: " if code == USER_ERROR else ""
-    print(_one_line(f"charjax: {kind}{message}"), file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(_one_line(f"charjax: {kind}{message}"), file=sys.stderr)
     return code
+
+
+def _let_go(file: TextIO) -> None:
+    """Drops what cannot be written: Python would try once more at exit, complain, and exit with 120."""
+    try:
+        file.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
 
 
 def _one_line(message: str) -> str:
@@ -89,17 +120,24 @@ def _set_up_log(level: int) -> None:
 def _run(argv: list[str]) -> None:
     parsed = parse(argv)
     _require_current_directory()
-    _set_up_log(logging.INFO if isinstance(parsed.command, TrainCommand) else logging.WARNING)
-    # Only now: jax and its company take seconds to import, and --help needs none of them.
+    if isinstance(parsed.command, TrainCommand):
+        with lasting_output():
+            _set_up_log(logging.INFO)
+            _import_function(parsed.command)(parsed.command, parsed.given)
+    else:
+        _set_up_log(logging.WARNING)
+        _import_function(parsed.command)(parsed.command)
+        sys.stdout.flush()
+
+
+def _import_function(command: Command) -> Callable[..., None]:
+    """What runs a command; with it come jax and its company, which take seconds to import."""
     with leaving_at_once(), collecting_nothing():
         set_up = importlib.import_module("charjax.commands.set_up")
-        module, name = _FUNCTION_OF[type(parsed.command)].split(":")
-        run = getattr(importlib.import_module(f"charjax.commands.{module}"), name)
+        module, name = _FUNCTION_OF[type(command)].split(":")
+        run: Callable[..., None] = getattr(importlib.import_module(f"charjax.commands.{module}"), name)
     set_up.keep_compiled_programs()
-    if isinstance(parsed.command, TrainCommand):
-        run(parsed.command, parsed.given)
-    else:
-        run(parsed.command)
+    return run
 
 
 def _require_current_directory() -> None:

@@ -1,4 +1,4 @@
-"""SignalCatcher: the first signal is a flag, the second acts as it always did."""
+"""SignalCatcher: the first signal is a flag, a second Ctrl-C or SIGTERM acts as it always did."""
 
 import os
 import signal
@@ -7,11 +7,18 @@ import sys
 import threading
 
 import pytest
+from real_runs import handled_by_default
 
 from charjax.signals import SignalCatcher, leaving_at_once
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture(autouse=True)
+def _as_outside_nohup():
+    with handled_by_default(signal.SIGHUP):
+        yield
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_kept(signum):
     before = [signal.getsignal(number) for number in SignalCatcher.SIGNALS]
     with SignalCatcher() as catcher:
@@ -27,6 +34,61 @@ def test_the_second_acts_as_before():
         assert catcher.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+CATCH = """
+import signal, sys
+from charjax.signals import SignalCatcher
+first, *at_once = map(int, sys.argv[1:])
+with SignalCatcher() as catcher:
+    signal.raise_signal(first)
+    # All of them have come before Python looks at any.
+    signal.pthread_sigmask(signal.SIG_BLOCK, at_once)
+    for number in at_once:
+        signal.raise_signal(number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, at_once)
+    print("received", catcher.received, flush=True)
+"""
+
+
+def catch(*numbers):
+    """A process that one signal comes to, and then others at once."""
+    command = [sys.executable, "-c", CATCH, *(str(int(number)) for number in numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_sigterm_at_once_after_ctrl_c_ends_it_without_complaint():
+    assert catch(signal.SIGHUP, signal.SIGINT, signal.SIGTERM) == (-signal.SIGTERM, "", "")
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGHUP, signal.SIGHUP),
+        (signal.SIGHUP, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGHUP),
+        (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP),
+    ],
+)
+def test_a_terminal_that_closes_asks_for_nothing_twice(numbers):
+    assert catch(*numbers) == (0, f"received {int(numbers[0])}\n", "")
+
+
+def test_nohup_is_respected():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with SignalCatcher() as catcher:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert catcher.received is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_handlers_that_are_not_pythons_are_left_alone(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with SignalCatcher():
+        monkeypatch.undo()
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_handlers_come_back_after_an_error():
