@@ -10,8 +10,8 @@ from conftest import ROOT
 
 EARLY, LAST = 2_000, 10_000
 EVERY = 100
-# Allocators do not give back all that they take, and pools of threads grow until all are busy at once. In between are 80
-# evaluations, samples and saves: a state of 700 kB kept at each would be 56 MB, a file or thread of each 80.
+# Allocators do not give back all that they take, and pools of threads grow until all are busy at once. In between are
+# 80 evaluations, samples and saves: a state of 700 kB kept at each would be 56 MB, a file or thread of each 80.
 MOST_MEMORY, MOST_HANDLES = 16 * 2**20, 8
 
 LONG_RUN = """
