@@ -1,4 +1,4 @@
-"""A disk that is full, or refuses to be written, in the middle of a run: nothing is lost, and --resume goes on exactly."""
+"""A disk that is full, or may not be written, in the middle of a run: nothing is lost, and --resume goes on exactly."""
 
 import errno
 import json
