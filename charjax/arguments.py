@@ -38,9 +38,35 @@ class TrainCommand:
     config: Optional[Path] = None
     """TOML file of options, such as hidden_dim = 256; those on the command line come before them."""
 
+    distributed: bool = False
+    """Train together with other processes, on this machine or others, that were started with the same options. Slurm,
+    Open MPI, Kubernetes and TPU pods tell each process who it is; elsewhere the next three options do."""
+
+    coordinator: Optional[str] = None
+    """With --distributed, HOST:PORT of the first process, where the others find it."""
+
+    num_processes: Optional[int] = None
+    """With --distributed, how many processes there are."""
+
+    process_id: Optional[int] = None
+    """With --distributed, which of them this is, from 0."""
+
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        named = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
+        given = [name for name, value in named.items() if value is not None]
+        if given and not self.distributed:
+            raise UserError(f"{given[0]} needs --distributed")
+        if given and len(given) < len(named):
+            raise UserError("coordinator, num_processes and process_id belong together: give all three or none")
+        if given and not re.fullmatch(r".+:[0-9]{1,5}", self.coordinator or ""):
+            raise UserError(f"coordinator must be HOST:PORT, not {self.coordinator!r}")
+        _check_at_least(self, {"num_processes": 1, "process_id": 0})
+        if given and named["process_id"] >= named["num_processes"]:
+            raise UserError(f"process_id must be below num_processes {self.num_processes}, not {self.process_id}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from charjax.errors import UserError
 from charjax.leftovers import CHECKPOINTS, is_leftover, remove_tree
 from charjax.model import CharLSTM, init_params, model_to_use
+from charjax.processes import is_main
 from charjax.run_info import Progress, RunInfo
 from charjax.seal import BrokenSealError, check_seal, seal
 from charjax.train_state import TrainState
@@ -29,6 +30,7 @@ from charjax.types import Params
 from charjax.vocab import Vocab
 
 KEEP_LATEST = 2
+_REMOVED = ".removed"
 
 _log = logging.getLogger("charjax")
 
@@ -50,7 +52,8 @@ class Header(NamedTuple):
 class CheckpointStore:
     """The checkpoints of a run, open for writing; a context manager that waits for the last save.
 
-    A save copies the state, and writes it in the background while training goes on.
+    A save copies the state, and writes it in the background while training goes on. Where several processes train
+    together, all open the same folder and save at the same time: each writes what it has, the main one the rest.
     """
 
     def __init__(self, run_dir: str | Path, info: RunInfo, *, step: int | None = None) -> None:
@@ -69,22 +72,11 @@ class CheckpointStore:
         self._info = info
         self._writer = ThreadPoolExecutor(1, "charjax checkpoints")
         self._pending: Future[None] | None = None
-        policies = ocp.training.preservation_policies
-        lowest = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["val_loss"],
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        with self._translated():
+        if is_main():
+            self.path.mkdir(parents=True, exist_ok=True)
             _remove_unfinished(self.path)
             if step is not None:
                 _set_aside_after(self.path, step)
-            self._checkpointer = ocp.training.Checkpointer(
-                self.path,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEEP_LATEST), lowest]),
-                custom_metadata=info.to_dict(),
-            )
 
     def __enter__(self) -> Self:
         return self
@@ -94,10 +86,7 @@ class CheckpointStore:
             self.wait()
         finally:
             self._writer.shutdown()
-            try:
-                with self._translated():
-                    self._checkpointer.close()
-            finally:
+            if is_main():
                 _remove_unfinished(self.path)
 
     def save(self, state: TrainState, progress: Progress) -> None:
@@ -107,17 +96,17 @@ class CheckpointStore:
 
         Raises:
             OSError: this or the save before failed, for want of space for example; earlier checkpoints remain.
+            ValueError: the step is saved already.
         """
         self.wait()
+        folder = self.path / str(progress.step)
         with self._translated():
-            response = self._checkpointer.save_checkpointables_async(
-                progress.step,
+            response = ocp.save_checkpointables_async(
+                folder,
                 _parts(state),
-                force=True,  # whatever Orbax's own policy says
-                metrics=None if progress.val_loss is None else {"val_loss": progress.val_loss},
                 custom_metadata={"info": self._info.to_dict(), "progress": progress.to_dict()},
             )
-        self._pending = self._writer.submit(_complete, response, self.path / str(progress.step))
+        self._pending = self._writer.submit(self._complete, response, folder, progress)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk.
@@ -130,6 +119,17 @@ class CheckpointStore:
             with self._translated():
                 pending.result()
 
+    def _complete(self, response: Any, folder: Path, progress: Progress) -> None:
+        """Waits for a save, seals it, and only then removes those that are not kept; runs in the background."""
+        with self._translated():
+            response.result()
+        if not is_main():
+            return
+        seal(folder)
+        steps = _saved_steps(self.path)
+        for step in {*steps} - {*steps[-KEEP_LATEST:], progress.best_step}:
+            _remove_checkpoint(self.path / str(step))
+
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         """Turns TensorStore's errors into the system's: they are ValueErrors that carry its number in their text."""
@@ -140,12 +140,6 @@ class CheckpointStore:
             if match is None:
                 raise
             raise OSError(int(match[1]), os.strerror(int(match[1])), str(self.path)) from error
-
-
-def _complete(response: Any, folder: Path) -> None:
-    """Waits for a save and seals it; runs in the background."""
-    response.result()
-    seal(folder)
 
 
 def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progress: Progress) -> None:
@@ -165,16 +159,13 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         store.save(state, progress)
 
 
-def restore_checkpoint(
-    run_dir: str | Path, abstract: TrainState, *, up_to: int | None = None
-) -> tuple[TrainState, RunInfo, Progress]:
+def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[TrainState, RunInfo, Progress]:
     """Restores the latest checkpoint that can be read; one passed over is warned of.
 
     Args:
         run_dir: the run folder.
         abstract: shapes, dtypes and shardings to restore to; see `abstract_train_state`. The devices may be others
             than those it was saved on.
-        up_to: a step; later checkpoints are left out, if there is one of it or before it.
 
     Returns:
         The state, on its devices, and what the checkpoint says of the run.
@@ -182,12 +173,19 @@ def restore_checkpoint(
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    steps = _steps(run_dir)
-    header, passed_over = _first_readable(run_dir, [step for step in steps if up_to is None or step <= up_to] or steps)
-    _warn(passed_over, header)
-    parts = ocp.load_checkpointables(header.path, _parts(abstract))
-    state = parts["training"].replace(params=parts["params"])
-    return state, header.info, header.progress
+    header = read_header(run_dir)
+    return load_state(header.path, abstract), header.info, header.progress
+
+
+def load_state(path: Path, abstract: TrainState) -> TrainState:
+    """Loads the state from a checkpoint's folder; where several processes train together, all of them at the same time.
+
+    Args:
+        path: `Header.path`.
+        abstract: as `restore_checkpoint` has it.
+    """
+    parts = ocp.load_checkpointables(path, _parts(abstract))
+    return parts["training"].replace(params=parts["params"])
 
 
 def load_params(run_dir: str | Path) -> tuple[Params, RunInfo, Progress]:
@@ -231,17 +229,19 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
     return model_to_use(info.model, info.vocab.size), params, info.vocab
 
 
-def read_header(run_dir: str | Path, *, quiet: bool = False) -> Header:
-    """Reads what the latest checkpoint says of its run, without its arrays.
+def read_header(run_dir: str | Path, *, quiet: bool = False, up_to: int | None = None) -> Header:
+    """Reads what the latest checkpoint that can be read says of its run, without its arrays.
 
     Args:
         run_dir: the run folder.
         quiet: leave it to the restore that follows to warn of checkpoints passed over.
+        up_to: a step; later checkpoints are left out, if there is one of it or before it.
 
     Raises:
         UserError: no run, or none of its checkpoints can be read.
     """
-    header, passed_over = _first_readable(run_dir, _steps(run_dir))
+    steps = _steps(run_dir)
+    header, passed_over = _first_readable(run_dir, [step for step in steps if up_to is None or step <= up_to] or steps)
     if not quiet:
         _warn(passed_over, header)
     return header
@@ -263,14 +263,17 @@ def _steps(run_dir: str | Path) -> list[int]:
             "start it over: charjax train without --resume"
         )
     folder = Path(run_dir) / CHECKPOINTS
-    # Not Path.glob, which finds nothing in a folder that may not be read.
-    found = folder.iterdir() if folder.is_dir() else ()
-    steps = sorted(int(path.name) for path in found if re.fullmatch("[0-9]+", path.name) and path.is_dir())
+    steps = _saved_steps(folder) if folder.is_dir() else []
     if not steps:
         raise UserError(
             f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a charjax train"
         )
     return steps
+
+
+def _saved_steps(folder: Path) -> list[int]:
+    # Not Path.glob, which finds nothing in a folder that may not be read.
+    return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch("[0-9]+", path.name) and path.is_dir())
 
 
 def _first_readable(run_dir: str | Path, steps: list[int]) -> tuple[Header, list[str]]:
@@ -314,9 +317,17 @@ def _abstract_params(info: RunInfo) -> dict[str, Any]:
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Removes what a save that was cut off left behind."""
-    for unfinished in path.glob("*.orbax-checkpoint-tmp"):
-        remove_tree(unfinished)
+    """Removes what a save or a removal that was cut off left behind."""
+    for pattern in ("*.orbax-checkpoint-tmp", f"*{_REMOVED}"):
+        for unfinished in path.glob(pattern):
+            remove_tree(unfinished)
+
+
+def _remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint, which is whole for whoever looks for it until it is gone."""
+    renamed = path.with_name(path.name + _REMOVED)
+    path.rename(renamed)
+    shutil.rmtree(renamed)
 
 
 def _set_aside_after(path: Path, step: int) -> None:

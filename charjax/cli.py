@@ -19,12 +19,11 @@ from charjax.arguments import (
     parse,
 )
 from charjax.collector import collecting_nothing
-from charjax.errors import Interrupted, UserError
+from charjax.errors import USER_ERROR, Interrupted, UserError
 from charjax.report.lasting import lasting_output
 from charjax.report.printable import printable
 from charjax.signals import leaving_at_once
 
-USER_ERROR = 2
 SIGINT, SIGPIPE = 2, 13
 _FUNCTION_OF: dict[type, str] = {
     TrainCommand: "train:train",

@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from charjax.capacity import system_memory
 from charjax.config import DataConfig
 from charjax.errors import UserError
+from charjax.processes import are_several, from_main, together
 from charjax.text_file import MARK, FileIds, TextFile
 from charjax.types import Ids
 from charjax.vocab import Vocab, show_characters, to_utf8
@@ -118,12 +120,49 @@ def read_ids(
     path: str | Path, vocab: str | Vocab = "auto", *, memory_mb: int | None = None
 ) -> tuple[np.ndarray | FileIds, Vocab, str]:
     """Reads a text file: -> (ids [N], the vocabulary, hex SHA-256 of the file); see `Corpus.from_file`."""
-    check_is_file(path)
     path = Path(path)
+    if are_several():
+        return _open_together(path, vocab)
+    check_is_file(path)
     budget = text_budget(memory_mb)
     if budget is not None and path.stat().st_size > budget:
-        return _open_ids(path, vocab)
+        _log.info("%s stays in its file: its parts are read as they are needed", path)
+        file, sha256 = _open_text(path, vocab)
+        return FileIds(file, 0, file.characters), file.vocab, sha256
     return _encode_stream(lambda: path.open("rb"), str(path), vocab)
+
+
+def _open_together(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]:
+    """Opens a text in processes that train together: one reads it through, the others what they need of it."""
+
+    def survey() -> bytes:
+        check_is_file(path)
+        file, sha256 = _open_text(path, vocab)
+        return json.dumps({"file": file.to_dict(), "sha256": sha256}).encode()
+
+    told = json.loads(from_main(survey))
+    with together():
+        check_is_file(path)
+        file = TextFile.from_dict(told["file"], path.resolve())
+    return FileIds(file, 0, file.characters), file.vocab, told["sha256"]
+
+
+def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
+    """Reads a text that stays in its file for the first time: -> (what is known of it, hex SHA-256)."""
+    before = path.stat()
+    survey, chosen = _survey_for(lambda: path.open("rb"), str(path), vocab, mark=True)
+    one_byte_each = survey.is_ascii or chosen.kind == "bytes"
+    characters = survey.size if chosen.kind == "bytes" else survey.characters
+    file = TextFile(
+        path=path.resolve(),
+        vocab=chosen,
+        characters=characters,
+        first_byte=survey.size - characters if one_byte_each else 0,
+        marks=None if one_byte_each else np.array(survey.marks, np.int64),
+        size=before.st_size,
+        modified=before.st_mtime_ns,
+    )
+    return file, survey.sha256
 
 
 def read_all_ids(path: str | Path, vocab: str | Vocab = "auto") -> np.ndarray:
@@ -138,25 +177,6 @@ def text_budget(memory_mb: int | None) -> int | None:
         return memory_mb * 1_000_000
     available = system_memory()
     return None if available is None else available // 4
-
-
-def _open_ids(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]:
-    """Surveys a text that stays in its file."""
-    before = path.stat()
-    survey, chosen = _survey_for(lambda: path.open("rb"), str(path), vocab, mark=True)
-    one_byte_each = survey.is_ascii or chosen.kind == "bytes"
-    characters = survey.size if chosen.kind == "bytes" else survey.characters
-    file = TextFile(
-        path=path.resolve(),
-        vocab=chosen,
-        characters=characters,
-        first_byte=survey.size - characters if one_byte_each else 0,
-        marks=None if one_byte_each else np.array(survey.marks, np.int64),
-        size=before.st_size,
-        modified=before.st_mtime_ns,
-    )
-    _log.info("%s stays in its file (%.3g MB): its parts are read as they are needed", path, before.st_size / 1e6)
-    return FileIds(file, 0, characters), chosen, survey.sha256
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """The errors that the command line tells in one line."""
 
+USER_ERROR = 2
+
 
 class UserError(ValueError):
     """A path, flag, value or file content that the user has to change; the message says what and how.
 
-    The command line prints it and exits with 2.
+    The command line prints it and exits with `USER_ERROR`.
     """
 
 

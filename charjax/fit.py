@@ -1,5 +1,6 @@
 """`fit`, the host's loop: it dispatches steps, reads the metrics of earlier ones, evaluates, samples and saves."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -21,11 +22,13 @@ from charjax.generate import generate_text
 from charjax.memory import release_unused_memory, reuse_memory
 from charjax.model import CharLSTM, check_serves
 from charjax.optimizer import make_optimizer
+from charjax.processes import Council, Votes, is_main, least_of_all, together
 from charjax.report.metrics import Evaluation
 from charjax.report.progress import NullReporter, Reporter
-from charjax.run_folder import RunFolder, describe_run
+from charjax.run_folder import describe_run
 from charjax.run_info import Progress
-from charjax.sharding import check_divides, make_training_mesh, use_all_cores
+from charjax.sharding import check_divides, make_training_mesh, on_one_device, use_all_cores
+from charjax.shared_run import SharedRun, open_run
 from charjax.signals import SignalCatcher
 from charjax.streams import StreamLayout, check_fits
 from charjax.tally import Tally
@@ -81,6 +84,17 @@ def fit(
     use_all_cores()
     mesh = mesh or make_training_mesh(config.batch_size, config.microbatches)
     info = describe_run(model, corpus, config)
+    with together():
+        _check(model, corpus, config, mesh)
+    with contextlib.ExitStack() as stack:
+        # Without a folder to save to, a signal ends training as it ends anything else.
+        signals = stack.enter_context(SignalCatcher()) if out is not None else None
+        folder = stack.enter_context(open_run(out, info, resume=resume))
+        return _Loop(model, corpus, config, mesh, reporter, folder, signals, resume=resume).run()
+
+
+def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
+    """Checks all that can be told before anything is written or put on a device; errors as `fit`."""
     check_serves(model)
     check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
@@ -95,12 +109,6 @@ def fit(
         block=BLOCK,
         flags="--sample-length",
     )
-    if out is None:
-        if resume:
-            raise UserError("resume needs the run folder to go on from: give out")
-        return _Loop(model, corpus, config, mesh, reporter).run()
-    with SignalCatcher() as signals, RunFolder(out, info, resume=resume) as folder:
-        return _Loop(model, corpus, config, mesh, reporter, folder, signals).run()
 
 
 class _DivergedError(Exception):
@@ -117,14 +125,16 @@ class _Loop:
         config: TrainConfig,
         mesh: Mesh,
         reporter: Reporter | None,
-        folder: RunFolder | None = None,
-        signals: SignalCatcher | None = None,
+        folder: SharedRun | None,
+        signals: SignalCatcher | None,
+        *,
+        resume: bool,
     ) -> None:
         self.model, self.vocab, self.config, self.mesh = model, corpus.vocab, config, mesh
-        self.folder, self.signals = folder, signals
-        self.reporter = reporter or NullReporter()
+        self.folder, self.signals, self.resume = folder, signals, resume
+        self.reporter = (reporter if is_main() else None) or NullReporter()
         layout = StreamLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
-        budgets = _share(text_budget(config.text_memory_mb), corpus)
+        budgets = _share(least_of_all(text_budget(config.text_memory_mb)), corpus)
         self.feed = StreamFeed(corpus.train, layout, mesh, budget=budgets[0])
         self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=budgets[1])
         self.steps_per_epoch = layout.windows
@@ -138,6 +148,7 @@ class _Loop:
         self.checkpoint_every = config.checkpoint_every or self.eval_every
         self.progress = Progress(step=0)
         self.restored_step: int | None = None  # by the last rollback, if no evaluation went well since
+        self.council = Council(mesh)
         self._make_train_step()
 
     def run(self) -> TrainState:
@@ -154,6 +165,8 @@ class _Loop:
                     state = self._take_call(state)
                 except _DivergedError as reason:
                     state = self._roll_back(reason)
+            if self.folder is not None:
+                self.folder.check()
         finally:
             self.reporter.stop()
         return state
@@ -175,7 +188,10 @@ class _Loop:
         state = self._advance(state)
         if self._is_due(self.eval_every):
             self._evaluate(state)
-        signum = self.signals.received if self.signals else None
+        self.votes = self.council.read(self._own_votes())
+        if self.votes.failed and self.folder is not None:
+            self.folder.check()
+        signum = self.votes.signum
         if self.progress.is_best or signum or (self._is_due(self.checkpoint_every) and self._goes_well(state)):
             self._save(state)
         if signum:
@@ -184,19 +200,24 @@ class _Loop:
 
     def _begin(self) -> TrainState:
         """The state to start from: the run folder's latest, or a fresh one, which is saved at once."""
-        batch_size, resumed = self.config.batch_size, self.folder is not None and self.folder.resumed
-        if self.folder is not None and resumed:
+        if self.folder is not None and self.resume:
             state, self.progress = self.folder.restore(self._abstract())
             self._check_goes_on()
             if self.progress.rollbacks:
                 self._make_train_step()
             self.reporter.message(f"resuming at step {self.progress.step} of {self.total_steps}")
         else:
-            key = jax.random.key(self.config.seed)
-            state = init_train_state(key, self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
+            state = init_train_state(
+                jax.random.key(self.config.seed),
+                self.model,
+                self.optimizer,
+                batch_size=self.config.batch_size,
+                mesh=self.mesh,
+            )
         self.started = time.monotonic() - self.progress.elapsed_seconds
         self._begin_tally()
-        if not resumed:
+        if self.folder is not None and not self.resume:
+            self.folder.begin(self.progress)
             self._save(state)
         return state
 
@@ -207,6 +228,7 @@ class _Loop:
             count=self.progress.train_count,
             skipped=self.progress.train_skipped,
         )
+        self.votes = Votes(self.tally.steps_per_call, 0, 0)
         self.calls_to_settle = CALLS_TO_SETTLE
 
     def _abstract(self) -> TrainState:
@@ -257,8 +279,9 @@ class _Loop:
         window = step % self.steps_per_epoch
         to_pause = min(every - step % every for every in (self.eval_every, self.checkpoint_every))
         to_end = min(self.total_steps - step, self.feed.end_of_chunk(window) - window)
-        num_steps = min(self.tally.steps_per_call, to_pause, to_end)
+        num_steps = min(self.votes.steps, to_pause, to_end)
         streams = self.feed.at(window)
+        self.council.cast(self._own_votes())
         self.tally.begin()
         state, metrics = self.train_step(state, streams, num_steps)
         skipped = self.tally.skipped
@@ -271,6 +294,13 @@ class _Loop:
         self.progress = dataclasses.replace(self.progress, step=step, epoch=step / self.steps_per_epoch, val_loss=None)
         self.reporter.update(step, self.tally.latest_loss)
         return state
+
+    def _own_votes(self) -> Votes:
+        return Votes(
+            steps=self.tally.steps_per_call if is_main() else 0,
+            signum=(self.signals.received if self.signals else None) or 0,
+            failed=int(self.folder is not None and self.folder.failure is not None),
+        )
 
     def _goes_well(self, state: TrainState) -> bool:
         """Whether the latest step was taken: amid skipped ones there is nothing good to go back to."""
@@ -311,7 +341,7 @@ class _Loop:
         )
         if self.progress.best_val_loss is None or val_loss < self.progress.best_val_loss:
             self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_val_loss=val_loss)
-        sample = self._sample(state) if self.config.sample_length else ""
+        sample = self._sample(state) if self.config.sample_length and is_main() else ""
         if self.folder is not None:
             self.folder.record(evaluation, sample)
         self.reporter.evaluation(evaluation, sample)
@@ -333,7 +363,7 @@ class _Loop:
     def _save(self, state: TrainState) -> None:
         if self.folder is not None:
             self._settle()
-            if not _is_finite(state.params):
+            if not _is_finite(on_one_device(state.params)):
                 raise _DivergedError(f"the parameters are not finite by step {self.progress.step}")
             self.folder.save(state, self.progress)
 
@@ -352,7 +382,7 @@ class _Loop:
 
     def _leave(self, signum: int) -> None:
         assert self.folder is not None  # signals are caught only while there is a folder to save to
-        self.folder.wait()
+        self.folder.check()
         raise Interrupted(
             signum,
             f"interrupted at step {self.progress.step} of {self.total_steps}; saved in {self.folder.path}, "

@@ -16,8 +16,8 @@ CONFIG = "config.json"
 # Under its new name, a file is not complete yet.
 _CONFIG_NEW = CONFIG + ".new"
 _LOGS = ("metrics.jsonl", "samples.txt")
-# Orbax's folder about all checkpoints, and that of the first before and after it is committed.
-_ORBAX = re.compile(r"metadata|0(\.orbax-checkpoint-tmp.*)?")
+# The first checkpoint's folder before and after Orbax commits it.
+_FIRST = re.compile(r"0(\.orbax-checkpoint-tmp.*)?")
 
 
 def is_leftover(folder: Path) -> bool:
@@ -71,4 +71,4 @@ def _has_no_checkpoint(folder: Path) -> bool:
     if not folder.exists():
         return True
     found = list(folder.iterdir())
-    return all(_ORBAX.fullmatch(path.name) and not (path / SEAL).exists() for path in found)
+    return all(_FIRST.fullmatch(path.name) and not (path / SEAL).exists() for path in found)

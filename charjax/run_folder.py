@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from charjax import __version__
-from charjax.checkpoint import CheckpointStore, read_header, restore_checkpoint
+from charjax.checkpoint import CheckpointStore, read_header
 from charjax.config import DataConfig, TrainConfig
 from charjax.corpus import Corpus
 from charjax.errors import UserError
@@ -125,7 +125,7 @@ class RunFolder:
         self._info = info
         self._lock = FolderLock(self.path)
         self._open = contextlib.ExitStack()
-        self._store: CheckpointStore | None = None
+        self._store: CheckpointStore
         self._metrics: MetricsLog
         self._samples: SamplesLog
         self._is_complete = resume
@@ -167,34 +167,32 @@ class RunFolder:
                     self._remove()
             self._lock.release()
 
-    def restore(self, abstract: TrainState, *, up_to: int | None = None) -> tuple[TrainState, Progress]:
-        """Reads a checkpoint and takes metrics.jsonl and samples.txt back to where they stood then.
+    def go_on_from(self, progress: Progress) -> None:
+        """Takes metrics.jsonl and samples.txt back to where they stood at a checkpoint, and sets later ones aside.
 
-        Called in the middle of a run, it goes back; checkpoints later than the one read are set aside.
-
-        Args:
-            abstract: shapes, dtypes and shardings; see `abstract_train_state`.
-            up_to: a step, to leave later checkpoints out where there is one of it or before it; by default the latest
-                is read.
+        A run that is resumed begins so; called in the middle of a run, it goes back.
         """
         with self._advised():
             self._open.close()
-        state, _, progress = restore_checkpoint(self.path, abstract, up_to=up_to)
-        self.resumed = True
-        with self._advised():
+            self.resumed = True
             self._start(progress, step=progress.step)
-        return state, progress
+
+    def begin(self, progress: Progress) -> None:
+        """Makes the folder of a new run; nothing is written before.
+
+        Raises:
+            UserError: the disk is full or may not be written.
+        """
+        with self._advised():
+            self._start(progress, step=None)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Saves a checkpoint while training goes on; the first save of a new run makes the folder.
+        """Saves a checkpoint while training goes on, and waits for the first one.
 
         Raises:
             UserError: the disk is full or may not be written; checkpoints saved before stay as they are.
         """
         with self._advised():
-            if self._store is None:
-                self._start(progress, step=None)
-            assert self._store is not None
             sizes = {"metrics_bytes": self._metrics.size, "samples_bytes": self._samples.size}
             self._store.save(state, dataclasses.replace(progress, **sizes))
             if not self._is_complete:
@@ -203,7 +201,7 @@ class RunFolder:
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
-        if self._store is not None:
+        if self._is_started:
             with self._advised():
                 self._store.wait()
 

@@ -50,14 +50,22 @@ def use_all_cores() -> None:
 def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
     """The mesh to train on where none is given: all devices, or as many processor cores as share the batch out evenly.
 
-    A core takes at least 8 streams at once: with fewer, its matrix products read more weights than they use.
+    A core takes at least 8 streams at once: with fewer, its matrix products read more weights than they use. Of several
+    processes each takes part, with as many cores as the others.
     """
     devices = jax.devices()
     if jax.default_backend() != "cpu":
         return make_mesh(devices)
-    streams = batch_size // microbatches
-    most = max(1, min(len(devices), streams // LEAST_STREAMS_PER_CORE))
-    return make_mesh(devices[: max(count for count in range(1, most + 1) if streams % count == 0)])
+    processes = jax.process_count()
+    streams = batch_size // microbatches // processes
+    most = max(1, min(len(devices) // processes, streams // LEAST_STREAMS_PER_CORE))
+    cores = max(count for count in range(1, most + 1) if streams % count == 0)
+    return make_mesh([device for device in devices if _place(device, devices) < cores])
+
+
+def _place(device: jax.Device, devices: Sequence[jax.Device]) -> int:
+    """Which of its process's devices it is, from 0."""
+    return [other for other in devices if other.process_index == device.process_index].index(device)
 
 
 def check_divides(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,36 @@ class TextFile:
     marks: np.ndarray | None
     size: int
     modified: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What another process needs to read the same text, as JSON can hold it; see `from_dict`."""
+        return {
+            "vocab": self.vocab.to_dict(),
+            "characters": self.characters,
+            "first_byte": self.first_byte,
+            "marks": None if self.marks is None else self.marks.tolist(),
+            "size": self.size,
+        }
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any], path: Path) -> "TextFile":
+        """The text at a path, perhaps another machine's copy of it, by what a process told that has read it.
+
+        Raises:
+            UserError: the file has another size.
+        """
+        found = path.stat()
+        if found.st_size != told["size"]:
+            raise UserError(f"{path} has {found.st_size:,} bytes here, {told['size']:,} where it was read first")
+        return cls(
+            path=path,
+            vocab=Vocab.from_dict(told["vocab"]),
+            characters=told["characters"],
+            first_byte=told["first_byte"],
+            marks=None if told["marks"] is None else np.array(told["marks"], np.int64),
+            size=found.st_size,
+            modified=found.st_mtime_ns,
+        )
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Reads characters start to stop, 0 <= start <= stop <= characters: ids [stop - start].

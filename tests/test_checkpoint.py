@@ -159,7 +159,8 @@ def test_any_damaged_file_is_noticed(tmp_path, damage):
     states = save(tmp_path, {1: 3.0, 2: 2.0})
     for path in files(tmp_path / "checkpoints" / "2"):
         content = path.read_bytes()
-        assert content
+        if not content and damage != "removed":
+            continue  # Orbax's mark, of which the name says all
         if damage == "removed":
             path.unlink()
         else:

@@ -71,7 +71,7 @@ def test_a_folder_that_another_run_made_meanwhile(tmp_path):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "theirs").write_text("")
         with pytest.raises(UserError, match="made by another process at the same time; choose another --out"):
-            folder.save(None, Progress(step=0, epoch=0.0))
+            folder.begin(Progress(step=0))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["theirs"]
 
 

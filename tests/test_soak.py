@@ -100,7 +100,7 @@ def phase(out, began):
 
 
 def check_what_is_left(out, before):
-    """Checks that what was complete before a kill is there and can be read, or gave way to later ones: -> the latest."""
+    """Checks that what was complete before a kill is there and can be read, or gave way to later ones: -> the last."""
     after = sealed_steps(out)
     if not before:
         return after[-1] if after else None

@@ -1,6 +1,8 @@
 """`charjax train`."""
 
 import dataclasses
+import json
+import logging
 from typing import TypeVar
 
 from charjax.arguments import TrainCommand
@@ -10,8 +12,10 @@ from charjax.corpus import Corpus, digest
 from charjax.fit import fit
 from charjax.memory import reuse_memory
 from charjax.model import CharLSTM
+from charjax.processes import from_main, is_main, join_processes, leaving_together
 from charjax.report.progress import make_reporter
 from charjax.run_folder import check_same_text
+from charjax.run_info import RunInfo
 from charjax.sharding import use_all_cores
 
 _Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
@@ -26,10 +30,20 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
     """
     reuse_memory()
     use_all_cores()
+    if not command.distributed:
+        _train(command, given)
+        return
+    join_processes(command.coordinator, num_processes=command.num_processes, process_id=command.process_id)
+    with leaving_together():
+        if not is_main():
+            logging.getLogger("charjax").setLevel(logging.WARNING)
+        _train(command, given)
+
+
+def _train(command: TrainCommand, given: frozenset[str]) -> None:
     data, model_config, train_config = command.data, command.model, command.train
     if command.resume:
-        info = read_header(command.out, quiet=True).info
-        check_same_text(info, digest(command.text), command.text, command.out)
+        info = RunInfo.from_dict(json.loads(from_main(lambda: _saved_info(command))))
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
@@ -38,7 +52,14 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
     )
     model = CharLSTM.from_config(model_config, corpus.vocab.size)
     fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
-    print(f"saved in {command.out}; to generate text: charjax sample {command.out}", flush=True)
+    if is_main():
+        print(f"saved in {command.out}; to generate text: charjax sample {command.out}", flush=True)
+
+
+def _saved_info(command: TrainCommand) -> bytes:
+    info = read_header(command.out, quiet=True).info
+    check_same_text(info, digest(command.text), command.text, command.out)
+    return json.dumps(info.to_dict()).encode()
 
 
 def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:
