@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from charjax.neurons import activations, unit_activations
     from charjax.ops.lstm.flax_scan import LSTMCell
     from charjax.optimizer import make_optimizer
+    from charjax.processes import join_processes
     from charjax.report.history import History
     from charjax.score import ScoredPiece, score, score_pieces
     from charjax.sharding import make_mesh, put_streams
@@ -61,6 +62,7 @@ _MODULE_OF = {
     "init_carry": "model",
     "init_params": "model",
     "init_train_state": "train_state",
+    "join_processes": "processes",
     "load_model": "checkpoint",
     "make_eval_step": "evaluate",
     "make_mesh": "sharding",
