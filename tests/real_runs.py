@@ -70,7 +70,8 @@ def handled_by_default(signum):
 
 def sealed_steps(out):
     """The steps of the complete checkpoints, in rising order."""
-    return sorted(int(seal.parent.name) for seal in (out / "checkpoints").glob("[0-9]*/charjax_seal.json"))
+    folders = [seal.parent.name for seal in (out / "checkpoints").glob("*/charjax_seal.json")]
+    return sorted(int(name) for name in folders if name.isdigit())
 
 
 def last_state(out):

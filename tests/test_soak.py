@@ -96,6 +96,8 @@ def phase(out, began):
         return "a checkpoint half written"
     if unsealed(out):
         return "a checkpoint not sealed"
+    if any(name.endswith(".removed") for name in folders(out)):
+        return "an old checkpoint half removed"
     return "starting" if began is None else "between two checkpoints"
 
 
