@@ -92,13 +92,15 @@ def wait_for_a_moment(draw, out, steps, is_alive):
 
 def phase(out, began):
     """What the kill hit, by what it left."""
+    if began is None:
+        return "starting"  # what is half done may be of the kill before
     if is_writing(out):
         return "a checkpoint half written"
     if unsealed(out):
         return "a checkpoint not sealed"
     if any(name.endswith(".removed") for name in folders(out)):
         return "an old checkpoint half removed"
-    return "starting" if began is None else "between two checkpoints"
+    return "between two checkpoints"
 
 
 def check_what_is_left(out, before):
