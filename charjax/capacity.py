@@ -64,6 +64,17 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
     )
 
 
+def check_room_to_load(model: ModelConfig, vocab_size: int) -> None:
+    """Checks that a model's parameters fit in the memory there is; where the system does not tell, it passes.
+
+    Raises:
+        UserError: they do not.
+    """
+    needed, available = _FLOAT32 * count_parameters(model, vocab_size), available_memory(jax.devices()[:1])
+    if available is not None and needed > available:
+        raise UserError(f"the model needs about {_size(needed)} of memory, {_size(available)} is available")
+
+
 def check_room_to_sample(
     model: ModelConfig,
     vocab_size: int,
@@ -165,7 +176,7 @@ def _lines(path: Path) -> list[str]:
 
 def _size(size: int) -> str:
     """Bytes in words: 512 MB, 1.5 GB, 24 GB, 160,000 TB."""
-    amount = float(size)
+    amount = float(min(size, 10**300))  # a file from someone else may ask for more than a float holds
     for unit in ("bytes", "kB", "MB", "GB"):
         if amount < 999.5:
             return f"{amount:.3g} {unit}"

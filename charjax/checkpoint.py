@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from charjax.capacity import check_room_to_load
 from charjax.errors import UserError
 from charjax.leftovers import CHECKPOINTS, is_leftover, remove_tree
 from charjax.model import CharLSTM, init_params, model_to_use
@@ -184,7 +185,7 @@ def load_state(path: Path, abstract: TrainState) -> TrainState:
         path: `Header.path`.
         abstract: as `restore_checkpoint` has it.
     """
-    parts = ocp.load_checkpointables(path, _parts(abstract))
+    parts = _load(path, _parts(abstract))
     return parts["training"].replace(params=parts["params"])
 
 
@@ -208,7 +209,7 @@ def load_params(run_dir: str | Path) -> tuple[Params, RunInfo, Progress]:
         header, also = _first_readable(run_dir, steps)
         passed_over += [reason for reason in also if reason not in passed_over]
     _warn(passed_over, header)
-    parts = ocp.load_checkpointables(header.path, _abstract_params(header.info))
+    parts = _load(header.path, _abstract_params(header.info))
     # Not jnp.asarray, which compiles a program for each shape.
     return jax.device_put(parts["params"]), header.info, header.progress
 
@@ -263,6 +264,8 @@ def _steps(run_dir: str | Path) -> list[int]:
             "start it over: charjax train without --resume"
         )
     folder = Path(run_dir) / CHECKPOINTS
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a symbolic link; put the folder itself there")
     steps = _saved_steps(folder) if folder.is_dir() else []
     if not steps:
         raise UserError(
@@ -297,11 +300,60 @@ def _warn(passed_over: list[str], header: Header) -> None:
 
 
 def _read_header(path: Path) -> Header:
-    metadata = ocp.checkpointables_metadata(path).custom_metadata
+    with _made_readable(path):
+        metadata = ocp.checkpointables_metadata(path).custom_metadata
     try:
-        return Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
+        header = Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
     except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path} was written by another version of charjax: {error}") from error
+    if header.progress.step != int(path.name):
+        raise UserError(f"{path} says that it is of step {header.progress.step}: it is not what charjax wrote")
+    return header
+
+
+def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Loads arrays after a look at what they are: Orbax would load what is there, of any size."""
+    with _made_readable(path):
+        stored = _shapes(ocp.checkpointables_metadata(path).metadata)
+    expected = _shapes(abstract)
+    for name in sorted({*stored, *expected}):
+        if name not in expected and name.split("/")[0] not in abstract:
+            continue  # a part that is not asked for
+        if stored.get(name) != expected.get(name):
+            found, wanted = (_in_words(shapes.get(name)) for shapes in (stored, expected))
+            raise UserError(
+                f"{path} was written by another version of charjax, or changed: {name} is {found}, not {wanted}"
+            )
+    with _made_readable(path):
+        return ocp.load_checkpointables(path, abstract)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each array by its place; keys of random numbers as the bits that are stored of them."""
+    found = {}
+    for place, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))  # noqa: PLW2901
+        found[jax.tree_util.keystr(place, simple=True, separator="/")] = (tuple(leaf.shape), np.dtype(leaf.dtype))
+    return found
+
+
+def _in_words(shape: tuple[tuple[int, ...], np.dtype] | None) -> str:
+    return "missing" if shape is None else f"{shape[1]}{list(shape[0])}"
+
+
+@contextlib.contextmanager
+def _made_readable(path: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise on files that charjax did not write so into one line."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {reason[0][:200] if reason else ''})"
+        ) from error
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -310,6 +362,7 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 
 def _abstract_params(info: RunInfo) -> dict[str, Any]:
+    check_room_to_load(info.model, info.vocab.size)
     model = CharLSTM.from_config(info.model, info.vocab.size)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     # NumPy arrays in the place of shapes make Orbax restore without regard to the devices it was saved on.

@@ -85,7 +85,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         name = self.implementation
         _require(name is None or isinstance(name, str), "implementation", name, "the name of an implementation")
-        _require_counts(self, "hidden_dim", "hidden_layers")
+        _require_counts(self, "hidden_dim")
+        # Each layer is compiled by itself: a thousand take minutes, and a file from someone else may name millions.
+        _require_number(self, "hidden_layers", "a whole number from 1 to 1000", 1, 1000)
         _require_number(self, "dropout", "at least 0 and below 1", 0, 1, open_ends="high")
         _require(self.dtype in get_args(Dtype), "dtype", self.dtype, "auto, float32 or bfloat16")
 

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import platform
+import stat
 import sys
 from pathlib import Path
 
@@ -15,6 +16,26 @@ LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 _log = logging.getLogger("charjax")
+
+
+def open_here(path: Path, flags: int) -> int:
+    """Opens a file for writing, as `os.open` does, where it is one: a folder from someone else may hold other things.
+
+    Raises:
+        UserError: it is a symbolic link, which may lead to any file, or a pipe or device.
+        OSError: it cannot be opened.
+    """
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        file = os.open(path, flags, 0o644)
+    except OSError as error:
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link: remove it, or choose another --out") from error
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise UserError(f"{path} is no file: remove it, or choose another --out")
+    return file
 
 
 class FolderLock:
@@ -35,7 +56,7 @@ class FolderLock:
             OSError: the folder cannot be written.
         """
         while self._file is None:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = open_here(self._path, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(file)
                 # Its holder may have removed the file since it was opened: then another one counts.

@@ -16,7 +16,7 @@ from charjax.config import DataConfig, TrainConfig
 from charjax.corpus import Corpus
 from charjax.errors import UserError
 from charjax.leftovers import CONFIG, is_leftover, remove_leftovers, remove_tree
-from charjax.lock import LOCK, FolderLock
+from charjax.lock import LOCK, FolderLock, open_here
 from charjax.model import CharLSTM
 from charjax.report.metrics import Evaluation, MetricsLog
 from charjax.report.samples import SamplesLog
@@ -268,5 +268,6 @@ class RunFolder:
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     """Replaces a file in one go, so that it is never half there."""
     new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(values, indent=2) + "\n")
+    with os.fdopen(open_here(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+        file.write(json.dumps(values, indent=2) + "\n")
     new.replace(path)

@@ -7,6 +7,9 @@ from charjax.config import DataConfig, ModelConfig, TrainConfig, from_dict
 from charjax.errors import UserError
 from charjax.vocab import Vocab
 
+# Beyond any count or time of a training, and small enough for whatever is computed from one.
+_LARGEST = 1e15
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusInfo:
@@ -116,14 +119,20 @@ class Progress:
         """Builds a Progress from JSON values.
 
         Raises:
-            UserError: a number that is missing, unknown or of the wrong type.
+            UserError: a number that is missing, unknown, of the wrong type, negative where it counts, or not finite.
         """
-        return _typed(cls, values)
+        progress = _typed(cls, values)
+        for name, value in dataclasses.asdict(progress).items():
+            if value is not None and not (0 <= value < _LARGEST):
+                raise UserError(f"{cls.__name__}.{name} must be a number from 0 to {_LARGEST:g}, not {value!r}")
+        return progress
 
 
 def _check_names(kind: Any, values: Any) -> dict[str, Any]:
+    """Checks that all fields are there but those with defaults, which an earlier version may not have had."""
     names = {field.name for field in dataclasses.fields(kind)}
-    if not isinstance(values, dict) or set(values) != names:
+    needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= names:
         found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise UserError(f"{kind.__name__} must hold {', '.join(sorted(names))}, not {found}")
     return values
@@ -133,6 +142,8 @@ def _typed(kind: Any, values: Any) -> Any:
     """Builds a flat dataclass from JSON values of exactly its fields' types; whole numbers pass for floats."""
     values = _check_names(kind, values)
     for field in dataclasses.fields(kind):
+        if field.name not in values:
+            continue
         value = values[field.name]
         whole_float = type(value) is int and field.type in (float, float | None)
         if isinstance(value, bool) or not (whole_float or isinstance(value, field.type)):  # type: ignore[arg-type]

@@ -9,13 +9,24 @@ from charjax.config import DataConfig, ModelConfig, SampleConfig, TrainConfig, f
 from charjax.errors import UserError
 
 COUNTS = {
-    ModelConfig: ["hidden_dim", "hidden_layers"],
-    TrainConfig: ["batch_size", "seq_len", "epochs", "decay_every", "eval_every", "checkpoint_every", "steps_per_call"],
+    ModelConfig: ["hidden_dim"],
+    TrainConfig: [
+        "batch_size",
+        "seq_len",
+        "epochs",
+        "decay_every",
+        "eval_every",
+        "checkpoint_every",
+        "steps_per_call",
+        "microbatches",
+        "text_memory_mb",
+    ],
     SampleConfig: ["top_k", "num_samples"],
 }
 # The values at which a number is just inside, and those at which it is just outside.
 BOUNDS = [
     (DataConfig, "train_frac", [1e-9, 1 - 1e-9], [0, 1, -0.5, 2]),
+    (ModelConfig, "hidden_layers", [1, 1000], [0, 1001, 1.5]),
     (ModelConfig, "dropout", [0, 0.999], [-1e-9, 1]),
     (TrainConfig, "learning_rate", [1e-9], [0, -1]),
     (TrainConfig, "warmup_frac", [0, 1], [-1e-9, 1.0001]),

@@ -31,7 +31,7 @@ def test_numbers_of_another_type_are_named(name, value):
         Progress.from_dict({**PROGRESS.to_dict(), name: value})
 
 
-@pytest.mark.parametrize("values", [None, [], {}, {"step": 1}, {**PROGRESS.to_dict(), "more": 1}])
+@pytest.mark.parametrize("values", [None, [], {}, {"epoch": 1.0}, {**PROGRESS.to_dict(), "more": 1}])
 def test_other_fields_are_refused(values):
     with pytest.raises(UserError, match="Progress must hold"):
         Progress.from_dict(values)

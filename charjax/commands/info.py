@@ -1,22 +1,17 @@
 """`charjax info`."""
 
 import dataclasses
-import math
-
-import jax
 
 from charjax.arguments import InfoCommand
+from charjax.capacity import count_parameters
 from charjax.checkpoint import read_header
-from charjax.model import CharLSTM, init_params
 from charjax.report.metrics import bits_per_char, perplexity
 
 
 def show_info(command: InfoCommand) -> None:
     """Prints what a run is made of and how far it came."""
     _, run, progress = read_header(command.run)
-    model = CharLSTM.from_config(run.model, run.vocab.size)
-    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    parameters = count_parameters(run.model, run.vocab.size)
     best = "not evaluated yet"
     if progress.best_val_loss is not None:
         best = (

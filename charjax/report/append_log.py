@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Self
 
+from charjax.lock import open_here
+
 
 class AppendLog:
     """A UTF-8 file open for appending, flushed at every entry; a context manager. Surrogates become escapes.
@@ -20,10 +22,11 @@ class AppendLog:
             size: bytes of the file to go on from, the rest is cut away; 0 starts afresh, None keeps all.
 
         Raises:
+            UserError: it is a link or no file.
             OSError: the file cannot be opened for writing.
         """
         self.path = Path(path)
-        self._file = self.path.open("a+b")
+        self._file = os.fdopen(open_here(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
         if size is not None and size < self.size:
             self._file.truncate(size)
         self._drop_cut_line()
