@@ -10,6 +10,7 @@ two speeds. What a save does after its turn is not in that turn's time: turns sh
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -44,13 +45,14 @@ class Reporter(NullReporter):
         if not sys.stdin.readline():
             sys.exit()
         self.began = time.perf_counter()
-corpus = Corpus.from_file(point["text"])
+memory_mb = point.get("memory_mb")
+corpus = Corpus.from_file(point["text"], memory_mb=memory_mb)
 reporter = Reporter()
 reporter.wait()
 fit(
     CharLSTM(corpus.vocab.size, hidden_dim=point["hidden_dim"], hidden_layers=point["hidden_layers"]),
     corpus, out=out, reporter=reporter, batch_size=point["batch_size"], seq_len=point["seq_len"],
-    epochs=1000, eval_every=10**9, checkpoint_every=every,
+    epochs=1000, eval_every=10**9, checkpoint_every=every, text_memory_mb=memory_mb,
 )
 """
 
@@ -58,10 +60,22 @@ fit(
 class Training:
     """A training in a process of its own, that goes on when it is asked to."""
 
-    def __init__(self, point: dict[str, Any], out: Path | None) -> None:
+    def __init__(
+        self, point: dict[str, Any], out: Path | None = None, *, core: int | None = None, devices: int | None = None
+    ) -> None:
+        """Starts it.
+
+        Args:
+            point: its sizes, text, and steps per turn.
+            out: run folder.
+            core: the one that it may use; by default all.
+            devices: that JAX makes of the processor; by default one per core.
+        """
+        pinned = [] if core is None else ["taskset", "-c", str(core)]
+        forced = {} if devices is None else {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", TURNS, json.dumps(point), json.dumps(out and str(out))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [*pinned, sys.executable, "-c", TURNS, json.dumps(point), json.dumps(out and str(out))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **forced},
         )  # fmt: skip
 
     def take_turn(self) -> float:
@@ -82,7 +96,11 @@ class Training:
 
 def measure(point: dict[str, Any], rounds: int, folder: Path) -> list[dict[str, float]]:
     """Seconds per turn of both trainings, round by round."""
-    trainings = {"without": Training(point, None), "saving": Training(point, folder / "run")}
+    return in_turn({"without": Training(point, None), "saving": Training(point, folder / "run")}, rounds)
+
+
+def in_turn(trainings: dict[str, Training], rounds: int) -> list[dict[str, float]]:
+    """Seconds per turn of trainings that take turns, round by round; ends them."""
     measured = []
     try:
         for number in range(-WARM_UP, rounds):

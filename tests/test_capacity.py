@@ -91,7 +91,7 @@ def test_every_core_holds_a_copy_but_they_share_the_batch(system):
     ("model", "train", "advice"),
     [
         ({"hidden_dim": 10**8}, {}, r"needs about 1,9\d\d,\d\d\d\.\d TB .*lower --hidden-dim \(it is 100000000\)"),
-        ({"hidden_layers": 10**8}, {}, r"or --hidden-layers \(100000000\)"),
+        ({"hidden_dim": 10**5, "hidden_layers": 1000}, {}, r"or --hidden-layers \(1000\)"),
         ({}, {"batch_size": 10**4, "seq_len": 10**4}, r"lower --batch-size \(it is 10000\) or --seq-len \(10000\)"),
     ],
 )
