@@ -77,7 +77,7 @@ def fit(
         UserError: a text too short, a batch that cannot be split over the devices, too little memory, a run folder
             that is taken or does not match, numbers that are not finite even after going back with lower rates (without
             `out`, at once).
-        Interrupted: SIGINT or SIGTERM came while writing to `out`; a checkpoint was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came while writing to `out`; a checkpoint was saved.
     """
     config = dataclasses.replace(config or TrainConfig(), **overrides)
     reuse_memory()

@@ -6,7 +6,7 @@ all-reduce after the time loop.
 """
 
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -140,19 +140,20 @@ def _one_step(
 
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(nats)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
 
-    def kept(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    def update(params: Params, opt_state: optax.OptState) -> tuple[Params, optax.OptState]:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
 
+    # Not a choice between new and old values, for which XLA would copy the optimizer's moments at every step.
+    params, opt_state = jax.lax.cond(finite, update, lambda *kept: kept, state.params, state.opt_state)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
         cursor=(state.cursor + 1) % streams.windows,
-        params=kept(params, state.params),
-        opt_state=kept(opt_state, state.opt_state),
-        carry=kept(carry, before),
+        params=params,
+        opt_state=opt_state,
+        carry=jax.tree.map(lambda new, old: jnp.where(finite, new, old), carry, before),
         skipped=skipped,
     )
     metrics = TrainMetrics(
