@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 CPU devices, rank promotion an error, compiled programs cached between runs."""
 
+import gc
 import logging
 import os
 import signal
@@ -21,11 +22,20 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("charjax", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("charjax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_go_with_their_module():
+    """A process keeps every program that it compiled, several gigabytes of them after all modules."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -233,7 +233,8 @@ def test_train_frac_outside_its_bounds(capsys, text, value):
 @pytest.mark.parametrize("flag", ["--hidden-dim", "--hidden-layers", "--batch-size", "--seq-len", "--epochs"])
 @pytest.mark.parametrize("value", ["0", "-3"])
 def test_sizes_that_are_not_positive(capsys, text, flag, value):
-    assert f"{flag} must be a whole number of at least 1, not {value}" in train_fails(capsys, text, flag, value)
+    expected = "from 1 to 1000" if flag == "--hidden-layers" else "of at least 1"
+    assert f"{flag} must be a whole number {expected}, not {value}" in train_fails(capsys, text, flag, value)
 
 
 def test_a_value_of_the_wrong_type(capsys, text):
