@@ -46,7 +46,10 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
     state = _COPIES_OF_PARAMETERS * _FLOAT32 * count_parameters(model, vocab_size)
     kept = characters * (_SAVED_PER_UNIT * model.hidden_dim * model.hidden_layers * width + vocab_size * _FLOAT32)
     shared = devices[0].platform == "cpu"
-    states, share = (len(devices) * state, kept) if shared else (state, kept // len(devices))
+    # Other processes have memory of their own, as far as can be known here.
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    each = kept // len(devices)
+    states, share = (len(local) * state, len(local) * each) if shared else (state, each)
     available = available_memory(devices)
     if available is None or states + share <= available:
         return
@@ -57,8 +60,8 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
             f"lower --batch-size (it is {train.batch_size}) or --seq-len ({train.seq_len}), "
             f"or raise --microbatches ({train.microbatches})"
         )
-    if shared and len(devices) > 1 and state + kept <= available:
-        advice += f", or set JAX_NUM_CPU_DEVICES=1 for one copy of the model in place of {len(devices)}"
+    if shared and len(local) > 1 and state + len(local) * each <= available:
+        advice += f", or set JAX_NUM_CPU_DEVICES=1 for one copy of the model in place of {len(local)}"
     raise UserError(
         f"training needs about {_size(states + share)} of memory, {_size(available)} is available: {advice}"
     )

@@ -1,5 +1,6 @@
 """A split on its way to the devices: whole, or where it is larger than its budget, in chunks, the next ahead of use."""
 
+import collections
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
@@ -16,6 +17,8 @@ STREAM_SPECS: Any = Streams(OVER_STREAMS, OVER_STREAMS, OVER_STREAMS, REPLICATED
 
 # What is in memory at once: the chunk of the call before, that of this one, the next, and what it is read into.
 CHUNKS_IN_MEMORY = 4
+# Of one stream in a chunk: positions in it are int32.
+MOST_CHARACTERS = 2**31 - 2
 
 _log = logging.getLogger("charjax")
 
@@ -45,11 +48,14 @@ class StreamFeed:
         self._ids, self._layout, self._mesh = ids, layout, mesh
         self._shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), STREAM_SPECS)
         batch_size = len(layout.begins)
-        self._rows = batch_size * len(mesh.local_devices) // mesh.size
-        self.windows = self.chunk_windows = layout.windows
+        # Of the process with the most devices, so that chunks are of one length in all.
+        local = collections.Counter(device.process_index for device in mesh.devices.flat)
+        self._rows = batch_size * max(local.values()) // mesh.size
+        self.windows = layout.windows
+        self.chunk_windows = min(self.windows, MOST_CHARACTERS // layout.seq_len)
         window_bytes = self._rows * layout.seq_len * ids.dtype.itemsize
         if budget is not None and self.windows * window_bytes > budget:
-            self.chunk_windows = max(1, min(self.windows, budget // CHUNKS_IN_MEMORY // window_bytes))
+            self.chunk_windows = max(1, min(self.chunk_windows, budget // CHUNKS_IN_MEMORY // window_bytes))
             _log.info(
                 "the text is larger than the %.3g MB it may take: it is read in %d parts",
                 budget / 1e6,

@@ -161,9 +161,14 @@ class _Loop:
         self._tell_start()
         try:
             while self.progress.step < self.total_steps:
+                reason = ""
                 try:
                     state = self._take_call(state)
-                except _DivergedError as reason:
+                except _DivergedError as error:
+                    reason = str(error)
+                # Not while the exception holds on to the state that it came from: there may not be room for another.
+                if reason:
+                    del state
                     state = self._roll_back(reason)
             if self.folder is not None:
                 self.folder.check()
@@ -234,7 +239,7 @@ class _Loop:
     def _abstract(self) -> TrainState:
         return abstract_train_state(self.model, self.optimizer, batch_size=self.config.batch_size, mesh=self.mesh)
 
-    def _roll_back(self, reason: _DivergedError) -> TrainState:
+    def _roll_back(self, reason: str) -> TrainState:
         """Goes back to a good checkpoint, with half the learning rate.
 
         That is the latest one; where that led astray before any evaluation went well, the best one, which was good when
@@ -245,16 +250,19 @@ class _Loop:
         """
         rollbacks = self.progress.rollbacks + 1
         advice = f"try a lower --learning-rate (it is {self.config.learning_rate:g}) or a lower --clip-norm"
-        if self.folder is None:
-            raise UserError(f"{reason}; {advice}") from None
-        kept = f"{self.folder.path} keeps the checkpoint before it"
-        if rollbacks > MOST_ROLLBACKS:
-            raise UserError(f"{reason}, after {MOST_ROLLBACKS} rollbacks; {kept}; {advice}") from None
+        with together():
+            if self.folder is None:
+                raise UserError(f"{reason}; {advice}")
+            kept = f"{self.folder.path} keeps the checkpoint before it"
+            if rollbacks > MOST_ROLLBACKS:
+                raise UserError(f"{reason}, after {MOST_ROLLBACKS} rollbacks; {kept}; {advice}")
         up_to = None
         if self.restored_step is not None:
             best_step = self.progress.best_step
             up_to = self.restored_step - 1 if best_step is None else best_step
         state, progress = self.folder.restore(self._abstract(), up_to=up_to)
+        # Counted anew: what led to the checkpoint being of a skipped step is told and done with.
+        state = state.replace(skipped=jnp.zeros_like(state.skipped))  # type: ignore[attr-defined]
         self.restored_step = progress.step
         elapsed_seconds = time.monotonic() - self.started
         self.progress = dataclasses.replace(progress, rollbacks=rollbacks, elapsed_seconds=elapsed_seconds)
@@ -303,8 +311,8 @@ class _Loop:
         )
 
     def _goes_well(self, state: TrainState) -> bool:
-        """Whether the latest step was taken: amid skipped ones there is nothing good to go back to."""
-        return self.folder is not None and int(state.skipped) == 0
+        """Whether the latest step was taken, or is the last: amid skipped ones there is nothing good to go back to."""
+        return self.progress.step == self.total_steps or int(state.skipped) == 0
 
     def _check_skips(self, skipped: int, step: int) -> None:
         """Tells of steps that were skipped by a step, and of too many in a row."""

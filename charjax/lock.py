@@ -25,7 +25,8 @@ def open_here(path: Path, flags: int) -> int:
         UserError: it is a symbolic link, which may lead to any file, or a pipe or device.
         OSError: it cannot be opened.
     """
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # of which each system has some
+        flags |= getattr(os, name, 0)
     try:
         file = os.open(path, flags, 0o644)
     except OSError as error:

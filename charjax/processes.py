@@ -7,6 +7,7 @@ alone reads and writes the run folder and tells of progress.
 import atexit
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -69,9 +70,14 @@ def leaving_together() -> Iterator[None]:
         if isinstance(error, FailedElsewhereError):
             raise SystemExit(USER_ERROR) from error
         raise
+    except (NotImplementedError, KeyboardInterrupt) as error:
+        _leave_at_exit(USER_ERROR if isinstance(error, NotImplementedError) else 128 + signal.SIGINT)
+        raise
     except jax.errors.JaxRuntimeError as error:
         _leave_at_exit(USER_ERROR)
         reason = str(error).splitlines()[0]
+        if reason.startswith("RESOURCE_EXHAUSTED"):
+            raise UserError(f"the device's memory is not enough ({reason})") from error
         raise UserError(
             f"the other processes cannot be reached any more ({reason}); start them all again, with --resume"
         ) from error

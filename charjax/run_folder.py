@@ -236,12 +236,14 @@ class RunFolder:
             self._claim()
         if self._has_leftovers:
             remove_leftovers(self.path)
+            self._has_leftovers = False
         _write_json(self.path / CONFIG, self._info.to_dict())
+        # Before the logs are cut: a process killed in between goes on from the checkpoint that they then belong to.
+        self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
         metrics = MetricsLog(self.path / "metrics.jsonl", size=progress.metrics_bytes)
         self._metrics = self._open.enter_context(metrics)
         samples = SamplesLog(self.path / "samples.txt", size=progress.samples_bytes)
         self._samples = self._open.enter_context(samples)
-        self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
 
     def _claim(self) -> None:
         """Locks the folder of a new run, and sees that it is still as it was found.

@@ -1,5 +1,6 @@
 """Devices: a mesh with one axis, "data", over which streams of text are split and everything else is copied."""
 
+import collections
 import logging
 import os
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
         return make_mesh(devices)
     processes = jax.process_count()
     streams = batch_size // microbatches // processes
-    most = max(1, min(len(devices) // processes, streams // LEAST_STREAMS_PER_CORE))
+    least = min(collections.Counter(device.process_index for device in devices).values())
+    most = max(1, min(least, streams // LEAST_STREAMS_PER_CORE))
     cores = max(count for count in range(1, most + 1) if streams % count == 0)
     return make_mesh([device for device in devices if _place(device, devices) < cores])
 

@@ -86,6 +86,19 @@ def test_the_budget_is_kept(caplog):
     assert caplog.messages == ["the text is larger than the 0.002 MB it may take: it is read in 5 parts"]
 
 
+def test_a_chunk_is_short_enough_for_32_bits():
+    class Endless:
+        dtype = np.dtype(np.uint8)
+
+        def __len__(self):
+            return 10**10
+
+    with feed_of(Endless(), batch_size=2, seq_len=100) as feed:
+        assert feed.chunk_windows * 100 < 2**31
+        assert feed.windows == 5 * 10**7
+        assert feed.end_of_chunk(feed.windows - 1) == feed.windows
+
+
 def test_the_least_is_one_window():
     with feed_of(IDS, budget=1) as feed:
         assert feed.chunk_windows == 1

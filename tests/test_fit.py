@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,22 @@ def test_a_run_that_goes_astray_goes_back_with_a_lower_rate(tmp_path, monkeypatc
     assert [e.step for e in read_metrics(tmp_path / "metrics.jsonl")] == sorted({*steps_of(recorder)})
     assert len(recorder.starts) == 1 + len(told)
     assert math.isfinite(evaluate(MODEL, load_model(tmp_path)[1], CORPUS.validation))
+
+
+def test_a_run_started_over_leftovers_keeps_its_checkpoints_when_it_goes_back(tmp_path):
+    """What was left of a run that was killed at its start is removed once, not again by a rollback."""
+    fit(MODEL, CORPUS, SMALL, out=tmp_path / "other", epochs=1)
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "run" / "config.json")
+    with pytest.raises(UserError, match="after 5 rollbacks"):
+        fit(MODEL, spoilt(*range(20, 24)), SMALL, out=tmp_path / "run", checkpoint_every=6, steps_per_call=1)
+    assert read_header(tmp_path / "run").progress.best_step == 12
+    assert [evaluation.step for evaluation in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [12]
+
+
+def test_a_run_whose_last_steps_are_skipped_is_saved_at_its_end(tmp_path):
+    fit(MODEL, spoilt(23, 24), SMALL, out=tmp_path, epochs=1, steps_per_call=1)
+    assert read_header(tmp_path).progress.step == 24
 
 
 def test_the_lower_rate_stays_when_the_run_is_resumed(tmp_path, monkeypatch):

@@ -317,3 +317,15 @@ def test_the_mesh_takes_as_many_cores_of_each_process(monkeypatch, processes_the
     counts = [sum(device.process_index == process for device in mesh) for process in range(processes_there)]
     assert len(mesh) == expected
     assert len(set(counts)) == 1
+
+
+def test_the_mesh_takes_no_more_cores_of_a_process_than_the_least_has(monkeypatch):
+    class Device:
+        def __init__(self, number):
+            self.process_index = 0 if number < 2 else 1
+
+    devices = [Device(number) for number in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("charjax.sharding.make_mesh", lambda chosen: chosen)
+    assert [device.process_index for device in make_training_mesh(96)] == [0, 0, 1, 1]
