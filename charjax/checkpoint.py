@@ -3,6 +3,9 @@
 Under RUN/checkpoints there is a folder per step kept: the latest two and the best. Each carries, as Orbax's custom
 metadata, the RunInfo (configuration and vocabulary) and the Progress, and is sealed once it is complete: one that is
 not, or has changed since, is passed over for the one before it.
+
+A run folder may come from anyone, and so may the seal. What Orbax and TensorStore read is looked at first: there must
+be just the arrays that the configuration implies, stored as charjax stores them.
 """
 
 import contextlib
@@ -19,21 +22,29 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from charjax.capacity import check_room_to_load
-from charjax.errors import UserError
+from charjax.capacity import check_room_to_load, count_parameters
+from charjax.errors import UserError, in_short
 from charjax.leftovers import CHECKPOINTS, is_leftover, remove_tree
 from charjax.model import CharLSTM, init_params, model_to_use
 from charjax.processes import is_main
 from charjax.run_info import Progress, RunInfo
-from charjax.seal import BrokenSealError, check_seal, seal
+from charjax.safe_files import LARGEST_JSON, read_json
+from charjax.seal import BrokenSealError, check_digests, measure, read_seal, seal
+from charjax.stored_arrays import StoredArray, read_stored_arrays
 from charjax.train_state import TrainState
 from charjax.types import Params
 from charjax.vocab import Vocab
 
 KEEP_LATEST = 2
 _REMOVED = ".removed"
+_STEP = re.compile("0|[1-9][0-9]*")
+_METADATA = "_CHECKPOINT_METADATA"
+# Bytes of a checkpoint that are not those of its arrays: their descriptions, beside its metadata.
+_BYTES_PER_ARRAY = 8192
 
 _log = logging.getLogger("charjax")
+# Orbax warns of a step that is of OCDBT alone.
+logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in record.getMessage())
 
 
 class Header(NamedTuple):
@@ -101,7 +112,7 @@ class CheckpointStore:
         """
         self.wait()
         folder = self.path / str(progress.step)
-        with self._translated():
+        with self._translated(), _stored_plainly():
             response = ocp.save_checkpointables_async(
                 folder,
                 _parts(state),
@@ -276,21 +287,17 @@ def _steps(run_dir: str | Path) -> list[int]:
 
 def _saved_steps(folder: Path) -> list[int]:
     # Not Path.glob, which finds nothing in a folder that may not be read.
-    return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch("[0-9]+", path.name) and path.is_dir())
+    return sorted(int(path.name) for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
 
 
 def _first_readable(run_dir: str | Path, steps: list[int]) -> tuple[Header, list[str]]:
     """Tries the steps from the last to the first: -> (what could be read, what is wrong with those before it)."""
     reasons: list[str] = []
     for step in reversed(steps):
-        path = Path(run_dir).resolve() / CHECKPOINTS / str(step)
         try:
-            # Before anything is decoded: on damaged files, Orbax's readers fail in the background, at great length.
-            check_seal(path)
+            return _read_header(Path(run_dir).resolve() / CHECKPOINTS / str(step)), reasons
         except BrokenSealError as error:
             reasons.append(f"checkpoint {step} of {run_dir} cannot be read ({error})")
-            continue
-        return _read_header(path), reasons
     raise UserError(f"{reasons[0]}, and no other one can; train anew with another --out")
 
 
@@ -300,46 +307,82 @@ def _warn(passed_over: list[str], header: Header) -> None:
 
 
 def _read_header(path: Path) -> Header:
-    with _made_readable(path):
-        metadata = ocp.checkpointables_metadata(path).custom_metadata
+    """Checks a checkpoint, and reads what it says of itself.
+
+    Raises:
+        BrokenSealError: it is not complete, or damaged.
+        UserError: it is not what charjax wrote.
+    """
+    size, digests = measure(path), read_seal(path)
+    check_digests(path, digests, [_METADATA])
+    header = _parse_header(path)
+    if size > _largest_size(header.info):
+        raise BrokenSealError(f"it takes {size:,} bytes, more than its model and training state")
+    check_digests(path, digests, digests)
+    return header
+
+
+def _parse_header(path: Path) -> Header:
+    # Not by Orbax, which opens all arrays on the way.
+    metadata = read_json(path / _METADATA)
     try:
+        handlers, metadata = metadata["item_handlers"].values(), metadata["custom_metadata"]
         header = Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"{path} was written by another version of charjax: {error}") from error
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{_in_words(path)} was written by another version of charjax: {error}") from error
     if header.progress.step != int(path.name):
         raise UserError(f"{path} says that it is of step {header.progress.step}: it is not what charjax wrote")
+    # Others read files of other kinds.
+    if not all(isinstance(name, str) and name.endswith(".PyTreeHandler") for name in handlers):
+        raise UserError(f"{path} holds something else than arrays: it is not what charjax wrote")
     return header
+
+
+def _largest_size(info: RunInfo) -> int:
+    """Bytes that a checkpoint can take: the parameters and their moments, and the recurrent state, in float32."""
+    hidden, layers = info.model.hidden_dim, info.model.hidden_layers
+    numbers = 3 * count_parameters(info.model, info.vocab.size) + 2 * layers * hidden * info.train.batch_size
+    # Each device may write its part of an array, and describes it.
+    arrays = 16 * (layers + 2) * max(jax.device_count(), info.train.batch_size)
+    return 4 * numbers + _BYTES_PER_ARRAY * arrays + 4 * LARGEST_JSON
 
 
 def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     """Loads arrays after a look at what they are: Orbax would load what is there, of any size."""
+    expected = _described(abstract)
+    stored = {f"{part}/{place}": array for part in abstract for place, array in read_stored_arrays(path / part).items()}
+    _check_arrays(path, stored, expected)
     with _made_readable(path):
-        stored = _shapes(ocp.checkpointables_metadata(path).metadata)
-    expected = _shapes(abstract)
-    for name in sorted({*stored, *expected}):
-        if name not in expected and name.split("/")[0] not in abstract:
-            continue  # a part that is not asked for
-        if stored.get(name) != expected.get(name):
-            found, wanted = (_in_words(shapes.get(name)) for shapes in (stored, expected))
-            raise UserError(
-                f"{path} was written by another version of charjax, or changed: {name} is {found}, not {wanted}"
-            )
-    with _made_readable(path):
-        return ocp.load_checkpointables(path, abstract)
+        # NumPy arrays in the place of shapes make Orbax restore without regard to the devices it was saved on.
+        targets = jax.tree.map(lambda leaf: leaf if leaf.sharding else np.empty(leaf.shape, leaf.dtype), abstract)
+        loaded = ocp.load_checkpointables(path, targets)
+    _check_arrays(path, _described(loaded), expected)
+    return loaded
 
 
-def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of each array by its place; keys of random numbers as the bits that are stored of them."""
+def _check_arrays(path: Path, found: dict[str, StoredArray], expected: dict[str, StoredArray]) -> None:
+    for name in sorted({*found, *expected}):
+        if found.get(name) == expected.get(name):
+            continue
+        what = f"({name} is {found.get(name, 'missing')}, not {expected.get(name, 'missing')})"
+        if name.startswith("params/") or (name in found and name in expected):
+            raise UserError(f"{_in_words(path)} does not match its configuration {what}")
+        raise UserError(f"{_in_words(path)} was written by another version of charjax {what}")
+
+
+def _described(tree: Any) -> dict[str, StoredArray]:
+    """What each array is, by its place; keys of random numbers as the bits that are stored of them."""
     found = {}
     for place, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))  # noqa: PLW2901
-        found[jax.tree_util.keystr(place, simple=True, separator="/")] = (tuple(leaf.shape), np.dtype(leaf.dtype))
+        name = jax.tree_util.keystr(place, simple=True, separator="/")
+        found[name] = StoredArray(tuple(leaf.shape), np.dtype(leaf.dtype).name)
     return found
 
 
-def _in_words(shape: tuple[tuple[int, ...], np.dtype] | None) -> str:
-    return "missing" if shape is None else f"{shape[1]}{list(shape[0])}"
+def _in_words(path: Path) -> str:
+    return f"checkpoint {path.name} of {path.parent.parent}"
 
 
 @contextlib.contextmanager
@@ -350,10 +393,21 @@ def _made_readable(path: Path) -> Iterator[None]:
     except (OSError, UserError):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {reason[0][:200] if reason else ''})"
-        ) from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # Orbax's own are about its registry
+            cause = cause.__cause__
+        reason = in_short(str(cause))
+        raise UserError(f"{_in_words(path)} cannot be read ({type(cause).__name__}: {reason})") from error
+
+
+def _stored_plainly() -> ocp.Context:
+    """Arrays as files of their own, each as it is in memory; see `stored_arrays`."""
+    context = ocp.Context()
+    context.array.saving.use_ocdbt = False
+    context.array.saving.use_compression = False
+    # How arrays lay on devices does not matter: they are loaded to where they are wanted.
+    context.array.saving.enable_write_sharding_file = False
+    return context
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -364,9 +418,7 @@ def _parts(state: TrainState) -> dict[str, Any]:
 def _abstract_params(info: RunInfo) -> dict[str, Any]:
     check_room_to_load(info.model, info.vocab.size)
     model = CharLSTM.from_config(info.model, info.vocab.size)
-    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    # NumPy arrays in the place of shapes make Orbax restore without regard to the devices it was saved on.
-    return {"params": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)}
+    return {"params": jax.eval_shape(lambda: init_params(jax.random.key(0), model))}
 
 
 def _remove_unfinished(path: Path) -> None:
@@ -385,7 +437,7 @@ def _remove_checkpoint(path: Path) -> None:
 
 def _set_aside_after(path: Path, step: int) -> None:
     for later in path.glob("*"):
-        if re.fullmatch("[0-9]+", later.name) and int(later.name) > step:
+        if _STEP.fullmatch(later.name) and int(later.name) > step:
             target = later.with_name(later.name + ".damaged")
-            shutil.rmtree(target, ignore_errors=True)
+            remove_tree(target)
             later.rename(target)

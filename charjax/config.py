@@ -8,7 +8,7 @@ The docstring under each field is also the help text of its command-line flag.
 import dataclasses
 from typing import Any, Literal, Optional, TypeVar, get_args
 
-from charjax.errors import UserError
+from charjax.errors import UserError, in_short
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 WeightsDtype = Literal["auto", "float32", "bfloat16", "int8"]
@@ -16,11 +16,14 @@ Schedule = Literal["cosine", "constant", "step"]
 VocabKind = Literal["auto", "ascii", "chars", "bytes"]
 ConfigT = TypeVar("ConfigT", "DataConfig", "ModelConfig", "TrainConfig")
 _LARGEST_FLOAT32 = 3.4e38
+_LARGEST_COUNT = 2**31 - 1  # devices count in int32
+# Characters of a context that is kept with the configuration, which each checkpoint holds.
+_LONGEST_CONTEXT = 100_000
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
-        raise UserError(f"{name} must be {rule}, not {value!r}")
+        raise UserError(f"{name} must be {rule}, not {in_short(value)}")
 
 
 def _require_counts(config: Any, *names: str) -> None:
@@ -29,6 +32,7 @@ def _require_counts(config: Any, *names: str) -> None:
         value = getattr(config, name)
         whole = isinstance(value, int) and not isinstance(value, bool)
         _require(whole and value >= 1, name, value, "a whole number of at least 1")
+        _require(value <= _LARGEST_COUNT, name, value, f"at most {_LARGEST_COUNT}")
 
 
 def _require_number(config: Any, name: str, rule: str, low: float, high: float, *, open_ends: str = "") -> None:
@@ -174,7 +178,9 @@ class TrainConfig:
         _require_number(self, "weight_decay", "at least 0 and finite", 0, 1e9)
         _require_number(self, "clip_norm", "above 0 and finite", 0, 1e9, open_ends="low")
         _require_number(self, "seed", "a whole number from 0 to 4294967295", 0, 2**32 - 1)
-        _require(isinstance(self.sample_context, str), "sample_context", self.sample_context, "text")
+        context = self.sample_context
+        is_text = isinstance(context, str) and len(context) <= _LONGEST_CONTEXT
+        _require(is_text, "sample_context", context, f"text of at most {_LONGEST_CONTEXT} characters")
         _require_number(self, "sample_length", "a whole number of at least 0", 0, 10**9)
 
 
@@ -253,5 +259,5 @@ def from_dict(kind: type[ConfigT], values: Any) -> ConfigT:
         raise UserError(f"{kind.__name__} must be an object, not {type(values).__name__}")
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
-        raise UserError(f"{kind.__name__} has no field {unknown[0]!r}")
+        raise UserError(f"{kind.__name__} has no field {in_short(unknown[0])}")
     return kind(**values)

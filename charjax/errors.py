@@ -1,6 +1,10 @@
 """The errors that the command line tells in one line."""
 
+import reprlib
+
 USER_ERROR = 2
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 class UserError(ValueError):
@@ -22,3 +26,8 @@ class Interrupted(Exception):  # noqa: N818 -- nothing went wrong
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+def in_short(value: object) -> str:
+    """A value as messages show it: of one line, and of no great length whatever a file holds."""
+    return _SHORT.repr(value)

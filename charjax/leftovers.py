@@ -1,6 +1,5 @@
 """What is left in a run folder where training was killed before its first checkpoint was complete."""
 
-import json
 import re
 import shutil
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 from charjax.errors import UserError
 from charjax.lock import LOCK
 from charjax.run_info import RunInfo
+from charjax.safe_files import read_json
 from charjax.seal import SEAL
 
 CHECKPOINTS = "checkpoints"
@@ -16,6 +16,7 @@ CONFIG = "config.json"
 # Under its new name, a file is not complete yet.
 _CONFIG_NEW = CONFIG + ".new"
 _LOGS = ("metrics.jsonl", "samples.txt")
+_FILES = (CONFIG, _CONFIG_NEW, LOCK, *_LOGS)
 # The first checkpoint's folder before and after Orbax commits it.
 _FIRST = re.compile(r"0(\.orbax-checkpoint-tmp.*)?")
 
@@ -26,11 +27,14 @@ def is_leftover(folder: Path) -> bool:
     Raises:
         OSError: it may not be read.
     """
-    names = {path.name for path in folder.iterdir()}
-    if not names or not names <= {CHECKPOINTS, CONFIG, _CONFIG_NEW, LOCK, *_LOGS}:
-        return False
+    names = set()
+    for path in folder.iterdir():
+        is_ours = path.is_dir() if path.name == CHECKPOINTS else path.name in _FILES and path.is_file()
+        if not is_ours or path.is_symlink():
+            return False
+        names.add(path.name)
     if CONFIG not in names:
-        return names <= {_CONFIG_NEW, LOCK}  # nothing else was written before it
+        return bool(names) and names <= {_CONFIG_NEW, LOCK}  # nothing else was written before it
     logs_are_empty = all((folder / name).stat().st_size == 0 for name in names & {*_LOGS})
     return logs_are_empty and _is_run_config(folder / CONFIG) and _has_no_checkpoint(folder / CHECKPOINTS)
 
@@ -49,7 +53,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder for good: where a save failed, writers in the background may still add files for a moment."""
+    """Removes a folder for good: where a save failed, writers in the background may still add files for a moment.
+
+    Of a symbolic link, the link is removed, and not what it leads to.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
     absent = 0
     for _ in range(100):
         shutil.rmtree(path, ignore_errors=True)
@@ -61,8 +70,8 @@ def remove_tree(path: Path) -> None:
 
 def _is_run_config(path: Path) -> bool:
     try:
-        RunInfo.from_dict(json.loads(path.read_bytes()))
-    except (UserError, ValueError):
+        RunInfo.from_dict(read_json(path))
+    except UserError:
         return False
     return True
 
@@ -70,5 +79,4 @@ def _is_run_config(path: Path) -> bool:
 def _has_no_checkpoint(folder: Path) -> bool:
     if not folder.exists():
         return True
-    found = list(folder.iterdir())
-    return all(_FIRST.fullmatch(path.name) and not (path / SEAL).exists() for path in found)
+    return all(_FIRST.fullmatch(path.name) and not (path / SEAL).exists() for path in folder.iterdir())

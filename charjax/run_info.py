@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Self
 
 from charjax.config import DataConfig, ModelConfig, TrainConfig, from_dict
-from charjax.errors import UserError
+from charjax.errors import UserError, in_short
 from charjax.vocab import Vocab
 
 # Beyond any count or time of a training, and small enough for whatever is computed from one.
@@ -62,7 +62,7 @@ class RunInfo:
         values = _check_names(cls, values)
         version = values["charjax_version"]
         if not isinstance(version, str):
-            raise UserError(f"charjax_version must be a string, not {version!r}")
+            raise UserError(f"charjax_version must be a string, not {in_short(version)}")
         return cls(
             charjax_version=version,
             data=from_dict(DataConfig, values["data"]),
@@ -121,11 +121,7 @@ class Progress:
         Raises:
             UserError: a number that is missing, unknown, of the wrong type, negative where it counts, or not finite.
         """
-        progress = _typed(cls, values)
-        for name, value in dataclasses.asdict(progress).items():
-            if value is not None and not (0 <= value < _LARGEST):
-                raise UserError(f"{cls.__name__}.{name} must be a number from 0 to {_LARGEST:g}, not {value!r}")
-        return progress
+        return _typed(cls, values)
 
 
 def _check_names(kind: Any, values: Any) -> dict[str, Any]:
@@ -133,13 +129,16 @@ def _check_names(kind: Any, values: Any) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(kind)}
     needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     if not isinstance(values, dict) or not needed <= set(values) <= names:
-        found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
+        found = in_short(list(values)) if isinstance(values, dict) else type(values).__name__
         raise UserError(f"{kind.__name__} must hold {', '.join(sorted(names))}, not {found}")
     return values
 
 
 def _typed(kind: Any, values: Any) -> Any:
-    """Builds a flat dataclass from JSON values of exactly its fields' types; whole numbers pass for floats."""
+    """Builds a flat dataclass from JSON values of exactly its fields' types; whole numbers pass for floats.
+
+    Its numbers are all counts or amounts.
+    """
     values = _check_names(kind, values)
     for field in dataclasses.fields(kind):
         if field.name not in values:
@@ -147,5 +146,9 @@ def _typed(kind: Any, values: Any) -> Any:
         value = values[field.name]
         whole_float = type(value) is int and field.type in (float, float | None)
         if isinstance(value, bool) or not (whole_float or isinstance(value, field.type)):  # type: ignore[arg-type]
-            raise UserError(f"{kind.__name__}.{field.name} must be {field.type}, not {value!r}")
+            wanted = getattr(field.type, "__name__", field.type)
+            raise UserError(f"{kind.__name__}.{field.name} must be {wanted}, not {in_short(value)}")
+        if isinstance(value, int | float) and not 0 <= value < _LARGEST:
+            rule = f"a number from 0 to {_LARGEST:g}"
+            raise UserError(f"{kind.__name__}.{field.name} must be {rule}, not {in_short(value)}")
     return kind(**values)

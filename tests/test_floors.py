@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
-    {"errors", "types", "signals", "seal", "memory", "cores", "moments", "collector"},
-    {"config", "lock"},
-    {"ops", "losses", "optimizer", "sharding", "processes", "streams", "vocab", "capacity", "choice"},
+    {"errors", "types", "signals", "memory", "cores", "moments", "collector"},
+    {"config", "lock", "safe_files"},
+    {"ops", "losses", "optimizer", "sharding", "processes", "streams", "vocab", "capacity", "choice", "seal"}
+    | {"stored_arrays"},
     {"model", "text_file", "feed", "run_info", "features", "documents", "segments"},
     {"decode", "corpus"},
     {"train_state", "generate", "score", "neurons", "beam", "interop", "report", "leftovers"},

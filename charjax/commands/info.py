@@ -1,11 +1,13 @@
 """`charjax info`."""
 
 import dataclasses
+import sys
 
 from charjax.arguments import InfoCommand
 from charjax.capacity import count_parameters
 from charjax.checkpoint import read_header
 from charjax.report.metrics import bits_per_char, perplexity
+from charjax.report.printable import printable
 
 
 def show_info(command: InfoCommand) -> None:
@@ -34,4 +36,6 @@ def show_info(command: InfoCommand) -> None:
         rows |= {f"--{name.replace('_', '-')}": repr(value) for name, value in dataclasses.asdict(config).items()}
     width = max(map(len, rows))
     for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+        # A run from someone else may name its text by what commands the terminal.
+        shown = printable(value, sys.stdout.encoding or "utf-8").replace("\n", "\\n")
+        print(f"{name:<{width}}  {shown}")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,18 @@ import jax
 
 # Orbax tells through absl of what charjax tells in its own words.
 absl.logging.set_verbosity(absl.logging.FATAL)
+
+
+# Where one write of a save fails, Orbax gives up: those not begun are dropped, and those that end find nobody to tell.
+warnings.filterwarnings("ignore", "coroutine .*serialize.* was never awaited", RuntimeWarning)
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+sys.unraisablehook = _show_unraisable
 
 
 def keep_compiled_programs() -> None:

@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 from typing import Self
 
+from charjax.errors import UserError
 from charjax.lock import open_here
+
+_PIECE = 1 << 20
+_LONGEST_LINE = 1 << 32  # bytes
 
 
 class AppendLog:
@@ -22,14 +26,18 @@ class AppendLog:
             size: bytes of the file to go on from, the rest is cut away; 0 starts afresh, None keeps all.
 
         Raises:
-            UserError: it is a link or no file.
+            UserError: it is a link, no file, or of no lines.
             OSError: the file cannot be opened for writing.
         """
         self.path = Path(path)
         self._file = os.fdopen(open_here(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
-        if size is not None and size < self.size:
-            self._file.truncate(size)
-        self._drop_cut_line()
+        try:
+            if size is not None and size < self.size:
+                self._file.truncate(size)
+            self._drop_cut_line()
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def size(self) -> int:
@@ -52,6 +60,16 @@ class AppendLog:
         self.close()
 
     def _drop_cut_line(self) -> None:
-        self._file.seek(0)
-        content = self._file.read()
-        self._file.truncate(content.rfind(b"\n") + 1)
+        end = size = self.size
+        while end > 0:
+            # From its end, a piece at a time: it may be larger than memory.
+            start = max(0, end - _PIECE)
+            self._file.seek(start)
+            found = self._file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                self._file.truncate(start + found + 1)
+                return
+            if size - start > _LONGEST_LINE:
+                raise UserError(f"{self.path} is not of lines: remove it, or choose another --out")
+            end = start
+        self._file.truncate(0)

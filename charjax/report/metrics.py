@@ -3,11 +3,15 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
-from charjax.errors import UserError
+from charjax.errors import UserError, in_short
 from charjax.report.append_log import AppendLog
+from charjax.safe_files import open_file
+
+_LONGEST_LINE = 100_000  # bytes; an evaluation takes a few hundred
 
 
 def perplexity(loss: float) -> float:
@@ -109,17 +113,22 @@ def read_metrics(path: str | Path) -> list[Evaluation]:
         UserError: no such file, or a line that is not an evaluation.
     """
     try:
-        content = Path(path).read_bytes()
+        with open_file(Path(path)) as file:
+            return list(_read_lines(file, path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    evaluations = []
-    # What follows the last newline is a line still being written, or nothing.
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+
+
+def _read_lines(file: BinaryIO, path: str | Path) -> Iterator[Evaluation]:
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+            return  # it is still being written
         try:
-            evaluations.append(Evaluation.from_json(line))
-        except ValueError as error:
+            yield Evaluation.from_json(line)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number} is not an evaluation ({error}); remove the line") from error
-    return evaluations
 
 
 def _finite(value: float | None) -> float | None:
@@ -128,7 +137,7 @@ def _finite(value: float | None) -> float | None:
 
 def _whole(name: str, value: Any) -> int:
     if not isinstance(value, int):
-        raise ValueError(f"{name} is {value!r}, not a whole number")
+        raise ValueError(f"{name} is {in_short(value)}, not a whole number")
     return value
 
 
@@ -139,5 +148,8 @@ def _number(name: str, values: dict[str, Any]) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r}, not a number")
-    return value
+        raise ValueError(f"{name} is {in_short(value)}, not a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} is {in_short(value)}, which is too large") from error
