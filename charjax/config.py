@@ -16,7 +16,8 @@ Schedule = Literal["cosine", "constant", "step"]
 VocabKind = Literal["auto", "ascii", "chars", "bytes"]
 ConfigT = TypeVar("ConfigT", "DataConfig", "ModelConfig", "TrainConfig")
 _LARGEST_FLOAT32 = 3.4e38
-_LARGEST_COUNT = 2**31 - 1  # devices count in int32
+_LARGEST_COUNT = 10**12
+_MOST_STEPS_PER_CALL = 2**31 - 1  # devices count in int32
 # Characters of a context that is kept with the configuration, which each checkpoint holds.
 _LONGEST_CONTEXT = 100_000
 
@@ -165,6 +166,10 @@ class TrainConfig:
         for name in ("eval_every", "checkpoint_every", "text_memory_mb", "steps_per_call"):
             if getattr(self, name) is not None:
                 _require_counts(self, name)
+        steps = self.steps_per_call
+        _require(
+            steps is None or steps <= _MOST_STEPS_PER_CALL, "steps_per_call", steps, f"at most {_MOST_STEPS_PER_CALL}"
+        )
         _require_number(self, "learning_rate", "above 0 and finite", 0, 1e9, open_ends="low")
         _require(
             self.schedule in ("cosine", "constant", "step"),
@@ -181,7 +186,7 @@ class TrainConfig:
         context = self.sample_context
         is_text = isinstance(context, str) and len(context) <= _LONGEST_CONTEXT
         _require(is_text, "sample_context", context, f"text of at most {_LONGEST_CONTEXT} characters")
-        _require_number(self, "sample_length", "a whole number of at least 0", 0, 10**9)
+        _require_number(self, "sample_length", "a whole number from 0 to 1000000", 0, 10**6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

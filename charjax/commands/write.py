@@ -72,5 +72,12 @@ def _write(text: str) -> None:
     if sys.stdout.isatty():
         sys.stdout.write(text)
     else:
-        sys.stdout.buffer.write(text.encode("utf-8", errors="surrogateescape"))
+        sys.stdout.buffer.write(_encode(text))
     sys.stdout.flush()
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:  # half a character, as a vocabulary from someone else may have
+        return text.encode("utf-8", errors="backslashreplace")
