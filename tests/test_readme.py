@@ -80,7 +80,7 @@ def test_the_second_command_is_the_one_that_the_gate_runs(root):
     pattern = re.search(r"grep -m1 -E '([^']+)' README.md", (root / ".ci" / "run").read_text())[1]
     assert re.search(pattern, command)
     assert command.startswith(SETUP)
-    assert command.endswith(" && .venv/bin/python -m pytest -n auto")
+    assert command.endswith(" && .venv/bin/python -m pytest -n auto --dist loadfile")
 
 
 def test_the_other_commands_run_one_after_another(root, copy):

@@ -10,9 +10,10 @@ from conftest import ROOT
 
 EARLY, LAST = 2_000, 10_000
 EVERY = 100
-# Allocators do not give back all that they take, and pools of threads grow until all are busy at once. In between are
-# 80 evaluations, samples and saves: a state of 700 kB kept at each would be 56 MB, a file or thread of each 80.
-MOST_MEMORY, MOST_HANDLES = 16 * 2**20, 8
+# Allocators do not give back all that they take, and pools of threads grow until all are busy at once (on a laden
+# machine by nine, in a run of this test). In between are 80 evaluations, samples and saves: a state of 700 kB kept at
+# each would be 56 MB, a file or thread of each 80.
+MOST_MEMORY, MOST_FILES, MOST_THREADS = 16 * 2**20, 8, 32
 
 LONG_RUN = """
 import gc, json, os, sys, time
@@ -68,5 +69,5 @@ def test_ten_thousand_steps_take_no_more_than_two_thousand(tmp_path):
     assert done.returncode == 0, done.stderr
     early, last = map(json.loads, done.stdout.splitlines())
     assert last["memory"] - early["memory"] < MOST_MEMORY, (early, last)
-    assert last["files"] - early["files"] < MOST_HANDLES, (early, last)
-    assert last["threads"] - early["threads"] < MOST_HANDLES, (early, last)
+    assert last["files"] - early["files"] < MOST_FILES, (early, last)
+    assert last["threads"] - early["threads"] < MOST_THREADS, (early, last)
