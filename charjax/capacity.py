@@ -123,6 +123,19 @@ def available_memory(devices: Sequence[jax.Device]) -> int | None:
     return min((size for size in told if size is not None), default=None)
 
 
+def room_for_text(devices: Sequence[jax.Device] = ()) -> int | None:
+    """Bytes that a text may take in this process, and on its devices, of which each has its share of the text.
+
+    A quarter of what is free, of the system or the devices, whichever have less; None where nothing tells.
+    """
+    rooms = [system_memory()]
+    if devices and devices[0].platform != "cpu":
+        local = sum(device.process_index == jax.process_index() for device in devices)
+        least = available_memory(devices)
+        rooms.append(None if least is None else least * local)
+    return min((room // 4 for room in rooms if room is not None), default=None)
+
+
 def system_memory() -> int | None:
     """Bytes that the system and the process's control groups leave free; None where nothing tells."""
     told = (_available_memory(), _cgroup_memory())

@@ -29,7 +29,7 @@ from charjax.model import CharLSTM, init_params, model_to_use
 from charjax.processes import is_main
 from charjax.run_info import Progress, RunInfo
 from charjax.safe_files import LARGEST_JSON, read_json
-from charjax.seal import BrokenSealError, check_digests, measure, read_seal, seal
+from charjax.seal import SEAL, BrokenSealError, check_digests, measure, read_seal, seal
 from charjax.stored_arrays import StoredArray, read_stored_arrays
 from charjax.train_state import TrainState
 from charjax.types import Params
@@ -74,8 +74,9 @@ class CheckpointStore:
         Args:
             run_dir: the run folder.
             info: what the run is made of.
-            step: the checkpoint that the run goes on from. Later ones, which could not be read, are set aside
-                under the name STEP.damaged.
+            step: the checkpoint that the run goes on from. Later ones, which could not be read, or led to numbers
+                that are not finite, are set aside under the name STEP.set-aside; of a save that was cut short nothing
+                is kept.
 
         Raises:
             OSError: the folder cannot be written.
@@ -438,6 +439,9 @@ def _remove_checkpoint(path: Path) -> None:
 def _set_aside_after(path: Path, step: int) -> None:
     for later in path.glob("*"):
         if _STEP.fullmatch(later.name) and int(later.name) > step:
-            target = later.with_name(later.name + ".damaged")
+            target = later.with_name(later.name + ".set-aside")
             remove_tree(target)
-            later.rename(target)
+            if (later / SEAL).exists():
+                later.rename(target)
+            else:
+                remove_tree(later)

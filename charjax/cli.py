@@ -19,12 +19,12 @@ from charjax.arguments import (
     parse,
 )
 from charjax.collector import collecting_nothing
-from charjax.errors import USER_ERROR, Interrupted, UserError
+from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError
 from charjax.report.lasting import lasting_output
 from charjax.report.printable import printable
 from charjax.signals import leaving_at_once
 
-SIGINT, SIGPIPE = 2, 13
+SIGINT = 2
 _FUNCTION_OF: dict[type, str] = {
     TrainCommand: "train:train",
     SampleCommand: "sample:sample",
@@ -64,7 +64,7 @@ def _exit_code(argv: list[str]) -> int:
         _run(argv)
     except BrokenPipeError:
         # What read the output, `head` for example, has enough.
-        return 128 + SIGPIPE
+        return BROKEN_PIPE
     except (UserError, NotImplementedError) as error:
         return _fail(str(error), USER_ERROR)
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from charjax.capacity import system_memory
+from charjax.capacity import room_for_text
 from charjax.config import DataConfig
 from charjax.errors import UserError
 from charjax.processes import are_several, from_main, together
@@ -124,7 +124,7 @@ def read_ids(
     if are_several():
         return _open_together(path, vocab)
     check_is_file(path)
-    budget = text_budget(memory_mb)
+    budget = room_for_text() if memory_mb is None else memory_mb * 1_000_000
     if budget is not None and path.stat().st_size > budget:
         _log.info("%s stays in its file: its parts are read as they are needed", path)
         file, sha256 = _open_text(path, vocab)
@@ -169,14 +169,6 @@ def read_all_ids(path: str | Path, vocab: str | Vocab = "auto") -> np.ndarray:
     """Reads a whole text file into memory: ids [N]; see `Corpus.from_file`."""
     check_is_file(path)
     return _encode_stream(lambda: Path(path).open("rb"), str(path), vocab)[0]
-
-
-def text_budget(memory_mb: int | None) -> int | None:
-    """Bytes that a text may take: what was asked for, or a quarter of what is free, if the system tells."""
-    if memory_mb is not None:
-        return memory_mb * 1_000_000
-    available = system_memory()
-    return None if available is None else available // 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import reprlib
 
 USER_ERROR = 2
+# As shells have it for what SIGPIPE ended, which other systems may not know.
+BROKEN_PIPE = 128 + 13
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 

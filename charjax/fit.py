@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from charjax.capacity import check_room_to_sample, check_room_to_train
+from charjax.capacity import check_room_to_sample, check_room_to_train, room_for_text
 from charjax.config import TrainConfig
-from charjax.corpus import Corpus, text_budget
+from charjax.corpus import Corpus
 from charjax.decode import BLOCK
 from charjax.errors import Interrupted, UserError
 from charjax.evaluate import make_evaluator
@@ -98,6 +98,12 @@ def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> 
     check_serves(model)
     check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
+    steps_per_epoch = _layout(corpus, config).windows
+    if config.epochs * steps_per_epoch > MOST_STEPS:  # the device counts them as int32
+        raise UserError(
+            f"epochs {config.epochs} are {config.epochs * steps_per_epoch:,} steps, more than {MOST_STEPS:,}; "
+            f"the most that --epochs can be is {MOST_STEPS // steps_per_epoch}"
+        )
     context = encode_context(corpus.vocab, config.sample_context)
     check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))
     check_room_to_sample(
@@ -109,6 +115,10 @@ def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> 
         block=BLOCK,
         flags="--sample-length",
     )
+
+
+def _layout(corpus: Corpus, config: TrainConfig) -> StreamLayout:
+    return StreamLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
 
 
 class _DivergedError(Exception):
@@ -133,17 +143,14 @@ class _Loop:
         self.model, self.vocab, self.config, self.mesh = model, corpus.vocab, config, mesh
         self.folder, self.signals, self.resume = folder, signals, resume
         self.reporter = (reporter if is_main() else None) or NullReporter()
-        layout = StreamLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
-        budgets = _share(least_of_all(text_budget(config.text_memory_mb)), corpus)
+        layout = _layout(corpus, config)
+        memory_mb = config.text_memory_mb
+        budget = room_for_text(list(mesh.devices.flat)) if memory_mb is None else memory_mb * 1_000_000
+        budgets = _share(least_of_all(budget), corpus)
         self.feed = StreamFeed(corpus.train, layout, mesh, budget=budgets[0])
         self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=budgets[1])
         self.steps_per_epoch = layout.windows
         self.total_steps = config.epochs * self.steps_per_epoch
-        if self.total_steps > MOST_STEPS:  # the device counts them as int32
-            raise UserError(
-                f"epochs {config.epochs} are {self.total_steps:,} steps, more than {MOST_STEPS:,}; "
-                f"the most that --epochs can be is {MOST_STEPS // self.steps_per_epoch}"
-            )
         self.eval_every = config.eval_every or self.steps_per_epoch
         self.checkpoint_every = config.checkpoint_every or self.eval_every
         self.progress = Progress(step=0)
@@ -207,7 +214,8 @@ class _Loop:
         """The state to start from: the run folder's latest, or a fresh one, which is saved at once."""
         if self.folder is not None and self.resume:
             state, self.progress = self.folder.restore(self._abstract())
-            self._check_goes_on()
+            with together():
+                self._check_goes_on()
             if self.progress.rollbacks:
                 self._make_train_step()
             self.reporter.message(f"resuming at step {self.progress.step} of {self.total_steps}")
@@ -243,7 +251,8 @@ class _Loop:
         """Goes back to a good checkpoint, with half the learning rate.
 
         That is the latest one; where that led astray before any evaluation went well, the best one, which was good when
-        it was evaluated, or before the first evaluation the one before it.
+        it was evaluated, or before the first evaluation the one before it. A process killed before its next save starts
+        from that checkpoint as well, with the rate that is saved there, and may go back once more.
 
         Raises:
             UserError: there are no checkpoints, or it has helped too seldom.

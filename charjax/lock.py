@@ -64,7 +64,7 @@ class FolderLock:
                 if not self._is(file):
                     continue
                 os.ftruncate(file, 0)
-                os.pwrite(file, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+                os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
                 self._file, file = file, -1
             finally:
                 if file >= 0:
@@ -78,8 +78,12 @@ class FolderLock:
         # A file that cannot be removed, or is gone with its folder, stands in nobody's way.
         with contextlib.suppress(OSError):
             if self._is(file):
+                if sys.platform == "win32":  # which removes no file that is open
+                    os.close(file)
+                    file = -1
                 self._path.unlink()
-        os.close(file)
+        if file >= 0:
+            os.close(file)
 
     def _lock(self, file: int) -> None:
         if sys.platform == "win32":

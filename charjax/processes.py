@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charjax.errors import USER_ERROR, Interrupted, UserError
+from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError
 
 
 def join_processes(
@@ -66,7 +66,7 @@ def leaving_together() -> Iterator[None]:
         if getattr(error, "agreed", False):
             jax.distributed.shutdown()
         else:
-            _leave_at_exit(USER_ERROR)
+            _leave_at_exit(BROKEN_PIPE if isinstance(error, BrokenPipeError) else USER_ERROR)
         if isinstance(error, FailedElsewhereError):
             raise SystemExit(USER_ERROR) from error
         raise

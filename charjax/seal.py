@@ -25,7 +25,7 @@ class BrokenSealError(Exception):
 def seal(folder: Path) -> None:
     """Seals a folder as it is: from now on any change to its files is noticed."""
     found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / SEAL]
-    files = {str(path.relative_to(folder)): _digest(path) for path in found}
+    files = {path.relative_to(folder).as_posix(): _digest(path) for path in found}
     new = folder / f"{SEAL}.new"
     new.write_text(json.dumps(files, indent=1))
     new.replace(folder / SEAL)

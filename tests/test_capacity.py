@@ -5,7 +5,7 @@ import pytest
 from small_run import SMALL, small_corpus, small_model
 
 from charjax import capacity, fit, generate_text, init_params
-from charjax.capacity import available_memory, check_room_to_train, count_parameters
+from charjax.capacity import available_memory, check_room_to_train, count_parameters, room_for_text
 from charjax.config import ModelConfig, TrainConfig
 from charjax.errors import UserError
 
@@ -76,6 +76,20 @@ def test_accelerators_tell_of_themselves():
     devices = [Accelerator({"bytes_limit": 80, "bytes_in_use": used}) for used in (10, 30)]
     assert available_memory(devices) == 50
     assert available_memory([Accelerator(None)]) is None
+
+
+def test_a_text_may_take_a_quarter_of_what_is_free_on_the_host_and_on_the_devices_that_share_it(system):
+    host = 8_000_000 * 1024
+    assert room_for_text() == room_for_text(jax.devices()) == host // 4
+    devices = [Accelerator({"bytes_limit": GB, "bytes_in_use": used}) for used in (0, GB // 2)]
+    assert room_for_text(devices) == 2 * (GB // 2) // 4
+    devices[1].process_index = 1
+    devices[1].stats = None
+    assert room_for_text(devices) == GB // 4
+    assert room_for_text([Accelerator({"bytes_limit": 100 * GB})]) == host // 4
+    (system / "meminfo").unlink()
+    assert room_for_text(devices) == GB // 4
+    assert room_for_text() is None
 
 
 def test_every_core_holds_a_copy_but_they_share_the_batch(system):

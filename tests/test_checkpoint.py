@@ -183,7 +183,7 @@ def test_a_fall_back_is_told_of_and_the_damaged_one_is_set_aside(tmp_path, caplo
     with CheckpointStore(tmp_path, INFO, step=1) as store:
         store.save(make_state(), Progress(step=2, val_loss=1.5))
     assert steps(tmp_path) == [1, 2]
-    assert (tmp_path / "checkpoints" / "2.damaged").is_dir()
+    assert (tmp_path / "checkpoints" / "2.set-aside").is_dir()
     assert read_header(tmp_path).progress.val_loss == 1.5
 
 

@@ -17,6 +17,7 @@ from small_run import SMALL, assert_same, small_model
 
 from charjax import corpus as corpus_module
 from charjax import fit
+from charjax import streams as streams_module
 from charjax.corpus import Corpus
 from charjax.errors import UserError
 from charjax.feed import CHUNKS_IN_MEMORY, StreamFeed
@@ -83,6 +84,16 @@ def test_the_budget_is_kept(caplog):
     with caplog.at_level(logging.INFO, logger="charjax"), feed_of(IDS, budget=budget) as feed:
         assert CHUNKS_IN_MEMORY * (feed.at(0).ids.nbytes - 4 * 2) <= budget
     assert caplog.messages == ["the text is larger than the 0.002 MB it may take: it is read in 5 parts"]
+
+
+def test_long_rows_are_read_in_pieces(monkeypatch):
+    with feed_of(IDS, batch_size=2) as feed:
+        whole = feed.at(0)
+    monkeypatch.setattr(streams_module, "PIECE", 7)
+    ids = Watched(IDS)
+    with feed_of(ids, batch_size=2) as feed:
+        np.testing.assert_array_equal(feed.at(0).ids, whole.ids)
+    assert max(stop - start for start, stop in ids.reads) == 7
 
 
 def test_a_chunk_is_short_enough_for_32_bits():
@@ -152,14 +163,14 @@ def test_a_text_in_its_file_trains_as_one_in_memory_bit_for_bit(tmp_path, monkey
     path.write_text("".join(f"{number} {text}" for number in range(90)))
     resident = Corpus.from_file(path)
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "text_budget", lambda memory_mb: 0)
+        patch.setattr(corpus_module, "room_for_text", lambda: 0)
         lazy = Corpus.from_file(path)
     model = small_model(resident)
     mesh = make_mesh(jax.devices()[:2])
     options = {"epochs": 2, "eval_every": 9, "sample_length": 0, "steps_per_call": 4, "mesh": mesh}
     runs = []
     for corpus, budget in ((resident, None), (resident, 1500), (lazy, 1500), (lazy, 1)):
-        monkeypatch.setattr(fit_module, "text_budget", lambda memory_mb, budget=budget: budget)
+        monkeypatch.setattr(fit_module, "room_for_text", lambda devices, budget=budget: budget)
         evaluations = []
         reporter = NullReporter()
         reporter.evaluation = lambda evaluation, sample, kept=evaluations: kept.append(evaluation)
@@ -176,8 +187,8 @@ def test_a_text_in_its_file_trains_as_one_in_memory_bit_for_bit(tmp_path, monkey
 def test_a_run_over_a_text_in_its_file_resumes_as_if_it_had_never_stopped(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text("The barista brews a flat white. " * 100)
-    monkeypatch.setattr(corpus_module, "text_budget", lambda memory_mb: 0)
-    monkeypatch.setattr(fit_module, "text_budget", lambda memory_mb: 900)
+    monkeypatch.setattr(corpus_module, "room_for_text", lambda: 0)
+    monkeypatch.setattr(fit_module, "room_for_text", lambda devices: 900)
     corpus = Corpus.from_file(path)
     model, config = small_model(corpus), dataclasses.replace(SMALL, sample_length=0, checkpoint_every=5)
     whole = fit(model, corpus, config)

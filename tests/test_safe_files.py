@@ -337,13 +337,15 @@ def test_what_links_lead_to_is_not_removed(run, tmp_path):
     outside = tmp_path / "precious"
     outside.mkdir()
     (outside / "file").write_text("precious")
-    for name in ("7.removed", "7.orbax-checkpoint-tmp", "9.damaged"):
+    for name in ("7.removed", "7.orbax-checkpoint-tmp", "9.set-aside"):
         (run / "checkpoints" / name).symlink_to(outside)
+    (run / "checkpoints" / "8").mkdir()
     (run / "checkpoints" / "9").mkdir()
+    (run / "checkpoints" / "9" / SEAL).touch()
     with CheckpointStore(run, read_header(run, quiet=True).info, step=1):
         pass
     assert (outside / "file").read_text() == "precious"
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["1", "9.damaged"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["1", "9.set-aside"]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charjax import capacity, text_file
 from charjax import corpus as corpus_module
-from charjax import text_file
 from charjax.corpus import Corpus, read_ids
 from charjax.errors import UserError
 from charjax.text_file import FileIds
@@ -21,7 +21,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=8)
 def from_file(path, vocab="auto", mark=None):
     """Ids that stay in their file, with a mark at every `mark`th character."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_module, "text_budget", lambda memory_mb: 0)
+        patch.setattr(corpus_module, "room_for_text", lambda: 0)
         if mark:
             patch.setattr(text_file, "MARK", mark)
             patch.setattr(corpus_module, "MARK", mark)
@@ -73,11 +73,11 @@ def test_a_corpus_splits_without_reading(tmp_path):
 def test_by_default_a_text_may_take_a_quarter_of_what_is_free(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text("x" * 1000)
-    monkeypatch.setattr(corpus_module, "system_memory", lambda: 4000)
+    monkeypatch.setattr(capacity, "system_memory", lambda: 4000)
     assert isinstance(read_ids(path)[0], np.ndarray)
-    monkeypatch.setattr(corpus_module, "system_memory", lambda: 3999)
+    monkeypatch.setattr(capacity, "system_memory", lambda: 3999)
     assert isinstance(read_ids(path)[0], FileIds)
-    monkeypatch.setattr(corpus_module, "system_memory", lambda: None)
+    monkeypatch.setattr(capacity, "system_memory", lambda: None)
     assert isinstance(read_ids(path)[0], np.ndarray)
 
 
