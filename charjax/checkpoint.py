@@ -36,6 +36,7 @@ from charjax.types import Params
 from charjax.vocab import Vocab
 
 KEEP_LATEST = 2
+A_MONTH = 30 * 24 * 3600
 _REMOVED = ".removed"
 _STEP = re.compile("0|[1-9][0-9]*")
 _METADATA = "_CHECKPOINT_METADATA"
@@ -408,6 +409,9 @@ def _stored_plainly() -> ocp.Context:
     context.array.saving.use_compression = False
     # How arrays lay on devices does not matter: they are loaded to where they are wanted.
     context.array.saving.enable_write_sharding_file = False
+    # Orbax measures by the wall clock, which may be set forward, or have gone on while the machine slept.
+    context.asynchronous.timeout_secs = A_MONTH
+    context.asynchronous.create_directories_asynchronously = False
     return context
 
 
