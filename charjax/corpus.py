@@ -20,6 +20,8 @@ from charjax.text_file import MARK, FileIds, TextFile
 from charjax.types import Ids
 from charjax.vocab import Vocab, show_characters, to_utf8
 
+SAMPLED_PIECES, SAMPLED_BYTES = 64, 4096
+
 # Bytes read at a time: a file is never in memory but as ids.
 READ_BYTES = 1 << 22
 _UNICODE_SIZE = 0x110000
@@ -138,13 +140,26 @@ def _open_together(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]
     def survey() -> bytes:
         check_is_file(path)
         file, sha256 = _open_text(path, vocab)
-        return json.dumps({"file": file.to_dict(), "sha256": sha256}).encode()
+        return json.dumps({"file": file.to_dict(), "sha256": sha256, "sample": _sampled(path)}).encode()
 
     told = json.loads(from_main(survey))
     with together():
         check_is_file(path)
         file = TextFile.from_dict(told["file"], path.resolve())
+        if _sampled(path) != told["sample"]:
+            raise UserError(f"{path} has another text here than where it was read first")
     return FileIds(file, 0, file.characters), file.vocab, told["sha256"]
+
+
+def _sampled(path: Path) -> str:
+    """Hex SHA-256 of pieces spread over a file, of all of a small one: tells texts apart that are not nearly alike."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        last = max(path.stat().st_size - SAMPLED_BYTES, 0)
+        for piece in range(SAMPLED_PIECES):
+            file.seek(last * piece // (SAMPLED_PIECES - 1))
+            digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()
 
 
 def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from charjax.generate import generate_text
 from charjax.memory import release_unused_memory, reuse_memory
 from charjax.model import CharLSTM, check_serves
 from charjax.optimizer import make_optimizer
-from charjax.processes import Council, Votes, is_main, least_of_all, together
+from charjax.processes import Council, Votes, check_same, is_main, least_of_all, together
 from charjax.report.metrics import Evaluation
 from charjax.report.progress import NullReporter, Reporter
 from charjax.run_folder import describe_run
@@ -82,8 +83,12 @@ def fit(
     config = dataclasses.replace(config or TrainConfig(), **overrides)
     reuse_memory()
     use_all_cores()
-    mesh = mesh or make_training_mesh(config.batch_size, config.microbatches)
     info = describe_run(model, corpus, config)
+    settings = dataclasses.asdict(info.data) | dataclasses.asdict(info.model) | dataclasses.asdict(config)
+    # Each machine has memory of its own.
+    del settings["text_memory_mb"]
+    check_same(settings | {"resume": resume, "out": out and os.path.realpath(out)})
+    mesh = mesh or make_training_mesh(config.batch_size, config.microbatches)
     with together():
         _check(model, corpus, config, mesh)
     with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ alone reads and writes the run folder and tells of progress.
 
 import atexit
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -125,6 +126,27 @@ def from_main(make: Callable[[], bytes]) -> bytes:
     size = _numbers_of_all(len(made))[0]
     content = np.frombuffer(made, np.uint8) if is_main() else np.zeros(size, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes()
+
+
+def check_same(settings: dict[str, Any]) -> None:
+    """Checks that this process was started with the settings of the main one: else they would compute other things.
+
+    Args:
+        settings: values by name, that JSON can hold.
+
+    Raises:
+        UserError: they differ, here or in another process.
+    """
+    if not are_several():
+        return
+    first = json.loads(from_main(lambda: json.dumps(settings).encode()))
+    with together():
+        for name, value in json.loads(json.dumps(settings)).items():
+            if first.get(name) != value:
+                raise UserError(
+                    f"process {jax.process_index()} was started with {name} {value}, process 0 with "
+                    f"{first.get(name)}; give all the same options"
+                )
 
 
 @contextlib.contextmanager

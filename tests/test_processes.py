@@ -200,6 +200,40 @@ def test_a_text_that_differs_ends_all(tmp_path):
     assert "bytes here" in told[1][2][0]
 
 
+def test_a_text_of_the_same_size_that_differs_ends_all(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(TEXT + name)
+    told = train(2, "text.txt", tmp_path / "run", folders=[tmp_path / "one", tmp_path / "two"])
+    assert [code for code, _, _ in told] == [2, 2]
+    assert told[1][2] == ["charjax: error: text.txt has another text here than where it was read first"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--seed", "7"], "seed 7, process 0 with 0"),
+        (["--hidden-dim", "24"], "hidden_dim 24, process 0 with 16"),
+        (["--epochs", "4"], "epochs 4, process 0 with 3"),
+        (["--resume"], "--resume True, process 0 with False"),
+    ],
+)
+def test_options_that_differ_end_all(tmp_path, option, message):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+
+    def make_command(*options):
+        return command(text, tmp_path / "run", *options, *(option if options[-1] == 1 else []))
+
+    with started(2, make_command) as running:
+        told = [process.communicate(timeout=100) for process in running]
+    assert [process.returncode for process in running] == [2, 2]
+    assert told[1][1].splitlines() == [
+        f"charjax: error: process 1 was started with {message}; give all the same options"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_log_that_cannot_be_written_ends_all_in_step(tmp_path, alone):
     """The main process may write no file larger than the first samples make samples.txt."""
     text, _ = alone

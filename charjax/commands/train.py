@@ -12,7 +12,7 @@ from charjax.corpus import Corpus, digest
 from charjax.fit import fit
 from charjax.memory import reuse_memory
 from charjax.model import CharLSTM
-from charjax.processes import from_main, is_main, join_processes, leaving_together
+from charjax.processes import check_same, from_main, is_main, join_processes, leaving_together
 from charjax.report.progress import make_reporter
 from charjax.run_folder import check_same_text
 from charjax.run_info import RunInfo
@@ -41,6 +41,7 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
 
 
 def _train(command: TrainCommand, given: frozenset[str]) -> None:
+    check_same({"--resume": command.resume})
     data, model_config, train_config = command.data, command.model, command.train
     if command.resume:
         info = RunInfo.from_dict(json.loads(from_main(lambda: _saved_info(command))))
