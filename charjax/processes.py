@@ -7,10 +7,14 @@ alone reads and writes the run folder and tells of progress.
 import atexit
 import contextlib
 import json
+import logging
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError
+
+_log = logging.getLogger("charjax")
 
 
 def join_processes(
@@ -33,10 +39,14 @@ def join_processes(
         process_id: which this is, from 0.
 
     Raises:
-        UserError: no cluster is recognised, or the others cannot be reached.
+        UserError: no cluster is recognised, the coordinator has no such address, its port is taken here, or the others
+            cannot be reached.
     """
+    if coordinator is not None:
+        _check_address(coordinator, is_first=process_id == 0)
+        _log.info("waiting for %s processes to come together at %s", num_processes, coordinator)
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        _in_thread(lambda: jax.distributed.initialize(coordinator, num_processes, process_id))
     except ValueError as error:
         raise UserError(
             f"no cluster was recognised ({error}); give --coordinator HOST:PORT, --num-processes and --process-id"
@@ -44,6 +54,43 @@ def join_processes(
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the processes do not come together ({reason})") from error
+
+
+def _check_address(coordinator: str, *, is_first: bool) -> None:
+    """Checks what JAX would wait for in silence, or end the process over."""
+    host, _, port = coordinator.rpartition(":")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(f"coordinator {coordinator} is no address that is known here ({error})") from error
+    if not 0 < int(port) < 2**16:
+        raise UserError(f"coordinator {coordinator}: ports are from 1 to 65535")
+    if is_first:
+        with socket.socket() as listener:
+            # As gRPC does: what a process before has just left may be taken.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("", int(port)))
+            except OSError as error:
+                raise UserError(f"port {port} cannot be taken here ({error.strerror}); choose another one") from error
+
+
+def _in_thread(wait: Callable[[], None]) -> None:
+    """Runs what may wait for long in C++, while signals are heard here; its errors come through."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            wait()
+            done.set_result(None)
+        except BaseException as error:  # noqa: BLE001 -- raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while not done.done():
+        with contextlib.suppress(TimeoutError):
+            done.result(timeout=0.1)
+    done.result()
 
 
 @contextlib.contextmanager

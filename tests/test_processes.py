@@ -20,6 +20,7 @@ from charjax.errors import Interrupted, UserError
 from charjax.processes import Council, FailedElsewhereError, Votes, from_main, least_of_all, leaving_together, together
 from charjax.sharding import make_mesh, make_training_mesh
 
+TOLD_ANYWAY = ("[Gloo]", "charjax: waiting for ")
 OPTIONS = """
     --dtype float32 --hidden-dim 16 --hidden-layers 2 --dropout 0.3 --batch-size 8 --seq-len 20 --epochs 3
     --eval-every 15 --checkpoint-every 10 --sample-length 10
@@ -83,7 +84,7 @@ def ended(running):
     told = []
     for process in running:
         out, err = process.communicate(timeout=200)
-        lines = [[line for line in text.splitlines() if not line.startswith("[Gloo]")] for text in (out, err)]
+        lines = [[line for line in text.splitlines() if not line.startswith(TOLD_ANYWAY)] for text in (out, err)]
         told.append((process.returncode, *lines))
     return told
 
@@ -226,11 +227,9 @@ def test_options_that_differ_end_all(tmp_path, option, message):
         return command(text, tmp_path / "run", *options, *(option if options[-1] == 1 else []))
 
     with started(2, make_command) as running:
-        told = [process.communicate(timeout=100) for process in running]
-    assert [process.returncode for process in running] == [2, 2]
-    assert told[1][1].splitlines() == [
-        f"charjax: error: process 1 was started with {message}; give all the same options"
-    ]
+        told = ended(running)
+    assert [code for code, _, _ in told] == [2, 2]
+    assert told[1][2] == [f"charjax: error: process 1 was started with {message}; give all the same options"]
     assert not (tmp_path / "run").exists()
 
 
@@ -286,7 +285,37 @@ def test_a_coordinator_that_is_not_there_is_told_of(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", unreachable)
     with pytest.raises(UserError, match=r"the processes do not come together \(DEADLINE_EXCEEDED: no answer\)$"):
-        processes.join_processes("nowhere:1", num_processes=2, process_id=1)
+        processes.join_processes("127.0.0.1:1", num_processes=2, process_id=1)
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "message"),
+    [("127.0.0.1:99999", "ports are from 1"), ("127.0.0.1:0", "ports are"), ("a.invalid:9", "no address")],
+)
+def test_an_address_that_cannot_be_is_refused(coordinator, message):
+    with pytest.raises(UserError, match=message):
+        processes.join_processes(coordinator, num_processes=2, process_id=1)
+
+
+def test_a_port_in_use_is_told_of():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} cannot be taken here"):
+            processes.join_processes(f"127.0.0.1:{port}", num_processes=2, process_id=0)
+
+
+def test_waiting_for_the_others_ends_with_ctrl_c(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    with started(1, lambda *together: command(text, tmp_path / "run", *["2" if o == 1 else o for o in together])) as (
+        process,
+    ):
+        assert "waiting for 2 processes" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read() == "charjax: interrupted\n"
 
 
 def test_without_a_cluster_it_says_what_to_give():

@@ -17,6 +17,7 @@ from charjax.report.progress import make_reporter
 from charjax.run_folder import check_same_text
 from charjax.run_info import RunInfo
 from charjax.sharding import use_all_cores
+from charjax.signals import leaving_at_once
 
 _Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
 
@@ -33,7 +34,8 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
     if not command.distributed:
         _train(command, given)
         return
-    join_processes(command.coordinator, num_processes=command.num_processes, process_id=command.process_id)
+    with leaving_at_once():
+        join_processes(command.coordinator, num_processes=command.num_processes, process_id=command.process_id)
     with leaving_together():
         if not is_main():
             logging.getLogger("charjax").setLevel(logging.WARNING)
