@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from charjax import seal
+from charjax.checkpoint import read_header
 
 TEXT = Path(__file__).parent.parent / "data_files" / "shakespeare.txt"
 # Turns that compile and settle, and count for nothing.
@@ -124,8 +126,7 @@ def ratios(measured: list[dict[str, float]]) -> dict[str, float]:
 
 def megabytes(run: Path) -> float:
     """The size of the latest checkpoint on disk."""
-    latest = max(run.glob("checkpoints/[0-9]*/charjax_seal.json"), key=lambda path: int(path.parent.name)).parent
-    return sum(path.stat().st_size for path in latest.rglob("*") if path.is_file()) / 1e6
+    return seal.measure(read_header(run).path) / 1e6
 
 
 def main() -> None:
