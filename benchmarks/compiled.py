@@ -26,14 +26,14 @@ from benchmarks import cost_model, program, tpu_kernel
 from benchmarks.machine import RESULTS, save
 from benchmarks.peers import LEARNING_RATE, VOCAB, flax_model, make_jax_step
 from benchmarks.targets import TARGETS, make_target_mesh, one_device, placed
-from charjax.choice import make_choice
 from charjax.config import SampleConfig
-from charjax.decode import BLOCK, DecodeState, arrange, decode
+from charjax.data.batching import Streams
+from charjax.generation.decode import BLOCK, DecodeState, arrange, decode
+from charjax.generation.sampling import make_choice
 from charjax.model import CharLSTM, init_carry, init_params
-from charjax.ops.lstm.stepwise import StepWeights
-from charjax.streams import Streams
-from charjax.train import make_train_step
+from charjax.ops.lstm.single_step import StepWeights
 from charjax.train_state import abstract_train_state
+from charjax.training.step import make_train_step
 
 PORTABLE = ("wavefront", "recompute", "custom_vjp", "scan", "flax", "flax nn.RNN")
 

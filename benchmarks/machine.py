@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from charjax.cores import available_cores
+from charjax.host.cpu import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")

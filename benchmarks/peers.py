@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from charjax.cores import available_cores
+from charjax.host.cpu import available_cores
 
 VOCAB, SEQ_LEN, WINDOWS, LEARNING_RATE = 128, 100, 8, 1e-3
 Run = Callable[[int], float]
@@ -47,8 +47,8 @@ def _initial_params(hidden_dim: int, hidden_layers: int) -> Any:
 
 def charjax_peer(sizes: dict[str, Any], *, implementation: str | None, all_cores: bool) -> Run:
     """Charjax's own training step; many steps per call."""
-    from charjax.memory import release_unused_memory, reuse_memory
-    from charjax.sharding import make_training_mesh, use_all_cores
+    from charjax.distributed.mesh import make_training_mesh, use_all_cores
+    from charjax.host.memory import release_unused_memory, reuse_memory
 
     if all_cores:
         # What `fit` does before anything else.

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from charjax import seal
-from charjax.checkpoint import read_header
+from charjax.runs import integrity as seal
+from charjax.runs.checkpoint import read_header
 
 TEXT = Path(__file__).parent.parent / "data_files" / "shakespeare.txt"
 # Turns that compile and settle, and count for nothing.
@@ -33,7 +33,7 @@ import json, sys, time
 point, out = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 from charjax.sharding import use_all_cores
 use_all_cores()
-import jax
+import jax  # noqa: E402
 from charjax import CharLSTM, Corpus, fit
 from charjax.report.progress import NullReporter
 every = point["every"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.ops.lstm.mosaic_tiling import tiling
+from charjax.ops.lstm.experimental.mosaic_tpu.tiling import tiling
 
 # Bytes that the memory of a chip gives in a cycle: 819 GB/s at 1.5 GHz, 1640 GB/s at 1.75 GHz.
 BYTES_PER_CYCLE = {"v5e": 546, "v6e": 937}

@@ -1,100 +1,89 @@
 """charjax: character-level LSTM language models in JAX and Flax.
 
-The names below are imported when they are first used, so that `import charjax` costs nothing (PEP 562).
+Each public name is imported on first use (PEP 562), so `import charjax` does not import jax.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from charjax._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from charjax.beam import beam_search, beam_search_text
-    from charjax.checkpoint import load_model, restore_checkpoint, save_checkpoint
-    from charjax.config import DynamicConfig, ModelConfig, SampleConfig, TrainConfig
-    from charjax.corpus import Corpus, read_pieces
-    from charjax.correlations import unit_correlations
-    from charjax.dynamic import DynamicPiece, DynamicScore, dynamic_score, dynamic_score_pieces
-    from charjax.evaluate import evaluate, make_eval_step
-    from charjax.fit import fit
-    from charjax.generate import generate, generate_text
-    from charjax.model import CharLSTM, init_carry, init_params
-    from charjax.neurons import activations, unit_activations
-    from charjax.ops.lstm.flax_scan import LSTMCell
-    from charjax.optimizer import make_optimizer
-    from charjax.processes import join_processes
-    from charjax.report.history import History
-    from charjax.score import ScoredPiece, score, score_pieces
-    from charjax.sharding import make_mesh, put_streams
-    from charjax.streams import make_streams
-    from charjax.train import make_train_step
-    from charjax.train_state import TrainState, init_train_state
-    from charjax.types import LSTMCarry, LSTMWeights
-    from charjax.vocab import Vocab
+    from charjax.analysis.activations import activations as activations
+    from charjax.analysis.activations import unit_activations as unit_activations
+    from charjax.analysis.correlations import unit_correlations as unit_correlations
+    from charjax.analysis.dynamic_evaluation import DynamicPiece as DynamicPiece
+    from charjax.analysis.dynamic_evaluation import DynamicScore as DynamicScore
+    from charjax.analysis.dynamic_evaluation import dynamic_score as dynamic_score
+    from charjax.analysis.dynamic_evaluation import dynamic_score_pieces as dynamic_score_pieces
+    from charjax.analysis.score import ScoredPiece as ScoredPiece
+    from charjax.analysis.score import score as score
+    from charjax.analysis.score import score_pieces as score_pieces
+    from charjax.array_types import LSTMCarry as LSTMCarry
+    from charjax.array_types import LSTMWeights as LSTMWeights
+    from charjax.config import DynamicConfig as DynamicConfig
+    from charjax.config import ModelConfig as ModelConfig
+    from charjax.config import SampleConfig as SampleConfig
+    from charjax.config import TrainConfig as TrainConfig
+    from charjax.data.batching import make_streams as make_streams
+    from charjax.data.corpus import Corpus as Corpus
+    from charjax.data.corpus import read_pieces as read_pieces
+    from charjax.data.vocab import Vocab as Vocab
+    from charjax.distributed.mesh import make_mesh as make_mesh
+    from charjax.distributed.mesh import put_streams as put_streams
+    from charjax.distributed.processes import join_processes as join_processes
+    from charjax.generation.beam_search import beam_search as beam_search
+    from charjax.generation.beam_search import beam_search_text as beam_search_text
+    from charjax.generation.generate import generate as generate
+    from charjax.generation.generate import generate_text as generate_text
+    from charjax.model import CharLSTM as CharLSTM
+    from charjax.model import init_carry as init_carry
+    from charjax.model import init_params as init_params
+    from charjax.ops.lstm.reference import LSTMCell as LSTMCell
+    from charjax.progress.history import History as History
+    from charjax.runs.checkpoint import load_model as load_model
+    from charjax.runs.checkpoint import restore_checkpoint as restore_checkpoint
+    from charjax.runs.checkpoint_store import save_checkpoint as save_checkpoint
+    from charjax.train_state import TrainState as TrainState
+    from charjax.train_state import init_train_state as init_train_state
+    from charjax.training.evaluate import evaluate as evaluate
+    from charjax.training.evaluate import make_eval_step as make_eval_step
+    from charjax.training.fit import fit as fit
+    from charjax.training.optimizer import make_optimizer as make_optimizer
+    from charjax.training.step import make_train_step as make_train_step
 
-_MODULE_OF = {
-    "CharLSTM": "model",
-    "Corpus": "corpus",
-    "DynamicConfig": "config",
-    "DynamicPiece": "dynamic",
-    "DynamicScore": "dynamic",
-    "History": "report.history",
-    "LSTMCarry": "types",
-    "LSTMCell": "ops.lstm.flax_scan",
-    "LSTMWeights": "types",
-    "ModelConfig": "config",
-    "SampleConfig": "config",
-    "ScoredPiece": "score",
-    "TrainConfig": "config",
-    "TrainState": "train_state",
-    "Vocab": "vocab",
-    "activations": "neurons",
-    "beam_search": "beam",
-    "beam_search_text": "beam",
-    "dynamic_score": "dynamic",
-    "dynamic_score_pieces": "dynamic",
-    "evaluate": "evaluate",
-    "fit": "fit",
-    "generate": "generate",
-    "generate_text": "generate",
-    "init_carry": "model",
-    "init_params": "model",
-    "init_train_state": "train_state",
-    "join_processes": "processes",
-    "load_model": "checkpoint",
-    "make_eval_step": "evaluate",
-    "make_mesh": "sharding",
-    "make_optimizer": "optimizer",
-    "make_streams": "streams",
-    "make_train_step": "train",
-    "put_streams": "sharding",
-    "read_pieces": "corpus",
-    "restore_checkpoint": "checkpoint",
-    "save_checkpoint": "checkpoint",
-    "score": "score",
-    "score_pieces": "score",
-    "unit_activations": "neurons",
-    "unit_correlations": "correlations",
+_NAMES_OF = {
+    "analysis.activations": ("activations", "unit_activations"),
+    "analysis.correlations": ("unit_correlations",),
+    "analysis.dynamic_evaluation": ("DynamicPiece", "DynamicScore", "dynamic_score", "dynamic_score_pieces"),
+    "analysis.score": ("ScoredPiece", "score", "score_pieces"),
+    "array_types": ("LSTMCarry", "LSTMWeights"),
+    "config": ("DynamicConfig", "ModelConfig", "SampleConfig", "TrainConfig"),
+    "data.batching": ("make_streams",),
+    "data.corpus": ("Corpus", "read_pieces"),
+    "data.vocab": ("Vocab",),
+    "distributed.mesh": ("make_mesh", "put_streams"),
+    "distributed.processes": ("join_processes",),
+    "generation.beam_search": ("beam_search", "beam_search_text"),
+    "generation.generate": ("generate", "generate_text"),
+    "model": ("CharLSTM", "init_carry", "init_params"),
+    "ops.lstm.reference": ("LSTMCell",),
+    "progress.history": ("History",),
+    "runs.checkpoint": ("load_model", "restore_checkpoint"),
+    "runs.checkpoint_store": ("save_checkpoint",),
+    "train_state": ("TrainState", "init_train_state"),
+    "training.evaluate": ("evaluate", "make_eval_step"),
+    "training.fit": ("fit",),
+    "training.optimizer": ("make_optimizer",),
+    "training.step": ("make_train_step",),
 }
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 _SUBPACKAGES = ("interop", "ops")
-
-__all__ = [*sorted(_MODULE_OF), *_SUBPACKAGES]  # noqa: PLE0604 -- all of them are strings
-
-
-class _Package(ModuleType):
-    """Keeps `charjax.fit` the function: importing the module charjax.fit would put the module in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return [*sorted(_MODULE_OF), *_SUBPACKAGES]
     if name in _SUBPACKAGES:
         return importlib.import_module(f"charjax.{name}")
     if name not in _MODULE_OF:
@@ -105,4 +94,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULE_OF, *_SUBPACKAGES, "__all__"})

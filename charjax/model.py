@@ -7,13 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from charjax.array_types import Array, LSTMCarry, LSTMWeights, Params
 from charjax.config import ModelConfig
 from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
 from charjax.ops.lstm.dropout import drop, keep_per_stream
-from charjax.ops.lstm.flax_scan import Initializer, LSTMCell
-from charjax.ops.lstm.products import product
-from charjax.ops.lstm.stepwise import StepWeights, make_step_weights
-from charjax.types import Array, LSTMCarry, LSTMWeights, Params
+from charjax.ops.lstm.gates import product
+from charjax.ops.lstm.reference import Initializer, LSTMCell
+from charjax.ops.lstm.single_step import StepWeights, make_step_weights
 
 Carry = tuple[LSTMCarry, ...]
 
@@ -221,6 +221,6 @@ def layer_weights(model: CharLSTM, params: Params) -> list[LSTMWeights]:
 
 
 def step_weights(model: CharLSTM, params: Params) -> StepWeights:
-    """The parameters as `charjax.ops.lstm.stepwise` takes them, which computes what `model` does, step by step."""
+    """The parameters as `charjax.ops.lstm.single_step` takes them, which computes what `model` does, step by step."""
     head = params["head"]
     return make_step_weights(layer_weights(model, params), head["kernel"], head["bias"], jnp.dtype(model.dtype))

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from charjax.array_types import Array, Params
+from charjax.distributed.mesh import OVER_STREAMS, REPLICATED, check_divides, make_mesh
 from charjax.model import Carry, CharLSTM, init_carry, init_params
-from charjax.sharding import OVER_STREAMS, REPLICATED, check_divides, make_mesh
-from charjax.types import Array, Params
 
 
 @flax.struct.dataclass

@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from charjax.array_types import LSTMCarry
 from charjax.errors import UserError
 from charjax.interop import from_torch, to_torch
-from charjax.losses import cross_entropy
+from charjax.metrics import cross_entropy
 from charjax.model import CharLSTM, init_carry
-from charjax.types import LSTMCarry
 
 V, H = 11, 6
 B, T = 3, 17

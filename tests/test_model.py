@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lstm_reference import lstm_float64
-from test_ops_lstm import NOT_ON_CPU
+from helpers.lstm_contract import NOT_ON_CPU
+from helpers.lstm_reference import lstm_float64
 
+from charjax.array_types import LSTMCarry
 from charjax.config import ModelConfig
 from charjax.errors import UserError
 from charjax.model import CharLSTM, LSTMLayer, init_carry, init_params
 from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import IMPLEMENTATIONS
 from charjax.ops.lstm.dropout import drop, keep_per_stream
-from charjax.ops.lstm.mosaic_tpu import lstm_mosaic_tpu
-from charjax.types import LSTMCarry
+from charjax.ops.lstm.experimental.mosaic_tpu.kernels import lstm_mosaic_tpu
 
 
 def make(**options):

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from charjax.cores import available_cores
+from charjax.host.cpu import available_cores
 
 SOURCE = Path(__file__).with_name("bandwidth.cc")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-pthread")

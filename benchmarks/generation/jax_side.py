@@ -13,7 +13,7 @@ import charjax
 from benchmarks.generation.problem import CONTEXT, parameters, text
 from benchmarks.peers import VOCAB, peak_gflops
 from charjax import CharLSTM, init_carry
-from charjax.decode import arrange, init_state, read
+from charjax.generation.decode import arrange, init_state, read
 
 Draw = Callable[[int, int], np.ndarray]
 """(length, seed) -> ids [B, length], the context read anew in every call."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from benchmarks.generation.problem import CONTEXT, parameters, text
 from benchmarks.peers import VOCAB
-from charjax.cores import available_cores
+from charjax.host.cpu import available_cores
 from charjax.interop import to_torch
 
 UNROLLED = 8

@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks.peers import VOCAB, charjax_peer, flax_model, jax_peer
 from benchmarks.reference import lstm_float64, lstm_gradients_float64
 from charjax import CharLSTM, SampleConfig, init_params
-from charjax.choice import make_choice
-from charjax.decode import arrange, capacity_for, decode, init_state, read
+from charjax.array_types import LSTMCarry, LSTMWeights
+from charjax.generation.decode import arrange, capacity_for, decode, init_state, read
+from charjax.generation.sampling import make_choice
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm_stack
-from charjax.types import LSTMCarry, LSTMWeights
 
 
 class _Told(logging.Handler):

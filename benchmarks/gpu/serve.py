@@ -54,7 +54,7 @@ def serve(side: Any, answers: Any) -> None:
             reply = answer(side, peers, json.loads(line))
         except NotImplementedError as error:
             reply = {"does_not_serve": str(error)}
-        except Exception as error:  # noqa: BLE001 -- whatever fails is a result, and the run goes on
+        except Exception as error:  # noqa: BLE001 -- a peer that cannot run is a result, and the others go on
             traceback.print_exc()
             reply = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"[:400]}
             # What fails on a device fails everything after it in the same process, but for a lack of memory.

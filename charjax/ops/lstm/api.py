@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.dropout import drop
-from charjax.ops.lstm.flax_scan import lstm_flax
 from charjax.ops.lstm.native import library_for, lstm_native
 from charjax.ops.lstm.recompute import lstm_recompute
+from charjax.ops.lstm.reference import lstm_flax
 from charjax.ops.lstm.scan import lstm_scan
 from charjax.ops.lstm.target import target_platform
 from charjax.ops.lstm.wavefront import lstm_wavefront, run_stack
-from charjax.types import Array, LSTMCarry, LSTMWeights
 
 Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
 

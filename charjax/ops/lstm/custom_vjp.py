@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from charjax.ops.lstm.bits import kept, operand, pack, unpack
-from charjax.types import Array, LSTMCarry, LSTMWeights
+from charjax.array_types import Array, LSTMCarry, LSTMWeights
 
 
 class _Saved(NamedTuple):
@@ -150,3 +149,32 @@ def _rows(x: Array) -> Array:
 
 
 _layer.defvjp(_forward, _backward)
+
+
+def pack(x: Array, dtype: jnp.dtype) -> Array:
+    """Float32 -> what to keep of it: uint16 bits, rounded to the nearest even, for bfloat16; else x itself.
+
+    A NaN stays one, unless all bits that make it one are among those rounded off, which no arithmetic produces.
+    """
+    if dtype != jnp.bfloat16:
+        return x
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    to_even = jnp.uint32(0x7FFF) + ((bits >> 16) & jnp.uint32(1))
+    return ((bits + to_even) >> 16).astype(jnp.uint16)
+
+
+def unpack(kept: Array) -> Array:
+    """What `pack` made -> float32."""
+    if kept.dtype != jnp.uint16:
+        return kept
+    return jax.lax.bitcast_convert_type(kept.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def operand(kept: Array) -> Array:
+    """What `pack` made -> the operand of a product, in the dtype it was packed for."""
+    return jax.lax.bitcast_convert_type(kept, jnp.bfloat16) if kept.dtype == jnp.uint16 else kept
+
+
+def kept(x: Array) -> Array:
+    """The reverse of `operand`."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x

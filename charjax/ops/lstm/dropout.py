@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from charjax.types import Array
+from charjax.array_types import Array
 
 
 def keep_per_stream(key: Array, rate: float, stream_ids: Array, shape: tuple[int, ...]) -> Array:

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.ops.lstm.cell import activate, cell
-from charjax.ops.lstm.products import input_gates, matmul, rows_of
-from charjax.ops.lstm.varying import alike, empty
-from charjax.types import Array, LSTMCarry, LSTMWeights
+from charjax.array_types import Array, LSTMCarry, LSTMWeights
+from charjax.ops.lstm.gates import activate, cell, input_gates, matmul, rows_of
+from charjax.ops.lstm.vma import alike, empty
 
 
 class Factors(NamedTuple):

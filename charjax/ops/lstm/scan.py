@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from charjax.ops.lstm.products import input_product, product
-from charjax.types import Array, LSTMCarry, LSTMWeights
+from charjax.array_types import Array, LSTMCarry, LSTMWeights
+from charjax.ops.lstm.gates import input_product, product
 
 
 def lstm_scan(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.ops.lstm.cell import activate, cell
+from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.ops.lstm.dropout import drop
-from charjax.ops.lstm.products import gate_table, input_gates, look_up, matmul, rows_of
-from charjax.ops.lstm.varying import alike, empty
-from charjax.types import Array, LSTMCarry, LSTMWeights
+from charjax.ops.lstm.gates import activate, cell, gate_table, input_gates, look_up, matmul, rows_of
+from charjax.ops.lstm.vma import alike, empty
 
 State = TypeVar("State")
 Layers = tuple[LSTMWeights, ...]

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.cores import available_cores
+from charjax.array_types import Array, LSTMCarry, LSTMWeights
+from charjax.host.cpu import available_cores
 from charjax.ops.lstm.target import target_platform
-from charjax.ops.lstm.varying import alike, result
-from charjax.types import Array, LSTMCarry, LSTMWeights
+from charjax.ops.lstm.vma import alike, result
 
 # Best first; training in bfloat16 takes the first.
 INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "generic")

@@ -1,9 +1,9 @@
 """Generation on processors: a stack of layers, its head and the choice of characters, many steps in one custom call.
 
 The weights are packed once per model, in the order in which a step reads them, in float32, bfloat16 or int8: whole
-numbers of eight bits with a scale for each column, multiplied by hidden states of eight bits and summed exactly. What
-the call computes is what `charjax.ops.lstm.stepwise` and `charjax.choice.choose` do; a text's sums are added up in an
-order that does not depend on how many texts stand beside it.
+numbers of eight bits with a scale for each column, multiplied by hidden states of eight bits and summed exactly. The
+call computes what `single_step` and `generation.sampling.choose` do; a text's sums are added up in an order that does
+not depend on how many texts stand beside it.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.cores import available_cores
+from charjax.array_types import Array, LSTMCarry, LSTMWeights
+from charjax.host.cpu import available_cores
 from charjax.ops.lstm.native import Library, libraries
-from charjax.types import Array, LSTMCarry, LSTMWeights
 
 # In place of a character: draw one; let the text stand still; RESET - id is id as the first of a text.
 DRAW, REST, RESET = -1, -2, -3
@@ -98,10 +98,9 @@ def take_steps(
         carry: the recurrent state, [B, H] float32 per layer.
         given: [B, T] int32, the characters to read; DRAW for one to choose, REST for a text that stands still,
             RESET - id for id at the beginning of a text, whose state is empty.
-        keys: [B] Threefry keys. The noise of step t is what `charjax.choice.draw_noise` draws at position + t, drawn in
-            the call.
+        keys: [B] Threefry keys. The noise of step t is what `generation.sampling.draw_noise` draws at position + t.
         position: [] int32.
-        choice: how to choose, the fields of `charjax.choice.Choice`, [B] each.
+        choice: how to choose, the fields of `charjax.generation.sampling.Choice`, [B] each.
         vocab_size: V.
         with_logits: whether to tell what was said of each character.
 

@@ -1,0 +1,1 @@
+"""Scores, dynamic evaluation, and what hidden units follow in a text."""

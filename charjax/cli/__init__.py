@@ -1,0 +1,1 @@
+"""The command line: arguments, start-up, output, and one module per command."""

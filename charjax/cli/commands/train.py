@@ -1,0 +1,72 @@
+"""`charjax train`."""
+
+import dataclasses
+import json
+import logging
+from typing import TypeVar
+
+from charjax.cli.arguments import TrainCommand
+from charjax.cli.startup import leaving_at_once
+from charjax.config import DataConfig, ModelConfig, TrainConfig
+from charjax.data.corpus import Corpus
+from charjax.data.survey import digest
+from charjax.distributed.mesh import use_all_cores
+from charjax.distributed.processes import check_same, from_main, is_main, join_processes, leaving_together
+from charjax.host.memory import reuse_memory
+from charjax.model import CharLSTM
+from charjax.progress.reporter import make_reporter
+from charjax.runs.checkpoint import read_header
+from charjax.runs.compatibility import check_same_text
+from charjax.runs.metadata import RunInfo
+from charjax.training.fit import fit
+
+_Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
+
+
+def train(command: TrainCommand, given: frozenset[str]) -> None:
+    """Trains, and says how to go on.
+
+    Args:
+        command: the arguments.
+        given: names of the options that the user gave; a resumed run takes the others from its folder.
+    """
+    reuse_memory()
+    use_all_cores()
+    if not command.distributed:
+        _train(command, given)
+        return
+    with leaving_at_once():
+        join_processes(command.coordinator, num_processes=command.num_processes, process_id=command.process_id)
+    with leaving_together():
+        if not is_main():
+            logging.getLogger("charjax").setLevel(logging.WARNING)
+        _train(command, given)
+
+
+def _train(command: TrainCommand, given: frozenset[str]) -> None:
+    check_same({"--resume": command.resume})
+    data, model_config, train_config = command.data, command.model, command.train
+    if command.resume:
+        info = RunInfo.from_dict(json.loads(from_main(lambda: _saved_info(command))))
+        data = _override(info.data, data, given)
+        model_config = _override(info.model, model_config, given)
+        train_config = _override(info.train, train_config, given)
+    corpus = Corpus.from_file(
+        command.text, vocab=data.vocab, train_frac=data.train_frac, memory_mb=train_config.text_memory_mb
+    )
+    model = CharLSTM.from_config(model_config, corpus.vocab.size)
+    fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
+    if is_main():
+        print(f"saved in {command.out}; to generate text: charjax sample {command.out}", flush=True)
+
+
+def _saved_info(command: TrainCommand) -> bytes:
+    info = read_header(command.out, quiet=True).info
+    check_same_text(info, digest(command.text), command.text, command.out)
+    return json.dumps(info.to_dict()).encode()
+
+
+def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:
+    """The saved configuration, but for what the user gave this time."""
+    names = {field.name for field in dataclasses.fields(saved)} & given
+    return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})

@@ -1,0 +1,205 @@
+"""Reads a command line and a --config file into the dataclasses of `arguments`, by tyro. Imports no jax."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import tyro
+
+from charjax._version import __version__
+from charjax.cli.arguments import COMMANDS, Command
+from charjax.errors import UserError
+
+_DESCRIPTION = (
+    f"charjax {__version__}: trains character-level LSTM language models and generates text from them.\n\n"
+    "charjax COMMAND --help explains a command's options, charjax --version shows the version."
+)
+_NUMBERS = (int, float, int | None, float | None)
+_PATHS = (Path, Path | None)
+_NUMERAL = re.compile(r"-[0-9.]")
+
+
+class Parsed(NamedTuple):
+    """A command, and the names of the options that the user gave, on the command line or in --config."""
+
+    command: Command
+    given: frozenset[str]
+
+
+class _Flags(NamedTuple):
+    """The options on a command line: names in the order of the dataclasses', and the --config file."""
+
+    given: frozenset[str]
+    config: str | None
+
+
+def parse(argv: list[str]) -> Parsed:
+    """Parses a command line; -h, --help and --version print and raise SystemExit(0).
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Raises:
+        UserError: an unknown command or option, a value missing, of the wrong type or out of range, or a --config file
+            that cannot be read.
+    """
+    if argv == ["--version"]:
+        print(f"charjax {__version__}")
+        raise SystemExit(0)
+    given: frozenset[str] = frozenset()
+    if argv and argv[0] in COMMANDS:
+        options = _options(COMMANDS[argv[0]])
+        flags = _read_flags(argv[0], argv[1:], options)
+        given = flags.given
+        if flags.config is not None:
+            from_file = _read_config(Path(flags.config), options)
+            given |= from_file.keys()
+            argv = [argv[0], *_as_flags(from_file), *argv[1:]]
+    elif argv and not argv[0].startswith("-"):
+        raise UserError(f"unknown command {argv[0]!r}{_nearest(argv[0], COMMANDS)}; see charjax --help")
+    return Parsed(_run_tyro(argv), given)
+
+
+def _options(kind: type) -> dict[str, Any]:
+    """Names of a command's options, with its nested configurations', and their types."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            options |= _options(field.type)
+        elif not getattr(field.type, "__metadata__", ()):  # positional ones are Annotated
+            options[field.name] = field.type
+    return options
+
+
+def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flags:
+    """Finds the options in a command line.
+
+    Raises:
+        UserError: an option that the command does not have; it names the nearest. An option without its value.
+    """
+    given, config, position = set(), None, 0
+    while position < len(argv):
+        flag, equals, value = argv[position].partition("=")
+        position += 1
+        if not _is_flag(flag) or flag in ("-h", "--help"):
+            continue
+        name = flag[2:].replace("-", "_")
+        if name not in options or not flag.startswith("--"):
+            nearest = _nearest("--" + flag.lstrip("-"), list(map(_flag, options)))
+            raise UserError(f"unknown option {flag}{nearest}; see charjax {command} --help")
+        given.add(name)
+        if options[name] is bool:
+            continue
+        if not equals:
+            value = argv[position] if position < len(argv) else ""
+            if position == len(argv) or _is_flag(value):
+                hint = f"; if {value} is meant, write {flag}={shlex.quote(value)}" if value else ""
+                raise UserError(f"{flag} needs a value{hint}; see charjax {command} --help")
+            position += 1
+        if not value and options[name] in _PATHS:
+            raise UserError(f"{flag} needs a value, not an empty one; see charjax {command} --help")
+        if name == "config":
+            config = value
+    return _Flags(frozenset(given), config)
+
+
+def _is_flag(argument: str) -> bool:
+    return argument.startswith("-") and argument != "-" and not _NUMERAL.match(argument)
+
+
+def _nearest(name: str, known: Any) -> str:
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean {found[0]}?" if found else ""
+
+
+def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Reads options from a TOML file, whose tables, if any, only group them.
+
+    Raises:
+        UserError: a file that cannot be read, an option that is unknown or given twice, a value of the wrong type.
+    """
+    try:
+        values = _flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not TOML: {error}") from error
+    names = [name for name, _ in values]
+    for name, value in values:
+        if name not in options or name == "config":
+            raise UserError(f"--config {path}: unknown option {name!r}{_nearest(name, options)}")
+        if names.count(name) > 1:
+            raise UserError(f"--config {path}: {name} is given twice; leave one out")
+        if not _fits(value, options[name]):
+            raise UserError(f"--config {path}: {name} cannot be {value!r}")
+    return dict(values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a TOML value is of an option's type, as far as bool, number and string go; tyro checks the rest."""
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, int | float if kind in _NUMBERS else str)
+
+
+def _flatten(table: dict[str, Any]) -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in table.items():
+        flat += _flatten(value) if isinstance(value, dict) else [(name.replace("-", "_"), value)]
+    return flat
+
+
+def _as_flags(values: dict[str, Any]) -> list[str]:
+    """Options of a file as a command line gives them; a false one is left out, as no option is true by default."""
+    return [
+        _flag(name) if value is True else f"{_flag(name)}={value}"
+        for name, value in values.items()
+        if value is not False
+    ]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _run_tyro(argv: list[str]) -> Command:
+    """Lets tyro parse; its boxed error messages become one line each.
+
+    Raises:
+        UserError: what tyro complained of.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command = tyro.extras.subcommand_cli_from_dict(
+                dict(COMMANDS),
+                prog="charjax",
+                description=_DESCRIPTION,
+                args=argv,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+            return cast(Command, command)
+    except SystemExit as error:
+        if error.code:
+            # The configurations know their fields by Python's names.
+            message = re.sub(r"^(\w+)(?= must be )", lambda name: _flag(name[1]), _first_part(complaint.getvalue()))
+            command_help = " ".join(["charjax", *(name for name in argv[:1] if name in COMMANDS), "--help"])
+            raise UserError(f"{message}; see {command_help}") from None
+        raise
+
+
+def _first_part(box: str) -> str:
+    """The text of a message that tyro framed, up to its first rule; in plain ASCII, one stands below the title, too."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()][1:]
+    lines = ["" if set(line) == {"-"} else line for line in lines]
+    lines = lines[lines[:1] == [""] :]
+    if "" in lines:
+        lines = lines[: lines.index("")]
+    text = re.sub(r"^Error parsing [^-][^:]*: ", "", " ".join(lines))
+    return re.sub(r" +", " ", text).removesuffix(".")

@@ -1,0 +1,1 @@
+"""The device mesh, and processes that train together."""

@@ -1,0 +1,1 @@
+"""Sampling, beam search, and sessions that carry the hidden state."""

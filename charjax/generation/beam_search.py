@@ -1,0 +1,344 @@
+"""Beam search: the likeliest continuations of a text, the whole search in one jitted call.
+
+The beams are the rows of a batch. A step scores every character after every beam, keeps the best W of those W x V
+texts and re-orders the recurrent state by the beams they came from. Of the texts it writes one row of W numbers down,
+each a beam and a character, and traces them back when the search has ended: to re-order the texts themselves would cost
+a copy of all that was written, at every character.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.array_types import Array, Params
+from charjax.data.vocab import Vocab, encode_context
+from charjax.distributed.mesh import on_one_device
+from charjax.errors import UserError
+from charjax.memory_budget import check_room_to_sample
+from charjax.model import CharLSTM, init_carry, step_weights
+from charjax.ops.lstm.single_step import StepState, StepWeights, first_layer, logits, start, step
+from charjax.ops.lstm.target import target_platform
+
+# A GPU's host asks once per trip of a loop whether to go on: trips of this many characters there.
+BLOCK = 16
+# Room for choices, at least; above, powers of two, so that few lengths compile anew.
+LEAST_CAPACITY = 256
+LARGEST_PENALTY = 10.0
+
+
+class Goal(NamedTuple):
+    """What is searched for; arrays, so that another value does not compile anew.
+
+    Attributes:
+        length: [] int32, characters at most.
+        end: [] int32, the character that finishes a text, -1 for none.
+        penalty: [] float32, GNMT's alpha.
+    """
+
+    length: Array
+    end: Array
+    penalty: Array
+
+
+class Texts(NamedTuple):
+    """W texts, best first, by where they are to be found in the choices.
+
+    Attributes:
+        scores: [W] float32, what they are ranked by; -inf where there is none.
+        log_probs: [W] float32.
+        counts: [W] int32, characters before the end.
+        beams: [W] int32, the beam that wrote the last of them.
+        ended: [W] bool, whether the end follows.
+    """
+
+    scores: Array
+    log_probs: Array
+    counts: Array
+    beams: Array
+    ended: Array
+
+
+class Search(NamedTuple):
+    """Where a search stands.
+
+    Attributes:
+        position: [] int32, characters written.
+        steps: the state of every beam.
+        scores: [W] float32, log-probabilities less `offset`, best first, -inf for a beam that holds no text. Less the
+            best one they stay near 0, where float32 tells close ones apart, however long the texts.
+        offset: [] float32, the best log-probability.
+        choices: [C, W] int32, per character V * (the beam it came from) + id.
+        finished: texts that have ended.
+    """
+
+    position: Array
+    steps: StepState
+    scores: Array
+    offset: Array
+    choices: Array
+    finished: Texts
+
+
+def beam_search(
+    model: CharLSTM,
+    params: Params,
+    context: jax.typing.ArrayLike,
+    *,
+    length: int,
+    beam_width: int,
+    length_penalty: float = 0.0,
+    end: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Searches for the likeliest continuations of `context`, keeping the best `beam_width` at every character.
+
+    With `end`, a text that writes this character is finished and put aside, and texts are ranked by their
+    log-probability divided by ((5 + n) / 6) ** length_penalty, with n characters, the end among them (Wu et al. 2016,
+    GNMT); those that reach `length` without an end compete with them. The search stops as soon as nothing unfinished
+    can become better than what is finished.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        context: [P] integer, the characters to go on from; with P = 0 the first one is judged by what the model says
+            of an empty state, the head's bias.
+        length: characters to write, at least 0; with `end`, at most so many.
+        beam_width: W; 1 is argmax, V ** (length - 1) or more is exhaustive.
+        length_penalty: alpha, from -10 to 10: 0 ranks by log-probability, which favours short texts, 0.6 to 1 evens
+            that out. Without `end` all texts are of one length, and it changes nothing.
+        end: id that finishes a text, such as a line break's.
+
+    Returns:
+        ids [W, length] int32, best first, and their log_probs [W] float32, the sum over each text. After the end ids
+        are -1; so are those of a text that does not exist, where there are fewer than W, with log_prob -inf. Of texts
+        that are equally good the one from the better beam comes first, then the one with the lower id.
+
+    Raises:
+        UserError: an argument out of range.
+    """
+    context = np.asarray(context)
+    _check(model, context, length, beam_width, length_penalty, end)
+    goal = Goal(jnp.int32(length), jnp.int32(-1 if end is None else end), jnp.float32(length_penalty))
+    # An empty list would be float.
+    context_P = jnp.asarray(context if context.size else context.astype(np.int32))
+    found = _search(
+        model,
+        on_one_device(params),
+        context_P,
+        goal,
+        width=beam_width,
+        capacity=_capacity(length),
+        ends=end is not None,
+    )
+    ids, log_probs = jax.device_get(found)
+    return ids[:, :length], log_probs
+
+
+def beam_search_text(
+    model: CharLSTM,
+    params: Params,
+    vocab: Vocab,
+    context: str = "",
+    *,
+    length: int = 500,
+    beam_width: int = 8,
+    length_penalty: float = 0.0,
+    end: str | None = None,
+) -> list[str]:
+    r"""Searches for the likeliest continuations of a text; see `beam_search`.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        vocab: its characters.
+        context: what to go on from; an empty one starts as if after a line break, where the vocabulary has one.
+        length: characters per text at most, context not counted.
+        beam_width: texts kept at every character, and returned.
+        length_penalty: see `beam_search`.
+        end: the character that finishes a text, such as "\n"; it is the text's last.
+
+    Returns:
+        The continuations, best first, without the context; fewer than `beam_width` where there are no more.
+
+    Raises:
+        UserError: characters that the vocabulary lacks, a number out of range, or too little memory.
+    """
+    context_P = encode_context(vocab, context)
+    end_ids = None if end is None else vocab.encode(end)
+    if end_ids is not None and len(end_ids) != 1:
+        raise UserError(f"end must be a single character of the {vocab.kind} vocabulary, not {end!r}")
+    _check(model, context_P, length, beam_width, length_penalty, None)
+    check_room_to_sample(
+        model.config,
+        model.vocab_size,
+        num_samples=beam_width,
+        length=_capacity(length),
+        context_length=0,
+        block=1,
+        flags="--beam-width or --length",
+    )
+    ids, log_probs = beam_search(
+        model,
+        params,
+        context_P,
+        length=length,
+        beam_width=beam_width,
+        length_penalty=length_penalty,
+        end=None if end_ids is None else int(end_ids[0]),
+    )
+    return [vocab.decode(row[row >= 0]) for row in ids[np.isfinite(log_probs)]]
+
+
+def _check(
+    model: CharLSTM, context: np.ndarray, length: int, beam_width: int, length_penalty: float, end: int | None
+) -> None:
+    if context.ndim != 1:
+        raise UserError(f"context must be one row of characters, [P], not of shape {context.shape}")
+    if context.size and not np.issubdtype(context.dtype, np.integer):
+        raise UserError(f"context must be integers, not {context.dtype}")
+    if not _is_whole(beam_width) or beam_width < 1:
+        raise UserError(f"beam_width must be a whole number of at least 1, not {beam_width!r}")
+    if not _is_whole(length) or not 0 <= length <= 10**9:
+        raise UserError(f"length must be a whole number from 0 to 1000000000, not {length!r}")
+    number = isinstance(length_penalty, int | float | np.floating) and not isinstance(length_penalty, bool)
+    if not (number and abs(length_penalty) <= LARGEST_PENALTY):  # NaN is no larger, and no smaller
+        raise UserError(f"length_penalty must be a number from -10 to 10, not {length_penalty!r}")
+    if end is not None and not (_is_whole(end) and 0 <= end < model.vocab_size):
+        raise UserError(f"end must be an id from 0 to {model.vocab_size - 1}, not {end!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _capacity(length: int) -> int:
+    return max(LEAST_CAPACITY, 1 << (length - 1).bit_length())
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("width", "capacity", "ends"))
+def _search(
+    model: CharLSTM, params: Params, context: Array, goal: Goal, *, width: int, capacity: int, ends: bool
+) -> tuple[Array, Array]:
+    """The search: -> (ids [W, capacity] int32, log_probs [W]); `ends` False leaves out what an end takes."""
+    weights = step_weights(model, params)
+    search = _start(model, params, weights, context, width, capacity)
+
+    def trips_of(size: int, search: Search) -> Search:
+        """As many trips of `size` characters as there is need for."""
+
+        def extend(_: Array, search: Search) -> Search:
+            return _extend(weights, goal, ends, search)
+
+        return jax.lax.while_loop(
+            lambda search: (search.position + size <= goal.length) & ~_is_decided(search, goal),
+            lambda search: jax.lax.fori_loop(0, size, extend, search, unroll=True),
+            search,
+        )
+
+    if target_platform() != "cpu":
+        search = trips_of(BLOCK, search)
+    search = trips_of(1, search)
+    texts = _merge(search.finished, _unfinished(search, goal))
+    return _trace_back(search.choices, texts, goal.end, model.vocab_size), texts.log_probs
+
+
+def _start(model: CharLSTM, params: Params, weights: StepWeights, context: Array, width: int, capacity: int) -> Search:
+    """Reads the context: all beams in the same state, and but one of them without a text, or W times the same came."""
+    carry = init_carry(model, 1)
+    if len(context):
+        _, carry = model.apply({"params": params}, context[None], carry)
+    scores = jnp.full(width, -jnp.inf).at[0].set(0.0)
+    nothing, nowhere = jnp.full(width, -jnp.inf), jnp.zeros(width, jnp.int32)
+    return Search(
+        jnp.zeros((), jnp.int32),
+        _take(start(weights, carry), nowhere),
+        scores,
+        jnp.zeros(()),
+        jnp.zeros((capacity, width), jnp.int32),
+        Texts(nothing, nothing, nowhere, nowhere, jnp.zeros(width, bool)),
+    )
+
+
+def _extend(weights: StepWeights, goal: Goal, ends: bool, search: Search) -> Search:
+    """Writes one more character."""
+    log_probs_WV = search.scores[:, None] + jax.nn.log_softmax(logits(weights, search.steps))
+    finished, (width, vocab_size) = search.finished, log_probs_WV.shape
+    if ends:
+        finished = _merge(finished, _ended(search, log_probs_WV[:, goal.end], goal))
+        log_probs_WV = log_probs_WV.at[:, goal.end].set(-jnp.inf)
+    scores, choices = jax.lax.top_k(log_probs_WV.reshape(-1), width)
+    parents, ids = jnp.divmod(choices, vocab_size)
+    steps = _take(search.steps, parents)
+    steps = step(weights, steps, first_layer(weights, steps, ids))
+    # No beam may be left, where the end is the only character.
+    best = jnp.where(jnp.isfinite(scores[0]), scores[0], 0)
+    return Search(
+        search.position + 1,
+        steps,
+        scores - best,
+        search.offset + best,
+        search.choices.at[search.position].set(choices),
+        finished,
+    )
+
+
+def _take(steps: StepState, beams: Array) -> StepState:
+    """The state of the beams [W] named."""
+    return StepState(
+        jax.tree.map(lambda leaf: leaf[beams], steps.carry),
+        jax.tree.map(lambda leaf: leaf[:, beams], steps.products),
+    )
+
+
+def _divisor(counts: Array, penalty: Array) -> Array:
+    """GNMT's length normalisation; kept within what log-probabilities can be divided by."""
+    return jnp.clip(((5.0 + counts) / 6.0) ** penalty, 1e-30, 1e30)
+
+
+def _ended(search: Search, scores: Array, goal: Goal) -> Texts:
+    """What becomes of every beam by an end after it, where it has the given scores [W]."""
+    log_probs = scores + search.offset
+    counts, beams = jnp.full_like(scores, search.position, jnp.int32), jnp.arange(len(scores))
+    ranked = log_probs / _divisor(search.position + 1, goal.penalty)
+    return Texts(ranked, log_probs, counts, beams, jnp.ones_like(beams, bool))
+
+
+def _unfinished(search: Search, goal: Goal) -> Texts:
+    """The beams that reached the length asked for."""
+    log_probs = jnp.where(search.position == goal.length, search.scores + search.offset, -jnp.inf)
+    counts, beams = jnp.full_like(log_probs, search.position, jnp.int32), jnp.arange(len(log_probs))
+    ranked = log_probs / _divisor(search.position, goal.penalty)
+    return Texts(ranked, log_probs, counts, beams, jnp.zeros_like(beams, bool))
+
+
+def _merge(first: Texts, second: Texts) -> Texts:
+    """The best W of both; of equally good ones the first."""
+    both: Texts = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
+    _, order = jax.lax.top_k(both.scores, len(first.scores))
+    return jax.tree.map(lambda leaf: leaf[order], both)
+
+
+def _is_decided(search: Search, goal: Goal) -> Array:
+    """Whether no beam can become better than the worst finished text.
+
+    Log-probabilities only fall, so the most a beam can come to is what it has now over the largest divisor to come.
+    """
+    divisor = jnp.maximum(_divisor(search.position + 1, goal.penalty), _divisor(goal.length, goal.penalty))
+    return search.finished.scores[-1] >= search.offset / divisor
+
+
+def _trace_back(choices: Array, texts: Texts, end: Array, vocab_size: int) -> Array:
+    """Reads the texts out of the choices, from the last character to the first: -> [W, C] int32."""
+
+    def back(beams: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        position, choices_W = row
+        parents, ids = jnp.divmod(choices_W[beams], vocab_size)
+        written = (position < texts.counts) & jnp.isfinite(texts.log_probs)
+        after = jnp.where((position == texts.counts) & texts.ended & jnp.isfinite(texts.log_probs), end, -1)
+        return jnp.where(written, parents, beams), jnp.where(written, ids, after)
+
+    unroll = BLOCK if target_platform() != "cpu" else 1
+    rows = (jnp.arange(len(choices)), choices)
+    return jax.lax.scan(back, texts.beams, rows, reverse=True, unroll=unroll)[1].T

@@ -1,0 +1,1 @@
+"""Implementations that have not run on their device yet."""

@@ -1,0 +1,141 @@
+"""Starting a kernel, and where in it a warpgroup finds itself."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from charjax.array_types import Array
+from charjax.ops.lstm.experimental.mosaic_gpu.geometry import UNITS, Geometry
+from charjax.ops.lstm.vma import alike, result
+
+
+class Places(NamedTuple):
+    """What a warpgroup works on.
+
+    Attributes:
+        geometry: the share-out.
+        thread: its number in the thread block.
+        group: the number of its units' group in the thread block.
+        block: the number of its thread block among those that share the units out.
+        half: the half that it sums over.
+        columns: the sequences of its cluster.
+    """
+
+    geometry: Geometry
+    thread: Array | int
+    group: Array | int
+    block: Array | int
+    half: Array | int
+    columns: Any
+
+    @staticmethod
+    def here(geometry: Geometry) -> "Places":
+        """For the warpgroup that asks."""
+        # A number that is known spares registers for addresses.
+        thread = jax.lax.axis_index("thread") if geometry.threads > 1 else 0
+        halves = geometry.halves
+        columns = pl.ds(jax.lax.axis_index("columns") * geometry.columns, geometry.columns)
+        if geometry.flat:
+            return Places(geometry, thread, thread // halves, 0, thread % halves, columns)
+        if geometry.cluster == 1:
+            return Places(geometry, thread, thread, 0, 0, columns)
+        block = jax.lax.axis_index("block")
+        return Places(geometry, thread, thread, block // halves, block % halves, columns)
+
+    @property
+    def own(self) -> Any:
+        """Its units, counted from the first of the thread block."""
+        return pl.ds(self.group * UNITS, UNITS)
+
+    @property
+    def number(self) -> Array | int:
+        """That of its units' group in the layer."""
+        return self.block * self.geometry.leads + self.group
+
+    @property
+    def units(self) -> Any:
+        """Its units, counted from the layer's first."""
+        return pl.ds(self.number * UNITS, UNITS)
+
+    @property
+    def block_units(self) -> Any:
+        """The units of its thread block."""
+        return pl.ds(self.block * self.geometry.block_units, self.geometry.block_units)
+
+    @property
+    def slot(self) -> Array | int:
+        """Where what its half sums over lies in its thread block's memory."""
+        return self.half if self.geometry.flat else 0
+
+    @property
+    def home(self) -> Array | int:
+        """The half that sums over its units."""
+        return self.number // self.geometry.sources if self.geometry.halves > 1 else 0
+
+    @property
+    def source(self) -> Array | int:
+        """The number of its units' group among those of that half."""
+        return self.number % self.geometry.sources
+
+    @property
+    def rows(self) -> Any:
+        """Its units among those of that half."""
+        return pl.ds(self.source * UNITS, UNITS)
+
+    def summed(self, slot: int, source: int | None = None) -> Any:
+        """The units that a slot's half sums over; or all gates of one source among them, in a matrix by sources."""
+        half = slot if self.geometry.flat else self.half
+        if source is None:
+            return pl.ds(half * self.geometry.summed, self.geometry.summed)
+        return pl.ds((half * self.geometry.sources + source) * 4 * UNITS, 4 * UNITS)
+
+    def lead(self, do: Callable[[], None]) -> None:
+        """Does something in leads alone."""
+        if self.geometry.halves == 1:
+            do()
+        else:
+            pl.when(self.half == 0)(do)
+
+
+def launch(
+    body: Callable[..., None],
+    geometry: Geometry,
+    arrays: tuple[Array, ...],
+    *,
+    results: tuple[tuple[tuple[int, ...], Any], ...],
+    scratch: dict[str, Any],
+    interpret: Any,
+) -> tuple[Array, ...]:
+    """Runs a kernel over all columns of the arrays; `results` are shapes and dtypes.
+
+    The kernel gets one more array, int32 [2], with the geometry's `blocks` and `sources`: what it reads, the compiler
+    does not know. It unrolls loops of known length and computes all their addresses before the first step, for which
+    there are not enough registers.
+    """
+    arrays = alike((*arrays, jnp.array((geometry.blocks, geometry.sources), jnp.int32)))
+    clustered = geometry.cluster > 1
+    kernel = plgpu.kernel(
+        body,
+        out_type=tuple(result(arrays[0], *each) for each in results),
+        scratch_types=scratch,
+        grid=(arrays[0].shape[-1] // geometry.columns,),
+        grid_names=("columns",),
+        cluster=(geometry.cluster,) if clustered else (),
+        cluster_names=("block",) if clustered else (),
+        num_threads=geometry.threads,
+        thread_name="thread",
+        # tanh as one instruction: its error, 2^-11, is below that of the operands' rounding to bfloat16.
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        interpret=interpret,
+    )
+    # Some versions of Pallas forget what the results were declared to vary over.
+    return alike((*kernel(*arrays), arrays[0]))[:-1]
+
+
+def sum_ref(geometry: Geometry) -> Any:
+    """What a warpgroup's products are summed in."""
+    return plgpu.WGMMAAccumulatorRef((UNITS, geometry.columns), jnp.float32)

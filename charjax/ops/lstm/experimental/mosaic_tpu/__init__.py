@@ -1,0 +1,1 @@
+"""The two time loops as Pallas kernels for TPUs."""

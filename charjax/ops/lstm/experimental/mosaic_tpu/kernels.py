@@ -1,0 +1,184 @@
+"""Kernels for TPUs, written in Pallas: the two loops over time of `recompute`, each of them one launch.
+
+Time is the grid. w_hh is copied to the core's memory once and stays there for the whole sequence, as do h and c, while
+the pipeline brings the next steps' inputs and takes the last steps' results away. A turn of the grid takes several
+steps, since each has a price of its own. Units are padded to the lanes of a register, rows to its sublanes.
+
+These kernels were compiled for TPUs and interpreted on processors; they never ran on a TPU.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from charjax.array_types import Array, LSTMCarry, LSTMWeights
+from charjax.ops.lstm.experimental.mosaic_tpu.tiling import LANES, Tiling, pad, pad_gates, pad_weights, tiling
+from charjax.ops.lstm.recompute import Factors, Loops, run_layer
+from charjax.ops.lstm.target import target_platform
+from charjax.ops.lstm.vma import alike, result
+
+
+def lstm_mosaic_tpu(
+    weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype, *, interpret: bool = False
+) -> tuple[Array, LSTMCarry]:
+    """The implementation of `charjax.ops.lstm` in Pallas for TPUs; interpreted, it is slow and runs anywhere.
+
+    On a TPU, float32 operands of products are rounded as everywhere in JAX: `jax.default_matmul_precision` says how.
+
+    Raises:
+        NotImplementedError: what is compiled for is not a TPU, or w_hh is too large for a core's memory.
+    """
+    platform = target_platform()
+    if platform != "tpu" and not interpret:
+        raise NotImplementedError(f"LSTM implementation 'mosaic_tpu' is for TPUs, not for platform {platform!r}")
+    return run_layer(make_loops(interpret), weights, x, carry, dtype)
+
+
+@functools.cache
+def make_loops(interpret: bool) -> Loops:
+    """The two kernels, compiled for a TPU or interpreted."""
+    return Loops(functools.partial(_forward, interpret), functools.partial(_backward, interpret))
+
+
+def _forward(interpret: bool, z_TBG: Array, w_hh: Array, carry: LSTMCarry) -> tuple[Array, Array, LSTMCarry]:
+    time, (batch, hidden), dtype = z_TBG.shape[0], carry.h.shape, w_hh.dtype
+    cut = tiling(time, batch, hidden, dtype, unit_bytes=(4 + 2) * dtype.itemsize)
+    arrays = [pad_gates(z_TBG, cut), pad_weights(w_hh, cut)]
+    h, c, *after = _launch(_forward_step, cut, time, arrays, carry, (1, 1), reverse=False, interpret=interpret)
+    return h[:, :batch, :hidden], c[:, :batch, :hidden], _unpad_carry(after, batch, hidden)
+
+
+def _forward_step(t: Any, carry: LSTMCarry, z_ref: Any, w_ref: Any, h_ref: Any, c_ref: Any) -> None:
+    operand = carry.h[...].astype(w_ref.dtype)
+    for units, gates in _columns(h_ref.shape[-1]):
+        i, f, g, o = (z_ref[t, :, gate] + _product(operand, w_ref[:, gate]) for gate in gates)
+        c = _sigmoid(f) * carry.c[:, units] + _sigmoid(i) * jnp.tanh(g)
+        h = _sigmoid(o) * jnp.tanh(c)
+        carry.c[:, units], carry.h[:, units] = c, h
+        c_ref[t, :, units], h_ref[t, :, units] = c.astype(c_ref.dtype), h.astype(h_ref.dtype)
+
+
+def _backward(
+    interpret: bool, dy_TBH: Array, factors: Factors, w_hh: Array, last: LSTMCarry
+) -> tuple[Array, LSTMCarry]:
+    (time, batch, hidden), dtype = dy_TBH.shape, w_hh.dtype
+    cut = tiling(time, batch, hidden, dtype, unit_bytes=11 * dtype.itemsize)
+    arrays = [*(pad(array, cut) for array in (dy_TBH, *factors)), pad_weights(w_hh, cut).T]
+    dz, *before = _launch(_backward_step, cut, time, arrays, last, (4,), reverse=True, interpret=interpret)
+    dz = dz.reshape(time, -1, 4, cut.hidden)[:, :batch, :, :hidden].reshape(time, batch, 4 * hidden)
+    return dz, _unpad_carry(before, batch, hidden)
+
+
+def _backward_step(
+    t: Any,
+    carry: LSTMCarry,
+    dy_ref: Any,
+    of_c: Any,
+    of_i: Any,
+    of_f: Any,
+    of_g: Any,
+    of_o: Any,
+    f: Any,
+    w_ref: Any,
+    dz_ref: Any,
+) -> None:
+    for units, gates in _columns(dy_ref.shape[-1]):
+        dh = carry.h[:, units] + dy_ref[t, :, units]
+        dc = carry.c[:, units] + dh * of_c[t, :, units]
+        of_dz = (dc * of_i[t, :, units], dc * of_f[t, :, units], dc * of_g[t, :, units], dh * of_o[t, :, units])
+        for gate, dz in zip(gates, of_dz, strict=True):
+            dz_ref[t, :, gate] = dz.astype(dz_ref.dtype)
+        carry.c[:, units] = dc * f[t, :, units]
+    for units, _ in _columns(dy_ref.shape[-1]):
+        carry.h[:, units] = _product(dz_ref[t], w_ref[:, units])
+
+
+def _launch(
+    step: Callable[..., None],
+    cut: Tiling,
+    time: int,
+    arrays: list[Array],
+    carry: LSTMCarry,
+    widths: tuple[int, ...],
+    *,
+    reverse: bool,
+    interpret: bool,
+) -> list[Array]:
+    """Inputs [T, B, *] and then w, the carry before -> [T, B, width * H] for each width, c and h after; all padded.
+
+    The blocks of the results that take the carry after stay in place while time passes: they hold the carry.
+    """
+
+    def block_at(turn: Any) -> Any:
+        return cut.blocks - 1 - turn if reverse else turn
+
+    def body(*refs: Any) -> None:
+        inputs, before, results, after = _split(refs, len(arrays), 2, len(widths), 2)
+        turn = pl.program_id(1)
+
+        @pl.when(turn == 0)
+        def _() -> None:
+            for ref, of in zip(after, before, strict=True):
+                ref[...] = of[...]
+
+        steps = jnp.minimum(cut.steps, time - cut.steps * block_at(turn))
+
+        def one(n: Any, _: None) -> None:
+            step(steps - 1 - n if reverse else n, LSTMCarry(*after), *inputs, *results)
+
+        jax.lax.fori_loop(0, steps, one, None)
+
+    def over_time(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((cut.steps, cut.rows, width), lambda tile, turn: (block_at(turn), tile, 0))
+
+    of_carry = [pl.BlockSpec((cut.rows, cut.hidden), lambda tile, turn: (tile, 0))] * 2
+    of_w = pl.BlockSpec(arrays[-1].shape, lambda tile, turn: (0, 0), pipeline_mode=pl.Buffered(1))
+    operands = alike([*arrays, *(pad(array, cut) for array in carry)])
+    rows = cut.tiles * cut.rows
+    shapes: list[tuple[tuple[int, ...], Any]] = [
+        ((time, rows, width * cut.hidden), arrays[-1].dtype) for width in widths
+    ]
+    shapes += [((rows, cut.hidden), jnp.float32)] * 2
+    return pl.pallas_call(
+        body,
+        out_shape=[result(operands[0], *shape) for shape in shapes],
+        grid=(cut.tiles, cut.blocks),
+        in_specs=[*(over_time(array.shape[-1]) for array in arrays[:-1]), of_w, *of_carry],
+        out_specs=[*(over_time(width * cut.hidden) for width in widths), *of_carry],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=cut.memory
+        ),
+        interpret=interpret,
+        name="lstm_backward" if reverse else "lstm_forward",
+    )(*operands)
+
+
+def _columns(hidden: int) -> list[tuple[Any, list[Any]]]:
+    """Groups of units whose gates are made together, as wide as the widest matrix units, and their gates' columns."""
+    size = 256 if hidden % 256 == 0 else LANES
+    starts = range(0, hidden, size)
+    return [(pl.ds(n, size), [pl.ds(gate * hidden + n, size) for gate in range(4)]) for n in starts]
+
+
+def _product(x: Array, w: Array) -> Array:
+    return jnp.dot(x, w, preferred_element_type=jnp.float32)
+
+
+def _sigmoid(x: Array) -> Array:
+    """By way of tanh, for which there is hardware."""
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
+
+
+def _split(refs: tuple[Any, ...], *sizes: int) -> list[tuple[Any, ...]]:
+    ends = list(itertools.accumulate(sizes))
+    return [refs[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _unpad_carry(carry: list[Array], batch: int, hidden: int) -> LSTMCarry:
+    return LSTMCarry(*(array[:batch, :hidden] for array in carry))

@@ -1,0 +1,59 @@
+"""Progress as plain lines, for files, pipes and notebooks."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from charjax.metrics import Evaluation
+from charjax.progress.formatting import evaluation_row, training_row
+from charjax.progress.pace import Pace
+from charjax.rendering.visible_text import printable
+
+LINE_SECONDS = 10.0
+FIRST_LINE_SECONDS = 2.0
+INDENT = "    "
+
+
+class PlainReporter:
+    """One line per evaluation, and between them at most one every ten seconds; each is flushed.
+
+    A pipe that was closed at its other end raises BrokenPipeError.
+    """
+
+    def __init__(self, file: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file, self._clock = file, clock
+        self._pace: Pace | None = None
+        self._next_line_at = 0.0
+
+    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
+        """Training starts; see `Reporter`."""
+        self._pace = Pace(total_steps, step, chars_per_step, epochs, self._clock)
+        self._next_line_at = self._clock() + FIRST_LINE_SECONDS
+
+    def update(self, step: int, loss: float) -> None:
+        """Writes a line if none was written for ten seconds; the first comes soon, to show the speed."""
+        assert self._pace is not None, "update() before start()"
+        self._pace.update(step, loss)
+        if self._clock() >= self._next_line_at and math.isfinite(self._pace.chars_per_second):
+            self._write(training_row(self._pace))
+
+    def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
+        """Writes a line, and the sample indented."""
+        assert self._pace is not None, "evaluation() before start()"
+        self._pace.pause()
+        self._write("".join(evaluation_row(self._pace, evaluation)))
+        if sample_text:
+            lines = printable(sample_text).split("\n")
+            self._write("\n".join([(INDENT + line).rstrip() for line in ["", *lines, ""]]))
+
+    def message(self, text: str) -> None:
+        """Writes a line."""
+        self._write(text)
+
+    def stop(self) -> None:
+        """Has nothing to clear away."""
+
+    def _write(self, text: str) -> None:
+        print(printable(text, self._file.encoding or "utf-8"), file=self._file, flush=True)
+        self._next_line_at = self._clock() + LINE_SECONDS

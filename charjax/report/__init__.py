@@ -1,1 +1,0 @@
-"""What a run tells of itself: metrics.jsonl, samples.txt, and progress on the terminal."""

@@ -1,0 +1,80 @@
+"""What a run is made of, and whether a continuation may differ from it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from charjax._version import __version__
+from charjax.config import DataConfig, TrainConfig
+from charjax.data.corpus import Corpus
+from charjax.errors import UserError
+from charjax.model import CharLSTM
+from charjax.runs.metadata import CorpusInfo, RunInfo
+
+# What shapes the state or the order of the text cannot change between a run and its continuation.
+_FIXED_TRAIN_FIELDS = ("batch_size", "seq_len", "seed")
+
+
+def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInfo:
+    """What a run is made of, as it stands in its folder.
+
+    Raises:
+        UserError: sizes of the model out of range, or a model made for another vocabulary than the text's.
+    """
+    if model.vocab_size != corpus.vocab.size:
+        raise UserError(f"the model's vocab_size is {model.vocab_size}, the text's vocabulary has {corpus.vocab.size}")
+    return RunInfo(
+        charjax_version=__version__,
+        data=DataConfig(vocab=corpus.vocab.kind, train_frac=corpus.train_frac),
+        model=model.config,
+        train=config,
+        corpus=CorpusInfo(
+            name=corpus.name,
+            path=corpus.path,
+            sha256=corpus.sha256,
+            train_characters=len(corpus.train),
+            validation_characters=len(corpus.validation),
+        ),
+        vocab=corpus.vocab,
+    )
+
+
+def check_same_text(earlier: RunInfo, sha256: str, text: str | Path, run_dir: str | Path) -> None:
+    """Checks that a text is the one that a run was trained on.
+
+    Raises:
+        UserError: it is another, or has changed.
+    """
+    if earlier.corpus.sha256 != sha256:
+        characters = earlier.corpus.train_characters + earlier.corpus.validation_characters
+        raise UserError(
+            f"{run_dir} was trained on another text ({earlier.corpus.name}, {characters:,} characters) than {text} is "
+            "now; resume with that text, or choose another --out"
+        )
+
+
+def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
+    """Checks that training can go on in a run folder.
+
+    Raises:
+        UserError: another text, architecture, vocabulary, split, batch_size, seq_len or seed.
+    """
+    check_same_text(earlier, now.corpus.sha256, now.corpus.name, run_dir)
+    old, new = _fixed(earlier), _fixed(now)
+    for name, value in old.items():
+        if new[name] != value:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{run_dir} was trained with {flag} {value}, not {new[name]}; leave {flag} out to resume it, "
+                "or choose another --out"
+            )
+    if earlier.vocab != now.vocab:
+        raise UserError(f"{run_dir} was trained with another vocabulary; choose another --out")
+
+
+def _fixed(info: RunInfo) -> dict[str, Any]:
+    train = dataclasses.asdict(info.train)
+    fixed = dataclasses.asdict(info.data) | dataclasses.asdict(info.model)
+    # Every implementation computes the same, so a run may go on with another one.
+    del fixed["implementation"]
+    return fixed | {name: train[name] for name in _FIXED_TRAIN_FIELDS}

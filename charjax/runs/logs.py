@@ -1,0 +1,123 @@
+"""A text file that grows by whole entries, and can be taken back to where it stood at a checkpoint."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from charjax.errors import UserError
+from charjax.metrics import Evaluation
+from charjax.runs.safe_files import open_file, open_here
+
+_PIECE = 1 << 20
+_LONGEST_LINE = 1 << 32  # bytes
+_LONGEST_EVALUATION = 100_000  # bytes; an evaluation takes a few hundred
+
+
+class AppendLog:
+    """A UTF-8 file open for appending, flushed at every entry; a context manager. Surrogates become escapes.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: str | Path, *, size: int | None = None) -> None:
+        """Opens the file, made where there is none, and drops a last line that was cut off by a crash.
+
+        Args:
+            path: the file; its folder must exist.
+            size: bytes of the file to go on from, the rest is cut away; 0 starts afresh, None keeps all.
+
+        Raises:
+            UserError: it is a link, no file, or of no lines.
+            OSError: the file cannot be opened for writing.
+        """
+        self.path = Path(path)
+        self._file = os.fdopen(open_here(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
+        try:
+            if size is not None and size < self.size:
+                self._file.truncate(size)
+            self._drop_cut_line()
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Length of the file in bytes, to go on from later."""
+        return self._file.seek(0, os.SEEK_END)
+
+    def write(self, entry: str) -> None:
+        """Writes an entry, which must end with a newline, and flushes it."""
+        self._file.write(entry.encode("utf-8", errors="backslashreplace"))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _drop_cut_line(self) -> None:
+        end = size = self.size
+        while end > 0:
+            # From its end, a piece at a time: it may be larger than memory.
+            start = max(0, end - _PIECE)
+            self._file.seek(start)
+            found = self._file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                self._file.truncate(start + found + 1)
+                return
+            if size - start > _LONGEST_LINE:
+                raise UserError(f"{self.path} is not of lines: remove it, or choose another --out")
+            end = start
+        self._file.truncate(0)
+
+
+class MetricsLog(AppendLog):
+    """metrics.jsonl open for appending; a context manager."""
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Writes one line and flushes it."""
+        self.write(evaluation.to_json() + "\n")
+
+
+def read_metrics(path: str | Path) -> list[Evaluation]:
+    """Reads a metrics.jsonl, also while it is being written: a last line without its end is left out.
+
+    Raises:
+        UserError: no such file, or a line that is not an evaluation.
+    """
+    try:
+        with open_file(Path(path)) as file:
+            return list(_read_lines(file, path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _read_lines(file: BinaryIO, path: str | Path) -> Iterator[Evaluation]:
+    number = 0
+    while line := file.readline(_LONGEST_EVALUATION):
+        number += 1
+        if not line.endswith(b"\n") and len(line) < _LONGEST_EVALUATION:
+            return  # it is still being written
+        try:
+            yield Evaluation.from_json(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} line {number} is not an evaluation ({error}); remove the line") from error
+
+
+class SamplesLog(AppendLog):
+    """samples.txt open for appending; a context manager."""
+
+    def append(self, evaluation: Evaluation, text: str) -> None:
+        """Writes a heading with step, epoch and validation loss, the text and an empty line, and flushes."""
+        heading = (
+            f"=== step {evaluation.step}, epoch {evaluation.epoch:.2f}, "
+            f"validation loss {evaluation.val_loss:.4f} nats per character ==="
+        )
+        self.write(f"{heading}\n{text}\n\n")

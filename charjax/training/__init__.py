@@ -1,0 +1,1 @@
+"""The jitted training step, evaluation, and the loop on the host."""

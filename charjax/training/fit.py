@@ -1,0 +1,104 @@
+"""`fit`, the host's loop: it dispatches steps, reads the metrics of earlier ones, evaluates, samples and saves."""
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from charjax.config import TrainConfig
+from charjax.data.batching import check_fits
+from charjax.data.corpus import Corpus
+from charjax.data.vocab import encode_context
+from charjax.distributed.mesh import check_divides, make_training_mesh, use_all_cores
+from charjax.distributed.processes import check_same, together
+from charjax.errors import UserError
+from charjax.generation.decode import BLOCK
+from charjax.host.memory import reuse_memory
+from charjax.host.signals import SignalCatcher
+from charjax.memory_budget import check_room_to_sample, check_room_to_train
+from charjax.model import CharLSTM, check_serves
+from charjax.progress.reporter import Reporter
+from charjax.runs.compatibility import describe_run
+from charjax.runs.shared_folder import open_run
+from charjax.train_state import TrainState
+from charjax.training.loop import TrainLoop, device_layout
+
+MOST_STEPS = 2**31 - 1
+
+
+def fit(
+    model: CharLSTM,
+    corpus: Corpus,
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> TrainState:
+    """Trains a model on a text.
+
+    Args:
+        model: the model; its vocab_size must be the corpus's.
+        corpus: the text.
+        config: how to train; by default `TrainConfig()`.
+        out: run folder for checkpoints, metrics.jsonl and samples.txt; None keeps nothing on disk.
+        resume: go on from the latest checkpoint in `out`. With the same configuration the result is bit for bit
+            that of a run that was never interrupted.
+        mesh: devices; by default all. On a processor each core is one, if JAX was not in use before.
+        reporter: what shows progress; by default nothing does.
+        **overrides: any field of `TrainConfig` by its name, such as batch_size=32.
+
+    Returns:
+        The state after the last step. The run folder holds the best one, too.
+
+    Raises:
+        UserError: a text too short, a batch that cannot be split over the devices, too little memory, a run folder
+            that is taken or does not match, numbers that are not finite even after going back with lower rates (without
+            `out`, at once).
+        Interrupted: SIGINT, SIGTERM or SIGHUP came while writing to `out`; a checkpoint was saved.
+    """
+    config = dataclasses.replace(config or TrainConfig(), **overrides)
+    reuse_memory()
+    use_all_cores()
+    info = describe_run(model, corpus, config)
+    settings = dataclasses.asdict(info.data) | dataclasses.asdict(info.model) | dataclasses.asdict(config)
+    # Each machine has memory of its own.
+    del settings["text_memory_mb"]
+    check_same(settings | {"resume": resume, "out": out and os.path.realpath(out)})
+    mesh = mesh or make_training_mesh(config.batch_size, config.microbatches)
+    with together():
+        _check(model, corpus, config, mesh)
+    with contextlib.ExitStack() as stack:
+        # Without a folder to save to, a signal ends training as it ends anything else.
+        signals = stack.enter_context(SignalCatcher()) if out is not None else None
+        folder = stack.enter_context(open_run(out, info, resume=resume))
+        return TrainLoop(model, corpus, config, mesh, reporter, folder, signals, resume=resume).run()
+
+
+def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
+    """Checks all that can be told before anything is written or put on a device; errors as `fit`."""
+    check_serves(model)
+    check_divides(config.batch_size, mesh, config.microbatches)
+    check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
+    steps_per_epoch = device_layout(corpus, config).windows
+    if config.epochs * steps_per_epoch > MOST_STEPS:  # the device counts them as int32
+        raise UserError(
+            f"epochs {config.epochs} are {config.epochs * steps_per_epoch:,} steps, more than {MOST_STEPS:,}; "
+            f"the most that --epochs can be is {MOST_STEPS // steps_per_epoch}"
+        )
+    context = encode_context(corpus.vocab, config.sample_context)
+    check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))
+    check_room_to_sample(
+        model.config,
+        model.vocab_size,
+        num_samples=1,
+        length=config.sample_length,
+        context_length=len(context),
+        block=BLOCK,
+        flags="--sample-length",
+    )

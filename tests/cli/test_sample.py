@@ -1,0 +1,427 @@
+"""`charjax sample`: contexts of files, stop strings, turns, beams, texts without end, and mistakes told in a line."""
+
+import functools
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+from helpers.command_line import fails
+from helpers.small_run import save_run, small_corpus, small_model
+
+from charjax import generate_text, load_model
+from charjax.cli import main as cli
+from charjax.cli.commands import sample as command_module
+from charjax.config import SampleConfig
+from charjax.data.vocab import Vocab
+from charjax.generation import decode
+from charjax.generation.beam_search import beam_search_text
+from charjax.generation.session import Session
+from charjax.ops.lstm.native.steps import library_for_steps
+
+
+def save(folder, vocab):
+    """Saves a run whose weights are as they were drawn, but larger, so that it prefers some characters."""
+    corpus = small_corpus(vocab=vocab)
+    larger = functools.partial(jax.tree.map, lambda leaf: 4 * leaf)
+    return save_run(folder, corpus, small_model(corpus, hidden_dim=8, dropout=0.0), larger)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("sample") / "run", "ascii")
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    """The model, its parameters and vocabulary."""
+    return load_model(run)
+
+
+@pytest.fixture
+def context_file(tmp_path):
+    path = tmp_path / "context.txt"
+    path.write_text("It was a dark and stormy night.\n" * 700)
+    return path
+
+
+def shows(capfdbinary, *argv):
+    """Runs the command: -> what it prints, to the byte."""
+    capfdbinary.readouterr()
+    code = cli.main(["sample", *map(str, argv)])
+    out, err = capfdbinary.readouterr()
+    assert code == 0, err
+    assert err == b""
+    return out.decode()
+
+
+def texts(out):
+    """What stands under the headings of several texts."""
+    parts = out.split("\n--- ")
+    return [part.partition(" ---\n")[2] for part in [parts[0].removeprefix("--- "), *parts[1:]]]
+
+
+def started(*argv, **options):
+    command = [sys.executable, "-m", "charjax", "sample", *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+# ---- a file to go on from
+
+
+def test_a_file_to_go_on_from_is_read_whole_and_not_shown(run, loaded, context_file, capfdbinary):
+    text = context_file.read_text()
+    (expected,) = generate_text(*loaded, text, length=70, seed=3)
+    out = shows(capfdbinary, run, "--context-file", context_file, "--length", 70, "--seed", 3)
+    assert out == expected + "\n"
+    # Of its end alone, something else would follow.
+    assert generate_text(*loaded, text[-3:], length=70, seed=3) != [expected]
+
+
+def test_files_that_are_no_context(run, context_file, tmp_path, capsys):
+    wrong = tmp_path / "wrong.txt"
+    assert "wrong.txt does not exist" in fails(capsys, "sample", run, "--context-file", wrong)
+    wrong.write_text("")
+    assert "wrong.txt is empty" in fails(capsys, "sample", run, "--context-file", wrong)
+    wrong.write_text("so\ncafé")
+    message = fails(capsys, "sample", run, "--context-file", wrong)
+    assert "line 2, column 4: 'é' (U+00E9) is not in the ascii vocabulary; replace it in the text" in message
+    wrong.write_bytes(b"ab\xff")
+    message = fails(capsys, "sample", run, "--context-file", wrong)
+    assert message.endswith("byte 0xff at offset 2; convert the file")
+    assert "is a folder" in fails(capsys, "sample", run, "--context-file", tmp_path)
+    assert "--context-file needs a value" in fails(capsys, "sample", run, "--context-file", "")
+
+
+# ---- a stop string
+
+
+def test_a_text_ends_right_after_the_stop_also_across_pieces(run, loaded, capfdbinary):
+    options = [run, "--context", "a", "--length", 400, "--seed", 5]
+    (whole,) = generate_text(*loaded, "a", length=400, seed=5)
+    assert shows(capfdbinary, *options) == f"a{whole}\n"
+    for place in (3, 14, 46, 300):  # the first piece ends after 16 characters
+        stop = whole[place : place + 4]
+        until = whole[: whole.index(stop) + 4]
+        assert shows(capfdbinary, *options, f"--stop={stop}") == f"a{until}\n"
+    assert shows(capfdbinary, *options[:-4], "--seed", 5, "--length", 0, f"--stop={stop}") == f"a{until}\n"
+    several = texts(shows(capfdbinary, *options, "--num-samples", 2, f"--stop={stop}"))
+    assert several[0] == f"a{until}"
+    assert shows(capfdbinary, *options, "--stop", "a stop that never comes") == f"a{whole}\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--num-samples", "2"], ["--interactive"], ["--beam-width", "2"]])
+def test_a_stop_that_cannot_occur(run, capsys, options):
+    assert "the stop string can never occur: it is empty" in fails(capsys, "sample", run, "--stop", "", *options)
+    assert "the ascii vocabulary lacks 'é' (U+00E9)" in fails(capsys, "sample", run, "--stop", "né", *options)
+
+
+# ---- turns
+
+
+def take_turns(monkeypatch, typed, *argv):
+    """Runs the command with something typed, through a pipe: -> its exit code."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
+    return cli.main(["sample", "--interactive", *map(str, argv)])
+
+
+def in_turns(loaded, config, turns, stop=None):
+    """What a session writes after each turn."""
+    session = Session(*loaded, config, stop=stop)
+    for turn in turns:
+        session.read(loaded[2].encode(turn))
+        yield "".join(session.write(config.length or None)) + "\n"
+
+
+def test_turns_go_on_with_one_text(run, loaded, monkeypatch, capsys):
+    expected = list(in_turns(loaded, SampleConfig(length=21, seed=2), ["Once upon", " a time", "\n"]))
+    assert take_turns(monkeypatch, b"Once upon\n a time\n\n", run, "--length", 21, "--seed", 2) == 0
+    assert capsys.readouterr() == ("".join(expected), "")
+    # Alone, the second turn is gone on with otherwise.
+    assert list(in_turns(loaded, SampleConfig(length=21, seed=2), [" a time"])) != expected[1:2]
+
+
+def test_turns_end_with_the_stop_and_begin_after_the_context(run, loaded, context_file, monkeypatch, capsys):
+    config = SampleConfig(length=0, seed=2)
+    expected = list(in_turns(loaded, config, [context_file.read_text() + "so", "on"], "e"))
+    assert take_turns(
+        monkeypatch, b"so\non", run, "--length", 0, "--seed", 2, "--stop", "e", "--context-file", context_file
+    ) == 0  # fmt: skip
+    assert capsys.readouterr().out == "".join(expected)
+    assert all(turn.index("e") == len(turn) - 2 for turn in expected)
+
+
+def test_a_bad_line_is_told_of_and_the_text_goes_on(run, loaded, monkeypatch, capsys):
+    expected = list(in_turns(loaded, SampleConfig(length=9), ["one", "two"]))
+    assert take_turns(monkeypatch, b"one\ncaf\xc3\xa9\n\xff\ntwo\n", run, "--length", 9) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(expected)
+    told = err.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("charjax: the context has characters that the ascii vocabulary lacks: 'é' (U+00E9)")
+    assert "U+DCFF" in told[1]
+
+
+def test_nothing_typed_writes_nothing(run, monkeypatch, capsys):
+    assert take_turns(monkeypatch, b"", run) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_any_bytes_may_be_typed_for_a_model_of_bytes(tmp_path, monkeypatch, capfdbinary):
+    run = save(tmp_path / "run", "bytes")
+    model, params, vocab = load_model(run)
+    assert vocab == Vocab.bytes()
+    session = Session(model, params, vocab, SampleConfig(length=30, seed=1))
+    session.read(vocab.encode("é\udcff"))
+    assert take_turns(monkeypatch, "é".encode() + b"\xff\n", run, "--length", 30, "--seed", 1) == 0
+    assert capfdbinary.readouterr().out.decode() == "".join(session.write(30)) + "\n"
+
+
+# ---- a text without end
+
+
+def test_without_a_length_it_goes_on_until_interrupted_and_loses_nothing(run, loaded):
+    with started(run, "--length", 0, "--seed", 4) as process:
+        first = process.stdout.read(3000)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"charjax: interrupted\n")
+    out = (first + rest).decode()
+    assert out.endswith("\n")
+    (expected,) = generate_text(*loaded, seed=4, length=len(out) - 1)
+    assert out == expected + "\n"
+
+
+def test_without_a_length_it_goes_on_until_nobody_reads(run):
+    with started(run, "--length", 0) as process:
+        assert len(process.stdout.read(3000)) == 3000
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == b""
+
+
+# ---- beams
+
+
+def test_a_single_beam_is_the_likeliest_character_each_time(run, capfdbinary):
+    options = [run, "--context", "The ", "--length", 40]
+    greedy = shows(capfdbinary, *options, "--temperature", 0)
+    assert shows(capfdbinary, *options, "--beam-width", 1) == greedy
+    assert greedy.startswith("The ")
+
+
+def test_the_best_of_several_beams(run, loaded, capfdbinary):
+    options = [run, "--context", "The ", "--length", 12, "--beam-width", 4]
+    expected = beam_search_text(*loaded, "The ", length=12, beam_width=4)
+    assert shows(capfdbinary, *options) == f"The {expected[0]}\n"
+    out = shows(capfdbinary, *options, "--num-samples", 2)
+    first, second = expected[:2]
+    assert out == f"--- 1 of 2 ---\nThe {first}\n--- 2 of 2 ---\nThe {second}\n"
+    assert first != second
+
+
+def test_beams_end_with_the_stop_and_prefer_by_the_length_penalty(run, loaded, capfdbinary):
+    for penalty in (-5.0, 5.0):
+        found = beam_search_text(*loaded, "a", length=12, beam_width=3, end="e", length_penalty=penalty)
+        options = [run, "--context", "a", "--length", 12, "--beam-width", 3, "--stop", "e"]
+        assert shows(capfdbinary, *options, f"--length-penalty={penalty}") == f"a{found[0]}\n"
+        assert "e" not in found[0][:-1]
+
+
+@pytest.mark.parametrize("width", ["0", "-1"])
+def test_beam_widths_out_of_range(run, capsys, width):
+    message = f"--beam-width must be a whole number of at least 1, not {width}"
+    assert message in fails(capsys, "sample", run, "--beam-width", width)
+
+
+@pytest.mark.parametrize("penalty", ["11", "-10.5", "nan", "inf"])
+def test_length_penalties_out_of_range(run, capsys, penalty):
+    message = f"--length-penalty must be a number from -10 to 10, not {float(penalty)}"
+    assert message in fails(capsys, "sample", run, "--beam-width", 2, "--length-penalty", penalty)
+
+
+def test_a_search_for_what_it_cannot_end_with(run, capsys):
+    message = fails(capsys, "sample", run, "--beam-width", 2, "--stop", "ab")
+    assert message == "--stop must be a single character with --beam-width, not 'ab'"
+    assert "the context has characters" in fails(capsys, "sample", run, "--beam-width", 2, "--context", "é")
+
+
+# ---- drawing
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"min_p": 0.3},
+        {"top_k": 20, "top_p": 0.9, "min_p": 0.05, "temperature": 1.4},
+        {"weights": "bfloat16"},
+        {"weights": "float32", "top_p": 1.0, "min_p": 0.0},
+    ],
+    ids=str,
+)
+def test_settings_reach_the_draws(run, loaded, capfdbinary, settings):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    (expected,) = generate_text(*loaded, "a", length=60, seed=7, **settings)
+    assert shows(capfdbinary, run, "--context", "a", "--length", 60, "--seed", 7, *options) == f"a{expected}\n"
+
+
+def test_weights_of_eight_bits(run, loaded, capfdbinary):
+    if library_for_steps() is None:
+        pytest.skip("no kernel on this machine")
+    (expected,) = generate_text(*loaded, "a", length=60, weights="int8")
+    assert shows(capfdbinary, run, "--context", "a", "--length", 60, "--weights", "int8") == f"a{expected}\n"
+
+
+def test_weights_of_eight_bits_without_the_kernel(run, monkeypatch, capsys):
+    monkeypatch.setattr(decode, "library_for_steps", lambda: None)
+    jax.clear_caches()  # with it, they may have been arranged before
+    try:
+        assert "int8 weights take the compiled kernel for processors" in fails(
+            capsys, "sample", run, "--weights", "int8"
+        )
+    finally:
+        jax.clear_caches()
+
+
+@pytest.mark.parametrize("option", ["--top-k=1", "--top-p=0.000001", "--min-p=1"])
+def test_settings_that_leave_the_likeliest_alone(run, capfdbinary, option):
+    options = [run, "--context", "a", "--length", 60]
+    greedy = shows(capfdbinary, *options, "--temperature", 0)
+    assert shows(capfdbinary, *options, option) == greedy
+    assert shows(capfdbinary, *options) != greedy
+
+
+def test_a_seed_draws_the_same_texts_again(run, capfdbinary):
+    options = [run, "--num-samples", 3, "--length", 50]
+    first = shows(capfdbinary, *options, "--seed", 6)
+    assert shows(capfdbinary, *options, "--seed", 6) == first
+    assert shows(capfdbinary, *options, "--seed", 8) != first
+    assert len(set(texts(first))) == 3
+    # The first is what is drawn alone.
+    assert texts(first)[0] + "\n" == shows(capfdbinary, run, "--length", 50, "--seed", 6)
+
+
+@pytest.mark.parametrize(
+    ("option", "rule"),
+    [
+        ("--top-k=-3", "--top-k must be a whole number of at least 1, not -3"),
+        ("--top-k=1.5", "--top-k"),
+        ("--top-p=nan", "--top-p must be above 0 and at most 1, not nan"),
+        ("--top-p=-0.1", "--top-p must be above 0 and at most 1"),
+        ("--min-p=-0.1", "--min-p must be between 0 and 1, not -0.1"),
+        ("--min-p=1.01", "--min-p must be between 0 and 1, not 1.01"),
+        ("--min-p=nan", "--min-p must be between 0 and 1"),
+        ("--temperature=inf", "--temperature must be at least 0 and finite"),
+        ("--length=10000000000", "--length must be"),
+        ("--seed=4294967296", "--seed must be"),
+        ("--weights=int4", "int4"),
+    ],
+)
+def test_settings_out_of_range(run, capsys, option, rule):
+    assert rule in fails(capsys, "sample", run, option)
+
+
+# ---- options that do not go together
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--context a --context-file b", "--context and --context-file are both given"),
+        ("--length-penalty 1", "--length-penalty takes --beam-width"),
+        ("--interactive --num-samples 2", "--interactive goes on with one text; leave --num-samples out"),
+        ("--interactive --beam-width 2", "--interactive goes on with one text; leave --beam-width out"),
+        ("--length 0 --num-samples 2", "give a --length with --num-samples"),
+        ("--length 0 --beam-width 2", "give a --length with --beam-width"),
+        ("--num-samples 2 --context-file b", "leave --num-samples out, or use --context"),
+        ("--beam-width 2 --context-file b", "leave --beam-width out, or use --context"),
+        ("--interactive --length 0", "--interactive needs a --length or a --stop to end a turn"),
+        ("--beam-width 2 --num-samples 3", "--beam-width 2 finds no more than 2 texts; raise it to 3, or lower"),
+        ("--beam-width 2 --temperature 0.5", "--temperature goes with drawing; leave it or --beam-width out"),
+        ("--beam-width 2 --top-k 3", "--top-k goes with drawing"),
+        ("--beam-width 2 --top-p 0.5", "--top-p goes with drawing"),
+        ("--beam-width 2 --min-p 0.5", "--min-p goes with drawing"),
+        ("--beam-width 2 --weights int8", "--weights goes with drawing"),
+    ],
+)
+def test_options_that_do_not_go_together(capsys, options, message):
+    """They are told of before the run is looked at."""
+    assert message in fails(capsys, "sample", "nowhere", *options.split())
+
+
+def test_a_config_file_gives_options(run, tmp_path, capfdbinary):
+    config = tmp_path / "sample.toml"
+    config.write_text(
+        'context = "so\\n"\nstop = "."\ninteractive = false\n'
+        "[sampling]\nlength = 40\ntop-p = 0.9\nmin_p = 0\nseed = 9\n"
+    )
+    options = ["--stop=.", "--top-p=0.9", "--length=40"]
+    assert shows(capfdbinary, run, "--config", config) == shows(
+        capfdbinary, run, "--context", "so\n", "--seed", 9, *options
+    )
+    assert shows(capfdbinary, run, "--config", config, "--seed", 1) == shows(
+        capfdbinary, run, "--context", "so\n", "--seed", 1, *options
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("beam_width = 0", "--beam-width must be a whole number of at least 1, not 0"),
+        ("beam_width = '2'", "beam_width cannot be '2'"),
+        ("interactive = 'yes'", "interactive cannot be 'yes'"),
+        ("interactive = true\nlength = 0", "--interactive needs a --length or a --stop"),
+        ("stop = 3", "stop cannot be 3"),
+        ("weights = 'int4'", "int4"),
+        ("top_q = 1", "unknown option 'top_q', did you mean top_"),
+    ],
+)
+def test_config_files_that_cannot_be_used(run, tmp_path, capsys, content, message):
+    (tmp_path / "sample.toml").write_text(content)
+    assert message in fails(capsys, "sample", run, "--config", tmp_path / "sample.toml")
+
+
+# ---- where the text goes
+
+
+class _Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_sent_what_is_harmless_and_a_file_what_is_drawn(run, loaded, monkeypatch, capfdbinary):
+    options = [run, "--length", 300, "--temperature", 20, "--seed", 3]
+    (drawn,) = generate_text(*loaded, temperature=20, length=300, seed=3)
+    assert {"\x1b", "\x07"} & set(drawn)  # it has what would steer a terminal
+    assert shows(capfdbinary, *options) == drawn + "\n"
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["sample", *map(str, options)]) == 0
+    shown = terminal.getvalue()
+    assert all(character in {"\n", "\t"} or character.isprintable() for character in shown)
+    assert shown != drawn + "\n"
+    assert len(shown) == len(drawn.replace("\r\n", "\n")) + 1
+
+
+def test_a_pipe_gets_what_a_file_gets(run, capfdbinary):
+    """Whatever the encoding; pytest puts a file in the place of standard output."""
+    options = [run, "--length", 40, "--context", "a"]
+    with started(*options, env={**os.environ, "PYTHONIOENCODING": "ascii"}) as process:
+        piped, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert piped.decode() == shows(capfdbinary, *options)
+
+
+def test_a_line_break_is_not_cut_in_two(monkeypatch):
+    written = []
+    monkeypatch.setattr(command_module, "write", written.append)
+    command_module._write_all(iter(["a\r", "\nb\r", "\r", "c\r"]))
+    assert "".join(written) == "a\r\nb\r\rc\r\n"
+    assert not any(text.startswith("\n") for text in written[:-1])

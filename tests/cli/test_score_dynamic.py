@@ -1,0 +1,147 @@
+"""`charjax score --dynamic`: what `dynamic_score` finds, beside what the weights as they were make of it."""
+
+import html
+import re
+
+import numpy as np
+import pytest
+from helpers.command_line import fails, shows
+from helpers.small_run import TEXT, save_run, small_model
+
+from charjax import Corpus, dynamic_score, load_model, score
+from charjax.data.vocab import Vocab
+
+SPOKEN = TEXT[:600]
+
+
+def save(folder, corpus):
+    """Saves a run of which nothing was trained."""
+    return save_run(folder, corpus, small_model(corpus, hidden_dim=6))
+
+
+@pytest.fixture(scope="module")
+def trained_on(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, trained_on):
+    return save(tmp_path_factory.mktemp("dynamic") / "run", Corpus.from_file(trained_on))
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(SPOKEN)
+    return path
+
+
+def facts(out):
+    """The lines above the table."""
+    rows = (line.split(maxsplit=1) for line in out.split("\n\n")[0].splitlines())
+    return {row[0]: row[1] for row in rows}
+
+
+def numbers(fact):
+    """The two numbers of a line, dynamic and static."""
+    return [float(number) for number in re.findall(r"\d+\.\d+", fact)]
+
+
+def test_both_losses_are_told_side_by_side(run, text, trained_on, capsys):
+    out = shows(capsys, "score", run, text, "--dynamic")
+    model, params, vocab = load_model(run)
+    ids = vocab.encode(SPOKEN)
+    found = dynamic_score(model, params, ids, train_ids=Corpus.from_file(trained_on).train)
+    told = facts(out)
+    assert re.fullmatch(r"\d\.\d{6} nats/char, static \d\.\d{6} nats/char", told["loss"])
+    static = score(model, params, ids[None])[0].mean(dtype=np.float64)
+    assert numbers(told["loss"]) == pytest.approx([found.loss, static], abs=2e-6)
+    assert numbers(told["perplexity"]) == pytest.approx(np.exp([found.loss, static]), abs=2e-3)
+    assert numbers(told["bits/char"]) == pytest.approx(np.array([found.loss, static]) / np.log(2), abs=1e-4)
+    assert found.loss < static - 0.01
+    assert told["read"] == "in one pass, by weights that learn after every 20 characters"
+    assert told["gradients"] == f"measured on {trained_on}, which the run was trained on, then on the text itself"
+    # The place that is worst is so for the weights that learn.
+    worst, as_they_were = found.nats.max() / np.log(2), found.static_nats.max() / np.log(2)
+    assert re.search(rf"\s{worst:.2f}\s", out)
+    assert f"{worst:.2f}" != f"{as_they_were:.2f}"
+
+
+def test_learning_is_as_it_is_told(run, text, capsys):
+    still = facts(shows(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "0"))
+    learned, static = numbers(still["loss"])
+    assert learned == pytest.approx(static, abs=2e-6)
+    assert facts(shows(capsys, "score", run, text))["loss"] == f"{static:.6f} nats/char"
+    options = ["--dynamic-learning-rate", "0.01", "--dynamic-decay", "0.1", "--dynamic-seq-len", "7"]
+    out = shows(capsys, "score", run, text, "--dynamic", *options)
+    model, params, vocab = load_model(run)
+    train_ids = vocab.encode(TEXT[: round(0.9 * len(TEXT))])
+    expected = dynamic_score(
+        model, params, vocab.encode(SPOKEN), train_ids=train_ids, learning_rate=0.01, decay=0.1, seq_len=7
+    )
+    assert numbers(facts(out)["loss"]) == pytest.approx([expected.loss, static], abs=2e-6)
+
+
+def test_without_its_training_text_gradients_are_measured_on_the_text(text, tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(TEXT)
+    from_file, from_none = save(tmp_path / "a", Corpus.from_file(corpus)), save(tmp_path / "b", Corpus.from_text(TEXT))
+    model, params, vocab = load_model(from_file)
+    expected = dynamic_score(model, params, vocab.encode(SPOKEN))
+
+    def told(run):
+        found = facts(shows(capsys, "score", run, text, "--dynamic"))
+        assert numbers(found["loss"])[0] == pytest.approx(expected.loss, abs=2e-6)
+        return found["gradients"].removeprefix("measured on the text itself: ")
+
+    corpus.write_text("é" + TEXT)
+    assert told(from_file) == f"{corpus} has changed since the run was trained on it"
+    corpus.unlink()
+    assert told(from_file) == f"{corpus}, which the run was trained on, is not there"
+    assert told(from_none) == "the run was trained on a text that came from no file"
+
+
+def test_learning_that_does_harm_is_said_to(run, text, capsys):
+    hint = "learning from this text made its loss higher; try a lower --dynamic-learning-rate"
+    learned, static = numbers(
+        facts(shows(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "9", warns=hint))["loss"]
+    )
+    assert learned > static
+    message = fails(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "3e38")
+    assert "went astray" in message
+
+
+def test_bytes_documents_and_the_page(text, tmp_path, capsys):
+    text.write_text("Grüße aus Köln\n\n" * 40)
+    run, page = save(tmp_path / "run", Corpus.from_text(TEXT, vocab=Vocab.bytes())), tmp_path / "page.html"
+    told = facts(shows(capsys, "score", run, text, "--dynamic", "--separator", "\n\n", "--html", page))
+    assert told["documents"] == "40"
+    per_byte, per_char = numbers(told["bits/byte"]), numbers(told["bits/char"])
+    # Of the 16 characters of a document, three of which take two bytes, the first does not count.
+    assert per_char == pytest.approx(np.array(per_byte) * 18 / 15, abs=2e-3)
+    assert numbers(told["loss"])[0] < numbers(told["loss"])[1]
+    shown = html.unescape(re.sub("<[^>]*>", " ", page.read_text()))
+    assert told["loss"] in shown
+    assert told["gradients"] in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--dynamic", "--streams", "2"],
+            "--streams must be 1 with --dynamic, which learns from all that comes before",
+        ),
+        (["--dynamic", "--dynamic-seq-len", "0"], "--dynamic-seq-len must be a whole number from 1 to 4000, not 0"),
+        (
+            ["--dynamic", "--dynamic-learning-rate", "-1"],
+            "--dynamic-learning-rate must be at least 0 and finite, not -1.0",
+        ),
+        (["--dynamic", "--dynamic-decay", "nan"], "--dynamic-decay must be at least 0 and finite, not nan"),
+        (["--dynamic-decay", "0.5"], "--dynamic must be given for the other --dynamic options to mean something"),
+    ],
+)
+def test_options_that_do_not_go_together_or_are_out_of_range(run, text, capsys, argv, message):
+    assert fails(capsys, "score", run, text, *argv).startswith(message)

@@ -1,0 +1,134 @@
+"""A training whose terminal is closed, or whose output nobody can write any more."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+from helpers.real_runs import assert_same_run, command, environment, run, started, uninterrupted_run
+
+from charjax.runs.checkpoint import read_header
+
+SHORT = ("--epochs", "3")
+# Makes the terminal on standard input its own, as a shell does, and goes on as the command.
+ON_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"), *SHORT)
+
+
+@contextmanager
+def terminal():
+    """A terminal that somebody looks at: -> (its file descriptor, what closes its window)."""
+    controller, end = pty.openpty()
+    closing, close_now = os.pipe()
+
+    def look():
+        while closing not in select.select([controller, closing], [], [])[0]:
+            os.read(controller, 1 << 16)
+        os.close(controller)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+
+    def close():
+        os.close(end)
+        os.write(close_now, b"x")
+        looker.join()
+
+    try:
+        yield end, close
+    finally:
+        if looker.is_alive():
+            close()
+        os.close(closing)
+        os.close(close_now)
+
+
+def train_until_the_terminal_closes(text, out, on_hangup, errors=None):
+    """Trains on a terminal that is closed after the first checkpoint: -> the exit code."""
+    arguments = [sys.executable, "-c", ON_TERMINAL, on_hangup, *command(text, out, *SHORT)]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        terminal() as (end, close),
+    ):
+        patch.setenv("TERM", "xterm-256color")
+        options = {"stdin": end, "stdout": end, "stderr": errors or end, "start_new_session": True}
+        with started(arguments, out, **options) as process:
+            close()
+            return process.wait()
+
+
+@pytest.mark.parametrize("errors", ["in a file", "on the terminal"])
+def test_a_closed_terminal_saves_first(uninterrupted, tmp_path, errors):
+    text, whole = uninterrupted
+    out, log = tmp_path / "run", tmp_path / "errors"
+    with log.open("w") as file:
+        code = train_until_the_terminal_closes(text, out, "SIG_DFL", file if errors == "in a file" else None)
+    assert code == 128 + signal.SIGHUP
+    step = read_header(out).progress.step
+    assert 0 < step < read_header(whole).progress.step
+    if errors == "in a file":
+        assert log.read_text().splitlines()[-1].startswith(f"charjax: interrupted at step {step} of ")
+        assert "Traceback" not in log.read_text()
+    run(text, out, "--resume", *SHORT)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("errors", ["in a file", "on the terminal"])
+def test_under_nohup_training_goes_on_without_its_terminal(uninterrupted, tmp_path, errors):
+    text, whole = uninterrupted
+    out, log = tmp_path / "run", tmp_path / "errors"
+    with log.open("w") as file:
+        code = train_until_the_terminal_closes(text, out, "SIG_IGN", file if errors == "in a file" else None)
+    assert code == 0
+    if errors == "in a file":
+        # Two lines told what was chosen.
+        assert log.read_text().splitlines()[2:] == [
+            "charjax: standard output can no longer be written (Input/output error); training goes on"
+        ]
+    assert_same_run(out, whole)
+
+
+def test_a_pipe_that_nobody_reads_any_more_does_not_end_training(uninterrupted, tmp_path):
+    text, whole = uninterrupted
+    out, log = tmp_path / "run", tmp_path / "errors"
+    with (
+        log.open("w") as file,
+        started(command(text, out, *SHORT), out, stdout=subprocess.PIPE, stderr=file) as process,
+    ):
+        process.stdout.close()
+        assert process.wait() == 0
+    assert log.read_text().splitlines()[2:] == [
+        "charjax: standard output can no longer be written (Broken pipe); training goes on"
+    ]
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full 2> /dev/full", "<&- >&- 2>&-"])
+def test_output_that_never_could_be_written_does_not_end_training(uninterrupted, tmp_path, redirection):
+    """A full disk under the log, or no standard streams at all, whose numbers no file of the run must get."""
+    text, whole = uninterrupted
+    out = tmp_path / "run"
+    shell = ["bash", "-c", f'exec "$@" {redirection}', "bash", *command(text, out, *SHORT)]
+    assert subprocess.run(shell, env=environment(), check=False).returncode == 0
+    assert_same_run(out, whole)
+
+
+def test_other_commands_tell_of_a_full_disk_and_nothing_more(uninterrupted):
+    _, whole = uninterrupted
+    shell = ["bash", "-c", '"$@" > /dev/full', "bash", sys.executable, "-m", "charjax", "info", str(whole)]
+    done = subprocess.run(shell, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "charjax: error: No space left on device\n")

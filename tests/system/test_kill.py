@@ -1,0 +1,62 @@
+"""A real process, killed at random moments and resumed, ends as one that was left alone."""
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from helpers.real_runs import assert_same_run, command, handled_by_default, run, started, uninterrupted_run
+
+from charjax.runs.checkpoint import read_header
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_of_their_own(tmp_path_factory):
+    """A process killed while it writes to the compilation cache leaves half a file, which no other must read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(_compiled_programs_of_their_own, tmp_path_factory):
+    return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def test_killed_at_three_random_moments(uninterrupted, tmp_path):
+    text, whole = uninterrupted
+    draw, out, resume = random.Random(), tmp_path / "run", ()
+    progress = []
+    for _ in range(3):
+        with started(command(text, out, *resume), out, stdout=subprocess.DEVNULL) as process:
+            before = read_header(out).progress.step
+            # A few steps after whatever point start-up and compilation leave it at.
+            while read_header(out).progress.step == before and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.15))
+            process.kill()
+        progress.append(read_header(out).progress.step)
+        resume = ("--resume",)
+    run(text, out, "--resume")
+    assert progress == sorted(progress)
+    assert progress[0] > 0
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_first(uninterrupted, tmp_path, signum):
+    text, whole = uninterrupted
+    out, errors = tmp_path / "run", tmp_path / "errors"
+    with (
+        errors.open("w") as file,
+        handled_by_default(signum),
+        started(command(text, out), out, stdout=subprocess.DEVNULL, stderr=file) as process,
+    ):
+        process.send_signal(signum)
+        assert process.wait() == 128 + signum
+    *_, last = errors.read_text().splitlines()
+    assert last.startswith(f"charjax: interrupted at step {read_header(out).progress.step} of ")
+    assert "Traceback" not in errors.read_text()
+    run(text, out, "--resume")
+    assert_same_run(out, whole)

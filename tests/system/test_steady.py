@@ -1,0 +1,73 @@
+"""A long run takes no more memory, files and threads at its end than near its beginning."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+EARLY, LAST = 2_000, 10_000
+EVERY = 100
+# Allocators do not give back all that they take, and pools of threads grow until all are busy at once (on a laden
+# machine by nine, in a run of this test). In between are 80 evaluations, samples and saves: a state of 700 kB kept at
+# each would be 56 MB, a file or thread of each 80.
+MOST_MEMORY, MOST_FILES, MOST_THREADS = 16 * 2**20, 8, 32
+
+LONG_RUN = """
+import gc, json, os, sys, time
+from charjax import fit
+from charjax.report.progress import NullReporter
+from helpers.small_run import small_corpus, small_model
+
+out, early, last, every = sys.argv[1], *map(int, sys.argv[2:])
+
+
+def count(folder):
+    return len(os.listdir(f"/proc/self/{folder}"))
+
+
+class Reporter(NullReporter):
+    def evaluation(self, evaluation, sample_text=""):
+        assert sample_text
+        if evaluation.step not in (early, last):
+            return
+        files, threads = [], []
+        # The save before may still go on, and has some of its own: the fewest seen are those that stay.
+        for _ in range(40):
+            files.append(count("fd"))
+            threads.append(count("task"))
+            time.sleep(0.05)
+        gc.collect()
+        pages = int(open("/proc/self/statm").read().split()[1])
+        memory = pages * os.sysconf("SC_PAGE_SIZE")
+        print(json.dumps({"memory": memory, "files": min(files), "threads": min(threads)}), flush=True)
+
+
+corpus = small_corpus()
+# 47 steps an epoch
+model = small_model(corpus, hidden_dim=64, hidden_layers=1)
+often = {"eval_every": every, "checkpoint_every": every, "sample_length": 20}
+state = fit(model, corpus, batch_size=8, seq_len=8, epochs=-(-last // 47), out=out, reporter=Reporter(), **often)
+assert int(state.step) >= last
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell what a process takes")
+def test_ten_thousand_steps_take_no_more_than_two_thousand(tmp_path):
+    arguments = [str(number) for number in (EARLY, LAST, EVERY)]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LONG_RUN, str(tmp_path / "run"), *arguments],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    early, last = map(json.loads, done.stdout.splitlines())
+    assert last["memory"] - early["memory"] < MOST_MEMORY, (early, last)
+    assert last["files"] - early["files"] < MOST_FILES, (early, last)
+    assert last["threads"] - early["threads"] < MOST_THREADS, (early, last)

@@ -1,0 +1,99 @@
+"""The wall clock may be set while a run goes on, and files may have any date: nothing depends on them."""
+
+import ast
+import dataclasses
+import itertools
+import math
+import os
+import time
+
+import pytest
+from helpers.small_run import SMALL, assert_same, small_corpus, small_model
+
+from charjax import fit
+from charjax.runs.checkpoint import read_header
+from charjax.runs.logs import read_metrics
+
+CORPUS = small_corpus()
+MODEL = small_model(CORPUS)
+# The rate does not depend on the number of epochs, so that one epoch and one more are as two.
+TRAIN = dataclasses.replace(SMALL, schedule="constant", warmup_frac=0.0, checkpoint_every=4)
+DAY = 86_400
+HOUR = 3600
+WALL_CLOCK = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime", "time.strftime", "datetime"}
+
+
+def names_in(path):
+    """Names and dotted names in a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute | ast.Name):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from (base + alias.name for alias in node.names)
+
+
+def test_no_module_reads_the_wall_clock(root):
+    for path in (root / "charjax").rglob("*.py"):
+        found = {name for name in names_in(path) if name in WALL_CLOCK or name.startswith("datetime.")}
+        assert not found, path
+
+
+@pytest.fixture(params=[-DAY, HOUR], ids=["backwards", "forwards"])
+def leaping_clock(request, monkeypatch):
+    """Each look at the wall clock finds it a day earlier, or an hour later: -> how many looks there were, to go on."""
+    start, looks = time.time(), itertools.count()
+
+    def now():
+        return start + request.param * next(looks)
+
+    monkeypatch.setattr(time, "time", now)
+    monkeypatch.setattr(time, "time_ns", lambda: int(now() * 1e9))
+    return looks
+
+
+def steps_kept(out):
+    return sorted(int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def untimed(out):
+    return [(metrics.step, metrics.train_loss, metrics.val_loss) for metrics in read_metrics(out / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return fit(MODEL, CORPUS, TRAIN, out=out), out
+
+
+def test_a_leaping_clock_changes_nothing(whole, tmp_path, leaping_clock):
+    state, out = whole
+    run = tmp_path / "run"
+    began = time.monotonic()
+    fit(MODEL, CORPUS, TRAIN, epochs=1, out=run)
+    assert_same(fit(MODEL, CORPUS, TRAIN, out=run, resume=True), state)
+    took = time.monotonic() - began
+    assert next(leaping_clock) > 0, "nobody looked at the clock"
+    assert steps_kept(run) == steps_kept(out)
+    assert untimed(run) == untimed(out)
+    metrics = read_metrics(run / "metrics.jsonl")
+    elapsed = [evaluation.elapsed_seconds for evaluation in metrics]
+    assert elapsed == sorted(elapsed)
+    assert 0 < elapsed[0] < elapsed[-1] <= read_header(run).progress.elapsed_seconds < took
+    for evaluation in metrics:
+        assert 1 / took < evaluation.chars_per_second < math.inf
+
+
+@pytest.mark.parametrize("date", [0, 2 * 10**9, None], ids=["in 1970", "in 2033", "in reverse order"])
+def test_dates_of_files_do_not_matter(whole, tmp_path, date):
+    state, out = whole
+    run = tmp_path / "run"
+    fit(MODEL, CORPUS, TRAIN, epochs=1, out=run)
+    files = sorted(run.rglob("*"), key=lambda path: path.stat().st_mtime_ns)
+    for age, path in enumerate(files):
+        seconds = 10**9 - age * DAY if date is None else date
+        os.utime(path, (seconds, seconds))
+    assert read_header(run).progress.step == max(steps_kept(run))
+    assert_same(fit(MODEL, CORPUS, TRAIN, out=run, resume=True), state)
+    assert untimed(run) == untimed(out)
+    assert steps_kept(run) == steps_kept(out)

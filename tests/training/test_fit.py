@@ -1,0 +1,410 @@
+"""fit: the host's loop as a user sees it, and a run that is resumed as if it had never stopped."""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.small_run import SMALL, assert_same, small_corpus, small_model
+
+import charjax
+from charjax import load_model
+from charjax.distributed.mesh import make_mesh, make_training_mesh
+from charjax.errors import Interrupted, UserError
+from charjax.host.cpu import available_cores
+from charjax.metrics import cross_entropy
+from charjax.progress.reporter import NullReporter
+from charjax.runs.checkpoint import read_header
+from charjax.runs.logs import read_metrics
+from charjax.training.evaluate import evaluate
+
+CORPUS = small_corpus()
+MODEL = small_model(CORPUS)
+fit = functools.partial(charjax.fit, mesh=make_mesh(jax.devices()[:2]))
+
+
+class Recorder(NullReporter):
+    """Keeps what fit tells, and does something at a step."""
+
+    def __init__(self, at_step=None, action=None):
+        self.at_step, self.action = at_step, action
+        self.starts, self.updates, self.evaluations, self.messages = [], [], [], []
+
+    def start(self, *args):
+        self.starts.append(args)
+
+    def update(self, step, loss):
+        self.updates.append((step, loss))
+        if self.at_step is not None and step >= self.at_step:
+            self.at_step = None
+            self.action()
+
+    def evaluation(self, evaluation, sample_text=""):
+        self.evaluations.append((evaluation, sample_text))
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def steps_of(recorder):
+    return [evaluation.step for evaluation, _ in recorder.evaluations]
+
+
+def test_it_learns_and_tells():
+    recorder = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, epochs=12, eval_every=None, reporter=recorder)
+    (total, first, chars_per_step, epochs) = recorder.starts[0]
+    assert (first, chars_per_step, epochs) == (0, 8 * 16, 12)
+    assert int(state.step) == total == 12 * -(-(len(CORPUS.train) - 1) // (8 * 16))
+    assert steps_of(recorder) == [total // 12 * epoch for epoch in range(1, 13)]
+    losses = [evaluation.val_loss for evaluation, _ in recorder.evaluations]
+    assert losses[-1] < 0.6 * losses[0]
+    assert recorder.updates[-1][0] == total
+    assert all(len(text) == 20 for _, text in recorder.evaluations)
+
+
+def test_the_numbers_told_are_those_of_the_state():
+    recorder = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, reporter=recorder)
+    evaluation, _ = recorder.evaluations[-1]
+    # On fit's own devices: on others, sums of float32 are added up in another order.
+    again = evaluate(MODEL, state.params, CORPUS.validation, mesh=make_training_mesh(SMALL.batch_size))
+    assert evaluation.val_loss == pytest.approx(again, abs=1e-7)
+    assert evaluation.epoch == SMALL.epochs
+
+
+def test_evaluating_and_sampling_leave_training_untouched():
+    often = fit(MODEL, CORPUS, SMALL, eval_every=3)
+    seldom = fit(MODEL, CORPUS, SMALL, eval_every=None, sample_length=0)
+    assert_same(often.params, seldom.params)
+    assert_same(often.carry, seldom.carry)
+
+
+def test_steps_per_call_do_not_matter():
+    assert_same(fit(MODEL, CORPUS, SMALL, steps_per_call=1), fit(MODEL, CORPUS, SMALL, steps_per_call=7))
+
+
+def test_eight_devices_fit_as_one():
+    losses = []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        recorder = Recorder()
+        charjax.fit(MODEL, CORPUS, SMALL, mesh=make_mesh(devices), reporter=recorder)
+        losses.append([(e.train_loss, e.val_loss) for e, _ in recorder.evaluations])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
+
+
+def test_a_run_folder_holds_everything(tmp_path):
+    recorder = Recorder()
+    fit(MODEL, CORPUS, SMALL, out=tmp_path / "deep" / "run", reporter=recorder)
+    run = tmp_path / "deep" / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "samples.txt"]
+    assert read_metrics(run / "metrics.jsonl") == [evaluation for evaluation, _ in recorder.evaluations]
+    samples = (run / "samples.txt").read_text()
+    assert all(text in samples for _, text in recorder.evaluations)
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"]["hidden_dim"] == 12
+    assert config["train"] == dataclasses.asdict(SMALL)
+    best = min((evaluation for evaluation, _ in recorder.evaluations), key=lambda e: e.val_loss)
+    header = read_header(run)
+    assert (header.progress.best_step, header.progress.best_val_loss) == (best.step, best.val_loss)
+    model, params, vocab = load_model(run)
+    assert (model, vocab) == (MODEL, CORPUS.vocab)
+    assert evaluate(model, params, CORPUS.validation) == pytest.approx(best.val_loss, abs=1e-6)
+
+
+def test_the_best_is_kept_though_no_checkpoint_was_due(tmp_path):
+    fit(MODEL, CORPUS, SMALL, out=tmp_path, eval_every=5, checkpoint_every=1000)
+    header = read_header(tmp_path)
+    assert (tmp_path / "checkpoints" / str(header.progress.best_step)).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("signum", "at_step"), [(signal.SIGINT, 1), (signal.SIGTERM, 7), (signal.SIGINT, 24), (signal.SIGTERM, 40)]
+)
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, signum, at_step):
+    whole = Recorder()
+    expected = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole", reporter=whole)
+    stopped = Recorder(at_step, lambda: os.kill(os.getpid(), signum))
+    with pytest.raises(Interrupted, match="--resume goes on from there") as interruption:
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "run", reporter=stopped)
+    assert interruption.value.signum == signum
+    saved = read_header(tmp_path / "run").progress.step
+    assert saved >= at_step
+    resumed = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, out=tmp_path / "run", resume=True, reporter=resumed)
+    assert resumed.starts[0][1] == saved
+    assert_same(state, expected)
+    ours, theirs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "whole"))
+    assert [(e.step, e.val_loss) for e in ours] == [(e.step, e.val_loss) for e in theirs]
+    # Sums over other calls, and so rounded differently.
+    assert [e.train_loss for e in ours] == pytest.approx([e.train_loss for e in theirs], rel=1e-6)
+    assert (tmp_path / "run" / "samples.txt").read_text() == (tmp_path / "whole" / "samples.txt").read_text()
+
+
+def test_a_finished_run_may_be_given_more_epochs(tmp_path):
+    fit(MODEL, CORPUS, SMALL, out=tmp_path)
+    again = Recorder()
+    fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, reporter=again)
+    assert again.updates == []
+    more = fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, epochs=3)
+    assert int(more.step) == read_header(tmp_path).progress.step
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 3
+
+
+def test_a_damaged_latest_checkpoint_costs_only_what_came_after_the_one_before(tmp_path, caplog):
+    expected = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole")
+    fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
+    latest = max((tmp_path / "run" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    (latest / "_CHECKPOINT_METADATA").write_text("{")
+    with caplog.at_level(logging.WARNING, logger="charjax"):
+        state = fit(MODEL, CORPUS, SMALL, out=tmp_path / "run", resume=True)
+    assert caplog.text.count(f"checkpoint {latest.name}") == 1
+    assert_same(state, expected)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"hidden_dim": 13}}, "--hidden-dim 12, not 13"),
+        ({"model": {"hidden_layers": 1}}, "--hidden-layers 2, not 1"),
+        ({"model": {"dropout": 0.0}}, "--dropout 0.2, not 0.0"),
+        ({"corpus": {"train_frac": 0.8}}, "--train-frac 0.9, not 0.8"),
+        ({"corpus": {"vocab": "bytes"}}, "--vocab ascii, not bytes"),
+        ({"train": {"batch_size": 16}}, "--batch-size 8, not 16"),
+        ({"train": {"seq_len": 8}}, "--seq-len 16, not 8"),
+        ({"train": {"seed": 1}}, "--seed 0, not 1"),
+    ],
+)
+def test_resuming_with_something_else_names_it(tmp_path, changes, message):
+    fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
+    corpus = small_corpus(**changes.get("corpus", {}))
+    model = small_model(corpus, **changes.get("model", {}))
+    with pytest.raises(UserError, match=message):
+        fit(model, corpus, SMALL, out=tmp_path, resume=True, **changes.get("train", {}))
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
+
+
+def test_another_implementation_may_go_on(tmp_path):
+    fit(small_model(CORPUS, implementation="scan"), CORPUS, SMALL, out=tmp_path, epochs=1)
+    fit(small_model(CORPUS, implementation="flax"), CORPUS, SMALL, out=tmp_path, epochs=1, resume=True)
+
+
+def spoilt(*steps):
+    """The corpus with an id beyond the vocabulary, which makes numbers NaN, in the windows of some steps."""
+    train = CORPUS.train.copy()
+    for step in steps:
+        train[(step - 1) * SMALL.seq_len + 5] = MODEL.vocab_size
+    return dataclasses.replace(CORPUS, train=train)
+
+
+def spoil_large_losses(monkeypatch, largest):
+    """Makes losses NaN of which the mean is larger than so much, as in a run that goes astray."""
+
+    def strict(logits, labels):
+        losses = cross_entropy(logits, labels)
+        return jnp.where(losses.mean() > largest, jnp.nan, losses)
+
+    monkeypatch.setattr("charjax.training.step.cross_entropy", strict)
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_told(tmp_path):
+    recorder = Recorder()
+    state = fit(MODEL, spoilt(3, 4, 8), SMALL, out=tmp_path, epochs=1, steps_per_call=1, reporter=recorder)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert recorder.messages == [
+        f"skipped a step by step {step}, whose loss or gradient was not finite" for step in (3, 4, 8)
+    ]
+    evaluations = read_metrics(tmp_path / "metrics.jsonl")
+    assert [evaluation.skipped_steps for evaluation in evaluations][:2] == [3, 0]
+    assert all(math.isfinite(evaluation.train_loss) for evaluation in evaluations)
+
+
+def test_a_run_that_goes_astray_goes_back_with_a_lower_rate(tmp_path, monkeypatch):
+    spoil_large_losses(monkeypatch, 9.0)
+    options = {"learning_rate": 10.0, "schedule": "constant", "warmup_frac": 0.0, "epochs": 2, "checkpoint_every": 4}
+    recorder = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, out=tmp_path, reporter=recorder, **options)
+    told = [text for text in recorder.messages if "going back" in text]
+    assert told
+    assert "not finite in 3 steps by step" in told[0]
+    assert told[0].endswith("with 0.5 of the learning rate")
+    assert int(state.step) == read_header(tmp_path).progress.step
+    assert read_header(tmp_path).progress.rollbacks == len(told)
+    assert steps_of(recorder)[-1] == int(state.step)
+    assert [e.step for e in read_metrics(tmp_path / "metrics.jsonl")] == sorted({*steps_of(recorder)})
+    assert len(recorder.starts) == 1 + len(told)
+    assert math.isfinite(evaluate(MODEL, load_model(tmp_path)[1], CORPUS.validation))
+
+
+def test_a_run_started_over_leftovers_keeps_its_checkpoints_when_it_goes_back(tmp_path):
+    """What was left of a run that was killed at its start is removed once, not again by a rollback."""
+    fit(MODEL, CORPUS, SMALL, out=tmp_path / "other", epochs=1)
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "run" / "config.json")
+    with pytest.raises(UserError, match="after 5 rollbacks"):
+        fit(MODEL, spoilt(*range(20, 24)), SMALL, out=tmp_path / "run", checkpoint_every=6, steps_per_call=1)
+    assert read_header(tmp_path / "run").progress.best_step == 12
+    assert [evaluation.step for evaluation in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [12]
+
+
+def test_a_run_whose_last_steps_are_skipped_is_saved_at_its_end(tmp_path):
+    fit(MODEL, spoilt(23, 24), SMALL, out=tmp_path, epochs=1, steps_per_call=1)
+    assert read_header(tmp_path).progress.step == 24
+
+
+def test_the_lower_rate_stays_when_the_run_is_resumed(tmp_path, monkeypatch):
+    spoil_large_losses(monkeypatch, 9.0)
+    options = {"learning_rate": 10.0, "schedule": "constant", "warmup_frac": 0.0, "checkpoint_every": 4}
+    whole = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole", epochs=2, **options)
+    rollbacks = read_header(tmp_path / "whole").progress.rollbacks
+    assert rollbacks
+    recorder = Recorder(at_step=40, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "cut", epochs=2, reporter=recorder, steps_per_call=1, **options)
+    assert read_header(tmp_path / "cut").progress.rollbacks
+    assert_same(fit(MODEL, CORPUS, SMALL, out=tmp_path / "cut", epochs=2, resume=True, **options), whole)
+
+
+def test_a_checkpoint_that_leads_astray_again_is_left_for_the_best(tmp_path, monkeypatch):
+    """Every window from step 20 on is spoilt: what follows the evaluation at step 12 cannot go well."""
+    corpus = spoilt(*range(20, 24))
+    recorder = Recorder()
+    with pytest.raises(
+        UserError, match=r"by step \d+, after 5 rollbacks; .* keeps the checkpoint before it; try a lower"
+    ):
+        fit(MODEL, corpus, SMALL, out=tmp_path, checkpoint_every=6, steps_per_call=1, reporter=recorder)
+    back_to = [int(text.split("checkpoint of step ")[1].split(",")[0]) for text in recorder.messages if "going" in text]
+    assert back_to == [18, 12, 12, 12, 12]
+    assert read_header(tmp_path).progress.best_step == 12
+    assert (tmp_path / "checkpoints" / "12").is_dir()
+
+
+def test_a_loss_that_stays_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
+    with pytest.raises(UserError, match=r"not finite .* keeps the checkpoint before it; .*--learning-rate \(it is 1e"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path, learning_rate=1e9, clip_norm=1e9, schedule="constant", warmup_frac=0)
+    _, params, _ = load_model(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_without_a_run_folder_there_is_nothing_to_go_back_to():
+    with pytest.raises(UserError, match=r"not finite in 3 steps by step 5; try a lower --learning-rate"):
+        fit(MODEL, spoilt(3, 4, 5), SMALL, steps_per_call=1)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """An update can overflow where loss and gradient are finite; here every one does."""
+    monkeypatch.setattr(
+        "optax.apply_updates", lambda params, updates: jax.tree.map(lambda leaf: leaf * jnp.inf, params)
+    )
+    with pytest.raises(UserError, match="the parameters are not finite by step 1, after 5 rollbacks"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path, checkpoint_every=1, steps_per_call=1)
+    assert read_header(tmp_path).progress.step == 0
+
+
+def test_a_validation_loss_that_is_not_finite_goes_back_too(tmp_path):
+    validation = CORPUS.validation.copy()
+    validation[9] = MODEL.vocab_size
+    corpus = dataclasses.replace(CORPUS, validation=validation)
+    with pytest.raises(UserError, match="the validation loss became nan by step 12, after 5 rollbacks"):
+        fit(MODEL, corpus, SMALL, out=tmp_path)
+
+
+def test_a_batch_in_parts_fits_as_a_whole_one(tmp_path):
+    whole, parts = Recorder(), Recorder()
+    fit(MODEL, CORPUS, SMALL, reporter=whole)
+    fit(MODEL, CORPUS, SMALL, microbatches=2, reporter=parts)
+    losses = [[(e.train_loss, e.val_loss) for e, _ in recorder.evaluations] for recorder in (whole, parts)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-5)
+    with pytest.raises(UserError, match=r"batch_size 8 cannot be split evenly over 2 devices x 3 microbatches"):
+        fit(MODEL, CORPUS, SMALL, microbatches=3)
+
+
+def refused(tmp_path, message, **options):
+    with pytest.raises(UserError, match=message):
+        fit(**{"model": MODEL, "corpus": CORPUS, "config": SMALL, "out": tmp_path / "run", **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+    refused(tmp_path, "batch_size 5 cannot be split evenly over 2 devices", batch_size=5)
+
+
+def test_a_text_too_short_is_refused(tmp_path):
+    refused(tmp_path, "the largest that fit: --batch-size 8 or --seq-len", seq_len=376, batch_size=16)
+
+
+def test_a_model_for_another_vocabulary_is_refused(tmp_path):
+    refused(tmp_path, "vocab_size is 7, the text's vocabulary has 128", model=small_model(CORPUS).clone(vocab_size=7))
+
+
+def test_a_sample_context_outside_the_vocabulary_is_refused(tmp_path):
+    refused(tmp_path, "'é'", sample_context="café")
+
+
+def test_resuming_nothing_is_refused(tmp_path):
+    refused(tmp_path, "does not exist", resume=True)
+    refused(tmp_path, "give out", out=None, resume=True)
+
+
+def test_a_folder_that_is_taken_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already; add --resume"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="is a file; give --out a folder"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
+
+
+def test_an_empty_folder_will_do(tmp_path):
+    fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
+    assert (tmp_path / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(64, 8), (60, 6), (7, 1), (8, 1), (16, 2), (40, 5), (1000, 8)])
+def test_the_cores_share_a_batch_out_evenly(batch_size, devices):
+    assert make_training_mesh(batch_size).size == devices
+
+
+def test_every_core_is_a_device_unless_the_user_chose():
+    code = "import jax; from charjax.distributed.mesh import use_all_cores; use_all_cores(); print(jax.device_count())"
+
+    def count(**environment):
+        environment = {**os.environ, "XLA_FLAGS": "", **environment}
+        command = [sys.executable, "-c", code]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert count() == available_cores()
+    assert count(JAX_NUM_CPU_DEVICES="3") == 3
+    assert count(XLA_FLAGS="--xla_force_host_platform_device_count=5") == 5
+
+
+def test_more_steps_than_can_be_counted_are_refused(tmp_path):
+    refused(tmp_path, "epochs 99999999999 are .* steps, more than 2,147,483,647; the most that --epochs can be is 89",
+            epochs=99999999999)  # fmt: skip
+
+
+def test_a_decay_that_never_comes():
+    fit(MODEL, CORPUS, SMALL, epochs=1, schedule="step", decay_every=10**11, sample_length=0)
+
+
+def test_every_evaluation_tells_the_speed(tmp_path):
+    recorder = Recorder()
+    fit(MODEL, CORPUS, SMALL, epochs=3, eval_every=None, steps_per_call=1000, sample_length=0, reporter=recorder)
+    assert len(recorder.evaluations) == 3
+    assert all(evaluation.chars_per_second > 0 for evaluation, _ in recorder.evaluations)

@@ -1,0 +1,127 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from charjax.config import TrainConfig
+from charjax.training.optimizer import make_optimizer, make_schedule
+
+PEAK = 0.01
+
+
+def rates(total_steps, **fields):
+    schedule = make_schedule(TrainConfig(learning_rate=PEAK, **fields), total_steps)
+    jitted = jax.jit(schedule)
+    values = np.array([schedule(step) for step in range(total_steps)])
+    traced = np.array([jitted(jnp.int32(step)) for step in range(total_steps)])
+    np.testing.assert_allclose(traced, values, rtol=1e-5)
+    return values
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "step"])
+def test_warmup_rises_evenly_from_the_first_step_to_the_peak(schedule):
+    values = rates(40, schedule=schedule, warmup_frac=0.2, epochs=2, decay_every=5)
+    np.testing.assert_allclose(values[:8], PEAK * np.arange(1, 9) / 8, rtol=1e-5)
+
+
+def test_cosine_ends_at_final_lr_frac_on_the_last_step():
+    values = rates(41, schedule="cosine", warmup_frac=0, final_lr_frac=0.1)
+    np.testing.assert_allclose(values[[0, 20, 40]], [PEAK, PEAK * 0.55, PEAK * 0.1], rtol=1e-5)
+    assert np.all(np.diff(values) < 0)
+
+
+def test_cosine_after_warmup_has_its_middle_between_warmup_and_end():
+    values = rates(50, schedule="cosine", warmup_frac=0.2, final_lr_frac=0)
+    np.testing.assert_allclose(values[[9, 29, 49]], [PEAK, PEAK / 2, 0], atol=1e-8)
+
+
+def test_constant_keeps_the_peak_after_warmup():
+    values = rates(20, schedule="constant", warmup_frac=0.1)
+    np.testing.assert_allclose(values, [PEAK / 2] + [PEAK] * 19, rtol=1e-6)
+
+
+def test_step_decays_at_epochs_counted_from_the_start_of_training():
+    values = rates(60, schedule="step", warmup_frac=0.1, epochs=6, decay_every=2, decay_factor=0.5)
+    np.testing.assert_allclose(values[6:20], PEAK, rtol=1e-6)
+    np.testing.assert_allclose(values[20:40], PEAK / 2, rtol=1e-6)
+    np.testing.assert_allclose(values[40:], PEAK / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("epoch_steps", [7, 49, 331, 100_003])
+def test_step_decays_at_exactly_the_boundary_under_jit(epoch_steps):
+    config = TrainConfig(schedule="step", warmup_frac=0, epochs=9, decay_every=1, decay_factor=0.5)
+    schedule = jax.jit(make_schedule(config, 9 * epoch_steps))
+    for epoch in range(1, 9):
+        before, after = schedule(epoch * epoch_steps - 1), schedule(epoch * epoch_steps)
+        np.testing.assert_allclose(after / before, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "step"])
+@pytest.mark.parametrize("warmup_frac", [0, 0.05, 1])
+def test_a_single_step_runs_at_the_peak(schedule, warmup_frac):
+    assert rates(1, schedule=schedule, warmup_frac=warmup_frac) == pytest.approx([PEAK])
+
+
+def test_warmup_over_the_whole_training_peaks_at_its_last_step():
+    np.testing.assert_allclose(rates(10, warmup_frac=1), PEAK * np.arange(1, 11) / 10, rtol=1e-5)
+
+
+def test_total_steps_below_one_is_refused():
+    with pytest.raises(ValueError, match="total_steps must be at least 1, not 0"):
+        make_optimizer(TrainConfig(), 0)
+
+
+def small_params():
+    return {
+        "layer_0": {"cell": {"w_hh": jnp.ones((3, 12)), "bias": jnp.ones((12,))}},
+        "scale": jnp.float32(1),
+    }
+
+
+def test_weight_decay_falls_on_matrices_alone():
+    config = TrainConfig(learning_rate=PEAK, schedule="constant", warmup_frac=0, weight_decay=0.5)
+    optimizer = make_optimizer(config, 10)
+    params = small_params()
+    zero_grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero_grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["layer_0"]["cell"]["w_hh"], -PEAK * 0.5, rtol=1e-6)
+    assert not np.any(updates["layer_0"]["cell"]["bias"])
+    assert updates["scale"] == 0
+
+
+def first_moment(clip_norm, grads):
+    """Adam divides the gradient's length out of its updates: clipping shows in its first moment."""
+    optimizer = make_optimizer(TrainConfig(clip_norm=clip_norm), 10)
+    params = jax.tree.map(jnp.zeros_like, grads)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    return optax.tree_utils.tree_get(state, "mu")
+
+
+def test_long_gradients_are_scaled_down_to_clip_norm_and_short_ones_left_alone():
+    grads = {"a": jnp.array([[3.0]]), "b": jnp.array([4.0])}  # norm 5
+    np.testing.assert_allclose(first_moment(0.5, grads)["b"], 0.1 * 4.0 * 0.1, rtol=1e-5)
+    np.testing.assert_allclose(first_moment(10.0, grads)["b"], 0.1 * 4.0, rtol=1e-5)
+
+
+def test_a_jitted_update_descends_and_compiles_once():
+    traces = []
+    optimizer = make_optimizer(TrainConfig(learning_rate=0.1, warmup_frac=0.1), 30)
+
+    def loss(params):
+        return sum(jnp.sum((leaf - 2) ** 2) for leaf in jax.tree.leaves(params))
+
+    @jax.jit
+    def step(params, state):
+        traces.append(1)
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = small_params()
+    with jax.numpy_rank_promotion("raise"):
+        state = optimizer.init(params)
+        before = loss(params)
+        for _ in range(30):
+            params, state = step(params, state)
+    assert loss(params) < 0.1 * before
+    assert len(traces) == 1

@@ -1,0 +1,292 @@
+"""The training step: truncated BPTT as the textbook has it, on one device and on many."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from charjax.config import TrainConfig
+from charjax.data.batching import make_streams
+from charjax.distributed.mesh import check_divides, make_mesh, put_streams
+from charjax.errors import UserError
+from charjax.metrics import cross_entropy
+from charjax.model import CharLSTM, init_carry
+from charjax.train_state import abstract_train_state, init_train_state
+from charjax.training.optimizer import make_optimizer
+from charjax.training.step import make_train_step
+
+V, T, B = 13, 8, 8
+
+
+def make(num_devices=1, *, ids=None, dropout=0.0, config=None, layers=2, implementation=None, microbatches=1):
+    """A small model, its state and streams on so many devices: (train_step, state, streams)."""
+    model = CharLSTM(V, hidden_dim=10, hidden_layers=layers, dropout=dropout, implementation=implementation)
+    mesh = make_mesh(jax.devices()[:num_devices])
+    optimizer = make_optimizer(config or TrainConfig(learning_rate=0.01, schedule="constant", warmup_frac=0.0), 100)
+    if ids is None:
+        ids = np.random.default_rng(0).integers(0, V, 500).astype(np.uint8)
+    streams = put_streams(make_streams(ids, batch_size=B, seq_len=T), mesh)
+    state = init_train_state(jax.random.key(0), model, optimizer, batch_size=B, mesh=mesh)
+    step = make_train_step(model, optimizer, seq_len=T, mesh=mesh, microbatches=microbatches)
+    return step, state, streams
+
+
+def leaves(tree):
+    return [np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+            for x in jax.tree.leaves(tree)]  # fmt: skip
+
+
+def run(steps, **options):
+    step, state, streams = make(**options)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, streams)
+        losses.append(float(metrics.nats) / int(metrics.chars))
+    return losses, state
+
+
+def test_a_step_is_the_textbooks_on_whole_windows():
+    """Autodiff of the plain loss, window after window, with the carry handed over and the same optimizer."""
+    ids = (np.arange(B * 2 * T + 1) * 7 % V).astype(np.uint8)  # exactly two windows per stream
+    step, state, streams = make(ids=ids)
+    model = CharLSTM(V, hidden_dim=10, hidden_layers=2, implementation="flax")
+    optimizer = make_optimizer(TrainConfig(learning_rate=0.01, schedule="constant", warmup_frac=0.0), 100)
+    params, carry = jax.device_get(state.params), init_carry(model, B)
+    opt_state = optimizer.init(params)
+    rows = ids[:-1].reshape(B, 2 * T)
+    labels = ids[1:].reshape(B, 2 * T)
+    for window in (slice(0, T), slice(T, 2 * T), slice(0, T)):
+        if window.start == 0:
+            carry = init_carry(model, B)
+
+        def loss(params, carry=carry, window=window):
+            logits, after = model.apply({"params": params}, rows[:, window], carry)
+            return jnp.mean(cross_entropy(logits, labels[:, window])), after
+
+        (expected, carry), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state, metrics = step(state, streams)
+        assert float(metrics.nats) / int(metrics.chars) == pytest.approx(float(expected), rel=1e-5)
+        assert float(metrics.grad_norm) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
+    for ours, theirs in zip(leaves(state.params), leaves(params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    for ours, theirs in zip(leaves(state.carry), leaves(carry), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_eight_devices_train_as_one(dropout):
+    one, state_of_one = run(20, num_devices=1, dropout=dropout)
+    eight, state_of_eight = run(20, num_devices=8, dropout=dropout)
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    for ours, theirs in zip(leaves(state_of_eight.params), leaves(state_of_one.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)  # Adam enlarges what is rounded
+
+
+def test_every_character_is_trained_on_once_per_epoch_whatever_the_remainder():
+    ids = np.random.default_rng(1).integers(0, V, 491).astype(np.uint8)
+    step, state, streams = make(ids=ids)
+    windows = (streams.ids.shape[1] - 1) // T
+    chars = 0
+    for _ in range(windows):
+        state, metrics = step(state, streams)
+        chars += int(metrics.chars)
+    assert chars == len(ids) - 1
+    assert int(state.cursor) == 0
+
+
+def test_a_padded_window_weighs_each_character_like_a_full_one():
+    """Half the streams' last window is padding: the loss that is differentiated is a sum over B * T all the same."""
+    ids = np.random.default_rng(2).integers(0, V, B * T + B * T // 2 + 1).astype(np.uint8)
+    step, state, streams = make(ids=ids)
+    state, full = step(state, streams)
+    _, half = step(state, streams)
+    assert int(full.chars) == 2 * int(half.chars) == B * T
+    assert float(half.grad_norm) < float(full.grad_norm)
+
+
+def test_many_steps_in_one_call_are_many_calls():
+    step, state, streams = make(dropout=0.3)
+    for _ in range(7):
+        state, _ = step(state, streams)
+    several, other, _ = make(dropout=0.3)
+    other, metrics = several(other, streams, 7)
+    assert int(metrics.chars) == pytest.approx(7 * B * T, abs=B * T)
+    for ours, theirs in zip(leaves(other), leaves(state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_carry_goes_from_window_to_window_and_starts_again_with_the_streams():
+    _, state = run(1)
+    assert all(np.abs(leaf).max() > 0 for leaf in leaves(state.carry))
+    step, state, streams = make()
+    _, spoilt, _ = make()
+    spoilt = spoilt.replace(carry=jax.tree.map(lambda leaf: leaf + 1, spoilt.carry))
+    state, metrics = step(state, streams)
+    spoilt, same = step(spoilt, streams)
+    assert float(same.nats) == float(metrics.nats)  # at cursor 0 what came before is forgotten
+    spoilt = spoilt.replace(carry=jax.tree.map(lambda leaf: leaf + 1, spoilt.carry))
+    _, expected = step(state, streams)
+    _, other = step(spoilt, streams)
+    assert float(other.nats) != float(expected.nats)
+
+
+def test_dropout_differs_from_step_to_step_and_from_seed_to_seed():
+    ids = np.zeros(B * T + 1, np.uint8)  # the same window at every step
+    config = TrainConfig(learning_rate=1e-12, schedule="constant", warmup_frac=0.0)
+    losses, _ = run(3, ids=ids, dropout=0.5, config=config)
+    assert len(set(losses)) == 3
+
+
+def test_the_state_is_donated():
+    step, state, streams = make()
+    step(state, streams)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state, state.carry)))
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_one_compilation_serves_all_steps(num_devices):
+    step, state, streams = make(num_devices)
+    compiled = []
+    listen = lambda event, seconds, **_: compiled.append(event) if "compile" in event else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    state, _ = step(state, streams)
+    once = len(compiled)
+    for num_steps in (1, 2, 5):
+        state, _ = step(state, streams, num_steps)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == once > 0
+
+
+@pytest.mark.parametrize("implementation", ["flax", "scan", "custom_vjp"])
+def test_gradients_meet_once_outside_the_time_loop(implementation):
+    step, state, streams = make(8, implementation=implementation)
+    text = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile().as_text()
+    names = re.findall(r"body=%?([\w.\-]+)", text)
+    bodies = {name: re.search(rf"^%{re.escape(name)} .*?^}}", text, re.M | re.S)[0] for name in names}
+    # The loop over steps holds the time loops; those must not wait for other devices.
+    time_loops = [body for name, body in bodies.items() if not any(other in body for other in names if other != name)]
+    assert time_loops
+    assert not any("all-reduce" in body for body in time_loops)
+    results = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in text.splitlines() if " all-reduce" in line]
+    of_gradients = [result for result in results if f"f32[{V},40]" in result]
+    assert len(of_gradients) == 1
+    # All of them together; beside it, at most the number of characters is added up.
+    assert all(shape in of_gradients[0] for shape in ("f32[10,40]", "f32[40]", f"f32[10,{V}]", f"f32[{V}]"))
+    assert all(not re.search(r"\[\d", result) for result in results if result not in of_gradients)
+
+
+def test_abstract_state_has_the_shapes_and_places_of_the_real_one():
+    mesh = make_mesh()
+    model = CharLSTM(V, hidden_dim=10, hidden_layers=2)
+    optimizer = make_optimizer(TrainConfig(), 100)
+    abstract = abstract_train_state(model, optimizer, batch_size=B, mesh=mesh)
+    state = init_train_state(jax.random.key(0), model, optimizer, batch_size=B, mesh=mesh)
+    assert jax.tree.structure(abstract) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert ours.sharding.is_equivalent_to(theirs.sharding, len(ours.shape))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_named():
+    with pytest.raises(UserError, match=r"batch_size 12 .* 8 devices; try batch_size 16"):
+        init_train_state(jax.random.key(0), CharLSTM(V), optax.sgd(0.1), batch_size=12, mesh=make_mesh())
+
+
+def test_streams_made_for_another_seq_len_are_refused():
+    step, state, _ = make()
+    streams = put_streams(make_streams(np.arange(200, dtype=np.uint8) % V, batch_size=B, seq_len=T + 1), make_mesh())
+    with pytest.raises(ValueError, match=f"windows of seq_len {T}"):
+        step(state, put_streams(streams, make_mesh(jax.devices()[:1])))
+
+
+@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 2), (1, 8), (2, 4)])
+@pytest.mark.parametrize("implementation", ["scan", "custom_vjp", None])
+def test_a_batch_in_parts_gives_the_same(num_devices, microbatches, implementation):
+    options = {"dropout": 0.3, "implementation": implementation}
+    whole, state_of_whole = run(20, **options)
+    parts, state_of_parts = run(20, num_devices=num_devices, microbatches=microbatches, **options)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    for ours, theirs in zip(leaves(state_of_parts.carry), leaves(state_of_whole.carry), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_a_batch_in_parts_keeps_less_for_the_backward_pass():
+    memory = []
+    for microbatches in (1, 8):
+        step, state, streams = make(microbatches=microbatches, implementation="scan")
+        compiled = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile()
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert memory[1] < 0.5 * memory[0]
+
+
+def test_parts_are_added_up_before_devices_meet():
+    step, state, streams = make(2, microbatches=4)
+    text = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile().as_text()
+    assert len([line for line in text.splitlines() if " all-reduce" in line and f"f32[{V},40]" in line]) == 1
+
+
+# An id beyond the vocabulary makes every number after it NaN.
+def spoilt(*windows):
+    """Ids whose stream 3 has an id beyond the vocabulary in the middle of so many windows."""
+    ids = np.random.default_rng(0).integers(0, V, B * 6 * T + 1).astype(np.uint8)
+    for window in windows:
+        ids[3 * 6 * T + window * T + T // 2] = V
+    return ids
+
+
+@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 1), (2, 1), (2, 2)])
+def test_a_step_that_is_not_finite_is_as_if_its_window_were_not_there(num_devices, microbatches):
+    step, state, streams = make(num_devices, ids=spoilt(2), microbatches=microbatches)
+    for _ in range(2):
+        state, metrics = step(state, streams)
+    assert (int(metrics.skipped), int(metrics.skipped_in_a_row)) == (0, 0)
+    before = [leaves(part) for part in (state.params, state.opt_state, state.carry)]
+    state, metrics = step(state, streams)
+    assert (int(metrics.skipped), int(metrics.skipped_in_a_row), int(metrics.chars)) == (1, 1, 0)
+    assert (float(metrics.nats), float(metrics.grad_norm)) == (0, 0)
+    assert (int(state.step), int(state.cursor), int(state.skipped)) == (3, 3, 1)
+    for ours, theirs in zip(
+        [leaves(part) for part in (state.params, state.opt_state, state.carry)], before, strict=True
+    ):
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(mine, other)
+    state, metrics = step(state, streams)
+    assert (int(metrics.skipped), int(state.skipped), int(metrics.chars)) == (0, 0, B * T)
+    assert np.isfinite(float(metrics.nats))
+
+
+def test_skipped_steps_are_counted_in_a_row_over_calls():
+    step, state, streams = make(ids=spoilt(1, 2, 4))
+    state, first = step(state, streams, 2)
+    assert (int(first.skipped), int(first.skipped_in_a_row), int(first.chars)) == (1, 1, B * T)
+    state, second = step(state, streams, 4)
+    assert (int(second.skipped), int(second.skipped_in_a_row), int(second.chars)) == (2, 2, 2 * B * T)
+    assert float(second.grad_norm) > 0
+    assert int(state.skipped) == 0
+
+
+def test_a_gradient_that_is_not_finite_is_enough():
+    """Of the loss sqrt(0) itself nothing is wrong."""
+    model = CharLSTM(V, hidden_dim=10, hidden_layers=1)
+    infinite = optax.GradientTransformation(lambda params: (), lambda grads, state, params: (grads, state))
+    mesh = make_mesh(jax.devices()[:1])
+    streams = put_streams(make_streams(spoilt(), batch_size=B, seq_len=T), mesh)
+    state = init_train_state(jax.random.key(0), model, infinite, batch_size=B, mesh=mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("charjax.training.step.cross_entropy", lambda logits, labels: jnp.sqrt(0 * logits[..., 0]))
+        state, metrics = make_train_step(model, infinite, seq_len=T, mesh=mesh)(state, streams)
+    assert int(metrics.skipped) == 1
+    assert all(np.isfinite(leaf).all() for leaf in leaves(state.params))
+
+
+def test_a_batch_that_cannot_be_split_into_parts_is_named():
+    mesh = make_mesh(jax.devices()[:2])
+    with pytest.raises(UserError, match=r"batch_size 12 .* 2 devices x 4 microbatches; try batch_size 16"):
+        check_divides(12, mesh, 4)
+    with pytest.raises(UserError, match=r"batch_size 7 .* over 3 microbatches; try batch_size 6"):
+        check_divides(7, make_mesh(jax.devices()[:1]), 3)
