@@ -1,4 +1,4 @@
-"""Every command and snippet of the README runs as it stands there, in a copy with a shorter Shakespeare."""
+"""The commands and snippets of README.md and docs/ run as written, in order, in a folder with shorter texts."""
 
 import os
 import re
@@ -6,137 +6,175 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from charjax.cli.main import main
 from charjax.runs.checkpoint import read_header
 
-# The program where it is installed and its environment active, by itself or behind a pipe.
-SHORT = re.compile(r"(?:^|(?<=\| ))charjax ")
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 SETUP = "python3 -m venv .venv && .venv/bin/pip install --quiet "
+THIS_PYTHON = f"{shlex.quote(sys.executable)} -m charjax "
 
 
-def blocks(root, language):
-    text = (root / "README.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+def blocks(document, *languages):
+    """Returns the (language, code) of a document's fenced blocks, in order."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for block in found if block[0] in languages]
 
 
-def commands(root):
-    return [line for block in blocks(root, "bash") for line in block.splitlines()]
+def commands(document):
+    """Returns the command lines of a document's shell blocks, without their comments."""
+    return [line for _, block in blocks(document, "bash") for line in block.splitlines()]
 
 
-def as_here(command):
-    """A command of the README with this Python's charjax in the place of the one it would install."""
-    command = re.sub(rf"^{re.escape(SETUP)}\S+ && ", "", command)
-    charjax = f"{shlex.quote(sys.executable)} -m charjax "
-    return command.replace(".venv/bin/charjax ", charjax) if ".venv" in command else SHORT.sub(charjax, command)
-
-
-def run(command, folder):
-    environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "80"}
-    return subprocess.run(
+def run_in_shell(command, folder):
+    """Runs a command with this Python's charjax instead of an installed one, and returns what it prints."""
+    command = command.removeprefix(f"{SETUP}. && ").replace(".venv/bin/charjax ", THIS_PYTHON)
+    command = re.sub(r"(^|\| )charjax ", rf"\g<1>{THIS_PYTHON}", command)
+    done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
-        env=environment,
+        env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_command(command, folder, capsys):
+    """Runs a command and returns what it prints; one that needs no shell runs in this process, which is faster."""
+    if "|" in command:
+        return run_in_shell(command, folder)
+    program, *arguments = shlex.split(command)
+    assert program == "charjax"
+    capsys.readouterr()
+    code = main(arguments)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory, request):
-    """The sample texts in a folder of their own, Shakespeare cut to its first 60 thousand characters."""
-    folder = tmp_path_factory.mktemp("readme")
-    data = request.config.rootpath / "data_files"
+def folder(tmp_path_factory):
+    """A folder with the first part of each sample text."""
+    folder = tmp_path_factory.mktemp("documents")
     (folder / "data_files").mkdir()
-    shutil.copy(data / "coffee.txt", folder / "data_files")
-    (folder / "data_files" / "shakespeare.txt").write_text((data / "shakespeare.txt").read_text()[:60_000])
+    for name, length in {"coffee.txt": 12_000, "shakespeare.txt": 40_000}.items():
+        text = (ROOT / "data_files" / name).read_text(encoding="ascii")
+        (folder / "data_files" / name).write_text(text[:length], encoding="ascii")
     return folder
 
 
-def test_the_first_command_trains_and_prints_a_sample(root, copy):
-    command = commands(root)[0]
+@pytest.fixture(scope="module")
+def first_output(folder):
+    """What the README's first command prints; the documents use the run that it leaves behind."""
+    command = commands("README.md")[0]
     assert command.startswith(SETUP)
-    out = run(as_here(command), copy)
-    assert len(out.split("\nOTHELLO.")[-1]) == 500 + 1
-    assert read_header(copy / "runs" / "shakespeare").progress.epoch == 4
+    return run_in_shell(command, folder)
+
+
+def test_the_first_command_trains_and_prints_a_sample(first_output, folder):
+    assert len(first_output.split("\nOTHELLO.")[-1]) == 500 + 1
+    assert read_header(folder / "runs" / "shakespeare").progress.epoch >= 4
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if blocks(name, "python", "bash")])
+@pytest.mark.usefixtures("first_output")
+def test_a_document_runs_from_top_to_bottom(document, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names = {}
+    for language, code in blocks(document, "python", "bash"):
+        if language == "python":
+            exec(compile(code, document, "exec"), names)
+            continue
+        for command in code.splitlines():
+            # tests/benchmarks rehearses the benchmarks.
+            if not command.startswith((SETUP, "python -m benchmarks")):
+                assert run_command(command, folder, capsys), command
+    for page in re.findall(r"--html (\S+)", "\n".join(commands(document))):
+        assert (folder / page).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_the_second_command_is_the_one_that_the_gate_runs():
+    (command,) = (command for command in commands("README.md") if "pytest" in command)
+    pattern = re.search(r"grep -m1 -E '([^']+)' README.md", (ROOT / ".ci" / "run").read_text())[1]
+    assert re.search(pattern, command)
+    install = re.escape(f'{SETUP}--editable ".[dev]" && ')
+    assert re.fullmatch(rf"{install}\.venv/bin/python -m pytest -n auto( --dist \w+)?", command)
+
+
+def test_the_first_snippet_has_fewer_than_ten_lines_and_its_text_is_shown():
+    (_, snippet), (_, text) = blocks("README.md", "python", "text")[:2]
+    assert len([line for line in snippet.splitlines() if line.strip()]) < 10
+    assert re.search(r"length=(\d+)", snippet)[1] == str(len(text) - 1)
+
+
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/README.md"]
+)
+def test_links_and_files_named_in_a_document_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    for link in filter(None, links):
+        assert (ROOT / document).parent.joinpath(link).exists(), link
+    named = re.findall(r"`((?:benchmarks|charjax|data_files|docs|notebooks|tests)/[\w./-]+\.\w+)`", text)
+    for path in named:
+        assert (ROOT / path).exists(), path
+    for result in re.findall(
+        r"`((?:compiled|devices|generation|saving|scaling|streaming|train_step)-[\w*-]+\.json)`", text
+    ):
+        assert list((ROOT / "benchmarks" / "results").glob(result)), result
+
+
+def test_tests_named_in_reliability_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")))
+    assert named
+    assert named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
 
 
 @pytest.mark.slow
-def test_the_first_command_reaches_its_loss(root, tmp_path):
-    shutil.copytree(root / "data_files", tmp_path / "data_files")
-    out = run(as_here(commands(root)[0]), tmp_path)
+def test_the_first_command_reaches_its_loss(tmp_path):
+    shutil.copytree(ROOT / "data_files", tmp_path / "data_files")
+    out = run_in_shell(commands("README.md")[0], tmp_path)
     losses = [float(loss) for loss in re.findall(r"val (\d\.\d+)", out)]
-    told = [
-        float(loss) for loss in re.findall(r"^\| \d \| (\d\.\d+) \|", (root / "README.md").read_text(), re.MULTILINE)
-    ]
-    assert losses[-1] < 1.8
-    assert [losses[0], losses[1], losses[3]] == pytest.approx(told, abs=0.05)
+    first, last = re.search(
+        r"(\d\.\d+) nats per character after one epoch to (\d\.\d+) after four", (ROOT / "README.md").read_text()
+    ).groups()
+    assert len(losses) == 4
+    assert [losses[0], losses[3]] == pytest.approx([float(first), float(last)], abs=0.05)
 
 
-def test_the_second_command_is_the_one_that_the_gate_runs(root):
-    (command,) = (command for command in commands(root) if "pytest" in command)
-    pattern = re.search(r"grep -m1 -E '([^']+)' README.md", (root / ".ci" / "run").read_text())[1]
-    assert re.search(pattern, command)
-    assert command.startswith(SETUP)
-    assert command.endswith(" && .venv/bin/python -m pytest -n auto --dist loadfile")
+def test_the_texts_are_as_their_readme_says():
+    table = (ROOT / "data_files" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+\.txt)` \| ([\d,]+) \|", table, re.MULTILINE)
+    assert {name for name, _ in rows} == {path.name for path in (ROOT / "data_files").glob("*.txt")}
+    for name, length in rows:
+        assert len((ROOT / "data_files" / name).read_text(encoding="ascii")) == int(length.replace(",", ""))
 
 
-def test_the_other_commands_run_one_after_another(root, copy):
-    others = [command for command in commands(root) if SHORT.search(command)]
-    assert len(others) == len(commands(root)) - 2
-    output = [run(as_here(command), copy) for command in others]
-    assert read_header(copy / "runs" / "demo").progress.epoch == 4
-    assert output[2].startswith("The beans")
-    assert "--- 3 of 3 ---" in output[3]
-    assert "nats/char" in output[4]
-    assert all(output)
-    for page in ("coffee.html", "units.html"):
-        assert (copy / "runs" / page).read_text().startswith("<!doctype html>")
-
-
-def test_the_snippets_run_one_after_another(root, copy):
-    code = "\n".join(blocks(root, "python"))
-    (copy / "snippets.py").write_text(code)
-    out = run(f"{shlex.quote(sys.executable)} -W error snippets.py", copy)
-    assert out.splitlines()[-1].startswith("60 ")
-
-
-def test_the_first_snippet_has_fewer_than_ten_lines_and_generates(root, copy):
-    snippet = blocks(root, "python")[0]
-    assert len([line for line in snippet.splitlines() if line.strip()]) < 10
-
-
-def test_the_texts_are_as_their_readme_says(root):
-    table = (root / "data_files" / "README.md").read_text()
-    for name, told in re.findall(r"^\| `(\w+\.txt)` \| ([\d,]+) \|", table, re.MULTILINE):
-        text = (root / "data_files" / name).read_text(encoding="ascii")
-        assert len(text) == int(told.replace(",", ""))
-
-
-def test_the_coffee_text_is_what_its_generator_writes(root):
-    sys.path.insert(0, str(root / "data_files"))
+def test_the_coffee_text_is_what_its_generator_writes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "data_files")
     import make_coffee
 
-    sys.path.pop(0)
-    text = (root / "data_files" / "coffee.txt").read_bytes()
+    text = (ROOT / "data_files" / "coffee.txt").read_bytes()
     assert make_coffee.text().encode("ascii") == text
     assert make_coffee.text(500, seed=2) != make_coffee.text(500, seed=3)
     assert 45_000 < len(text) < 55_000
 
 
 @pytest.mark.slow
-def test_a_small_model_learns_coffee_by_heart(root):
-    from charjax import CharLSTM, Corpus, fit
-    from charjax.progress.reporter import NullReporter
+def test_a_small_model_memorizes_coffee():
+    from charjax import CharLSTM, Corpus, History, fit
 
-    class Last(NullReporter):
-        def evaluation(self, evaluation, sample_text=""):
-            self.train_loss = evaluation.train_loss
-
-    corpus = Corpus.from_file(root / "data_files" / "coffee.txt")
+    corpus = Corpus.from_file(ROOT / "data_files" / "coffee.txt")
     model = CharLSTM(corpus.vocab.size, hidden_dim=128, hidden_layers=1)
-    last = Last()
-    fit(model, corpus, batch_size=16, epochs=60, learning_rate=0.01, reporter=last)
-    assert last.train_loss < 0.35
+    history = History()
+    fit(model, corpus, batch_size=16, epochs=60, learning_rate=0.01, reporter=history)
+    assert history.evaluations[-1].train_loss < 0.35
