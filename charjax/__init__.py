@@ -1,6 +1,6 @@
 """charjax: character-level LSTM language models in JAX and Flax.
 
-Each public name is imported on first use (PEP 562), so `import charjax` does not import jax.
+Public names are imported on first use (PEP 562), so `import charjax` does not import jax.
 """
 
 import importlib
@@ -81,16 +81,19 @@ _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in na
 _SUBPACKAGES = ("interop", "ops")
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__all__":
-        return [*sorted(_MODULE_OF), *_SUBPACKAGES]
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"charjax.{name}")
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'charjax' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"charjax.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+# Type checkers read the imports above; shown this function, they would accept any name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name == "__all__":
+            return [*sorted(_MODULE_OF), *_SUBPACKAGES]
+        if name in _SUBPACKAGES:
+            return importlib.import_module(f"charjax.{name}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'charjax' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"charjax.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
