@@ -1,9 +1,9 @@
-"""Executes a notebook from top to bottom, by this Python, with other values of its parameters if asked.
+"""Executes a notebook from top to bottom with this Python, with other parameter values if asked.
 
     python notebooks/run.py notebooks/coffee.ipynb --set epochs=2 --out coffee.ipynb
 
-The parameters are the assignments of the notebook's cell that is tagged "parameters". A cell that fails is shown with
-its traceback, and the exit code is 1; a mistake in the arguments gets one line, and 2. Nothing is written then.
+The parameters are the assignments in the cell tagged "parameters". A cell that fails is shown with its traceback and
+exit code 1; a wrong argument gets one line and exit code 2. Nothing is written in either case.
 """
 
 import argparse
@@ -30,11 +30,11 @@ except ImportError as error:
 
 
 class ThisPython(AsyncKernelManager):
-    """Starts the Python that runs this: the kernels registered on a machine may be of other environments."""
+    """Starts the Python that runs this script: kernels registered on a machine may belong to other environments."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """How to start it."""
+        """Returns the command that starts the kernel."""
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(argv=argv, display_name="this Python", language="python")
 
@@ -44,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Executes a notebook from top to bottom.")
     parser.add_argument("notebook", type=Path, help="the .ipynb file; its cells run in its folder")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="value for a parameter; may be given often"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="value of a parameter; can be repeated"
     )
     parser.add_argument("--out", type=Path, help="where to write the executed notebook; may be the same file")
     options = parser.parse_args(arguments)
     try:
         if options.out is not None and not options.out.resolve().parent.is_dir():
-            raise ValueError(f"{options.out} cannot be written: there is no folder {options.out.resolve().parent}")
+            raise ValueError(f"{options.out} cannot be written: {options.out.resolve().parent} is not a folder")
         notebook = read(options.notebook)
         set_parameters(notebook, options.set)
     except ValueError as error:
@@ -71,22 +71,22 @@ def read(path: Path) -> nbformat.NotebookNode:
     """Reads a notebook.
 
     Raises:
-        ValueError: no such file, or one that is no notebook.
+        ValueError: no such file, or not a notebook.
     """
     try:
         content = path.read_text(encoding="utf-8")
         values = json.loads(content)
-        # nbformat stumbles over JSON that is no object.
+        # nbformat fails on JSON that is not an object.
         nbformat.validate(values if isinstance(values, dict) else {}, version=4)
         return nbformat.reads(content, as_version=4)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, nbformat.ValidationError) as error:
-        raise ValueError(f"{path} is not a notebook of format 4") from error
+        raise ValueError(f"{path} is not a notebook in format 4") from error
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Writes a notebook in one go: what was there is replaced when it is complete."""
+    """Writes a notebook atomically."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
@@ -96,20 +96,20 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 def set_parameters(notebook: nbformat.NotebookNode, settings: Sequence[str]) -> None:
-    """Puts values in the place of those in the parameters' cell; its comments stay.
+    """Replaces values in the parameters cell, in place; its comments stay.
 
     Args:
-        notebook: what to change.
-        settings: of the form NAME=VALUE each, with a value of the kind that stands there.
+        notebook: the notebook to change.
+        settings: NAME=VALUE each, with a value of the same type as the present one.
 
     Raises:
-        ValueError: a setting that is not of this form, no parameter of this name, a value of another kind.
+        ValueError: not of this form, no parameter of this name, or a value of another type.
     """
     cell = next((cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])), None)
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
-            raise ValueError(f"--set {setting} is not of the form NAME=VALUE")
+            raise ValueError(f"--set {setting} is not NAME=VALUE")
         nodes = {} if cell is None else _assigned(cell.source)
         if name not in nodes:
             raise ValueError(f"there is no parameter {name!r}; the notebook has {', '.join(nodes) or 'none'}")
@@ -117,13 +117,13 @@ def set_parameters(notebook: nbformat.NotebookNode, settings: Sequence[str]) -> 
 
 
 def _assigned(source: str) -> dict[str, ast.expr]:
-    """The values that a cell assigns, by name."""
+    """Returns the expressions that a cell assigns, by name."""
     statements = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     return {target.id: node.value for node in statements for target in node.targets if isinstance(target, ast.Name)}
 
 
 def _checked(name: str, value: str, default: Any) -> str:
-    """Checks that a value is of the kind of the one that it replaces; text need not be quoted."""
+    """Returns a value as Python source, after checking its type against the default's; text need not be quoted."""
     if isinstance(default, str):
         return repr(value)
     try:
@@ -136,7 +136,7 @@ def _checked(name: str, value: str, default: Any) -> str:
 
 
 def _with_value(source: str, node: ast.expr, value: str) -> str:
-    """A source with another value in a node's place, which stands within a line."""
+    """Returns a source with a node, which lies within one line, replaced by a value."""
     lines = source.split("\n")
     line = lines[node.lineno - 1].encode()
     lines[node.lineno - 1] = (line[: node.col_offset] + value.encode() + line[node.end_col_offset :]).decode()
@@ -144,14 +144,14 @@ def _with_value(source: str, node: ast.expr, value: str) -> str:
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Runs all cells in a new kernel and leaves in the notebook what they gave, and nothing about this machine.
+    """Runs all cells in a new kernel and stores their outputs in the notebook, but nothing about this machine.
 
     Raises:
         CellExecutionError: a cell failed.
     """
     metadata = notebook.metadata.copy()
     with tempfile.TemporaryDirectory() as sockets:
-        # No port is opened, but on Windows, which knows no other way.
+        # Sockets in the file system need no port; Windows has only TCP.
         transport = "tcp" if sys.platform == "win32" else "ipc"
         client = NotebookClient(
             notebook,
@@ -163,7 +163,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
             resources={"metadata": {"path": str(folder)}},
         )
         client.execute()
-    # The kernel's version of Python, which nbclient notes.
+    # Drop the kernel's Python version, which nbclient adds.
     notebook.metadata = metadata
 
 

@@ -1,37 +1,33 @@
-"""The notebooks run from top to bottom at small settings; what is committed is a full run, fit to be read."""
+"""The notebooks: their code matches the package, they run, and what is committed is a full run."""
 
+import ast
 import base64
+import importlib
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-SMALL = {
-    "coffee": {"hidden_dim": 16, "epochs": 1, "long_epochs": 2, "length": 80, "num_drawn": 8},
-    "shakespeare": {
-        "characters": 40_000,
-        "hidden_dim": 12,
-        "epochs": 1,
-        "eval_every": 6,
-        "length": 40,
-        "num_characters": 3_000,
-    },
-}
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 FIGURES = {"coffee": 3, "shakespeare": 7}
+# Cells that only set values or train have nothing to show.
+SILENT = {"coffee": {"parameters", "watching"}, "shakespeare": {"parameters", "training"}}
+SMALL = {"hidden_dim": 16, "epochs": 1, "long_epochs": 2, "length": 80, "num_sampled": 8}
 
 
-def run(root, *arguments):
-    """Runs the runner, one JAX device per core as for a user, its compiled programs kept between runs of the tests."""
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    command = [sys.executable, root / "notebooks" / "run.py", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def run(*arguments):
+    """Runs notebooks/run.py in a process of its own."""
+    command = [sys.executable, NOTEBOOKS / "run.py", *arguments]
+    return subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
 
 
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+def read(name):
+    return json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
 
 
 def code_cells(notebook):
@@ -42,12 +38,19 @@ def source(cell):
     return "".join(cell["source"])
 
 
+def tagged(notebook, tag):
+    """Returns the position and the source of the one code cell with a tag."""
+    cells = code_cells(notebook)
+    (position,) = (at for at, cell in enumerate(cells) if tag in cell["metadata"].get("tags", []))
+    return position, source(cells[position])
+
+
 def outputs(notebook):
     return [output for cell in code_cells(notebook) for output in cell["outputs"]]
 
 
 def check_outputs(notebook, figures):
-    """What holds of a run at any settings: all cells, in order, without an error or a word on stderr, with figures."""
+    """Checks that all cells ran in order, without an error or a line on stderr, and drew their figures."""
     cells = code_cells(notebook)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert {output["output_type"] for output in outputs(notebook)} <= {"stream", "display_data"}
@@ -57,29 +60,43 @@ def check_outputs(notebook, figures):
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_notebook_runs_at_small_settings(root, tmp_path, name):
-    settings = [part for item in SMALL[name].items() for part in ("--set", "=".join(map(str, item)))]
+@pytest.mark.parametrize("name", FIGURES)
+def test_imported_names_exist(name):
+    tree = ast.parse("\n".join(source(cell) for cell in code_cells(read(name))))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = [(node.module, alias.name) for node in imports for alias in node.names if "charjax" in node.module]
+    assert {"fit", "generate_text"} <= {imported for _, imported in names}
+    for module, imported in names:
+        assert hasattr(importlib.import_module(module), imported), f"{module}.{imported}"
+
+
+def test_coffee_runs_at_small_settings(tmp_path):
+    settings = [part for item in SMALL.items() for part in ("--set", "=".join(map(str, item)))]
     out = tmp_path / "executed.ipynb"
-    done = run(root, root / "notebooks" / f"{name}.ipynb", *settings, "--out", out)
+    done = run(NOTEBOOKS / "coffee.ipynb", *settings, "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
-    executed = read(out)
-    check_outputs(executed, FIGURES[name])
-    (parameters,) = (cell for cell in code_cells(executed) if "parameters" in cell["metadata"].get("tags", []))
+    executed = json.loads(out.read_text(encoding="utf-8"))
+    check_outputs(executed, FIGURES["coffee"])
     values = {}
-    exec(source(parameters), values)
-    assert SMALL[name].items() <= values.items()
+    exec(tagged(executed, "parameters")[1], values)
+    assert SMALL.items() <= values.items()
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_what_is_committed_is_a_full_run(root, name):
-    path = root / "notebooks" / f"{name}.ipynb"
-    notebook = read(path)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_notebook_runs_in_full(tmp_path, name):
+    out = tmp_path / "executed.ipynb"
+    done = run(NOTEBOOKS / f"{name}.ipynb", "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    check_outputs(json.loads(out.read_text(encoding="utf-8")), FIGURES[name])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_what_is_committed_is_a_full_run(name):
+    notebook = read(name)
     check_outputs(notebook, FIGURES[name])
-    quiet = {cell["id"] for cell in code_cells(notebook) if not cell["outputs"]}
-    # Cells that set values or train, and nothing else, have nothing to show.
-    assert quiet == {"coffee": {"parameters", "watching"}, "shakespeare": {"parameters", "training"}}[name]
-    assert path.stat().st_size < 1_500_000
+    assert {cell["id"] for cell in code_cells(notebook) if not cell["outputs"]} == SILENT[name]
+    assert (NOTEBOOKS / f"{name}.ipynb").stat().st_size < 1_500_000
     assert notebook["metadata"]["language_info"] == {"name": "python"}
     assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
     printed = "".join("".join(output.get("text", [])) for output in outputs(notebook))
@@ -87,20 +104,14 @@ def test_what_is_committed_is_a_full_run(root, name):
     assert printed.replace("\n", "").isprintable()
 
 
-def test_the_first_model_takes_fewer_than_ten_lines(root):
-    cells = code_cells(read(root / "notebooks" / "coffee.ipynb"))
-    (first,) = (cell for cell in cells if "first-model" in cell["metadata"].get("tags", []))
-    lines = [line for line in source(first).splitlines() if line.strip()]
-    assert "fit(" in source(first)
-    assert "generate_text(" in source(first)
-    assert len(lines) < 10
-    # The parameters are all that it stands on.
-    assert cells.index(first) == 1
-
-
-def test_the_first_model_has_written(root):
-    cells = code_cells(read(root / "notebooks" / "coffee.ipynb"))
-    assert len("".join(cells[1]["outputs"][0]["text"])) > 300
+def test_the_first_model_takes_fewer_than_ten_lines_and_generates():
+    notebook = read("coffee")
+    position, code = tagged(notebook, "first-model")
+    assert position == 1  # it needs nothing but the parameters
+    assert "fit(" in code
+    assert "generate_text(" in code
+    assert len([line for line in code.splitlines() if line.strip()]) < 10
+    assert len("".join(code_cells(notebook)[position]["outputs"][0]["text"])) > 300
 
 
 MINIMAL = """\
@@ -112,55 +123,66 @@ twice = True
 
 def write_notebook(path, *sources):
     cells = [
-        {
-            "cell_type": "code",
-            "id": f"c{number}",
-            "metadata": {},
-            "source": text,
-            "outputs": [],
-            "execution_count": None,
-        }
-        for number, text in enumerate(sources)
+        {"cell_type": "code", "id": f"c{n}", "metadata": {}, "source": text, "outputs": [], "execution_count": None}
+        for n, text in enumerate(sources)
     ]
     cells[0]["metadata"] = {"tags": ["parameters"]}
     path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     return path
 
 
-def test_parameters_are_set_where_they_stand_and_cells_run_in_the_notebooks_folder(root, tmp_path):
+def test_parameters_are_replaced_and_cells_run_in_the_folder_of_the_notebook(tmp_path):
     show = "import os, sys\nprint(size, name, share, twice, sys.executable)\nprint(os.listdir())"
     path = write_notebook(tmp_path / "n.ipynb", MINIMAL, show)
     settings = ["size=-3", "name=it's", "share=2", "twice=False"]
     out = tmp_path / "out.ipynb"
-    done = run(root, path, *(part for setting in settings for part in ("--set", setting)), "--out", out)
+    done = run(path, *(part for setting in settings for part in ("--set", setting)), "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(rf"{re.escape(str(path))}: 2 cells in \d+ s\n", done.stdout)
-    first, second = code_cells(read(out))
+    first, second = code_cells(json.loads(out.read_text(encoding="utf-8")))
     assert source(first).splitlines() == [
         "size = -3  # é, of something",
         """name = "it's"; share = 2""",
         "twice = False",
     ]
     (printed,) = second["outputs"]
-    lines = "".join(printed["text"]).splitlines()
-    assert lines == [f"-3 it's 2 False {sys.executable}", "['n.ipynb']"]
+    assert "".join(printed["text"]).splitlines() == [f"-3 it's 2 False {sys.executable}", "['n.ipynb']"]
 
 
-def test_a_cell_that_fails_is_shown_and_nothing_is_written(root, tmp_path):
+def test_a_cell_that_fails_is_shown_and_nothing_is_written(tmp_path):
     path = write_notebook(tmp_path / "n.ipynb", MINIMAL, "1 / (size - 1)")
-    done = run(root, path, "--out", path)
+    before = path.read_bytes()
+    done = run(path, "--out", path)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "n.ipynb" in done.stderr
-    assert not code_cells(read(path))[1]["outputs"]
+    assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["n.ipynb"]
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """notebooks/run.py as a module."""
+    spec = importlib.util.spec_from_file_location("run_notebook", NOTEBOOKS / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def refused(runner, capsys, *arguments):
+    """Runs notebooks/run.py in this process and returns the one line with which it refuses its arguments."""
+    with pytest.raises(SystemExit) as exit_info:
+        runner.main([str(argument) for argument in arguments])
+    assert exit_info.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("run.py: error: ")
 
 
 @pytest.mark.parametrize(
     ("setting", "why"),
     [
         ("sise=3", "there is no parameter 'sise'; the notebook has size, name, share, twice"),
-        ("size", "--set size is not of the form NAME=VALUE"),
+        ("size", "--set size is not NAME=VALUE"),
         ("size=many", "size must be of type int, such as 1, not 'many'"),
         ("size=1.5", "size must be of type int, such as 1, not '1.5'"),
         ("size=True", "size must be of type int, such as 1, not 'True'"),
@@ -168,23 +190,18 @@ def test_a_cell_that_fails_is_shown_and_nothing_is_written(root, tmp_path):
         ("twice=1", "twice must be of type bool, such as True, not '1'"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_in_one_line(root, tmp_path, setting, why):
-    done = run(root, write_notebook(tmp_path / "n.ipynb", MINIMAL), "--set", setting)
-    assert (done.returncode, done.stderr) == (2, f"run.py: error: {why}\n")
+def test_a_wrong_setting_is_refused_in_one_line(runner, capsys, tmp_path, setting, why):
+    assert refused(runner, capsys, write_notebook(tmp_path / "n.ipynb", MINIMAL), "--set", setting) == why
 
 
-def test_files_that_cannot_be_are_refused_in_one_line(root, tmp_path):
+def test_a_wrong_file_is_refused_in_one_line(runner, capsys, tmp_path):
     missing, other = tmp_path / "no.ipynb", tmp_path / "other.ipynb"
     other.write_text('{"cells": 3}')
     good = write_notebook(tmp_path / "n.ipynb", MINIMAL)
-    for arguments, why in [
-        ([missing], f"{missing} cannot be read (No such file or directory)"),
-        ([tmp_path], f"{tmp_path} cannot be read (Is a directory)"),
-        ([other], f"{other} is not a notebook of format 4"),
-        (
-            [good, "--out", tmp_path / "no" / "n.ipynb"],
-            f"{tmp_path}/no/n.ipynb cannot be written: there is no folder {tmp_path}/no",
-        ),
-    ]:
-        done = run(root, *arguments)
-        assert (done.returncode, done.stderr) == (2, f"run.py: error: {why}\n")
+    assert refused(runner, capsys, missing) == f"{missing} cannot be read (No such file or directory)"
+    assert refused(runner, capsys, tmp_path) == f"{tmp_path} cannot be read (Is a directory)"
+    assert refused(runner, capsys, other) == f"{other} is not a notebook in format 4"
+    inside = tmp_path / "no" / "n.ipynb"
+    assert refused(runner, capsys, good, "--out", inside) == (
+        f"{inside} cannot be written: {tmp_path}/no is not a folder"
+    )
