@@ -1,9 +1,9 @@
-"""Writes coffee.txt: random sentences about coffee, always the same ones.
+"""Writes coffee.txt: random sentences about coffee, the same ones every time.
 
     python data_files/make_coffee.py
 
-Every sentence fills a frame with a few words drawn at random, so that a good model of the text knows where the next
-draw comes and how likely each outcome is, and no model can know more than that.
+Every sentence is a frame filled with random words. A good model of the text learns where a random word comes and how
+likely each one is; no model can know more than that.
 """
 
 import random
@@ -37,21 +37,21 @@ FRAMES = [
 SENTENCES_PER_PARAGRAPH = 6
 
 
-def sentence(draw: random.Random) -> str:
-    """One sentence, with a capital at its beginning."""
-    frame = draw.choice(FRAMES)
+def sentence(rng: random.Random) -> str:
+    """Returns a random sentence that begins with a capital."""
+    frame = rng.choice(FRAMES)
     while "{" in frame:
         slot = frame[frame.index("{") + 1 : frame.index("}")]
-        frame = frame.replace("{" + slot + "}", draw.choice(SLOTS[slot]), 1)
+        frame = frame.replace("{" + slot + "}", rng.choice(SLOTS[slot]), 1)
     return frame[0].upper() + frame[1:]
 
 
 def text(characters: int = CHARACTERS, seed: int = SEED) -> str:
-    """Paragraphs of sentences, as many as make up the given number of characters."""
-    draw = random.Random(seed)
+    """Returns paragraphs of sentences with at least the given number of characters."""
+    rng = random.Random(seed)
     paragraphs: list[str] = []
     while sum(map(len, paragraphs)) < characters:
-        paragraphs.append(" ".join(sentence(draw) for _ in range(SENTENCES_PER_PARAGRAPH)) + "\n\n")
+        paragraphs.append(" ".join(sentence(rng) for _ in range(SENTENCES_PER_PARAGRAPH)) + "\n\n")
     return "".join(paragraphs)
 
 

@@ -1,17 +1,18 @@
 """The commands and snippets of README.md and docs/ run as written, in order, in a folder with shorter texts."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from charjax.cli.main import main
-from charjax.runs.checkpoint import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -81,7 +82,8 @@ def first_output(folder):
 
 def test_the_first_command_trains_and_prints_a_sample(first_output, folder):
     assert len(first_output.split("\nOTHELLO.")[-1]) == 500 + 1
-    assert read_header(folder / "runs" / "shakespeare").progress.epoch >= 4
+    metrics = (folder / "runs" / "shakespeare" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert json.loads(metrics.splitlines()[3])["epoch"] == 4
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if blocks(name, "python", "bash")])
@@ -137,6 +139,15 @@ def test_tests_named_in_reliability_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")))
     assert named
     assert named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+def test_the_architecture_shows_the_layers_that_import_linter_checks():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = settings["tool"]["importlinter"]["contracts"]
+    layers = [set(re.findall(r"\w+", layer)) - {"_version"} for layer in contract["layers"]]
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = [{name.strip("/").partition("/")[0] for name in re.findall(r"`([\w/]+)`", row)} for row in rows]
+    assert shown == [layers[0] | layers[1], *layers[2:]]
 
 
 @pytest.mark.slow
