@@ -1,33 +1,47 @@
-"""Strict settings for every test: 8 CPU devices, rank promotion an error, compiled programs cached between runs."""
+"""Settings shared by all tests: two CPU devices, one compilation cache, strict JAX, no unexpected skips."""
 
 import gc
-import getpass
 import logging
 import os
+import runpy
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# Before jax is imported for the first time, here or in a child process.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# One cache for all workers and their child processes. With a maximum size JAX locks it (by filelock); without one, a
-# process can read a file that another has written half of.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"charjax-tests-{getpass.getuser()}")
+CHILD_STARTUP = ROOT / "tests" / "helpers" / "child_startup"
+# A process keeps every program that it compiled; beyond this size it drops them between two modules.
+MAX_RESIDENT_BYTES = 2 * 10**9
+# Parts of the reasons for which a test may be skipped.
+ALLOWED_SKIPS = (
+    "could not import 'torch'",
+    "needs PyTorch",
+    "no file system may be mounted here",
+    "a setting of glibc",
+    "the system does not tell what a process takes",
 )
-os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 2**30)
+
+# Before jax is first imported, here or in a child process.
+DEVICES = int(os.environ.setdefault("CHARJAX_TEST_DEVICES", "2"))
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# One cache for all workers and their children, outside the clone.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/charjax-tests-{os.getuid()}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+if str(CHILD_STARTUP) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CHILD_STARTUP), os.environ.get("PYTHONPATH")]))
+    runpy.run_path(str(CHILD_STARTUP / "sitecustomize.py"))
 
-# Tests send it, also where they run in the background of a shell.
+# Tests send SIGINT, which a shell's background jobs ignore.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -35,12 +49,44 @@ settings.register_profile("charjax", deadline=None, derandomize=True, max_exampl
 settings.load_profile("charjax")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return fail_unexpected_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return fail_unexpected_skip((yield))
+
+
+def fail_unexpected_skip(report):
+    """Fails what was skipped for a reason that is not listed: it protects nothing, and nobody would notice."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[-1]
+        if not any(allowed in reason for allowed in ALLOWED_SKIPS):
+            report.outcome, report.longrepr = "failed", f"{reason} (not in ALLOWED_SKIPS of tests/conftest.py)"
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Runs a test marked `devices(n)` in a process of its own where this one has fewer devices."""
+    marker = pyfuncitem.get_closest_marker("devices")
+    if marker is None or marker.args[0] <= jax.device_count():
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
+    environment = {**os.environ, "CHARJAX_TEST_DEVICES": str(marker.args[0])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_go_with_their_module():
-    """A process keeps every program that it compiled, several gigabytes of them after all modules."""
+def _bounded_memory():
     yield
-    jax.clear_caches()
-    gc.collect()
+    if psutil.Process().memory_info().rss > MAX_RESIDENT_BYTES:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
@@ -50,8 +96,8 @@ def root() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_it_was():
-    """The command line sets its log up for good: here it must not last."""
+def _restored_log():
+    """Undoes what the command line does to the log, which is for good."""
     logger = logging.getLogger("charjax")
     before = logger.handlers[:], logger.level, logger.propagate
     yield
