@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from charjax.array_types import Array, Params
-from charjax.distributed.mesh import OVER_STREAMS, REPLICATED, check_divides, make_mesh
+from charjax.distributed.mesh import OVER_BATCH, REPLICATED, check_divides, make_mesh
 from charjax.model import Carry, CharLSTM, init_carry, init_params
 
 
@@ -43,7 +43,7 @@ STATE_SPECS: Any = TrainState(
     cursor=REPLICATED,  # type: ignore[arg-type]
     params=REPLICATED,
     opt_state=REPLICATED,
-    carry=OVER_STREAMS,  # type: ignore[arg-type]
+    carry=OVER_BATCH,  # type: ignore[arg-type]
     skipped=REPLICATED,  # type: ignore[arg-type]
     key=REPLICATED,  # type: ignore[arg-type]
 )

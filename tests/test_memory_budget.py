@@ -1,13 +1,13 @@
-"""What fits in memory is told before anything is written: the estimate, and where the room is read."""
+"""Memory checks: the estimates, and the sources of the available memory."""
 
 import jax
 import pytest
 from helpers.small_run import SMALL, small_corpus, small_model
 
 from charjax import fit, generate_text, init_params
-from charjax import memory_budget as capacity
 from charjax.config import ModelConfig, TrainConfig
 from charjax.errors import UserError
+from charjax.host import memory
 from charjax.host.memory import available_memory, room_for_text
 from charjax.memory_budget import check_room_to_train, count_parameters
 
@@ -26,9 +26,9 @@ class Accelerator:
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """A machine with 8 GB available, and the folder that its files stand in."""
-    monkeypatch.setattr(capacity, "_PROC", tmp_path)
-    monkeypatch.setattr(capacity, "_CGROUP", tmp_path / "cgroup")
+    """A machine with 8 GB available: -> the folder of its system files."""
+    monkeypatch.setattr(memory, "_PROC", tmp_path)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
     (tmp_path / "meminfo").write_text("MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n")
     return tmp_path
 
@@ -47,11 +47,11 @@ def test_parameters_are_counted_as_the_model_has_them(layers):
     assert count_parameters(model.config, model.vocab_size) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def test_the_system_tells(system):
+def test_available_memory_is_that_of_the_system(system):
     assert available_memory(jax.devices()) == 8_000_000 * 1024
 
 
-def test_where_nothing_tells_nothing_is_refused(system):
+def test_unknown_memory_passes(system):
     (system / "meminfo").unlink()
     assert available_memory(jax.devices()) is None
     check_room_to_train(ModelConfig(hidden_dim=10**8), TrainConfig(), 128, jax.devices())
@@ -65,7 +65,7 @@ def test_where_nothing_tells_nothing_is_refused(system):
         ("4:memory:/not/seen/in/here", "cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
     ],
 )
-def test_a_container_has_less(system, line, group, files):
+def test_a_control_group_limits_the_memory(system, line, group, files):
     (system / "self").mkdir()
     (system / "self" / "cgroup").write_text(f"9:pids:/\n{line}\n")
     write_group(system / group, 5000, 3000, files)
@@ -74,13 +74,13 @@ def test_a_container_has_less(system, line, group, files):
     assert available_memory(jax.devices()) == 8_000_000 * 1024
 
 
-def test_accelerators_tell_of_themselves():
+def test_accelerators_report_their_own_memory():
     devices = [Accelerator({"bytes_limit": 80, "bytes_in_use": used}) for used in (10, 30)]
     assert available_memory(devices) == 50
     assert available_memory([Accelerator(None)]) is None
 
 
-def test_a_text_may_take_a_quarter_of_what_is_free_on_the_host_and_on_the_devices_that_share_it(system):
+def test_a_text_may_take_a_quarter_of_the_memory_of_host_and_devices(system):
     host = 8_000_000 * 1024
     assert room_for_text() == room_for_text(jax.devices()) == host // 4
     devices = [Accelerator({"bytes_limit": GB, "bytes_in_use": used}) for used in (0, GB // 2)]
@@ -94,10 +94,12 @@ def test_a_text_may_take_a_quarter_of_what_is_free_on_the_host_and_on_the_device
     assert room_for_text() is None
 
 
-def test_every_core_holds_a_copy_but_they_share_the_batch(system):
+def test_every_core_has_a_copy_of_the_parameters_and_a_share_of_the_batch(system):
     model, cpu = ModelConfig(hidden_dim=4000), jax.devices()[:1]  # 3.1 GB a copy
     check_room_to_train(model, TrainConfig(), 128, cpu)
-    with pytest.raises(UserError, match=r"needs about 26\.1 GB of memory, 8\.19 GB is .*JAX_NUM_CPU_DEVICES=1 for one"):
+    with pytest.raises(
+        UserError, match=r"needs about 26\.1 GB of memory, but 8\.19 GB is .*JAX_NUM_CPU_DEVICES=1 for one"
+    ):
         check_room_to_train(model, TrainConfig(), 128, cpu * 8)
     accelerators = [Accelerator({"bytes_limit": 4 * GB})] * 8
     check_room_to_train(model, TrainConfig(), 128, accelerators)
@@ -106,17 +108,17 @@ def test_every_core_holds_a_copy_but_they_share_the_batch(system):
 @pytest.mark.parametrize(
     ("model", "train", "advice"),
     [
-        ({"hidden_dim": 10**8}, {}, r"needs about 1,9\d\d,\d\d\d\.\d TB .*lower --hidden-dim \(it is 100000000\)"),
+        ({"hidden_dim": 10**8}, {}, r"needs about 1\.9\d EB .*lower --hidden-dim \(it is 100000000\)"),
         ({"hidden_dim": 10**5, "hidden_layers": 1000}, {}, r"or --hidden-layers \(1000\)"),
         ({}, {"batch_size": 10**4, "seq_len": 10**4}, r"lower --batch-size \(it is 10000\) or --seq-len \(10000\)"),
     ],
 )
-def test_what_is_too_big_is_named(system, model, train, advice):
+def test_the_message_says_what_to_lower(system, model, train, advice):
     with pytest.raises(UserError, match=advice):
         check_room_to_train(ModelConfig(**model), TrainConfig(**train), 128, jax.devices()[:1])
 
 
-def test_fit_refuses_before_it_writes(system, tmp_path):
+def test_fit_fails_before_it_writes(system, tmp_path):
     corpus = small_corpus()
     with pytest.raises(UserError, match="--hidden-dim"):
         fit(small_model(corpus, hidden_dim=10**8), corpus, SMALL, out=tmp_path / "run")
@@ -126,9 +128,9 @@ def test_fit_refuses_before_it_writes(system, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_too_many_samples_are_refused(system):
+def test_too_many_samples_are_rejected(system):
     corpus = small_corpus()
     model = small_model(corpus)
     params = init_params(jax.random.key(0), model)
-    with pytest.raises(UserError, match=r"100000000 x 500 characters to generate need about .*--num-samples or"):
+    with pytest.raises(UserError, match=r"generating 100000000 x 500 characters needs about .*--num-samples or"):
         generate_text(model, params, corpus.vocab, num_samples=10**8)

@@ -1,9 +1,9 @@
-"""A split of a text, laid out on the devices for B readers side by side.
+"""Lays out a text as a batch of B sequences and cuts windows from it.
 
-A split of N characters has N - 1 labels: every character but the first, predicted from all before it. They are shared
-out over B streams of consecutive text whose lengths differ by at most one label, and each stream is read in windows of
-`seq_len`. Where a stream does not fill its last window, the rest is padding that is masked out of every loss. So each
-label counts exactly once per epoch, and nothing is dropped.
+A split of N characters has N - 1 labels: every character but the first, predicted from all before it. They are divided
+into B sequences of consecutive text whose lengths differ by at most one, and each sequence is read in windows of
+`seq_len` characters. Where a sequence does not fill its last window, the rest is padding that every loss masks out. So
+each label counts exactly once per epoch, and nothing is dropped.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ import numpy as np
 from charjax.array_types import Array, Ids
 from charjax.errors import UserError
 
-# Characters that are read at once.
-PIECE = 1 << 18
+# Characters read at once: while they come from a file, each takes about twelve bytes.
+READ_CHARACTERS = 1 << 18
 
 
 class Streams(NamedTuple):
-    """A split, or a chunk of consecutive windows of it, laid out for B readers side by side; see `make_streams`.
+    """A batch of sequences that covers a split, or a chunk of consecutive windows of it; see `make_streams`.
 
     Attributes:
-        ids: [B, C * T + 1], C windows of T inputs and, moved by one, their labels; zeros where a stream has ended.
-        first: [B] int32, the first position whose label counts; those before it only warm the state up.
-        stop: [B] int32, the position after the last whose label counts.
-        begin: [] int32, the window of the split that is the first here.
-        windows: [] int32, the windows of the whole split, W; those here beyond it are padding.
+        ids: [B, C * T + 1], C windows of T inputs and, shifted by one, their labels; zeros after a sequence's end.
+        first: [B] int32, the first position whose label counts; earlier ones only warm up the state.
+        stop: [B] int32, one past the last position whose label counts.
+        begin: [] int32, index in the split of the first window here.
+        windows: [] int32, W, number of windows in the whole split; windows here beyond it are padding.
     """
 
     ids: Any
@@ -39,15 +39,15 @@ class Streams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamLayout:
-    """Where the B streams of a split lie in it; see `make_streams`.
+class SequenceLayout:
+    """Positions of the B sequences in a split; see `make_streams`.
 
     Attributes:
-        begins: [B] int64, the first character that each stream reads.
-        starts: [B] int64, the first whose label counts.
-        ends: [B] int64, the last character, which is a label alone.
+        begins: [B] int64, the first character that each sequence reads.
+        starts: [B] int64, the first character whose label counts.
+        ends: [B] int64, the last character, which is only a label.
         seq_len: T, characters per window.
-        windows: W, windows of the longest stream.
+        windows: W, windows of the longest sequence.
     """
 
     begins: np.ndarray
@@ -57,8 +57,8 @@ class StreamLayout:
     windows: int
 
     @classmethod
-    def of(cls, length: int, *, batch_size: int, seq_len: int, burn_in: int = 0) -> "StreamLayout":
-        """Shares the labels of a split of `length` characters out; see `make_streams`."""
+    def of(cls, length: int, *, batch_size: int, seq_len: int, burn_in: int = 0) -> "SequenceLayout":
+        """Divides a split of `length` characters; arguments and errors as `make_streams`."""
         if length < 2:
             raise UserError(f"a text of {_characters(length)} has nothing to predict; give at least 2")
         bounds = (np.arange(batch_size + 1) * (length - 1)) // batch_size
@@ -67,42 +67,51 @@ class StreamLayout:
         return cls(begins, bounds[:-1], bounds[1:], seq_len, windows)
 
     def read(self, ids: Ids, rows: slice, begin: int, windows: int) -> np.ndarray:
-        """Reads windows begin to begin + windows of some streams: [b, windows * T + 1], zeros where one has ended."""
+        """Reads windows [begin, begin + windows) of some rows: [b, windows * T + 1], zero after a sequence's end."""
         begins, ends = self.begins[rows] + begin * self.seq_len, self.ends[rows]
         chunk = np.zeros((len(begins), windows * self.seq_len + 1), ids.dtype)
         for row, start, last in zip(chunk, begins.tolist(), ends.tolist(), strict=True):
             stop = min(start + len(row), last + 1)
-            # Piece by piece: on the way from a file each character takes about twelve bytes.
-            for piece in range(start, stop, PIECE):
-                end = min(piece + PIECE, stop)
-                row[piece - start : end - start] = ids[piece:end]
+            for left in range(start, stop, READ_CHARACTERS):
+                right = min(left + READ_CHARACTERS, stop)
+                row[left - start : right - start] = ids[left:right]
         return chunk
 
     def counted(self, rows: slice, begin: int, windows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in such a chunk between which labels count: `first` and `stop`, each [b] int32."""
+        """Returns `first` and `stop` of the chunk that `read` returns, each [b] int32."""
         zero, length = self.begins[rows] + begin * self.seq_len, windows * self.seq_len
         first, stop = (np.clip(end[rows] - zero, 0, length).astype(np.int32) for end in (self.starts, self.ends))
         return first, stop
 
 
 def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int = 0) -> Streams:
-    """Lays a split out as B streams; the module's docstring says how.
+    """Divides a text into a batch of B sequences of consecutive characters.
 
     Args:
         ids: [N] integer, N >= 2.
-        batch_size: B; streams beyond the N - 1 labels stay empty.
+        batch_size: B; sequences beyond the N - 1 labels stay empty.
         seq_len: T, characters per window.
-        burn_in: characters that each stream begins early, as far as the text goes back: they are read to warm the
-            state up and not counted, so that B streams measure what a single one would.
+        burn_in: characters before its first label that each sequence also reads, as far as the text goes back. They
+            warm up the state and do not count, so that B sequences measure what a single one would.
 
     Returns:
-        NumPy arrays; position t of stream b has the input ids[b, t] and the label ids[b, t + 1], which counts where
+        NumPy arrays: position t of sequence b has input ids[b, t] and label ids[b, t + 1], which counts where
         first[b] <= t < stop[b].
 
     Raises:
-        UserError: fewer than two characters.
+        UserError: the text has fewer than two characters.
+
+    Examples:
+        >>> import numpy as np
+        >>> from charjax import make_streams
+        >>> streams = make_streams(np.arange(9, dtype=np.uint8), batch_size=2, seq_len=2)
+        >>> streams.ids
+        array([[0, 1, 2, 3, 4],
+               [4, 5, 6, 7, 8]], dtype=uint8)
+        >>> int(streams.windows)
+        2
     """
-    layout = StreamLayout.of(len(ids), batch_size=batch_size, seq_len=seq_len, burn_in=burn_in)
+    layout = SequenceLayout.of(len(ids), batch_size=batch_size, seq_len=seq_len, burn_in=burn_in)
     rows, windows = slice(0, batch_size), layout.windows
     whole = layout.read(ids, rows, 0, windows)
     return Streams(whole, *layout.counted(rows, 0, windows), np.int32(0), np.int32(windows))
@@ -113,10 +122,10 @@ def _characters(number: int) -> str:
 
 
 def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
-    """Checks that the training text fills at least one window of every stream.
+    """Checks that the training text fills at least one window of every sequence.
 
     Raises:
-        UserError: it does not; the message says what would fit.
+        UserError: it does not; the message names the largest sizes that would fit.
     """
     labels = num_characters - 1
     if labels < 1:
@@ -136,7 +145,7 @@ def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
 
 
 class Window(NamedTuple):
-    """One window of every stream: `inputs` and `labels` [B, T], and which labels count, `counts` [B, T] bool."""
+    """One window of every sequence: `inputs` and `labels` [B, T], and `counts` [B, T] bool, which labels count."""
 
     inputs: Array
     labels: Array
@@ -144,7 +153,7 @@ class Window(NamedTuple):
 
 
 def cut_window(streams: Streams, cursor: Array, seq_len: int) -> Window:
-    """Cuts window `cursor` ([] int32) of the split, which the streams hold; labels are the inputs moved by one."""
+    """Cuts window `cursor` ([] int32, counted from the start of the split) from the chunk that contains it."""
     start = (cursor - streams.begin) * seq_len
     ids = jax.lax.dynamic_slice_in_dim(streams.ids, start, seq_len + 1, axis=1)
     position = (start + jnp.arange(seq_len))[None]
@@ -153,7 +162,7 @@ def cut_window(streams: Streams, cursor: Array, seq_len: int) -> Window:
 
 
 def windows_held(streams: Streams, seq_len: int) -> int:
-    """Windows that the streams hold, C: those of the whole split, or of a chunk of it.
+    """Returns C, the number of windows in the whole split, or in a chunk of it.
 
     Raises:
         ValueError: the streams were made for another seq_len.

@@ -1,4 +1,4 @@
-"""A text's characters, and which of a model's predictions or states belongs to each."""
+"""Decodes ids to characters, and tells how many ids each character takes."""
 
 import codecs
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from charjax.data.vocab import Vocab
 
 
 class CharacterDecoder:
-    """Turns ids that come in pieces into characters, each of one id, or with bytes of several.
+    """Decodes ids that arrive in chunks; a character is one id, or up to four with the "bytes" vocabulary.
 
-    Bytes that are no UTF-8 come as `errors="surrogateescape"` decodes them.
+    Bytes that are not UTF-8 are decoded as by `errors="surrogateescape"`.
     """
 
     def __init__(self, vocab: Vocab) -> None:
@@ -19,9 +19,9 @@ class CharacterDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape") if vocab.kind == "bytes" else None
 
     def decode(self, ids: np.ndarray, *, final: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Goes on with ids [n]: -> (code points [m] uint32, how many ids each is made of, [m] int64).
+        """Decodes the next ids [n]: -> (code points [m] uint32, number of ids in each [m] int64).
 
-        A character whose bytes have not all come waits for the next call, unless this one is final.
+        An incomplete character waits for the next call, unless this one is final.
         """
         if self._utf8 is None:
             return self._codes[ids], np.ones(len(ids), np.int64)
@@ -31,12 +31,12 @@ class CharacterDecoder:
 
 
 def utf8_sizes(points: np.ndarray) -> np.ndarray:
-    """How many bytes code points [n] take, [n] int64; UTF-8 has no surrogates, and one stands for a stray byte."""
+    """Returns the UTF-8 length in bytes of code points [n]: [n] int64; a surrogate is one stray byte."""
     sizes = np.searchsorted([0x80, 0x800, 0x10000], points, side="right") + 1
     return np.where((points >= 0xD800) & (points < 0xE000), 1, sizes)
 
 
-def pieces(vocab: Vocab, ids: np.ndarray) -> Iterator[tuple[str, int]]:
-    """Yields each character of ids [N] and the place of its last id, which with bytes is one of several."""
+def decode_characters(vocab: Vocab, ids: np.ndarray) -> Iterator[tuple[str, int]]:
+    """Yields each character of ids [N] with the position of its last id."""
     points, sizes = CharacterDecoder(vocab).decode(np.asarray(ids), final=True)
     yield from zip(map(chr, points.tolist()), (np.cumsum(sizes) - 1).tolist(), strict=True)

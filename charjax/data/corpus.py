@@ -1,9 +1,10 @@
-"""From a text file to ids, and to training and validation splits."""
+"""Reads a text as ids: whole and split for training, or in pieces."""
 
 import dataclasses
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,28 +13,39 @@ import numpy as np
 
 from charjax.array_types import Ids
 from charjax.config import DataConfig
-from charjax.data.survey import READ_BYTES, UNICODE_SIZE, _log, check_is_file, code_points, survey_for
+from charjax.data.survey import READ_BYTES, UNICODE_SIZE, NotUTF8Error, check_is_file, code_points, survey_text
 from charjax.data.text_file import FileIds, TextFile
 from charjax.data.vocab import Vocab, to_utf8
 from charjax.distributed.processes import are_several, from_main, together
 from charjax.errors import UserError
 from charjax.host.memory import room_for_text
 
-SAMPLED_PIECES, SAMPLED_BYTES = 64, 4096
+# A fingerprint covers this many blocks of a file, of so many bytes each.
+FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 4096
+
+_log = logging.getLogger("charjax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text as ids, split in two.
+    """A text as ids, split into a training and a validation part.
 
     Attributes:
-        train: [N] ids, the text's first `train_frac`: a NumPy array, or `FileIds` where the text stays in its file.
+        train: [N] ids, the first `train_frac` of the text: a NumPy array, or `FileIds` where they stay in the file.
         validation: [M] ids, the rest.
         vocab: the characters.
-        train_frac: the fraction asked for.
+        train_frac: the requested fraction.
         name: name of the file.
-        path: absolute path of the file, empty for a text that came from none.
-        sha256: hex digest of the text's bytes, by which a resumed run knows its text.
+        path: absolute path of the file; empty where there is none.
+        sha256: hex digest of the text's bytes, by which a resumed run recognises its text.
+
+    Examples:
+        >>> from charjax import Corpus
+        >>> corpus = Corpus.from_text("to be or not to be", train_frac=0.5)
+        >>> corpus.vocab.decode(corpus.train)
+        'to be or '
+        >>> len(corpus.validation)
+        9
     """
 
     train: Ids
@@ -56,15 +68,15 @@ class Corpus:
         """Reads a text file of any size.
 
         Args:
-            path: the file, UTF-8 without its byte order mark for every vocabulary but "bytes", which takes all.
-            vocab: "ascii", "chars", "bytes", "auto" (the first of these that the file allows), or a `Vocab`.
+            path: the file; UTF-8, whose byte order mark is left out, or anything for the vocabulary "bytes".
+            vocab: "ascii", "chars", "bytes", "auto" (the first of these that fits the file), or a `Vocab`.
             train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
-            memory_mb: megabytes that the text may take; a larger one stays in its file and is read part by part while
-                it is used. By default a quarter of the memory that is free.
+            memory_mb: megabytes that the text may take; a larger one stays in its file and is read on demand. The
+                default is a quarter of the available memory.
 
         Raises:
-            UserError: no such file, a folder, a pipe, a text too short to split, characters that the vocabulary lacks.
-            OSError: a file that may not be read.
+            UserError: the path is not a file, the text is too short to split, or the vocabulary lacks characters of it.
+            OSError: the file cannot be read.
         """
         DataConfig(train_frac=train_frac)
         ids, chosen, sha256 = read_ids(path, vocab, memory_mb=memory_mb)
@@ -75,11 +87,11 @@ class Corpus:
     def from_text(
         cls, text: str, *, vocab: str | Vocab = "auto", train_frac: float = 0.9, name: str = "text"
     ) -> "Corpus":
-        """Takes a text from memory; see `from_file`."""
+        """Takes a text from memory; arguments and errors as `from_file`."""
         DataConfig(train_frac=train_frac)
         content = to_utf8(text)
-        ids, chosen, sha256 = _encode_stream(lambda: io.BytesIO(content), name, vocab)
-        return cls._split(ids, chosen, train_frac, name, "", sha256, shown=name)
+        pieces = TextPieces.of(lambda: io.BytesIO(content), name, vocab)
+        return cls._split(pieces.read_all(), pieces.vocab, train_frac, name, "", pieces.sha256, shown=name)
 
     @classmethod
     def _split(
@@ -100,7 +112,7 @@ class Corpus:
         if not 2 <= cut <= len(ids) - 2:
             raise UserError(
                 f"train_frac {train_frac} leaves {cut} of {shown}'s {len(ids)} characters to train on and "
-                f"{len(ids) - cut} to validate; each needs at least 2: choose --train-frac nearer to 0.5, "
+                f"{len(ids) - cut} to validate, but each split needs 2; choose --train-frac closer to 0.5, "
                 "or a longer text"
             )
         if isinstance(ids, FileIds):
@@ -112,51 +124,52 @@ class Corpus:
 def read_ids(
     path: str | Path, vocab: str | Vocab = "auto", *, memory_mb: int | None = None
 ) -> tuple[np.ndarray | FileIds, Vocab, str]:
-    """Reads a text file: -> (ids [N], the vocabulary, hex SHA-256 of the file); see `Corpus.from_file`."""
+    """Reads a text file, as `Corpus.from_file`: -> (ids [N], vocabulary, hex SHA-256 of the file)."""
     path = Path(path)
     if are_several():
         return _open_together(path, vocab)
     check_is_file(path)
     budget = room_for_text() if memory_mb is None else memory_mb * 1_000_000
     if budget is not None and path.stat().st_size > budget:
-        _log.info("%s stays in its file: its parts are read as they are needed", path)
+        _log.info("%s does not fit in its memory budget and is read from disk as needed", path)
         file, sha256 = _open_text(path, vocab)
         return FileIds(file, 0, file.characters), file.vocab, sha256
-    return _encode_stream(lambda: path.open("rb"), str(path), vocab)
+    text = read_pieces(path, vocab)
+    return text.read_all(), text.vocab, text.sha256
 
 
 def _open_together(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]:
-    """Opens a text in processes that train together: one reads it through, the others what they need of it."""
+    """Opens a text in several processes: the main one reads all of it, the others only what they train on."""
 
     def survey() -> bytes:
         check_is_file(path)
         file, sha256 = _open_text(path, vocab)
-        return json.dumps({"file": file.to_dict(), "sha256": sha256, "sample": _sampled(path)}).encode()
+        return json.dumps({"file": file.to_dict(), "sha256": sha256, "fingerprint": _fingerprint(path)}).encode()
 
-    told = json.loads(from_main(survey))
+    found = json.loads(from_main(survey))
     with together():
         check_is_file(path)
-        file = TextFile.from_dict(told["file"], path.resolve())
-        if _sampled(path) != told["sample"]:
-            raise UserError(f"{path} has another text here than where it was read first")
-    return FileIds(file, 0, file.characters), file.vocab, told["sha256"]
+        file = TextFile.from_dict(found["file"], path.resolve())
+        if _fingerprint(path) != found["fingerprint"]:
+            raise UserError(f"{path} has other text here than in process 0; give every process the same text")
+    return FileIds(file, 0, file.characters), file.vocab, found["sha256"]
 
 
-def _sampled(path: Path) -> str:
-    """Hex SHA-256 of pieces spread over a file, of all of a small one: tells texts apart that are not nearly alike."""
+def _fingerprint(path: Path) -> str:
+    """Returns the hex SHA-256 of blocks spread evenly over a file: enough to tell apart all but very similar texts."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        last = max(path.stat().st_size - SAMPLED_BYTES, 0)
-        for piece in range(SAMPLED_PIECES):
-            file.seek(last * piece // (SAMPLED_PIECES - 1))
-            digest.update(file.read(SAMPLED_BYTES))
+        last = max(path.stat().st_size - FINGERPRINT_BYTES, 0)
+        for block in range(FINGERPRINT_BLOCKS):
+            file.seek(last * block // (FINGERPRINT_BLOCKS - 1))
+            digest.update(file.read(FINGERPRINT_BYTES))
     return digest.hexdigest()
 
 
 def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
-    """Reads a text that stays in its file for the first time: -> (what is known of it, hex SHA-256)."""
+    """Surveys a text that stays in its file: -> (the file, hex SHA-256)."""
     before = path.stat()
-    survey, chosen = survey_for(lambda: path.open("rb"), str(path), vocab, mark=True)
+    survey, chosen = survey_text(lambda: path.open("rb"), str(path), vocab, index=True)
     one_byte_each = survey.is_ascii or chosen.kind == "bytes"
     characters = survey.size if chosen.kind == "bytes" else survey.characters
     file = TextFile(
@@ -164,7 +177,7 @@ def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
         vocab=chosen,
         characters=characters,
         first_byte=survey.size - characters if one_byte_each else 0,
-        marks=None if one_byte_each else np.array(survey.marks, np.int64),
+        index=None if one_byte_each else np.array(survey.index, np.int64),
         size=before.st_size,
         modified=before.st_mtime_ns,
     )
@@ -172,34 +185,42 @@ def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
 
 
 def read_all_ids(path: str | Path, vocab: str | Vocab = "auto") -> np.ndarray:
-    """Reads a whole text file into memory: ids [N]; see `Corpus.from_file`."""
-    check_is_file(path)
-    return _encode_stream(lambda: Path(path).open("rb"), str(path), vocab)[0]
+    """Reads a whole text file into memory, as `Corpus.from_file`: ids [N]."""
+    return read_pieces(path, vocab).read_all()
 
 
 @dataclasses.dataclass(frozen=True)
 class TextPieces:
-    """A text file as ids, a piece at a time; each iteration reads it from its beginning.
+    """A text that yields its ids in pieces; see `read_pieces`.
 
     Attributes:
-        path: the file.
+        name: the text's name in error messages.
+        open_text: opens the text, from its beginning each time.
         vocab: its characters.
         size: number of ids.
-        sha256: hex digest of the file.
+        sha256: hex digest of its bytes.
     """
 
-    path: Path
+    name: str
+    open_text: Callable[[], BinaryIO]
     vocab: Vocab
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab) -> "TextPieces":
+        """Surveys a text; arguments and errors as `survey_text`."""
+        survey, chosen = survey_text(open_text, name, vocab)
+        size = survey.size if chosen.kind == "bytes" else survey.characters
+        return cls(name, open_text, chosen, size, survey.sha256)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields ids [n], n > 0.
 
         Raises:
-            UserError: the file has changed since it was first read.
+            UserError: the text has changed since its first reading.
         """
-        left, changed = self.size, UserError(f"{self.path} changed while it was read; give a copy of it")
+        left, changed = self.size, UserError(f"{self.name} changed while it was read; make a copy and use that")
         try:
             for ids in self._bytes() if self.vocab.kind == "bytes" else self._characters():
                 left -= len(ids)
@@ -207,52 +228,52 @@ class TextPieces:
                     raise changed
                 if len(ids):
                     yield ids.astype(self.vocab.dtype)
-        except UnicodeDecodeError:
+        except NotUTF8Error:
             raise changed from None
         if left:
             raise changed
 
+    def read_all(self) -> np.ndarray:
+        """Reads the whole text into memory: ids [size]."""
+        ids, position = np.empty(self.size, self.vocab.dtype), 0
+        for piece in self:
+            ids[position : position + len(piece)] = piece
+            position += len(piece)
+        return ids
+
     def _bytes(self) -> Iterator[np.ndarray]:
-        with self.path.open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                yield np.frombuffer(piece, np.uint8)
+        with self.open_text() as file:
+            while chunk := file.read(READ_BYTES):
+                yield np.frombuffer(chunk, np.uint8)
 
     def _characters(self) -> Iterator[np.ndarray]:
         table = np.full(UNICODE_SIZE, -1, np.int32)
         table[self.vocab.codes()] = np.arange(self.vocab.size, dtype=np.int32)
-        for points in code_points(lambda: self.path.open("rb")):
+        for points in code_points(self.open_text):
             yield table[points]
 
 
 def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:
-    """Reads a text file of any size without holding it in memory; errors as `read_ids`, before the first piece."""
+    """Reads a text file of any size in pieces of a few megabytes.
+
+    Args:
+        path: the file.
+        vocab: as in `Corpus.from_file`.
+
+    Returns:
+        An iterable of ids [n]; each iteration reads the file from its beginning.
+
+    Raises:
+        UserError: as `Corpus.from_file`; also during iteration, if the file changes.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from charjax import read_pieces
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "text.txt")
+        ...     _ = path.write_text("abcab")
+        ...     [piece.tolist() for piece in read_pieces(path, "chars")]
+        [[0, 1, 2, 0, 1]]
+    """
     check_is_file(path)
-    path = Path(path)
-    survey, chosen = survey_for(lambda: path.open("rb"), str(path), vocab)
-    return TextPieces(path, chosen, survey.size if chosen.kind == "bytes" else survey.characters, survey.sha256)
-
-
-def _encode_stream(open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab) -> tuple[np.ndarray, Vocab, str]:
-    survey, chosen = survey_for(open_text, name, vocab)
-    if chosen.kind == "bytes":
-        with open_text() as file:
-            return _read_bytes(file, survey.size), chosen, survey.sha256
-    codes = chosen.codes()
-    ids = np.empty(survey.characters, chosen.dtype)
-    table = np.zeros(int(codes[-1]) + 1, chosen.dtype)
-    table[codes] = np.arange(chosen.size, dtype=chosen.dtype)
-    position = 0
-    for points in code_points(open_text):
-        ids[position : position + len(points)] = table[points]
-        position += len(points)
-    return ids, chosen, survey.sha256
-
-
-def _read_bytes(file: BinaryIO, size: int) -> np.ndarray:
-    """Reads `size` bytes to where they stay; what a file has lost since it was measured is left out."""
-    ids = np.empty(size, np.uint8)
-    position = 0
-    while piece := file.read(min(READ_BYTES, size - position)):
-        ids[position : position + len(piece)] = np.frombuffer(piece, np.uint8)
-        position += len(piece)
-    return ids[:position]
+    return TextPieces.of(lambda: Path(path).open("rb"), str(path), vocab)

@@ -1,4 +1,4 @@
-"""A split on its way to the devices: whole, or where it is larger than its budget, in chunks, the next ahead of use."""
+"""Loads a split onto the devices: whole, or in chunks read ahead where it is larger than its memory budget."""
 
 import collections
 import logging
@@ -10,54 +10,54 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from charjax.array_types import Ids
-from charjax.data.batching import StreamLayout, Streams
-from charjax.distributed.mesh import OVER_STREAMS, REPLICATED
+from charjax.data.batching import SequenceLayout, Streams
+from charjax.distributed.mesh import OVER_BATCH, REPLICATED
 
-STREAM_SPECS: Any = Streams(OVER_STREAMS, OVER_STREAMS, OVER_STREAMS, REPLICATED, REPLICATED)
+STREAM_SPECS: Any = Streams(OVER_BATCH, OVER_BATCH, OVER_BATCH, REPLICATED, REPLICATED)
 
-# What is in memory at once: the chunk of the call before, that of this one, the next, and what it is read into.
+# In memory at once: the chunks of the previous call, of this one and of the next, and the buffer that is read into.
 CHUNKS_IN_MEMORY = 4
-# Of one stream in a chunk: positions in it are int32.
-MOST_CHARACTERS = 2**31 - 2
+# Positions in a sequence of a chunk are int32.
+MAX_CHUNK_CHARACTERS = 2**31 - 2
 
 _log = logging.getLogger("charjax")
 
 
-class StreamFeed:
-    """Hands out the streams of a split, on the devices of a mesh; a context manager that ends its reading ahead.
+class Prefetcher:
+    """Provides the sequences of a split on the devices of a mesh, chunk by chunk; a context manager.
 
-    Of a split that fits in the budget there is one chunk, which stays. Of a larger one there are several of equal
-    shape, so that one compiled program takes all; while one is in use a thread reads the next from the text and puts it
-    on the devices. Every process reads the rows of its own devices alone.
+    A split that fits in the budget is one chunk, which stays on the devices. A larger one is several chunks of equal
+    shape, so that one compiled program takes them all; while one is in use, a thread reads the next from the text and
+    transfers it. Every process reads only the rows of its own devices.
 
     Attributes:
         windows: W, windows of the whole split.
         chunk_windows: C, windows of a chunk.
     """
 
-    def __init__(self, ids: Ids, layout: StreamLayout, mesh: Mesh, *, budget: int | None = None) -> None:
-        """Reads nothing yet.
+    def __init__(self, ids: Ids, layout: SequenceLayout, mesh: Mesh, *, budget: int | None = None) -> None:
+        """Prepares the chunks without reading anything.
 
         Args:
             ids: the split.
-            layout: where its streams lie; as many as the mesh's devices can share evenly.
+            layout: its sequences, as many as the mesh's devices divide evenly.
             mesh: devices.
-            budget: bytes that this process may hold of the split at once; None sets no limit. At least one window of
-                every stream is held all the same.
+            budget: bytes of the split that this process may hold at once; None sets no limit. One window of every
+                sequence is held in any case.
         """
         self._ids, self._layout, self._mesh = ids, layout, mesh
         self._shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), STREAM_SPECS)
         batch_size = len(layout.begins)
-        # Of the process with the most devices, so that chunks are of one length in all.
+        # Rows of the process with the most devices, so that chunks have the same length in all processes.
         local = collections.Counter(device.process_index for device in mesh.devices.flat)
-        self._rows = batch_size * max(local.values()) // mesh.size
+        rows = batch_size * max(local.values()) // mesh.size
         self.windows = layout.windows
-        self.chunk_windows = min(self.windows, MOST_CHARACTERS // layout.seq_len)
-        window_bytes = self._rows * layout.seq_len * ids.dtype.itemsize
+        self.chunk_windows = min(self.windows, MAX_CHUNK_CHARACTERS // layout.seq_len)
+        window_bytes = rows * layout.seq_len * ids.dtype.itemsize
         if budget is not None and self.windows * window_bytes > budget:
             self.chunk_windows = max(1, min(self.chunk_windows, budget // CHUNKS_IN_MEMORY // window_bytes))
             _log.info(
-                "the text is larger than the %.3g MB it may take: it is read in %d parts",
+                "the text does not fit in its memory budget of %.3g MB and is loaded in %d chunks",
                 budget / 1e6,
                 -(-self.windows // self.chunk_windows),
             )
@@ -72,19 +72,19 @@ class StreamFeed:
         self._reader.shutdown(cancel_futures=True)
 
     def end_of_chunk(self, window: int) -> int:
-        """The window after the last of the chunk that holds a window."""
+        """Returns one past the last window of the chunk that contains `window`."""
         return min((window // self.chunk_windows + 1) * self.chunk_windows, self.windows)
 
-    def at(self, window: int) -> Streams:
-        """The chunk that holds a window; begins to read the one after it.
+    def chunk_at(self, window: int) -> Streams:
+        """Returns the chunk that contains `window`, and starts to read the next one.
 
         Raises:
-            UserError: a text in a file that has changed.
-            OSError: a file that can no longer be read.
+            UserError: the text's file has changed.
+            OSError: the text's file cannot be read any more.
         """
         chunk = window // self.chunk_windows
         if self._current is None or self._current[0] != chunk:
-            self._current = None  # its memory is free as soon as the device has done with it
+            self._current = None  # frees its memory as soon as the device is done with it
             ahead, self._next = self._next, None
             streams = ahead[1].result() if ahead and ahead[0] == chunk else self._load(chunk)
             self._current = chunk, streams
@@ -98,7 +98,7 @@ class StreamFeed:
         batch_size = len(self._layout.begins)
 
         def put(sharding: NamedSharding, shape: tuple[int, ...], read: Any) -> jax.Array:
-            """Each device's part is read by itself; `jax.device_put` would want the whole in every process."""
+            """Reads each device's part by itself: `jax.device_put` would need the whole array in every process."""
             return jax.make_array_from_callback(shape, sharding, read)
 
         def rows(index: tuple[slice, ...]) -> np.ndarray:
@@ -113,5 +113,5 @@ class StreamFeed:
             put(where.begin, (), lambda _: np.int32(begin)),
             put(where.windows, (), lambda _: np.int32(self.windows)),
         )
-        # In the thread that reads ahead: else the first step that takes the chunk would wait for its transfer.
+        # Wait in the reading thread; otherwise the first step on this chunk would wait for its transfer.
         return jax.block_until_ready(streams)

@@ -1,6 +1,6 @@
-"""A text that stays in its file: ids that are read, a slice at a time, when they are asked for.
+"""Reads ids from a text file on demand, a slice at a time, for texts that do not fit in memory.
 
-Files are read, not mapped: a mapped file that grows shorter kills the process that looks at it, where a read says so.
+Files are read, not mapped: a mapped file that shrinks kills the process that accesses it, while a read reports it.
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ import numpy as np
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 
-# Characters between two places in the file that are known by their byte: as many are decoded to find one between them.
-MARK = 1 << 16
+# Characters between two entries of a file's index; as many are decoded to find one between them.
+INDEX_STRIDE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextFile:
-    """What is known of a text file from a first reading: enough to read any part of it.
+    """A text file after its first reading, ready to be read in any order.
 
     Attributes:
         path: the file.
         vocab: its characters.
-        characters: number of them.
-        first_byte: where they begin, after a byte order mark.
-        marks: byte offset of every `MARK`th character, int64; None where each is one byte.
-        size: bytes of the file.
+        characters: number of characters.
+        first_byte: offset of the first character, after a byte order mark.
+        index: byte offset of every `INDEX_STRIDE`th character, int64; None where every character is one byte.
+        size: size of the file in bytes.
         modified: time of its last change, in nanoseconds.
     """
 
@@ -36,56 +36,60 @@ class TextFile:
     vocab: Vocab
     characters: int
     first_byte: int
-    marks: np.ndarray | None
+    index: np.ndarray | None
     size: int
     modified: int
 
     def to_dict(self) -> dict[str, Any]:
-        """What another process needs to read the same text, as JSON can hold it; see `from_dict`."""
+        """Returns, ready for JSON, what `from_dict` needs to read the same text in another process."""
         return {
             "vocab": self.vocab.to_dict(),
             "characters": self.characters,
             "first_byte": self.first_byte,
-            "marks": None if self.marks is None else self.marks.tolist(),
+            "index": None if self.index is None else self.index.tolist(),
             "size": self.size,
         }
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any], path: Path) -> "TextFile":
-        """The text at a path, perhaps another machine's copy of it, by what a process told that has read it.
+    def from_dict(cls, values: dict[str, Any], path: Path) -> "TextFile":
+        """Opens a text that another process has read, perhaps in this machine's own copy.
 
         Raises:
-            UserError: the file has another size.
+            UserError: the file has a different size here.
         """
         found = path.stat()
-        if found.st_size != told["size"]:
-            raise UserError(f"{path} has {found.st_size:,} bytes here, {told['size']:,} where it was read first")
+        if found.st_size != values["size"]:
+            raise UserError(
+                f"{path} has {found.st_size:,} bytes here but {values['size']:,} in process 0; "
+                "give every process the same text"
+            )
         return cls(
             path=path,
-            vocab=Vocab.from_dict(told["vocab"]),
-            characters=told["characters"],
-            first_byte=told["first_byte"],
-            marks=None if told["marks"] is None else np.array(told["marks"], np.int64),
+            vocab=Vocab.from_dict(values["vocab"]),
+            characters=values["characters"],
+            first_byte=values["first_byte"],
+            index=None if values["index"] is None else np.array(values["index"], np.int64),
             size=found.st_size,
             modified=found.st_mtime_ns,
         )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Reads characters start to stop, 0 <= start <= stop <= characters: ids [stop - start].
+        """Reads characters [start, stop), 0 <= start <= stop <= characters: ids [stop - start].
 
         Raises:
-            UserError: the file has changed since it was first read.
-            OSError: it cannot be read any more.
+            UserError: the file has changed since its first reading.
+            OSError: the file cannot be read any more.
         """
         if start == stop:
             return np.empty(0, self.vocab.dtype)
-        if self.marks is None:
+        if self.index is None:
             content = self._bytes(self.first_byte + start, self.first_byte + stop)
             points = np.frombuffer(content, np.uint8)
         else:
-            first, last = start // MARK, -(-stop // MARK)
-            end = int(self.marks[last]) if last < len(self.marks) else self.size
-            points = self._decoded(self._bytes(int(self.marks[first]), end))[start - first * MARK :][: stop - start]
+            first, last = start // INDEX_STRIDE, -(-stop // INDEX_STRIDE)
+            end = int(self.index[last]) if last < len(self.index) else self.size
+            points = self._decoded(self._bytes(int(self.index[first]), end))
+            points = points[start - first * INDEX_STRIDE :][: stop - start]
         if self.vocab.kind == "bytes":
             return points
         if len(points) != stop - start or points.max() >= len(self._table):
@@ -97,26 +101,20 @@ class TextFile:
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
-        """The id of each code point, -1 where it has none."""
+        """Id of each code point, -1 where it has none."""
         codes = self.vocab.codes()
         table = np.full(int(codes[-1]) + 1, -1, np.int32)
         table[codes] = np.arange(self.vocab.size)
         return table
 
     def _bytes(self, start: int, stop: int) -> bytes:
-        with self.path.open("rb", buffering=0) as file:
+        with self.path.open("rb") as file:
             found = os.fstat(file.fileno())
-            if (found.st_size, found.st_mtime_ns) != (self.size, self.modified):
-                raise self._changed()
             file.seek(start)
-            parts = []
-            left = stop - start
-            while left and (part := file.read(left)):
-                parts.append(part)
-                left -= len(part)
-        if left:
+            content = file.read(stop - start)
+        if (found.st_size, found.st_mtime_ns) != (self.size, self.modified) or len(content) < stop - start:
             raise self._changed()
-        return b"".join(parts)
+        return content
 
     def _decoded(self, content: bytes) -> np.ndarray:
         try:
@@ -125,17 +123,17 @@ class TextFile:
             raise self._changed() from None
 
     def _changed(self) -> UserError:
-        return UserError(f"{self.path} changed while it was in use; give a copy of it")
+        return UserError(f"{self.path} changed while it was in use; make a copy and use that")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileIds:
-    """Part of a text file, which behaves as an array of ids [stop - start] where slices are taken of it.
+    """Ids [stop - start] of part of a text file, read when they are sliced, as if from an array.
 
     Attributes:
         file: the whole text.
         start: the first character of the part.
-        stop: the character after its last.
+        stop: one past its last character.
     """
 
     file: TextFile
@@ -144,7 +142,7 @@ class FileIds:
 
     @property
     def dtype(self) -> np.dtype:
-        """uint8, or uint16 for vocabularies of more than 256 characters."""
+        """The smallest unsigned integer type that fits every id."""
         return np.dtype(self.file.vocab.dtype)
 
     def __len__(self) -> int:
@@ -154,9 +152,9 @@ class FileIds:
         """Reads a slice of consecutive ids; errors as `TextFile.read`."""
         start, stop, step = part.indices(len(self))
         if step != 1:
-            raise ValueError(f"ids in a file are read one after the other, not by steps of {step}")
+            raise ValueError(f"ids in a file can only be sliced with step 1, not {step}")
         return self.file.read(self.start + start, self.start + max(start, stop))
 
     def part(self, start: int, stop: int) -> "FileIds":
-        """Characters start to stop of this part, unread."""
+        """Returns characters [start, stop) of this part, unread."""
         return FileIds(self.file, self.start + start, self.start + stop)

@@ -1,4 +1,4 @@
-"""Characters and their ids."""
+"""Maps characters to ids and back."""
 
 import dataclasses
 from typing import Any, Literal
@@ -9,18 +9,26 @@ from charjax.errors import UserError
 
 Kind = Literal["ascii", "chars", "bytes"]
 
-# Text is encoded and decoded so many characters at a time, so that its UTF-32 form never stands in memory whole.
+# Characters encoded or decoded at once, so that the UTF-32 form of a whole text is never in memory.
 CHUNK = 1 << 20
-_SHOWN_AT_MOST = 5
+_MAX_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """An alphabet: which id stands for which character.
+    """A vocabulary: the id of every character.
 
     Attributes:
         kind: "ascii" (ids are the 128 ASCII codes), "chars" (positions in `characters`) or "bytes" (UTF-8 bytes).
-        characters: for "chars", the distinct characters in the order of their code points; else empty.
+        characters: for "chars", the distinct characters in the order of their code points; otherwise empty.
+
+    Examples:
+        >>> from charjax import Vocab
+        >>> vocab = Vocab.from_text("hello")
+        >>> vocab.encode("hole")
+        array([1, 3, 2, 0], dtype=uint8)
+        >>> vocab.decode([1, 0])
+        'he'
     """
 
     kind: Kind
@@ -32,17 +40,17 @@ class Vocab:
 
     @classmethod
     def ascii(cls) -> "Vocab":
-        """The 128 ASCII characters."""
+        """Returns the vocabulary of the 128 ASCII characters."""
         return cls("ascii")
 
     @classmethod
     def from_text(cls, text: str) -> "Vocab":
-        """The distinct characters of a text."""
+        """Returns the vocabulary of a text's distinct characters."""
         return cls("chars", "".join(sorted(set(text))))
 
     @classmethod
     def bytes(cls) -> "Vocab":
-        """The 256 bytes, which any text or file is made of."""
+        """Returns the vocabulary of the 256 bytes, which can encode any text or file."""
         return cls("bytes")
 
     @property
@@ -52,27 +60,27 @@ class Vocab:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The smallest unsigned integer that holds every id."""
+        """The smallest unsigned integer type that fits every id."""
         return np.min_scalar_type(max(self.size - 1, 0))
 
     def unknown(self, text: str) -> str:
-        """The distinct characters of a text that the vocabulary lacks, in the order of their code points."""
+        """Returns the distinct characters of a text that the vocabulary lacks, in the order of their code points."""
         if self.kind == "bytes":
             return ""
         known = set(map(chr, range(128))) if self.kind == "ascii" else set(self.characters)
         return "".join(sorted(set(text) - known))
 
     def encode(self, text: str) -> np.ndarray:
-        """Turns a text into ids.
+        """Encodes a text as ids.
 
         Args:
-            text: any text; "bytes" takes its UTF-8 form, with what `decode` could not read restored.
+            text: any text; "bytes" encodes it as UTF-8, and surrogate escapes as the bytes that they stand for.
 
         Returns:
             [N] ids in `dtype`; N is the number of characters, or of bytes for "bytes".
 
         Raises:
-            UserError: characters that the vocabulary lacks.
+            UserError: the vocabulary lacks characters of the text.
         """
         if self.kind == "bytes":
             return np.frombuffer(to_utf8(text), np.uint8).copy()
@@ -82,46 +90,46 @@ class Vocab:
         ids = np.empty(len(text), self.dtype)
         codes = self.codes()
         for start in range(0, len(text), CHUNK):
-            piece = text[start : start + CHUNK]
-            points = np.frombuffer(piece.encode("utf-32-le", errors="surrogatepass"), np.uint32)
-            ids[start : start + len(piece)] = np.searchsorted(codes, points)
+            chunk = text[start : start + CHUNK]
+            points = np.frombuffer(chunk.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+            ids[start : start + len(chunk)] = np.searchsorted(codes, points)
         return ids
 
     def codes(self) -> np.ndarray:
-        """[size] uint32, the code point (or byte) of every id, in rising order."""
+        """Returns the code point, or byte, of every id: [size] uint32, increasing."""
         if self.kind != "chars":
             return np.arange(self.size, dtype=np.uint32)
         return np.frombuffer(self.characters.encode("utf-32-le", errors="surrogatepass"), np.uint32)
 
     def decode(self, ids: Any) -> str:
-        """Turns ids [N] back into text; bytes that are no UTF-8 become U+FFFD.
+        """Decodes ids [N] to text; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: ids that are not a row of integers in [0, size).
+            ValueError: the ids are not a one-dimensional array of integers in [0, size).
         """
         ids = np.asarray(ids)
         if ids.size == 0:
             return ""
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"ids must be a row of integers, not {ids.dtype} of shape {ids.shape}")
+            raise ValueError(f"ids must be a one-dimensional array of integers, not {ids.dtype} of shape {ids.shape}")
         if ids.min() < 0 or ids.max() >= self.size:
             raise ValueError(f"ids must lie in [0, {self.size}), not in [{ids.min()}, {ids.max()}]")
         if self.kind == "bytes":
             return ids.astype(np.uint8, copy=False).tobytes().decode("utf-8", errors="replace")
         codes = self.codes()
-        pieces = (codes[ids[start : start + CHUNK]] for start in range(0, len(ids), CHUNK))
-        return "".join(piece.tobytes().decode("utf-32-le", errors="surrogatepass") for piece in pieces)
+        chunks = (codes[ids[start : start + CHUNK]] for start in range(0, len(ids), CHUNK))
+        return "".join(chunk.tobytes().decode("utf-32-le", errors="surrogatepass") for chunk in chunks)
 
     def to_dict(self) -> dict[str, str]:
-        """What `from_dict` takes, as JSON can hold it."""
+        """Returns the fields, ready for JSON and `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> "Vocab":
-        """Reads a vocabulary from a file that may come from anyone.
+        """Reads the fields from JSON that is not trusted.
 
         Raises:
-            UserError: not a vocabulary.
+            UserError: the values are not a vocabulary.
         """
         kind = values.get("kind") if isinstance(values, dict) else None
         characters = values.get("characters") if isinstance(values, dict) else None
@@ -133,10 +141,10 @@ class Vocab:
 
 
 def encode_context(vocab: Vocab, context: str) -> np.ndarray:
-    """A context as ids [P]; an empty one becomes a line break where the vocabulary has one.
+    """Encodes a context as ids [P]; an empty one becomes a line break if the vocabulary has one.
 
     Raises:
-        UserError: characters that the vocabulary lacks, which the message names.
+        UserError: the vocabulary lacks characters of the context.
     """
     if not context and not vocab.unknown("\n"):
         context = "\n"
@@ -144,16 +152,16 @@ def encode_context(vocab: Vocab, context: str) -> np.ndarray:
     if unknown:
         raise UserError(
             f"the context has characters that the {vocab.kind} vocabulary lacks: "
-            f"{show_characters(unknown)}; leave them out"
+            f"{show_characters(unknown)}; remove them"
         )
     return vocab.encode(context)
 
 
 def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:
-    """A stop string as ids [n].
+    """Encodes a stop string as ids [n].
 
     Raises:
-        UserError: it is empty, or has characters that the vocabulary lacks.
+        UserError: the string is empty, or the vocabulary lacks characters of it.
     """
     unknown = vocab.unknown(stop)
     if unknown or not stop:
@@ -163,20 +171,20 @@ def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:
 
 
 def to_utf8(text: str) -> bytes:
-    """Encodes a text, giving bytes that `errors="surrogateescape"` could not decode back as they were.
+    """Encodes a text as UTF-8, restoring bytes that were decoded with `errors="surrogateescape"`.
 
     Raises:
-        UserError: other lone surrogates, which stand for no character.
+        UserError: the text has other lone surrogates, which are not characters.
     """
     try:
         return text.encode("utf-8", errors="surrogateescape")
     except UnicodeEncodeError as error:
         lone = f"U+{ord(text[error.start]):04X}"
-        raise UserError(f"the text holds {lone} at {error.start}, which is half a character; remove it") from error
+        raise UserError(f"character {error.start} of the text is {lone}, half a surrogate pair; remove it") from error
 
 
 def show_characters(characters: str) -> str:
-    """Names characters for an error message: what they look like and their code points."""
-    shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:_SHOWN_AT_MOST])
-    more = len(characters) - _SHOWN_AT_MOST
+    """Formats characters for an error message, each with its code point."""
+    shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:_MAX_SHOWN])
+    more = len(characters) - _MAX_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown

@@ -1,4 +1,4 @@
-"""Devices: a mesh with one axis, "data", over which streams of text are split and everything else is copied."""
+"""Places arrays on devices: a mesh with one axis, "data", that splits batches and replicates everything else."""
 
 import collections
 import logging
@@ -17,26 +17,32 @@ Tree = TypeVar("Tree")
 
 DATA_AXIS = "data"
 REPLICATED = PartitionSpec()
-OVER_STREAMS = PartitionSpec(DATA_AXIS)
-LEAST_STREAMS_PER_CORE = 8
+OVER_BATCH = PartitionSpec(DATA_AXIS)
+MIN_SEQUENCES_PER_CORE = 8
 
 _log = logging.getLogger("charjax")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the given devices (by default all of them) along the axis "data".
+    """Makes a mesh of the given devices (by default all of them) along the axis "data".
 
     The axis is Auto: with the Explicit axes of `jax.make_mesh`, indexing inside flax.linen raises.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import make_mesh
+        >>> make_mesh(jax.devices()[:1]).axis_names
+        ('data',)
     """
     chosen = jax.devices() if devices is None else devices
     return Mesh(np.array(chosen), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def use_all_cores() -> None:
-    """Makes JAX treat each processor core as a device, which trains faster than one device with threads.
+    """Makes JAX treat each CPU core as a device, which trains faster than one device with threads.
 
-    It must come before JAX is used for the first time; later it has no effect, and says so in the log. Where the user
-    has chosen a number of CPU devices (`jax_num_cpu_devices` or XLA_FLAGS), that stays.
+    Call it before JAX is first used; after that it has no effect and logs so. A number of CPU devices that the user has
+    set (`jax_num_cpu_devices` or XLA_FLAGS) stays.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
@@ -45,36 +51,33 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", available_cores())
     except RuntimeError:
         if jax.default_backend() == "cpu" and available_cores() > 1:
-            _log.info("JAX was in use before: training on %d CPU device(s)", jax.device_count())
+            _log.info("JAX was already in use: training on %d CPU device(s)", jax.device_count())
 
 
 def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
-    """The mesh to train on where none is given: all devices, or as many processor cores as share the batch out evenly.
+    """Makes the default mesh for training: all devices, or as many CPU cores as divide the batch evenly.
 
-    A core takes at least 8 streams at once: with fewer, its matrix products read more weights than they use. Of several
-    processes each takes part, with as many cores as the others.
+    A core takes at least 8 sequences at once; with fewer, its matrix products spend their time on reading weights. With
+    several processes, each contributes the same number of cores.
     """
     devices = jax.devices()
     if jax.default_backend() != "cpu":
         return make_mesh(devices)
     processes = jax.process_count()
-    streams = batch_size // microbatches // processes
-    least = min(collections.Counter(device.process_index for device in devices).values())
-    most = max(1, min(least, streams // LEAST_STREAMS_PER_CORE))
-    cores = max(count for count in range(1, most + 1) if streams % count == 0)
-    return make_mesh([device for device in devices if _place(device, devices) < cores])
-
-
-def _place(device: jax.Device, devices: Sequence[jax.Device]) -> int:
-    """Which of its process's devices it is, from 0."""
-    return [other for other in devices if other.process_index == device.process_index].index(device)
+    sequences = batch_size // microbatches // processes
+    local = collections.defaultdict(list)
+    for device in devices:
+        local[device.process_index].append(device)
+    most = max(1, min(*map(len, local.values()), sequences // MIN_SEQUENCES_PER_CORE))
+    cores = max(count for count in range(1, most + 1) if sequences % count == 0)
+    return make_mesh([device for of_process in local.values() for device in of_process[:cores]])
 
 
 def check_divides(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
-    """Checks that every device gets the same number of streams, and every part of a batch, too.
+    """Checks that a batch divides evenly over devices and microbatches.
 
     Raises:
-        UserError: batch_size is no multiple of the number of devices times that of microbatches.
+        UserError: batch_size is not a multiple of the number of devices times `microbatches`.
     """
     parts = mesh.size * microbatches
     if batch_size % parts:
@@ -87,9 +90,18 @@ def check_divides(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
 
 
 def put_streams(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts arrays [B, ...] on the mesh's devices, split along B, and scalars on each of them."""
-    split, copied = NamedSharding(mesh, OVER_STREAMS), NamedSharding(mesh, REPLICATED)
-    return jax.device_put(tree, jax.tree.map(lambda leaf: split if np.ndim(leaf) else copied, tree))
+    """Puts arrays [B, ...] on the mesh's devices, split along B, and scalars on all of them.
+
+    Examples:
+        >>> import jax, numpy as np
+        >>> from charjax import make_mesh, make_streams, put_streams
+        >>> streams = make_streams(np.zeros(9, np.uint8), batch_size=2, seq_len=2)
+        >>> streams = put_streams(streams, make_mesh(jax.devices()[:1]))
+        >>> streams.ids.shape
+        (2, 5)
+    """
+    split, replicated = NamedSharding(mesh, OVER_BATCH), NamedSharding(mesh, REPLICATED)
+    return jax.device_put(tree, jax.tree.map(lambda leaf: split if np.ndim(leaf) else replicated, tree))
 
 
 def put_replicated(tree: Tree, mesh: Mesh) -> Tree:
@@ -98,13 +110,13 @@ def put_replicated(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def on_one_device(tree: Tree) -> Tree:
-    """The same arrays, those of which each device has a copy, as training leaves them, on the first alone.
+    """Moves replicated arrays, such as parameters after training, to the first of their devices without a copy.
 
-    What is not shared out over devices each of them would compute, at once and on the same cores or not.
+    Otherwise every device would compute everything that is not split over the batch.
     """
 
     def one(leaf: Any) -> Any:
-        copied = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_fully_replicated
-        return leaf.addressable_data(0) if copied and len(leaf.sharding.device_set) > 1 else leaf
+        replicated = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_fully_replicated
+        return leaf.addressable_data(0) if replicated and len(leaf.sharding.device_set) > 1 else leaf
 
     return jax.tree.map(one, tree)

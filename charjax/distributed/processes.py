@@ -1,7 +1,7 @@
-"""Several processes that train together, on one machine or many: who is first, and what they tell each other.
+"""Coordinates several processes that train together, on one machine or many.
 
-All of them run the same program and take part in every computation on the mesh of all their devices. The first, "main",
-alone reads and writes the run folder and tells of progress.
+All of them run the same program and take part in every computation on the mesh of all their devices. Only the main one,
+process 0, reads and writes the run folder and reports progress.
 """
 
 import atexit
@@ -30,60 +30,66 @@ _log = logging.getLogger("charjax")
 def join_processes(
     coordinator: str | None = None, *, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins this process to the others; it must come before JAX is used for the first time.
+    """Connects this process to the others that train with it; call it before JAX is first used.
 
     Args:
-        coordinator: HOST:PORT of the first process. Without it Slurm, Open MPI, Kubernetes and TPU pods are recognised,
-            by `jax.distributed`.
-        num_processes: how many there are.
-        process_id: which this is, from 0.
+        coordinator: HOST:PORT of process 0. Without it, `jax.distributed` detects Slurm, Open MPI, Kubernetes and TPU
+            pods.
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
 
     Raises:
-        UserError: no cluster is recognised, the coordinator has no such address, its port is taken here, or the others
-            cannot be reached.
+        UserError: no cluster is detected, the address is not valid, its port is in use on this machine, or the other
+            processes cannot be reached.
+
+    Examples:
+        >>> from charjax import join_processes
+        >>> join_processes("127.0.0.1:99999", num_processes=2, process_id=1)
+        Traceback (most recent call last):
+        charjax.errors.UserError: coordinator 127.0.0.1:99999: the port must be from 1 to 65535
     """
     if coordinator is not None:
         _check_address(coordinator, is_first=process_id == 0)
-        _log.info("waiting for %s processes to come together at %s", num_processes, coordinator)
+        _log.info("waiting for %s processes to connect at %s", num_processes, coordinator)
     try:
         _in_thread(lambda: jax.distributed.initialize(coordinator, num_processes, process_id))
     except ValueError as error:
         raise UserError(
-            f"no cluster was recognised ({error}); give --coordinator HOST:PORT, --num-processes and --process-id"
+            f"no cluster was detected ({error}); give --coordinator HOST:PORT, --num-processes and --process-id"
         ) from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the processes do not come together ({reason})") from error
+        raise UserError(f"the processes could not connect ({reason}); check that all of them are running") from error
 
 
 def _check_address(coordinator: str, *, is_first: bool) -> None:
-    """Checks what JAX would wait for in silence, or end the process over."""
+    """Checks an address: JAX would wait for a wrong one in silence, or end the process."""
     host, _, port = coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port))
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f"coordinator {coordinator} is no address that is known here ({error})") from error
+        raise UserError(f"coordinator {coordinator} cannot be resolved ({error}); give HOST:PORT") from error
     if not 0 < int(port) < 2**16:
-        raise UserError(f"coordinator {coordinator}: ports are from 1 to 65535")
+        raise UserError(f"coordinator {coordinator}: the port must be from 1 to 65535")
     if is_first:
         with socket.socket() as listener:
-            # As gRPC does: what a process before has just left may be taken.
+            # As gRPC does, so that a port that another process has just released can be reused.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("", int(port)))
             except OSError as error:
-                raise UserError(f"port {port} cannot be taken here ({error.strerror}); choose another one") from error
+                raise UserError(f"port {port} is not available ({error.strerror}); choose another one") from error
 
 
 def _in_thread(wait: Callable[[], None]) -> None:
-    """Runs what may wait for long in C++, while signals are heard here; its errors come through."""
+    """Runs a call that may block in C++ for long in a thread, so that signals are handled; raises its errors."""
     done: Future[None] = Future()
 
     def run() -> None:
         try:
             wait()
             done.set_result(None)
-        except BaseException as error:  # noqa: BLE001 -- raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 -- raised by `result`
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -95,13 +101,14 @@ def _in_thread(wait: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def leaving_together() -> Iterator[None]:
-    """Ends what `join_processes` began. The main process alone tells of what all know.
+    """Disconnects the processes at the end of a block; only the main one reports an error that all of them have.
 
-    What goes wrong in one process alone ends it at once: JAX would wait for the others at its exit, and they for it.
+    An error in a single process ends that process at once: on a normal exit, JAX would wait for the others, and they
+    for it.
 
     Raises:
-        UserError: the others are gone.
-        SystemExit: in another process than the main one, what that one tells of.
+        UserError: the connection to the other processes is lost.
+        SystemExit: instead of an error that the main process reports.
     """
     try:
         yield
@@ -125,9 +132,9 @@ def leaving_together() -> Iterator[None]:
         _leave_at_exit(USER_ERROR)
         reason = str(error).splitlines()[0]
         if reason.startswith("RESOURCE_EXHAUSTED"):
-            raise UserError(f"the device's memory is not enough ({reason})") from error
+            raise UserError(f"out of device memory ({reason}); lower --batch-size or --hidden-dim") from error
         raise UserError(
-            f"the other processes cannot be reached any more ({reason}); start them all again, with --resume"
+            f"lost contact with the other processes ({reason}); restart all of them with --resume"
         ) from error
     except BaseException:
         _leave_at_exit(1)
@@ -137,7 +144,7 @@ def leaving_together() -> Iterator[None]:
 
 
 def _leave_at_exit(code: int) -> None:
-    """Ends the process without JAX's own end; what it registered earlier runs later, and so not at all."""
+    """Makes the process exit before JAX's own exit handlers: they were registered earlier and would run later."""
 
     def leave() -> None:
         for file in (sys.stdout, sys.stderr):
@@ -149,20 +156,20 @@ def _leave_at_exit(code: int) -> None:
 
 
 def are_several() -> bool:
-    """Whether there are other processes; does not make JAX choose its devices."""
+    """Returns whether there are other processes, without making JAX initialise its devices."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
-    """Whether this process is the first, or the only one."""
+    """Returns whether this process is process 0, or the only one."""
     return not are_several() or jax.process_index() == 0
 
 
 def from_main(make: Callable[[], bytes]) -> bytes:
-    """What the main process makes, in all of them.
+    """Calls `make` in the main process only, and returns its result in every process.
 
     Raises:
-        UserError: it could not be made. The main process raises what was raised in it.
+        UserError: `make` failed; the main process raises its own error.
     """
     if not are_several():
         return make()
@@ -176,13 +183,13 @@ def from_main(make: Callable[[], bytes]) -> bytes:
 
 
 def check_same(settings: dict[str, Any]) -> None:
-    """Checks that this process was started with the settings of the main one: else they would compute other things.
+    """Checks that all processes were started with the same settings.
 
     Args:
-        settings: values by name, that JSON can hold.
+        settings: values by name, ready for JSON.
 
     Raises:
-        UserError: they differ, here or in another process.
+        UserError: the settings of a process differ from those of the main one.
     """
     if not are_several():
         return
@@ -192,16 +199,16 @@ def check_same(settings: dict[str, Any]) -> None:
             if first.get(name) != value:
                 raise UserError(
                     f"process {jax.process_index()} was started with {name} {value}, process 0 with "
-                    f"{first.get(name)}; give all the same options"
+                    f"{first.get(name)}; start all of them with the same options"
                 )
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Does something in every process, and where it fails in one, fails in all: none waits for one that has gone.
+    """Runs a block in every process and, where it fails in one, raises in all, so that none waits for another.
 
     Raises:
-        UserError: it failed in another process.
+        UserError: the block failed in another process.
     """
     failure: Exception | None = None
     try:
@@ -218,16 +225,16 @@ def together() -> Iterator[None]:
 
 
 class FailedElsewhereError(UserError):
-    """What another process failed with, which tells of it."""
+    """An error in another process, which reports it."""
 
     agreed = True
 
     def __init__(self, process: int) -> None:
-        super().__init__(f"process {process} could not go on; its own message says why")
+        super().__init__(f"process {process} failed; see its own message")
 
 
 def least_of_all(number: int | None) -> int | None:
-    """The smallest number that any process has; None stands for more than any."""
+    """Returns the smallest number of any process; None counts as infinite."""
     if not are_several():
         return number
     most = np.iinfo(np.int64).max
@@ -236,18 +243,18 @@ def least_of_all(number: int | None) -> int | None:
 
 
 def _numbers_of_all(number: int) -> list[int]:
-    """Each process's number; bytes, because JAX makes 32 bits of 64."""
+    """Returns each process's number; sent as bytes, because JAX would truncate 64 bits to 32."""
     each = multihost_utils.process_allgather(np.frombuffer(np.int64(number).tobytes(), np.uint8))
     return np.ascontiguousarray(each).view(np.int64).ravel().tolist()
 
 
 class Votes(NamedTuple):
-    """What processes tell each other at each call to the step; the largest of each counts.
+    """What processes tell each other before each call to the step; the largest value of each field counts.
 
     Attributes:
-        steps: steps that the next call should take: the main process says so.
-        signum: the signal that this process received, 0 without one.
-        failed: whether this process cannot go on.
+        steps: steps that the next call should take, 0 except in the main process.
+        signum: number of the signal that this process received, or 0.
+        failed: 1 if this process has failed, else 0.
     """
 
     steps: int
@@ -256,10 +263,10 @@ class Votes(NamedTuple):
 
 
 class Council:
-    """Agrees on `Votes` without waiting for the steps under way.
+    """Agrees on `Votes` without waiting for the steps that are running.
 
-    Votes are cast before a call is dispatched and read after the one before it was; the devices add them up between the
-    two, so that the answer is there when it is asked for.
+    Votes are cast before a call is dispatched and read one call later, so that the devices have combined them by the
+    time they are needed.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -283,7 +290,7 @@ class Council:
         self._cast = self._largest(jax.make_array_from_callback(shape, sharding, rows))
 
     def read(self, votes: Votes) -> Votes:
-        """What all agree on: the largest of the votes that were cast; a process by itself reads its own, as of now."""
+        """Returns the largest of the votes cast by all processes; a single process gets its current `votes` back."""
         if self._cast is None:
             return votes
         return Votes(*np.asarray(self._cast).tolist())

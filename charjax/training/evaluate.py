@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from charjax.array_types import Array, Ids, Params
-from charjax.data.batching import StreamLayout, Streams, cut_window, windows_held
-from charjax.data.prefetch import STREAM_SPECS, StreamFeed
-from charjax.distributed.mesh import DATA_AXIS, OVER_STREAMS, REPLICATED, make_mesh, put_replicated, put_streams
+from charjax.data.batching import SequenceLayout, Streams, cut_window, windows_held
+from charjax.data.prefetch import STREAM_SPECS, Prefetcher
+from charjax.distributed.mesh import DATA_AXIS, OVER_BATCH, REPLICATED, make_mesh, put_replicated, put_streams
 from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
 
@@ -62,10 +62,10 @@ def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -
     sharded = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(REPLICATED, STREAM_SPECS, OVER_STREAMS),
-        out_specs=(REPLICATED, OVER_STREAMS),
+        in_specs=(REPLICATED, STREAM_SPECS, OVER_BATCH),
+        out_specs=(REPLICATED, OVER_BATCH),
     )
-    placed = (NamedSharding(mesh, REPLICATED), NamedSharding(mesh, OVER_STREAMS))
+    placed = (NamedSharding(mesh, REPLICATED), NamedSharding(mesh, OVER_BATCH))
     jitted = jax.jit(sharded, donate_argnums=2, out_shardings=placed)
 
     def eval_step(params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
@@ -83,14 +83,14 @@ def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budge
         model: the model.
         ids: [N] integer, N >= 2, in memory or in a file.
         mesh: devices; by default all.
-        budget: bytes that may be held of the text at once, as `StreamFeed` has it.
+        budget: bytes that may be held of the text at once, as `Prefetcher` has it.
     """
     mesh = mesh or make_mesh()
     # Enough streams to fill the machine, few enough that reading each one's burn-in costs about a tenth.
     wanted = min(EVAL_MAX_STREAMS, max(1, (len(ids) - 1) // (10 * EVAL_BURN_IN)))
     batch_size = -(-wanted // mesh.size) * mesh.size
-    layout = StreamLayout.of(len(ids), batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
-    feed = StreamFeed(ids, layout, mesh, budget=budget)
+    layout = SequenceLayout.of(len(ids), batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
+    feed = Prefetcher(ids, layout, mesh, budget=budget)
     return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), feed, mesh)
 
 
@@ -98,7 +98,7 @@ class Evaluator(NamedTuple):
     """params -> nats per character over a text; see `evaluate`. A context manager that ends its reading ahead."""
 
     eval_step: EvalStep
-    feed: StreamFeed
+    feed: Prefetcher
     mesh: Mesh
 
     def __enter__(self) -> Self:
@@ -113,7 +113,7 @@ class Evaluator(NamedTuple):
         sums: list[EvalMetrics] = []
         carry = None
         for window in range(0, self.feed.windows, self.feed.chunk_windows):
-            metrics, carry = self.eval_step(params, self.feed.at(window), carry)
+            metrics, carry = self.eval_step(params, self.feed.chunk_at(window), carry)
             # One chunk is dispatched ahead, and no more: their memory would add up.
             sums[-1:] = jax.device_get(sums[-1:])
             sums.append(metrics)

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from charjax.array_types import Array, Params
 from charjax.config import TrainConfig
-from charjax.data.batching import StreamLayout
+from charjax.data.batching import SequenceLayout
 from charjax.data.corpus import Corpus
-from charjax.data.prefetch import StreamFeed
+from charjax.data.prefetch import Prefetcher
 from charjax.distributed.mesh import on_one_device
 from charjax.distributed.processes import Council, Votes, is_main, least_of_all, together
 from charjax.errors import Interrupted, UserError
@@ -44,9 +44,9 @@ SKIPS_TO_ROLL_BACK = 3
 MOST_ROLLBACKS = 5
 
 
-def device_layout(corpus: Corpus, config: TrainConfig) -> StreamLayout:
+def device_layout(corpus: Corpus, config: TrainConfig) -> SequenceLayout:
     """Returns how the training text is cut into sequences and windows."""
-    return StreamLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
+    return SequenceLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
 
 
 class _DivergedError(Exception):
@@ -75,7 +75,7 @@ class TrainLoop:
         memory_mb = config.text_memory_mb
         budget = room_for_text(list(mesh.devices.flat)) if memory_mb is None else memory_mb * 1_000_000
         budgets = _share(least_of_all(budget), corpus)
-        self.feed = StreamFeed(corpus.train, layout, mesh, budget=budgets[0])
+        self.feed = Prefetcher(corpus.train, layout, mesh, budget=budgets[0])
         self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=budgets[1])
         self.steps_per_epoch = layout.windows
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -225,7 +225,7 @@ class TrainLoop:
         to_pause = min(every - step % every for every in (self.eval_every, self.checkpoint_every))
         to_end = min(self.total_steps - step, self.feed.end_of_chunk(window) - window)
         num_steps = min(self.votes.steps, to_pause, to_end)
-        streams = self.feed.at(window)
+        streams = self.feed.chunk_at(window)
         self.council.cast(self._own_votes())
         self.tally.begin()
         state, metrics = self.train_step(state, streams, num_steps)

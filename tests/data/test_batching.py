@@ -1,4 +1,4 @@
-"""Streams: each label of a split counts once, in order, and windows put together are the text."""
+"""Batches: each label of a split counts once, in order, and the windows joined are the text."""
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def test_each_label_counts_once_and_follows_its_input(length, batch_size, seq_le
 
 
 @given(**SIZES)
-def test_streams_are_of_one_length_but_for_one_character(length, batch_size, seq_len):
+def test_sequences_differ_in_length_by_at_most_one_character(length, batch_size, seq_len):
     streams = make_streams(np.zeros(length, np.uint8), batch_size=batch_size, seq_len=seq_len)
     lengths = streams.stop - streams.first
     assert lengths.max() - lengths.min() <= 1
@@ -34,7 +34,7 @@ def test_streams_are_of_one_length_but_for_one_character(length, batch_size, seq
 
 
 @given(**SIZES, burn_in=st.integers(1, 30))
-def test_burn_in_reaches_back_as_far_as_the_text(length, batch_size, seq_len, burn_in):
+def test_burn_in_ends_at_the_start_of_the_text(length, batch_size, seq_len, burn_in):
     ids = np.arange(length, dtype=np.uint16)
     streams = make_streams(ids, batch_size=batch_size, seq_len=seq_len, burn_in=burn_in)
     starts = (np.arange(batch_size) * (length - 1)) // batch_size
@@ -42,7 +42,7 @@ def test_burn_in_reaches_back_as_far_as_the_text(length, batch_size, seq_len, bu
 
 
 @pytest.mark.parametrize(("length", "batch_size", "seq_len", "burn_in"), [(100, 3, 7, 0), (64, 4, 5, 9), (5, 8, 3, 0)])
-def test_windows_put_together_are_the_streams(length, batch_size, seq_len, burn_in):
+def test_windows_joined_are_the_sequences(length, batch_size, seq_len, burn_in):
     ids = np.random.default_rng(0).integers(0, 9, length).astype(np.uint8)
     streams = Streams(
         *map(jax.numpy.asarray, make_streams(ids, batch_size=batch_size, seq_len=seq_len, burn_in=burn_in))
@@ -58,19 +58,19 @@ def test_windows_put_together_are_the_streams(length, batch_size, seq_len, burn_
     )
 
 
-def test_streams_of_another_window_are_refused():
+def test_streams_of_another_seq_len_are_rejected():
     streams = make_streams(np.zeros(50, np.uint8), batch_size=2, seq_len=10)
     with pytest.raises(ValueError, match="not windows of seq_len 7"):
         windows_held(streams, 7)
 
 
-def test_a_text_without_a_label_is_refused():
+def test_a_text_without_a_label_is_rejected():
     with pytest.raises(UserError, match="nothing to predict"):
         make_streams(np.zeros(1, np.uint8), batch_size=1, seq_len=1)
 
 
 @given(length=st.integers(2, 400), batch_size=st.integers(1, 30), seq_len=st.integers(1, 30))
-def test_the_advice_fits_and_no_more_would(length, batch_size, seq_len):
+def test_the_advised_sizes_are_the_largest_that_fit(length, batch_size, seq_len):
     if length > batch_size * seq_len:
         check_fits(length, batch_size=batch_size, seq_len=seq_len)
         return
@@ -88,7 +88,7 @@ def test_the_advice_fits_and_no_more_would(length, batch_size, seq_len):
 
 
 @given(**SIZES, burn_in=st.integers(0, 30))
-def test_what_a_stream_does_not_fill_is_zero(length, batch_size, seq_len, burn_in):
+def test_padding_is_zero(length, batch_size, seq_len, burn_in):
     streams = make_streams(np.ones(length, np.uint8), batch_size=batch_size, seq_len=seq_len, burn_in=burn_in)
     for row, stop in zip(streams.ids, streams.stop, strict=True):
         assert row[: stop + 1].all()
@@ -96,18 +96,18 @@ def test_what_a_stream_does_not_fill_is_zero(length, batch_size, seq_len, burn_i
 
 
 @given(batch_size=st.integers(2, 30), seq_len=st.integers(1, 30))
-def test_the_length_that_is_asked_for_is_the_least_that_fits(batch_size, seq_len):
+def test_the_message_names_the_smallest_length_that_fits(batch_size, seq_len):
     with pytest.raises(UserError, match=f"needs {batch_size * seq_len + 1};"):
         check_fits(batch_size * seq_len, batch_size=batch_size, seq_len=seq_len)
     check_fits(batch_size * seq_len + 1, batch_size=batch_size, seq_len=seq_len)
 
 
-def test_windows_of_one_character_are_advised_where_only_they_fit():
+def test_seq_len_1_is_advised_where_nothing_else_fits():
     with pytest.raises(UserError, match=r"the largest that fit: --batch-size 2 or --seq-len 1$"):
         check_fits(5, batch_size=4, seq_len=2)
 
 
-def test_streams_without_a_window_are_refused():
+def test_streams_without_a_window_are_rejected():
     zeros = np.zeros(2, np.int32)
     empty = Streams(np.zeros((2, 1), np.uint8), zeros, zeros, np.int32(0), np.int32(0))
     with pytest.raises(ValueError, match="not windows of seq_len 1"):
@@ -115,6 +115,6 @@ def test_streams_without_a_window_are_refused():
 
 
 @pytest.mark.parametrize("length", [0, 1])
-def test_nothing_to_predict_has_no_advice(length):
+def test_a_text_without_a_label_gets_no_advice_on_sizes(length):
     with pytest.raises(UserError, match="nothing to predict"):
         check_fits(length, batch_size=2, seq_len=2)

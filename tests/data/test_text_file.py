@@ -1,4 +1,4 @@
-"""Ids in a file: any slice is what it would be of the text in memory, and a file that changes is refused."""
+"""Ids in a file: any slice equals that of the text in memory, and a file that changes is rejected."""
 
 import codecs
 import os
@@ -8,40 +8,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax import memory_budget as capacity
 from charjax.data import corpus as corpus_module
+from charjax.data import survey as survey_module
 from charjax.data import text_file
 from charjax.data.corpus import Corpus, read_ids
 from charjax.data.text_file import FileIds
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
+from charjax.host import memory
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=8)
 
 
-def from_file(path, vocab="auto", mark=None):
-    """Ids that stay in their file, with a mark at every `mark`th character."""
+def from_file(path, vocab="auto", stride=None):
+    """Ids that stay in their file, with an index of every `stride`th character."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_module, "room_for_text", lambda: 0)
-        if mark:
-            patch.setattr(text_file, "MARK", mark)
-            patch.setattr(corpus_module, "MARK", mark)
+        if stride:
+            patch.setattr(text_file, "INDEX_STRIDE", stride)
+            patch.setattr(survey_module, "INDEX_STRIDE", stride)
         return read_ids(path, vocab)
 
 
 @given(TEXT, st.booleans(), st.sampled_from(["chars", "bytes"]), st.integers(1, 9), st.integers(1, 7), st.data())
-def test_any_slice_is_that_of_the_text_in_memory(tmp_path_factory, text, has_mark, vocab, mark, reads, data):
+def test_any_slice_equals_that_of_the_text_in_memory(tmp_path_factory, text, has_bom, vocab, stride, reads, data):
     path = tmp_path_factory.getbasetemp() / "slices.txt"
-    path.write_bytes(has_mark * codecs.BOM_UTF8 + text.encode())
+    path.write_bytes(has_bom * codecs.BOM_UTF8 + text.encode())
     expected, vocab, digest = read_ids(path, vocab)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_module, "READ_BYTES", reads)
-        ids, same_vocab, same_digest = from_file(path, vocab, mark)
+        patch.setattr(survey_module, "READ_BYTES", reads)
+        ids, same_vocab, same_digest = from_file(path, vocab, stride)
     assert (same_vocab, same_digest) == (vocab, digest)
     assert (len(ids), ids.dtype) == (len(expected), expected.dtype)
     bounds = st.integers(-2, len(expected) + 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_file, "MARK", mark)
+        patch.setattr(text_file, "INDEX_STRIDE", stride)
         np.testing.assert_array_equal(ids[:], expected)
         for _ in range(3):
             part = slice(data.draw(bounds), data.draw(bounds))
@@ -50,11 +51,11 @@ def test_any_slice_is_that_of_the_text_in_memory(tmp_path_factory, text, has_mar
 
 
 @pytest.mark.parametrize("vocab", ["ascii", "chars", "bytes"])
-def test_plain_ascii_needs_no_marks(tmp_path, vocab):
+def test_plain_ascii_needs_no_index(tmp_path, vocab):
     path = tmp_path / "ascii.txt"
     path.write_bytes(codecs.BOM_UTF8 + b"one\r\ntwo\rthree\n")
     ids, _, _ = from_file(path, vocab)
-    assert ids.file.marks is None
+    assert ids.file.index is None
     np.testing.assert_array_equal(ids[:], read_ids(path, vocab)[0])
 
 
@@ -71,19 +72,19 @@ def test_a_corpus_splits_without_reading(tmp_path):
     assert (lazy.sha256, lazy.vocab, lazy.path) == (resident.sha256, resident.vocab, resident.path)
 
 
-def test_by_default_a_text_may_take_a_quarter_of_what_is_free(tmp_path, monkeypatch):
+def test_by_default_a_text_may_take_a_quarter_of_the_available_memory(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text("x" * 1000)
-    monkeypatch.setattr(capacity, "system_memory", lambda: 4000)
+    monkeypatch.setattr(memory, "system_memory", lambda: 4000)
     assert isinstance(read_ids(path)[0], np.ndarray)
-    monkeypatch.setattr(capacity, "system_memory", lambda: 3999)
+    monkeypatch.setattr(memory, "system_memory", lambda: 3999)
     assert isinstance(read_ids(path)[0], FileIds)
-    monkeypatch.setattr(capacity, "system_memory", lambda: None)
+    monkeypatch.setattr(memory, "system_memory", lambda: None)
     assert isinstance(read_ids(path)[0], np.ndarray)
 
 
 @pytest.mark.parametrize("content", [b"shorter", b"longer" * 9, b"other of a size"])
-def test_a_file_that_has_changed_is_refused(tmp_path, content):
+def test_a_changed_file_is_rejected(tmp_path, content):
     path = tmp_path / "text.txt"
     path.write_bytes(b"fifteen letters")
     ids, _, _ = from_file(path)
@@ -97,8 +98,8 @@ def test_a_file_that_has_changed_is_refused(tmp_path, content):
     ("before", "after", "vocab"),
     [("äöü", "äö€", "chars"), ("äöü", "aou", "chars"), ("abc", "abd", Vocab.from_text("abc")), ("äöü", "äöß", "chars")],
 )
-def test_a_file_that_changes_unseen_never_gives_other_ids_than_its_vocabularys(tmp_path, before, after, vocab):
-    """Size and time tell of nearly every change; where they do not, what cannot be the text is refused."""
+def test_an_unnoticed_change_never_gives_ids_outside_the_vocabulary(tmp_path, before, after, vocab):
+    """Size and time reveal almost every change; otherwise, content that cannot be the text is rejected."""
     path = tmp_path / "text.txt"
     path.write_bytes(before.encode() * 3)
     found = path.stat()
@@ -109,7 +110,7 @@ def test_a_file_that_changes_unseen_never_gives_other_ids_than_its_vocabularys(t
         ids[:]
 
 
-def test_a_file_that_is_gone_is_the_systems_error(tmp_path):
+def test_a_missing_file_raises_the_error_of_the_system(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(b"fifteen letters")
     ids, _, _ = from_file(path)
@@ -118,8 +119,8 @@ def test_a_file_that_is_gone_is_the_systems_error(tmp_path):
         ids[0:1]
 
 
-def test_ids_are_read_in_their_order_alone(tmp_path):
+def test_only_steps_of_one_are_supported(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(b"fifteen letters")
-    with pytest.raises(ValueError, match="not by steps of 2"):
+    with pytest.raises(ValueError, match="only be sliced with step 1, not 2"):
         from_file(path)[0][::2]

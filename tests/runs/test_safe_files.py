@@ -180,7 +180,7 @@ def test_training_writes_through_no_link_and_to_no_pipe(tmp_path, name, kind):
 @pytest.mark.parametrize(
     ("places", "value", "message"),
     [
-        (("info", "model", "hidden_dim"), 10**7, r"the model needs about 4,800\.0 TB of memory"),
+        (("info", "model", "hidden_dim"), 10**7, r"the model needs about 4\.8 PB of memory"),
         pytest.param(
             ("info", "model", "hidden_dim"), 10**300, "hidden_dim must be at most 1000000000000", id="hidden_dim-huge"
         ),

@@ -13,7 +13,7 @@ from charjax.analysis.correlations import Correlations, unit_correlations
 from charjax.analysis.features import FEATURES
 from charjax.cli.arguments import NeuronsCommand
 from charjax.cli.output import check_page, write, write_painted
-from charjax.data.character_decoder import pieces
+from charjax.data.character_decoder import decode_characters
 from charjax.data.corpus import read_all_ids
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
@@ -185,7 +185,7 @@ def _begin(command: NeuronsCommand, found: Correlations, feature: int | None, id
 def _show(painting: Painting, vocab: Vocab) -> None:
     """Paints a text in the terminal, or writes marks under its lines where there are no colours."""
     write(f"\nunit {painting.unit}: {painting.why}; from character {painting.begin:,} on\n")
-    characters = ((character, painting.values[place]) for character, place in pieces(vocab, painting.ids))
+    characters = ((character, painting.values[place]) for character, place in decode_characters(vocab, painting.ids))
     write_painted(characters, SCALE)
 
 
@@ -199,6 +199,6 @@ def _write_page(
             page.heading(f"unit {unit}: {why}; from character {begin:,} on")
             page.paint(
                 Painted(character, values[place], f"{name_character(character)}  unit {unit}  {values[place]:+.3f}")
-                for character, place in pieces(vocab, ids)
+                for character, place in decode_characters(vocab, ids)
             )
         page.finish(title=title, facts=facts, note=_HALVES.replace("\n", " "))
