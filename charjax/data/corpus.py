@@ -2,18 +2,25 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from charjax.array_types import Ids
 from charjax.config import DataConfig
-from charjax.data.survey import READ_BYTES, UNICODE_SIZE, NotUTF8Error, check_is_file, code_points, survey_text
+from charjax.data.survey import (
+    READ_BYTES,
+    UNICODE_SIZE,
+    NotUTF8Error,
+    OpenText,
+    check_is_file,
+    code_points,
+    survey_text,
+)
 from charjax.data.text_file import FileIds, TextFile
 from charjax.data.vocab import Vocab, to_utf8
 from charjax.distributed.processes import are_several, from_main, together
@@ -90,7 +97,7 @@ class Corpus:
         """Takes a text from memory; arguments and errors as `from_file`."""
         DataConfig(train_frac=train_frac)
         content = to_utf8(text)
-        pieces = TextPieces.of(lambda: io.BytesIO(content), name, vocab)
+        pieces = TextPieces.of(lambda: BytesIO(content), name, vocab)
         return cls._split(pieces.read_all(), pieces.vocab, train_frac, name, "", pieces.sha256, shown=name)
 
     @classmethod
@@ -202,13 +209,13 @@ class TextPieces:
     """
 
     name: str
-    open_text: Callable[[], BinaryIO]
+    open_text: OpenText
     vocab: Vocab
     size: int
     sha256: str
 
     @classmethod
-    def of(cls, open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab) -> "TextPieces":
+    def of(cls, open_text: OpenText, name: str, vocab: str | Vocab) -> "TextPieces":
         """Surveys a text; arguments and errors as `survey_text`."""
         survey, chosen = survey_text(open_text, name, vocab)
         size = survey.size if chosen.kind == "bytes" else survey.characters

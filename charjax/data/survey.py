@@ -5,8 +5,9 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from charjax.errors import UserError
 READ_BYTES = 1 << 22
 UNICODE_SIZE = 0x110000
 _BOM = 0xFEFF
+
+OpenText = Callable[[], BufferedIOBase]
 
 _log = logging.getLogger("charjax")
 
@@ -90,9 +93,7 @@ class Survey:
         return "".join(map(chr, np.flatnonzero(self.seen)))
 
 
-def survey_text(
-    open_text: Callable[[], BinaryIO], name: str, vocab: str | Vocab, *, index: bool = False
-) -> tuple[Survey, Vocab]:
+def survey_text(open_text: OpenText, name: str, vocab: str | Vocab, *, index: bool = False) -> tuple[Survey, Vocab]:
     """Reads a text for the first time and chooses a vocabulary that has all of its characters.
 
     Args:
@@ -124,7 +125,7 @@ def survey_text(
     return survey, chosen
 
 
-def _survey(open_text: Callable[[], BinaryIO], *, index: bool) -> Survey:
+def _survey(open_text: OpenText, *, index: bool) -> Survey:
     with open_text() as file:
         found = Survey(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=file.seek(0, 2))
         file.seek(0)
@@ -149,7 +150,7 @@ def _add_to_index(found: Survey, points: np.ndarray, offset: int) -> int:
     return int(ends[-1]) if len(ends) else 0
 
 
-def code_points(open_text: Callable[[], BinaryIO]) -> Iterator[np.ndarray]:
+def code_points(open_text: OpenText) -> Iterator[np.ndarray]:
     """Decodes a text chunk by chunk: yields code points [n], without a byte order mark at the beginning.
 
     Raises:
@@ -199,7 +200,7 @@ def _choose(survey: Survey, name: str, vocab: str | Vocab) -> Vocab:
     return chars
 
 
-def _unknown_error(open_text: Callable[[], BinaryIO], name: str, vocab: Vocab, unknown: str, advice: str) -> UserError:
+def _unknown_error(open_text: OpenText, name: str, vocab: Vocab, unknown: str, advice: str) -> UserError:
     """Names the characters that a vocabulary lacks, and the line and column of the first of them."""
     codes = np.array([ord(character) for character in unknown], np.uint32)
     line, column = 1, 1
