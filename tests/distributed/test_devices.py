@@ -1,4 +1,4 @@
-"""Training leaves a copy of the parameters on every device: what is asked of a model next takes them as they are."""
+"""Training leaves the parameters replicated on every device: all other functions take them as they are."""
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-def test_parameters_that_every_device_has(use):
+def test_replicated_parameters_give_the_same_results(use):
     everywhere = put_replicated(PARAMS, make_mesh())
     assert len(jax.tree.leaves(everywhere)[0].sharding.device_set) == jax.device_count() > 1
     found, expected = use(everywhere), use(PARAMS)

@@ -1,12 +1,15 @@
-"""Two trainings by the command line in one run folder: the second is told of the first, which does not notice."""
+"""Two separate trainings in one run folder: the second is refused, and the first is not disturbed."""
 
+import os
 import signal
 import subprocess
 from contextlib import contextmanager
 
 import pytest
-from helpers.real_runs import assert_same_run, command, environment, run, started, uninterrupted_run
+from helpers.real_runs import assert_same_run, command, environment, run, uninterrupted_run
+from helpers.signalled_run import signalled
 
+from charjax.cli.main import main
 from charjax.runs.lock import LOCK
 
 SHORT = ("--epochs", "3")
@@ -18,30 +21,32 @@ def uninterrupted(tmp_path_factory):
 
 
 @contextmanager
-def halfway(text, out):
-    """A run that is stopped in the middle, as by Ctrl-Z, so that it does not end too soon for the others."""
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with started(command(text, out, *SHORT), out, **options) as process:
-        process.send_signal(signal.SIGSTOP)
-        yield process
+def stopped_halfway(text, out):
+    """A run that has stopped itself, as by Ctrl-Z, after some checkpoints."""
+    arguments = signalled(command(text, out, *SHORT), signal.SIGSTOP, at_call=20)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(arguments, env=environment(), **quiet) as process:
+        try:
+            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+            yield process
+        finally:
+            process.kill()
 
 
-def refused(text, out, *more):
-    """Starts another training, which must end as the user's mistake: -> its one line."""
-    arguments = command(text, out, *SHORT, *more)
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    told = ("charjax: vocabulary", "charjax: LSTM implementation")
-    (line,) = (line for line in done.stderr.splitlines() if not line.startswith(told))
-    return line
+def refused(capsys, text, out, *more):
+    """Starts another training, which must fail with a user error: -> its one line."""
+    assert main(command(text, out, *SHORT, *more)[3:]) == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    return errors.splitlines()[-1]
 
 
-def test_the_second_is_refused_and_the_first_goes_on(uninterrupted, tmp_path):
+def test_the_second_is_refused_and_the_first_continues(uninterrupted, tmp_path, capsys):
     text, whole = uninterrupted
     out = tmp_path / "run"
-    with halfway(text, out) as first:
-        assert refused(text, out).startswith(f"charjax: error: {out} exists already; ")
-        message = refused(text, out, "--resume")
+    with stopped_halfway(text, out) as first:
+        assert refused(capsys, text, out).startswith(f"charjax: error: {out} exists already; ")
+        message = refused(capsys, text, out, "--resume")
         assert message.startswith(f"charjax: error: {out} is being trained in by process {first.pid} on ")
         assert message.endswith("; wait until it ends, or choose another --out")
         first.send_signal(signal.SIGCONT)
@@ -50,10 +55,10 @@ def test_the_second_is_refused_and_the_first_goes_on(uninterrupted, tmp_path):
     assert not (out / LOCK).exists()
 
 
-def test_a_killed_first_stands_in_nobodys_way(uninterrupted, tmp_path):
+def test_the_lock_of_a_killed_process_does_not_block_a_resume(uninterrupted, tmp_path):
     text, whole = uninterrupted
     out = tmp_path / "run"
-    with halfway(text, out) as first:
+    with stopped_halfway(text, out) as first:
         first.kill()
     assert (out / LOCK).exists()
     run(text, out, "--resume", *SHORT)
