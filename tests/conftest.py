@@ -24,12 +24,13 @@ ALLOWED_SKIPS = (
 )
 
 # Before jax is first imported, here or in a child process.
-DEVICES = int(os.environ.setdefault("CHARJAX_TEST_DEVICES", "2"))
+DEVICES = os.environ.setdefault("CHARJAX_TEST_DEVICES", "2")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # One cache for all workers and their children, outside the clone.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/charjax-tests-{os.getuid()}")
+CACHE = Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/charjax-tests-{os.getuid()}"))
+CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 if str(CHILD_STARTUP) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
@@ -44,6 +45,8 @@ import jax  # noqa: E402
 import psutil  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from charjax.host.memory import release_unused_memory  # noqa: E402
 
 settings.register_profile("charjax", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("charjax")
@@ -77,7 +80,8 @@ def pytest_pyfunc_call(pyfuncitem):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
     environment = {**os.environ, "CHARJAX_TEST_DEVICES": str(marker.args[0])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)
     return True
 
 
@@ -87,6 +91,7 @@ def _bounded_memory():
     if psutil.Process().memory_info().rss > MAX_RESIDENT_BYTES:
         jax.clear_caches()
         gc.collect()
+        release_unused_memory()
 
 
 @pytest.fixture
@@ -97,7 +102,7 @@ def root() -> Path:
 
 @pytest.fixture(autouse=True)
 def _restored_log():
-    """Undoes what the command line does to the log, which is for good."""
+    """Undoes the command line's set-up of the log, which lasts."""
     logger = logging.getLogger("charjax")
     before = logger.handlers[:], logger.level, logger.propagate
     yield
