@@ -161,16 +161,7 @@ def code_points(open_text: OpenText) -> Iterator[np.ndarray]:
     with open_text() as file:
         while True:
             chunk = file.read(READ_BYTES)
-            pending = decoder.getstate()[0]
-            if chunk and chunk.isascii() and not pending and not at_start:
-                points = np.frombuffer(chunk, np.uint8)
-            else:
-                try:
-                    text = decoder.decode(chunk, final=not chunk)
-                except UnicodeDecodeError as error:
-                    byte = (pending + chunk)[error.start]
-                    raise NotUTF8Error(InvalidByte(byte, offset - len(pending) + error.start)) from None
-                points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+            points = _decode(decoder, chunk, offset)
             if at_start and len(points):
                 points = points[int(points[0] == _BOM) :]
                 at_start = False
@@ -178,6 +169,19 @@ def code_points(open_text: OpenText) -> Iterator[np.ndarray]:
             if not chunk:
                 return
             offset += len(chunk)
+
+
+def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int) -> np.ndarray:
+    """Decodes the chunk at a byte offset to code points; an empty one ends the text."""
+    pending = decoder.getstate()[0]
+    if chunk and chunk.isascii() and not pending:
+        return np.frombuffer(chunk, np.uint8)
+    try:
+        text = decoder.decode(chunk, final=not chunk)
+    except UnicodeDecodeError as error:
+        byte = (pending + chunk)[error.start]
+        raise NotUTF8Error(InvalidByte(byte, offset - len(pending) + error.start)) from None
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
 def _choose(survey: Survey, name: str, vocab: str | Vocab) -> Vocab:

@@ -207,7 +207,7 @@ def test_options_that_differ_end_all(tmp_path, option, message):
 def test_a_log_that_cannot_be_written_ends_all_together(tmp_path, alone):
     """The first samples make samples.txt larger than any file that the main process may write."""
     text, _ = alone
-    found = train(2, text, tmp_path / "run", "--sample-length", 300_000, "--eval-every", 5, largest_file_kb=400)
+    found = train(2, text, tmp_path / "run", "--sample-length", 150_000, "--eval-every", 5, largest_file_kb=200)
     assert [code for code, _, _ in found] == [2, 2], found
     assert "cannot be written (File too large); the checkpoints saved before are kept" in found[0][2][-1]
     assert "--resume" in found[0][2][-1]
