@@ -20,7 +20,7 @@ ALLOWED_SKIPS = (
     "needs PyTorch",
     "no file system may be mounted here",
     "a setting of glibc",
-    "the system does not tell what a process takes",
+    "the system does not say how much memory",
 )
 
 # Before jax is first imported, here or in a child process.
