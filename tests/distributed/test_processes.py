@@ -129,7 +129,20 @@ def test_how_a_process_exits(monkeypatch, error, raised, main):
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "batch", "expected"), [(1, 64, 8), (2, 64, 8), (2, 16, 2), (4, 8, 4), (2, 40, 4)]
+    ("num_processes", "batch", "expected"),
+    [
+        (1, 64, 8),
+        (1, 60, 6),
+        (1, 7, 1),
+        (1, 8, 1),
+        (1, 16, 2),
+        (1, 40, 5),
+        (1, 1000, 8),
+        (2, 64, 8),
+        (2, 16, 2),
+        (4, 8, 4),
+        (2, 40, 4),
+    ],
 )
 def test_the_mesh_has_the_same_number_of_cores_of_each_process(monkeypatch, num_processes, batch, expected):
     class Device:

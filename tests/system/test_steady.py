@@ -54,7 +54,9 @@ assert int(state.step) >= last
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not say how much memory a process uses")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="the system does not say how much memory a process uses"
+)
 def test_ten_thousand_steps_take_no_more_than_two_thousand(tmp_path):
     arguments = [str(number) for number in (EARLY, LAST, EVERY)]
     environment = {

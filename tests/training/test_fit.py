@@ -376,11 +376,6 @@ def test_an_empty_folder_will_do(tmp_path):
     assert (tmp_path / "config.json").is_file()
 
 
-@pytest.mark.parametrize(("batch_size", "devices"), [(64, 8), (60, 6), (7, 1), (8, 1), (16, 2), (40, 5), (1000, 8)])
-def test_the_cores_share_a_batch_out_evenly(batch_size, devices):
-    assert make_training_mesh(batch_size).size == devices
-
-
 def test_every_core_is_a_device_unless_the_user_chose():
     code = "import jax; from charjax.distributed.mesh import use_all_cores; use_all_cores(); print(jax.device_count())"
 

@@ -194,8 +194,8 @@ def test_abstract_state_has_the_shapes_and_places_of_the_real_one():
 
 
 def test_a_batch_that_cannot_be_shared_out_is_named():
-    with pytest.raises(UserError, match=r"batch_size 12 .* 8 devices; try batch_size 16"):
-        init_train_state(jax.random.key(0), CharLSTM(V), optax.sgd(0.1), batch_size=12, mesh=make_mesh())
+    with pytest.raises(UserError, match=r"batch_size 13 .* 2 devices; try batch_size 12"):
+        init_train_state(jax.random.key(0), CharLSTM(V), optax.sgd(0.1), batch_size=13, mesh=make_mesh())
 
 
 def test_streams_made_for_another_seq_len_are_refused():
