@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import math
@@ -10,11 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from helpers.compilations import compilations
 from helpers.small_run import SMALL, assert_same, small_corpus, small_model
 
 import charjax
@@ -22,11 +26,12 @@ from charjax import load_model
 from charjax.distributed.mesh import make_mesh, make_training_mesh
 from charjax.errors import Interrupted, UserError
 from charjax.host.cpu import available_cores
-from charjax.metrics import cross_entropy
+from charjax.model import CharLSTM
 from charjax.progress.reporter import NullReporter
 from charjax.runs.checkpoint import read_header
 from charjax.runs.logs import read_metrics
 from charjax.training.evaluate import evaluate
+from charjax.training.optimizer import make_optimizer
 
 CORPUS = small_corpus()
 MODEL = small_model(CORPUS)
@@ -209,14 +214,17 @@ def spoilt(*steps):
     return dataclasses.replace(CORPUS, train=train)
 
 
-def spoil_large_losses(monkeypatch, largest):
-    """Makes losses NaN of which the mean is larger than so much, as in a run that goes astray."""
+class FragileLSTM(CharLSTM):
+    """A model whose logits become NaN once one is large, as in a training that diverges."""
 
-    def strict(logits, labels):
-        losses = cross_entropy(logits, labels)
-        return jnp.where(losses.mean() > largest, jnp.nan, losses)
+    def __call__(self, ids, carry, **options):
+        logits, carry = super().__call__(ids, carry, **options)
+        return jnp.where(jnp.abs(logits).max() > 60, jnp.nan, logits), carry
 
-    monkeypatch.setattr("charjax.training.step.cross_entropy", strict)
+
+FRAGILE = FragileLSTM(CORPUS.vocab.size, hidden_dim=12, hidden_layers=2, dropout=0.2)
+# A rate at which it diverges, also at one half.
+DIVERGING = {"learning_rate": 10.0, "schedule": "constant", "warmup_frac": 0.0, "checkpoint_every": 4}
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_told(tmp_path):
@@ -231,21 +239,45 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_told(tmp_path):
     assert all(math.isfinite(evaluation.train_loss) for evaluation in evaluations)
 
 
-def test_a_run_that_goes_astray_goes_back_with_a_lower_rate(tmp_path, monkeypatch):
-    spoil_large_losses(monkeypatch, 9.0)
-    options = {"learning_rate": 10.0, "schedule": "constant", "warmup_frac": 0.0, "epochs": 2, "checkpoint_every": 4}
+def test_a_diverged_run_goes_back_with_a_lower_rate(tmp_path):
     recorder = Recorder()
-    state = fit(MODEL, CORPUS, SMALL, out=tmp_path, reporter=recorder, **options)
-    told = [text for text in recorder.messages if "going back" in text]
-    assert told
-    assert "not finite in 3 steps by step" in told[0]
-    assert told[0].endswith("with 0.5 of the learning rate")
+    state = fit(FRAGILE, CORPUS, SMALL, out=tmp_path, reporter=recorder, **DIVERGING)
+    rollbacks = [text for text in recorder.messages if "going back" in text]
+    assert rollbacks
+    assert "not finite in 3 steps by step" in rollbacks[0]
+    assert rollbacks[0].endswith("with 0.5 of the learning rate")
     assert int(state.step) == read_header(tmp_path).progress.step
-    assert read_header(tmp_path).progress.rollbacks == len(told)
+    assert read_header(tmp_path).progress.rollbacks == len(rollbacks)
     assert steps_of(recorder)[-1] == int(state.step)
     assert [e.step for e in read_metrics(tmp_path / "metrics.jsonl")] == sorted({*steps_of(recorder)})
-    assert len(recorder.starts) == 1 + len(told)
+    assert len(recorder.starts) == 1 + len(rollbacks)
     assert math.isfinite(evaluate(MODEL, load_model(tmp_path)[1], CORPUS.validation))
+
+
+def test_neither_a_rollback_nor_a_second_run_compiles_anything(tmp_path):
+    model = small_model(CORPUS, hidden_dim=7, hidden_layers=1)
+    corpus, options = spoilt(*range(20, 24)), {"checkpoint_every": 6, "steps_per_call": 1}
+    compiled_by = []
+    recorder = Recorder()
+    with compilations() as compiled:
+        recorder.message = lambda text: compiled_by.append(len(compiled))
+        with pytest.raises(UserError, match="after 5 rollbacks"):
+            fit(model, corpus, SMALL, out=tmp_path / "first", reporter=recorder, **options)
+    assert len(compiled_by) > 5
+    assert 0 < compiled_by[0] == len(compiled), compiled[compiled_by[0] :]
+    with compilations() as compiled, pytest.raises(UserError, match="after 5 rollbacks"):
+        fit(model, corpus, SMALL, out=tmp_path / "second", seed=1, **options)
+    assert compiled == []
+
+
+def test_a_run_leaves_neither_text_nor_state_in_memory():
+    corpus = small_corpus()
+    state = fit(MODEL, corpus, SMALL, epochs=1)
+    text, bias = weakref.ref(corpus.train), weakref.ref(state.params["head"]["bias"])
+    del corpus, state
+    gc.collect()
+    assert text() is None
+    assert bias() is None
 
 
 def test_a_run_started_over_leftovers_keeps_its_checkpoints_when_it_goes_back(tmp_path):
@@ -264,17 +296,14 @@ def test_a_run_whose_last_steps_are_skipped_is_saved_at_its_end(tmp_path):
     assert read_header(tmp_path).progress.step == 24
 
 
-def test_the_lower_rate_stays_when_the_run_is_resumed(tmp_path, monkeypatch):
-    spoil_large_losses(monkeypatch, 9.0)
-    options = {"learning_rate": 10.0, "schedule": "constant", "warmup_frac": 0.0, "checkpoint_every": 4}
-    whole = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole", epochs=2, **options)
-    rollbacks = read_header(tmp_path / "whole").progress.rollbacks
-    assert rollbacks
+def test_the_lower_rate_stays_when_the_run_is_resumed(tmp_path):
+    whole = fit(FRAGILE, CORPUS, SMALL, out=tmp_path / "whole", **DIVERGING)
+    assert read_header(tmp_path / "whole").progress.rollbacks
     recorder = Recorder(at_step=40, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
-        fit(MODEL, CORPUS, SMALL, out=tmp_path / "cut", epochs=2, reporter=recorder, steps_per_call=1, **options)
+        fit(FRAGILE, CORPUS, SMALL, out=tmp_path / "cut", reporter=recorder, steps_per_call=1, **DIVERGING)
     assert read_header(tmp_path / "cut").progress.rollbacks
-    assert_same(fit(MODEL, CORPUS, SMALL, out=tmp_path / "cut", epochs=2, resume=True, **options), whole)
+    assert_same(fit(FRAGILE, CORPUS, SMALL, out=tmp_path / "cut", resume=True, **DIVERGING), whole)
 
 
 def test_a_checkpoint_that_leads_astray_again_is_left_for_the_best(tmp_path, monkeypatch):
@@ -304,10 +333,12 @@ def test_without_a_run_folder_there_is_nothing_to_go_back_to():
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
-    """An update can overflow where loss and gradient are finite; here every one does."""
-    monkeypatch.setattr(
-        "optax.apply_updates", lambda params, updates: jax.tree.map(lambda leaf: leaf * jnp.inf, params)
-    )
+    """An update can overflow although loss and gradient are finite; here every one does."""
+
+    def overflowing(*args):
+        return optax.chain(make_optimizer(*args), optax.scale(math.inf))
+
+    monkeypatch.setattr("charjax.training.loop.make_optimizer", overflowing)
     with pytest.raises(UserError, match="the parameters are not finite by step 1, after 5 rollbacks"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path, checkpoint_every=1, steps_per_call=1)
     assert read_header(tmp_path).progress.step == 0

@@ -165,7 +165,7 @@ def test_one_compilation_serves_all_steps(num_devices):
 @pytest.mark.parametrize("implementation", ["flax", "scan", "custom_vjp"])
 def test_gradients_meet_once_outside_the_time_loop(implementation):
     step, state, streams = make(8, implementation=implementation)
-    text = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile().as_text()
+    text = step.__wrapped__.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
     names = re.findall(r"body=%?([\w.\-]+)", text)
     bodies = {name: re.search(rf"^%{re.escape(name)} .*?^}}", text, re.M | re.S)[0] for name in names}
     # The loop over steps holds the time loops; those must not wait for other devices.
@@ -219,14 +219,14 @@ def test_a_batch_in_parts_keeps_less_for_the_backward_pass():
     memory = []
     for microbatches in (1, 8):
         step, state, streams = make(microbatches=microbatches, implementation="scan")
-        compiled = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile()
+        compiled = step.__wrapped__.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     assert memory[1] < 0.5 * memory[0]
 
 
 def test_parts_are_added_up_before_devices_meet():
     step, state, streams = make(2, microbatches=4)
-    text = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile().as_text()
+    text = step.__wrapped__.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
     assert len([line for line in text.splitlines() if " all-reduce" in line and f"f32[{V},40]" in line]) == 1
 
 
