@@ -1,4 +1,4 @@
-"""fit: the host's loop as a user sees it, and a run that is resumed as if it had never stopped."""
+"""fit: training as a user sees it; a resumed run ends exactly like one that was never interrupted."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ fit = functools.partial(charjax.fit, mesh=make_mesh(jax.devices()[:2]))
 
 
 class Recorder(NullReporter):
-    """Keeps what fit tells, and does something at a step."""
+    """Keeps what fit reports, and calls an action at a step."""
 
     def __init__(self, at_step=None, action=None):
         self.at_step, self.action = at_step, action
@@ -65,7 +65,7 @@ def steps_of(recorder):
     return [evaluation.step for evaluation, _ in recorder.evaluations]
 
 
-def test_it_learns_and_tells():
+def test_it_learns_and_reports():
     recorder = Recorder()
     state = fit(MODEL, CORPUS, SMALL, epochs=12, eval_every=None, reporter=recorder)
     (total, first, chars_per_step, epochs) = recorder.starts[0]
@@ -78,28 +78,28 @@ def test_it_learns_and_tells():
     assert all(len(text) == 20 for _, text in recorder.evaluations)
 
 
-def test_the_numbers_told_are_those_of_the_state():
+def test_the_reported_loss_is_that_of_the_state():
     recorder = Recorder()
     state = fit(MODEL, CORPUS, SMALL, reporter=recorder)
     evaluation, _ = recorder.evaluations[-1]
-    # On fit's own devices: on others, sums of float32 are added up in another order.
+    # On the devices that fit used: on others, float32 sums are rounded differently.
     again = evaluate(MODEL, state.params, CORPUS.validation, mesh=make_training_mesh(SMALL.batch_size))
     assert evaluation.val_loss == pytest.approx(again, abs=1e-7)
     assert evaluation.epoch == SMALL.epochs
 
 
-def test_evaluating_and_sampling_leave_training_untouched():
+def test_evaluating_and_sampling_do_not_affect_training():
     often = fit(MODEL, CORPUS, SMALL, eval_every=3)
-    seldom = fit(MODEL, CORPUS, SMALL, eval_every=None, sample_length=0)
-    assert_same(often.params, seldom.params)
-    assert_same(often.carry, seldom.carry)
+    rarely = fit(MODEL, CORPUS, SMALL, eval_every=None, sample_length=0)
+    assert_same(often.params, rarely.params)
+    assert_same(often.carry, rarely.carry)
 
 
 def test_steps_per_call_do_not_matter():
     assert_same(fit(MODEL, CORPUS, SMALL, steps_per_call=1), fit(MODEL, CORPUS, SMALL, steps_per_call=7))
 
 
-def test_eight_devices_fit_as_one():
+def test_eight_devices_train_like_one():
     losses = []
     for devices in (jax.devices(), jax.devices()[:1]):
         recorder = Recorder()
@@ -127,7 +127,7 @@ def test_a_run_folder_holds_everything(tmp_path):
     assert evaluate(model, params, CORPUS.validation) == pytest.approx(best.val_loss, abs=1e-6)
 
 
-def test_the_best_is_kept_though_no_checkpoint_was_due(tmp_path):
+def test_the_best_state_is_saved_even_if_no_checkpoint_is_due(tmp_path):
     fit(MODEL, CORPUS, SMALL, out=tmp_path, eval_every=5, checkpoint_every=1000)
     header = read_header(tmp_path)
     assert (tmp_path / "checkpoints" / str(header.progress.best_step)).is_dir()
@@ -136,7 +136,7 @@ def test_the_best_is_kept_though_no_checkpoint_was_due(tmp_path):
 @pytest.mark.parametrize(
     ("signum", "at_step"), [(signal.SIGINT, 1), (signal.SIGTERM, 7), (signal.SIGINT, 24), (signal.SIGTERM, 40)]
 )
-def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, signum, at_step):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, signum, at_step):
     whole = Recorder()
     expected = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole", reporter=whole)
     stopped = Recorder(at_step, lambda: os.kill(os.getpid(), signum))
@@ -151,7 +151,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, signum, at_step):
     assert_same(state, expected)
     ours, theirs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "whole"))
     assert [(e.step, e.val_loss) for e in ours] == [(e.step, e.val_loss) for e in theirs]
-    # Sums over other calls, and so rounded differently.
+    # The calls differ, and so does the rounding of their sums.
     assert [e.train_loss for e in ours] == pytest.approx([e.train_loss for e in theirs], rel=1e-6)
     assert (tmp_path / "run" / "samples.txt").read_text() == (tmp_path / "whole" / "samples.txt").read_text()
 
@@ -166,7 +166,7 @@ def test_a_finished_run_may_be_given_more_epochs(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 3
 
 
-def test_a_damaged_latest_checkpoint_costs_only_what_came_after_the_one_before(tmp_path, caplog):
+def test_if_the_latest_checkpoint_is_damaged_the_previous_one_is_resumed(tmp_path, caplog):
     expected = fit(MODEL, CORPUS, SMALL, out=tmp_path / "whole")
     fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
     latest = max((tmp_path / "run" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
@@ -191,7 +191,7 @@ def test_a_damaged_latest_checkpoint_costs_only_what_came_after_the_one_before(t
         ({"train": {"seed": 1}}, "--seed 0, not 1"),
     ],
 )
-def test_resuming_with_something_else_names_it(tmp_path, changes, message):
+def test_resuming_with_another_setting_names_it(tmp_path, changes, message):
     fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
     corpus = small_corpus(**changes.get("corpus", {}))
@@ -201,13 +201,13 @@ def test_resuming_with_something_else_names_it(tmp_path, changes, message):
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
 
 
-def test_another_implementation_may_go_on(tmp_path):
+def test_another_implementation_may_resume(tmp_path):
     fit(small_model(CORPUS, implementation="scan"), CORPUS, SMALL, out=tmp_path, epochs=1)
     fit(small_model(CORPUS, implementation="flax"), CORPUS, SMALL, out=tmp_path, epochs=1, resume=True)
 
 
 def spoilt(*steps):
-    """The corpus with an id beyond the vocabulary, which makes numbers NaN, in the windows of some steps."""
+    """Returns the corpus with an id beyond the vocabulary, which makes the loss NaN, in the windows of some steps."""
     train = CORPUS.train.copy()
     for step in steps:
         train[(step - 1) * SMALL.seq_len + 5] = MODEL.vocab_size
@@ -227,7 +227,7 @@ FRAGILE = FragileLSTM(CORPUS.vocab.size, hidden_dim=12, hidden_layers=2, dropout
 DIVERGING = {"learning_rate": 10.0, "schedule": "constant", "warmup_frac": 0.0, "checkpoint_every": 4}
 
 
-def test_steps_that_are_not_finite_are_skipped_counted_and_told(tmp_path):
+def test_steps_that_are_not_finite_are_skipped_counted_and_reported(tmp_path):
     recorder = Recorder()
     state = fit(MODEL, spoilt(3, 4, 8), SMALL, out=tmp_path, epochs=1, steps_per_call=1, reporter=recorder)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
@@ -281,7 +281,7 @@ def test_a_run_leaves_neither_text_nor_state_in_memory():
 
 
 def test_a_run_started_over_leftovers_keeps_its_checkpoints_when_it_goes_back(tmp_path):
-    """What was left of a run that was killed at its start is removed once, not again by a rollback."""
+    """What a run left that was killed at its start is removed once, and not again by a rollback."""
     fit(MODEL, CORPUS, SMALL, out=tmp_path / "other", epochs=1)
     (tmp_path / "run").mkdir()
     shutil.copy(tmp_path / "other" / "config.json", tmp_path / "run" / "config.json")
@@ -306,8 +306,8 @@ def test_the_lower_rate_stays_when_the_run_is_resumed(tmp_path):
     assert_same(fit(FRAGILE, CORPUS, SMALL, out=tmp_path / "cut", resume=True, **DIVERGING), whole)
 
 
-def test_a_checkpoint_that_leads_astray_again_is_left_for_the_best(tmp_path, monkeypatch):
-    """Every window from step 20 on is spoilt: what follows the evaluation at step 12 cannot go well."""
+def test_a_checkpoint_that_diverges_again_is_given_up_for_the_best(tmp_path, monkeypatch):
+    """Windows 20 to 23 are spoilt, so training diverges every time before the second evaluation."""
     corpus = spoilt(*range(20, 24))
     recorder = Recorder()
     with pytest.raises(
@@ -320,14 +320,14 @@ def test_a_checkpoint_that_leads_astray_again_is_left_for_the_best(tmp_path, mon
     assert (tmp_path / "checkpoints" / "12").is_dir()
 
 
-def test_a_loss_that_stays_no_number_stops_the_run_and_spares_the_checkpoints(tmp_path):
+def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoints(tmp_path):
     with pytest.raises(UserError, match=r"not finite .* keeps the checkpoint before it; .*--learning-rate \(it is 1e"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path, learning_rate=1e9, clip_norm=1e9, schedule="constant", warmup_frac=0)
     _, params, _ = load_model(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-def test_without_a_run_folder_there_is_nothing_to_go_back_to():
+def test_without_a_run_folder_a_diverged_run_ends_at_once():
     with pytest.raises(UserError, match=r"not finite in 3 steps by step 5; try a lower --learning-rate"):
         fit(MODEL, spoilt(3, 4, 5), SMALL, steps_per_call=1)
 
@@ -344,7 +344,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     assert read_header(tmp_path).progress.step == 0
 
 
-def test_a_validation_loss_that_is_not_finite_goes_back_too(tmp_path):
+def test_a_validation_loss_that_is_not_finite_rolls_back_too(tmp_path):
     validation = CORPUS.validation.copy()
     validation[9] = MODEL.vocab_size
     corpus = dataclasses.replace(CORPUS, validation=validation)
@@ -352,7 +352,7 @@ def test_a_validation_loss_that_is_not_finite_goes_back_too(tmp_path):
         fit(MODEL, corpus, SMALL, out=tmp_path)
 
 
-def test_a_batch_in_parts_fits_as_a_whole_one(tmp_path):
+def test_microbatches_train_like_the_whole_batch(tmp_path):
     whole, parts = Recorder(), Recorder()
     fit(MODEL, CORPUS, SMALL, reporter=whole)
     fit(MODEL, CORPUS, SMALL, microbatches=2, reporter=parts)
@@ -368,7 +368,7 @@ def refused(tmp_path, message, **options):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tmp_path):
     refused(tmp_path, "batch_size 5 cannot be split evenly over 2 devices", batch_size=5)
 
 
@@ -389,30 +389,30 @@ def test_resuming_nothing_is_refused(tmp_path):
     refused(tmp_path, "give out", out=None, resume=True)
 
 
-def test_a_folder_that_is_taken_is_refused_and_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already; add --resume"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+def test_a_file_as_run_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UserError, match="is a file; give --out a folder"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
 
 
-def test_an_empty_folder_will_do(tmp_path):
+def test_an_empty_folder_is_accepted(tmp_path):
     fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
     assert (tmp_path / "config.json").is_file()
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(64, 8), (60, 6), (7, 1), (8, 1), (16, 2), (40, 5), (1000, 8)])
-def test_the_cores_share_a_batch_out_evenly(batch_size, devices):
+def test_the_training_mesh_divides_the_batch_evenly(batch_size, devices):
     assert make_training_mesh(batch_size).size == devices
 
 
-def test_every_core_is_a_device_unless_the_user_chose():
+def test_every_core_is_a_device_unless_the_user_chooses():
     code = "import jax; from charjax.distributed.mesh import use_all_cores; use_all_cores(); print(jax.device_count())"
 
     def count(**environment):
@@ -425,16 +425,16 @@ def test_every_core_is_a_device_unless_the_user_chose():
     assert count(XLA_FLAGS="--xla_force_host_platform_device_count=5") == 5
 
 
-def test_more_steps_than_can_be_counted_are_refused(tmp_path):
+def test_more_steps_than_int32_can_count_are_refused(tmp_path):
     refused(tmp_path, "epochs 99999999999 are .* steps, more than 2,147,483,647; the most that --epochs can be is 89",
             epochs=99999999999)  # fmt: skip
 
 
-def test_a_decay_that_never_comes():
+def test_a_decay_interval_longer_than_int32_is_accepted():
     fit(MODEL, CORPUS, SMALL, epochs=1, schedule="step", decay_every=10**11, sample_length=0)
 
 
-def test_every_evaluation_tells_the_speed(tmp_path):
+def test_every_evaluation_reports_the_speed(tmp_path):
     recorder = Recorder()
     fit(MODEL, CORPUS, SMALL, epochs=3, eval_every=None, steps_per_call=1000, sample_length=0, reporter=recorder)
     assert len(recorder.evaluations) == 3

@@ -34,7 +34,7 @@ def test_metrics_are_read_one_call_late():
     assert meter.loss == 1.5
 
 
-def test_it_goes_on_from_earlier_sums_and_begins_anew_after_an_evaluation():
+def test_it_continues_earlier_sums_and_restarts_after_an_evaluation():
     meter = ThroughputMeter(nats=30.0, count=10, clock=Clock())
     meter.push(metrics(10, 10), 1)
     meter.flush()
@@ -44,13 +44,13 @@ def test_it_goes_on_from_earlier_sums_and_begins_anew_after_an_evaluation():
 
 
 def call(meter, clock, seconds, chars=100):
-    """Dispatches a call, and waits so long for it to compile or for the call before."""
+    """Dispatches a call that takes so long, to compile or to wait for the previous call."""
     meter.begin()
     clock.now += seconds
     meter.push(metrics(1, chars), 1)
 
 
-def test_speed_leaves_compilation_and_pauses_out():
+def test_speed_excludes_compilation_and_pauses():
     clock = Clock()
     meter = ThroughputMeter(steps_per_call=1, clock=clock)
     for seconds in (50.0, 2.0, 2.0):  # the first one compiles
@@ -59,7 +59,7 @@ def test_speed_leaves_compilation_and_pauses_out():
     meter.flush()
     assert meter.chars_per_second == 50.0
     clock.now += 1000.0  # an evaluation
-    for seconds in (0.0, 2.0, 2.0):  # nothing to wait for, then the call before
+    for seconds in (0.0, 2.0, 2.0):  # nothing to wait for, then the previous call
         call(meter, clock, seconds)
     clock.now += 2.0
     meter.flush()
@@ -76,15 +76,15 @@ def test_an_interval_of_one_call_is_timed():
         speeds.append(meter.chars_per_second)
         meter.restart()
         clock.now += 1000.0  # an evaluation
-    assert speeds == [2.0, 50.0, 25.0]  # with nothing else to tell, compilation counts
+    assert speeds == [2.0, 50.0, 25.0]  # with nothing else timed, compilation counts
 
 
-def test_nothing_timed_has_no_speed():
+def test_before_anything_is_timed_there_is_no_speed():
     assert ThroughputMeter(clock=Clock()).chars_per_second is None
 
 
 @pytest.mark.parametrize("seconds_per_step", [0.001, 0.02, 2.0])
-def test_calls_settle_at_a_second(seconds_per_step):
+def test_calls_settle_at_one_second(seconds_per_step):
     clock = Clock()
     meter = ThroughputMeter(clock=clock)
     assert meter.steps_per_call == 1
@@ -99,7 +99,7 @@ def test_calls_settle_at_a_second(seconds_per_step):
     assert sizes[-1] == pytest.approx(max(1, CALL_SECONDS / seconds_per_step), rel=0.1)
 
 
-def test_a_number_of_steps_that_was_asked_for_stays():
+def test_a_requested_number_of_steps_is_kept():
     clock = Clock()
     meter = ThroughputMeter(steps_per_call=3, clock=clock)
     for _ in range(5):
