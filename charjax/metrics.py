@@ -38,6 +38,11 @@ def bits_per_char(loss: float) -> float:
     return loss / math.log(2)
 
 
+# The floats of an Evaluation, in the order of its JSON, and those of them that follow from the others.
+_MEASURED = ("epoch", "train_loss", "val_loss", "perplexity", "bits_per_char", "chars_per_second", "elapsed_seconds")
+_DERIVED = ("perplexity", "bits_per_char")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The measurements of one evaluation.
@@ -73,18 +78,8 @@ class Evaluation:
 
     def to_json(self) -> str:
         """Returns one line of strict JSON, without the newline; numbers that are not finite become null."""
-        values = {
-            "step": int(self.step),
-            "epoch": _finite(self.epoch),
-            "train_loss": _finite(self.train_loss),
-            "val_loss": _finite(self.val_loss),
-            "perplexity": _finite(self.perplexity),
-            "bits_per_char": _finite(self.bits_per_char),
-            "chars_per_second": _finite(self.chars_per_second),
-            "elapsed_seconds": _finite(self.elapsed_seconds),
-            "skipped_steps": int(self.skipped_steps),
-        }
-        return json.dumps(values, allow_nan=False)
+        values = {name: _finite(getattr(self, name)) for name in _MEASURED}
+        return json.dumps({"step": int(self.step), **values, "skipped_steps": int(self.skipped_steps)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
@@ -97,16 +92,10 @@ class Evaluation:
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         step, skipped = _whole("step", values.get("step")), _whole("skipped_steps", values.get("skipped_steps", 0))
-        speed = _number("chars_per_second", values)
-        return cls(
-            step=step,
-            epoch=_number("epoch", values),
-            train_loss=_number("train_loss", values),
-            val_loss=_number("val_loss", values),
-            chars_per_second=None if math.isnan(speed) else speed,
-            elapsed_seconds=_number("elapsed_seconds", values),
-            skipped_steps=skipped,
-        )
+        numbers: dict[str, Any] = {name: _number(name, values) for name in _MEASURED if name not in _DERIVED}
+        if math.isnan(numbers["chars_per_second"]):
+            numbers["chars_per_second"] = None
+        return cls(step=step, skipped_steps=skipped, **numbers)
 
 
 def _finite(value: float | None) -> float | None:

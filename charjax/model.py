@@ -181,13 +181,8 @@ def init_carry(model: CharLSTM, batch_size: int) -> Carry:
         (2, (3, 8))
     """
     # Separate arrays: a buffer that appears twice cannot be donated.
-    return tuple(
-        LSTMCarry(
-            jnp.zeros((batch_size, model.hidden_dim), jnp.float32),
-            jnp.zeros((batch_size, model.hidden_dim), jnp.float32),
-        )
-        for _ in range(model.hidden_layers)
-    )
+    zeros = functools.partial(jnp.zeros, (batch_size, model.hidden_dim), jnp.float32)
+    return tuple(LSTMCarry(zeros(), zeros()) for _ in range(model.hidden_layers))
 
 
 def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
@@ -228,10 +223,8 @@ def check_serves(model: CharLSTM) -> None:
     """
 
     def one_step_of_each_kind_of_layer() -> None:
-        hidden = model.hidden_dim
-        carry = LSTMCarry(jnp.zeros((1, hidden)), jnp.zeros((1, hidden)))
+        hidden, gates, carry = model.hidden_dim, 4 * model.hidden_dim, init_carry(model, 1)[0]
         for inputs, x in ((model.vocab_size, jnp.zeros((1, 1), jnp.int32)), (hidden, jnp.zeros((1, 1, hidden)))):
-            gates = 4 * hidden
             weights = LSTMWeights(jnp.zeros((inputs, gates)), jnp.zeros((hidden, gates)), jnp.zeros(gates))
             lstm(weights, x, carry, implementation=model.implementation, dtype=model.dtype)
 

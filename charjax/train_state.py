@@ -1,7 +1,6 @@
 """The state of training, and how it is placed on the devices."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -96,9 +95,7 @@ def init_train_state(
 
 
 @functools.lru_cache(maxsize=_INITIALIZERS_KEPT)
-def _jitted_initializer(
-    model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int, mesh: Mesh
-) -> Callable[[Array], TrainState]:
+def _jitted_initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int, mesh: Mesh) -> Any:
     return jax.jit(_initializer(model, optimizer, batch_size), out_shardings=state_shardings(mesh))
 
 
@@ -119,9 +116,7 @@ def state_shardings(mesh: Mesh) -> Any:
     return jax.tree.map(functools.partial(NamedSharding, mesh), STATE_SPECS)
 
 
-def _initializer(
-    model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int
-) -> Callable[[Array], TrainState]:
+def _initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int) -> Any:
     def init(key: Array) -> TrainState:
         params_key, dropout_key = jax.random.split(key)
         params = init_params(params_key, model)

@@ -1,7 +1,7 @@
 """The exact loss of a model on a whole text."""
 
 import functools
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,24 @@ class EvalMetrics(NamedTuple):
     chars: Array
 
 
-class EvalStep(Protocol):
-    """(params, streams, carry) -> (metrics, carry)."""
+class EvalStep(NamedTuple):
+    """(params, streams, carry) -> (metrics, carry); see `make_eval_step`.
+
+    Attributes:
+        jitted: takes the same arguments.
+        model: the model.
+        mesh: devices.
+    """
+
+    jitted: Any
+    model: CharLSTM
+    mesh: Mesh
 
     def __call__(self, params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
         """Evaluates all windows of the streams, by default from a zero carry; the carry passed in is donated."""
-        ...
+        if carry is None:
+            carry = put_streams(init_carry(self.model, streams.ids.shape[0]), self.mesh)
+        return self.jitted(params, streams, carry)
 
 
 def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -> EvalStep:
@@ -62,19 +74,12 @@ def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -
         [20, 20]
     """
     mesh = mesh or make_mesh()
-    jitted = _jitted_step(model, seq_len, mesh)
-
-    def eval_step(params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
-        if carry is None:
-            carry = put_streams(init_carry(model, streams.ids.shape[0]), mesh)
-        return jitted(params, streams, carry)
-
-    return eval_step
+    return EvalStep(_jitted_step(model, seq_len, mesh), model, mesh)
 
 
 @functools.lru_cache(maxsize=STEPS_KEPT)
 def _jitted_step(model: CharLSTM, seq_len: int, mesh: Mesh) -> Any:
-    """Returns the jitted function behind `make_eval_step`, which needs a carry."""
+    """Returns `EvalStep.jitted`."""
 
     def run(params: Params, streams: Streams, carry: Carry) -> tuple[EvalMetrics, Carry]:
         def one(carry: Carry, cursor: Array) -> tuple[Carry, EvalMetrics]:
@@ -87,12 +92,8 @@ def _jitted_step(model: CharLSTM, seq_len: int, mesh: Mesh) -> Any:
         carry, metrics = jax.lax.scan(one, carry, cursors)
         return metrics, carry
 
-    sharded = jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=(REPLICATED, STREAM_SPECS, OVER_STREAMS),
-        out_specs=(REPLICATED, OVER_STREAMS),
-    )
+    in_specs, out_specs = (REPLICATED, STREAM_SPECS, OVER_STREAMS), (REPLICATED, OVER_STREAMS)
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     placed = (NamedSharding(mesh, REPLICATED), NamedSharding(mesh, OVER_STREAMS))
     return jax.jit(sharded, donate_argnums=2, out_shardings=placed)
 
@@ -112,7 +113,7 @@ def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budge
     batch_size = -(-wanted // mesh.size) * mesh.size
     layout = StreamLayout.of(len(ids), batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
     feed = StreamFeed(ids, layout, mesh, budget=budget)
-    return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), feed, mesh)
+    return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), feed)
 
 
 class Evaluator(NamedTuple):
@@ -120,7 +121,6 @@ class Evaluator(NamedTuple):
 
     eval_step: EvalStep
     feed: StreamFeed
-    mesh: Mesh
 
     def __enter__(self) -> Self:
         return self
@@ -130,7 +130,7 @@ class Evaluator(NamedTuple):
 
     def __call__(self, params: Params) -> float:
         """Returns the mean nats per character."""
-        params = put_replicated(params, self.mesh)
+        params = put_replicated(params, self.eval_step.mesh)
         sums: list[EvalMetrics] = []
         carry = None
         for window in range(0, self.feed.windows, self.feed.chunk_windows):

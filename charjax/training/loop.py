@@ -33,6 +33,9 @@ from charjax.training.throughput import ThroughputMeter
 
 SAMPLE_TEMPERATURE = 0.8
 
+# Skipped steps in a row after which a training has diverged.
+SKIPS_TO_ROLL_BACK = 3
+
 # Compiling and evaluating leave memory fragmented: after this many calls it is returned to the system.
 CALLS_TO_SETTLE = 2
 
@@ -134,13 +137,7 @@ class TrainLoop:
 
     def _continue_from(self, progress: Progress) -> None:
         self.progress = progress
-        self.meter = ThroughputMeter(
-            steps_per_call=self.config.steps_per_call,
-            nats=progress.train_nats,
-            count=progress.train_count,
-            skipped=progress.train_skipped,
-            elapsed_seconds=progress.elapsed_seconds,
-        )
+        self.meter = ThroughputMeter(progress, self.config.steps_per_call)
         self.votes = Votes(self.meter.steps_per_call, signum=0, failed=0)
 
     def _announce(self) -> None:
@@ -192,15 +189,9 @@ class TrainLoop:
         self.reporter.evaluation(evaluation, sample)
 
     def _sample(self, state: TrainState) -> str:
-        context = self.config.sample_context
+        context, length, seed = self.config.sample_context, self.config.sample_length, self.progress.step
         (text,) = generate_text(
-            self.model,
-            state.params,
-            self.vocab,
-            context,
-            seed=self.progress.step,
-            length=self.config.sample_length,
-            temperature=SAMPLE_TEMPERATURE,
+            self.model, state.params, self.vocab, context, seed=seed, length=length, temperature=SAMPLE_TEMPERATURE
         )
         return context + text
 
@@ -262,7 +253,8 @@ class TrainLoop:
             DivergedError: too many in a row.
         """
         step = self.progress.step
-        self.rollbacks.check_skips(self.meter.skipped_in_a_row, step)
+        if self.meter.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
+            raise DivergedError(f"the loss or its gradient was not finite in {SKIPS_TO_ROLL_BACK} steps by step {step}")
         if skipped:
             steps = "a step" if skipped == 1 else f"{skipped} steps"
             self.reporter.message(f"skipped {steps} by step {step}, whose loss or gradient was not finite")

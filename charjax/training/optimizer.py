@@ -1,12 +1,12 @@
 """The optimizer: AdamW after clipping by global norm, with a learning rate that warms up and decays."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from charjax.array_types import Array
 from charjax.config import TrainConfig
 
 ADAM_B1 = 0.9
@@ -106,14 +106,7 @@ def _make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
 def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
     """Builds `optax.scale_by_learning_rate` whose `update` also takes a factor of the rate, `rate_scale`."""
 
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: object = None,
-        *,
-        rate_scale: float | Array = 1.0,
-        **_: object,
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: Any, state: Any, params: Any = None, *, rate_scale: Any = 1.0, **_: Any) -> tuple[Any, Any]:
         # The factor joins the scalar rate, not the updates: XLA then rounds as it would with the product as a constant.
         return optax.scale_by_schedule(lambda count: -schedule(count) * rate_scale).update(updates, state)
 

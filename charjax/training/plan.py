@@ -46,8 +46,5 @@ class StepPlan:
 
     def steps_to_pause(self, step: int) -> int:
         """Returns how many steps may follow before something is due or training ends."""
-        return min(
-            self.eval_every - step % self.eval_every,
-            self.checkpoint_every - step % self.checkpoint_every,
-            self.total_steps - step,
-        )
+        to_pause = [every - step % every for every in (self.eval_every, self.checkpoint_every)]
+        return min(*to_pause, self.total_steps - step)

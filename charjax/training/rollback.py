@@ -12,8 +12,6 @@ from charjax.runs.metadata import Progress
 from charjax.runs.shared_folder import SharedRun
 from charjax.train_state import TrainState
 
-# A run goes back after this many skipped steps in a row, and at most this many times.
-SKIPS_TO_ROLL_BACK = 3
 MOST_ROLLBACKS = 5
 
 
@@ -22,7 +20,7 @@ class DivergedError(Exception):
 
 
 class RollbackPolicy:
-    """Decides when a training has diverged, and which checkpoint it goes back to.
+    """Decides which checkpoint a diverged training goes back to.
 
     It goes back to the latest checkpoint. If training diverges again before an evaluation has succeeded, that
     checkpoint was already bad, and the best one is next: it was good when it was evaluated. Before the first evaluation
@@ -33,15 +31,6 @@ class RollbackPolicy:
         self._config, self._folder = config, folder
         # Set from a rollback until an evaluation succeeds.
         self._restored_step: int | None = None
-
-    def check_skips(self, skipped_in_a_row: int, step: int) -> None:
-        """Checks the longest run of skipped steps up to a step.
-
-        Raises:
-            DivergedError: it is too long.
-        """
-        if skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
-            raise DivergedError(f"the loss or its gradient was not finite in {SKIPS_TO_ROLL_BACK} steps by step {step}")
 
     def evaluation_succeeded(self) -> None:
         """Notes that the state since the last rollback is good."""

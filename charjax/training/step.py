@@ -6,7 +6,7 @@ gradients are averaged in one all-reduce after the time loop.
 """
 
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,16 @@ class TrainMetrics(NamedTuple):
     skipped_in_a_row: Array
 
 
-class TrainStep(Protocol):
-    """(state, streams) -> (state, metrics)."""
+class TrainStep(NamedTuple):
+    """(state, streams) -> (state, metrics); see `make_train_step`.
+
+    Attributes:
+        jitted: (state, streams, num_steps [] int32, rate_scale [] float32) -> (state, metrics).
+        steps_per_call: steps that a call takes by default.
+    """
+
+    jitted: Any
+    steps_per_call: int
 
     def __call__(
         self, state: TrainState, streams: Streams, num_steps: int | None = None, rate_scale: float = 1.0
@@ -58,7 +66,8 @@ class TrainStep(Protocol):
             num_steps: how many steps; by default `steps_per_call`.
             rate_scale: multiplies the learning rate; only optimizers of `make_optimizer` use it.
         """
-        ...
+        num_steps = self.steps_per_call if num_steps is None else num_steps
+        return self.jitted(state, streams, np.int32(num_steps), np.float32(rate_scale))
 
 
 def make_train_step(
@@ -111,23 +120,14 @@ def make_train_step(
         >>> int(state.step), int(metrics.chars)
         (4, 80)
     """
-    jitted = _jitted_step(model, optimizer, seq_len, mesh or make_mesh(), microbatches)
-
-    @functools.wraps(jitted)
-    def train_step(
-        state: TrainState, streams: Streams, num_steps: int | None = None, rate_scale: float = 1.0
-    ) -> tuple[TrainState, TrainMetrics]:
-        num_steps = steps_per_call if num_steps is None else num_steps
-        return jitted(state, streams, np.int32(num_steps), np.float32(rate_scale))
-
-    return train_step
+    return TrainStep(_jitted_step(model, optimizer, seq_len, mesh or make_mesh(), microbatches), steps_per_call)
 
 
 @functools.lru_cache(maxsize=STEPS_KEPT)
 def _jitted_step(
     model: CharLSTM, optimizer: optax.GradientTransformation, seq_len: int, mesh: Mesh, microbatches: int
 ) -> Any:
-    """Returns the jitted function behind `make_train_step`: (state, streams, num_steps, rate_scale)."""
+    """Returns `TrainStep.jitted`."""
     with_scale = optax.with_extra_args_support(optimizer)
 
     def steps(
@@ -136,20 +136,12 @@ def _jitted_step(
         windows_held(streams, seq_len)  # raises if they were made for another seq_len
         one = functools.partial(_one_step, model, with_scale, seq_len, microbatches, streams, rate_scale)
         zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-        state, sums = jax.lax.fori_loop(
-            0,
-            num_steps,
-            lambda _, loop: one(*loop),
-            (state, TrainMetrics(zero, none, zero, none, none)),
-        )
+        start = state, TrainMetrics(zero, none, zero, none, none)
+        state, sums = jax.lax.fori_loop(0, num_steps, lambda _, loop: one(*loop), start)
         return state, sums._replace(grad_norm=sums.grad_norm / jnp.maximum(num_steps - sums.skipped, 1))
 
-    sharded = jax.shard_map(
-        steps,
-        mesh=mesh,
-        in_specs=(STATE_SPECS, STREAM_SPECS, REPLICATED, REPLICATED),
-        out_specs=(STATE_SPECS, REPLICATED),
-    )
+    in_specs = (STATE_SPECS, STREAM_SPECS, REPLICATED, REPLICATED)
+    sharded = jax.shard_map(steps, mesh=mesh, in_specs=in_specs, out_specs=(STATE_SPECS, REPLICATED))
     # By default jit describes its output's shardings differently from its input's, and recompiles for its own output.
     placed = (state_shardings(mesh), NamedSharding(mesh, REPLICATED))
     return jax.jit(sharded, donate_argnums=0, out_shardings=placed)

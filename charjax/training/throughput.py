@@ -1,8 +1,10 @@
 """What the host knows of the steps taken: losses, speed, and how many steps to dispatch next."""
 
+import math
 import time
 from collections.abc import Callable
 
+from charjax.runs.metadata import Progress
 from charjax.training.step import TrainMetrics
 
 CALL_SECONDS = 1.0
@@ -29,36 +31,25 @@ class ThroughputMeter:
     """
 
     def __init__(
-        self,
-        *,
-        steps_per_call: int | None = None,
-        nats: float = 0.0,
-        count: int = 0,
-        skipped: int = 0,
-        elapsed_seconds: float = 0.0,
-        clock: Callable[[], float] = time.perf_counter,
+        self, progress: Progress, steps_per_call: int | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         """Starts the clock.
 
         Args:
+            progress: the sums and the time to continue from.
             steps_per_call: a fixed number; by default it is adapted to the speed.
-            nats: sum from before, when training resumes.
-            count: likewise.
-            skipped: likewise.
-            elapsed_seconds: time trained before.
             clock: returns seconds.
         """
-        self.nats, self.count, self.latest_loss = nats, count, float("nan")
-        self.skipped, self.skipped_in_a_row, self.calls = skipped, 0, 0
+        self.restart()
+        self.nats, self.count, self.skipped = progress.train_nats, progress.train_count, progress.train_skipped
+        self.latest_loss = math.nan
         self.steps_per_call = steps_per_call or 1
         self._fixed = steps_per_call is not None
         self._clock = clock
         self._pending: tuple[TrainMetrics, int, float] | None = None
         self._has_compiled = False
         self._begun_at = self._read_at = clock()
-        self._started_at = self._begun_at - elapsed_seconds
-        self._timed_count, self._timed_seconds = 0, 0.0
-        self._compiling_count, self._compiling_seconds = 0, 0.0
+        self._started_at = self._begun_at - progress.elapsed_seconds
 
     def begin(self) -> None:
         """Notes that a call is about to be dispatched."""
@@ -91,7 +82,7 @@ class ThroughputMeter:
     @property
     def loss(self) -> float:
         """Mean nats per character since the last evaluation."""
-        return self.nats / self.count if self.count else float("nan")
+        return self.nats / self.count if self.count else math.nan
 
     @property
     def chars_per_second(self) -> float | None:
@@ -104,7 +95,7 @@ class ThroughputMeter:
         return self._compiling_count / self._compiling_seconds if self._compiling_seconds else None
 
     def restart(self) -> None:
-        """Resets sums and speed after an evaluation."""
+        """Resets sums and speed, as after an evaluation."""
         self.nats, self.count, self.skipped, self.skipped_in_a_row, self.calls = 0.0, 0, 0, 0, 0
         self._timed_count, self._timed_seconds = 0, 0.0
         self._compiling_count, self._compiling_seconds = 0, 0.0
@@ -116,7 +107,7 @@ class ThroughputMeter:
         self.count += count
         self.skipped += skipped
         self.skipped_in_a_row = max(self.skipped_in_a_row, int(metrics.skipped_in_a_row))
-        self.latest_loss = nats / count if count else float("nan")
+        self.latest_loss = nats / count if count else math.nan
         seconds = max(now - max(begun_at, self._read_at), 1e-6)
         self._read_at = now
         self._time(count, num_steps, seconds)

@@ -176,7 +176,7 @@ def test_the_rate_scale_multiplies_the_learning_rate():
 @pytest.mark.parametrize("implementation", ["flax", "scan", "custom_vjp"])
 def test_gradients_are_reduced_once_outside_the_time_loop(implementation):
     step, state, streams = make(8, implementation=implementation)
-    text = step.__wrapped__.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
+    text = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
     names = re.findall(r"body=%?([\w.\-]+)", text)
     bodies = {name: re.search(rf"^%{re.escape(name)} .*?^}}", text, re.M | re.S)[0] for name in names}
     # The loop over steps contains the time loops, which must not wait for other devices.
@@ -230,14 +230,14 @@ def test_microbatches_take_less_memory_for_the_backward_pass():
     memory = []
     for microbatches in (1, 8):
         step, state, streams = make(microbatches=microbatches, implementation="scan")
-        compiled = step.__wrapped__.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile()
+        compiled = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     assert memory[1] < 0.5 * memory[0]
 
 
 def test_microbatches_are_summed_before_the_all_reduce():
     step, state, streams = make(2, microbatches=4)
-    text = step.__wrapped__.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
+    text = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
     assert len([line for line in text.splitlines() if " all-reduce" in line and f"f32[{V},40]" in line]) == 1
 
 

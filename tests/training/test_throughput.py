@@ -6,8 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from charjax.runs.metadata import Progress
 from charjax.training.step import TrainMetrics
 from charjax.training.throughput import CALL_SECONDS, ThroughputMeter
+
+START = Progress(step=0)
 
 
 class Clock:
@@ -23,7 +26,7 @@ def metrics(nats, chars, skipped=0, in_a_row=0):
 
 
 def test_metrics_are_read_one_call_late():
-    meter = ThroughputMeter(clock=Clock())
+    meter = ThroughputMeter(START, clock=Clock())
     meter.push(metrics(20, 10), 1)
     assert math.isnan(meter.latest_loss)
     assert math.isnan(meter.loss)
@@ -35,7 +38,7 @@ def test_metrics_are_read_one_call_late():
 
 
 def test_it_continues_earlier_sums_and_restarts_after_an_evaluation():
-    meter = ThroughputMeter(nats=30.0, count=10, clock=Clock())
+    meter = ThroughputMeter(Progress(step=0, train_nats=30.0, train_count=10), clock=Clock())
     meter.push(metrics(10, 10), 1)
     meter.flush()
     assert meter.loss == 2.0
@@ -52,7 +55,7 @@ def call(meter, clock, seconds, chars=100):
 
 def test_speed_excludes_compilation_and_pauses():
     clock = Clock()
-    meter = ThroughputMeter(steps_per_call=1, clock=clock)
+    meter = ThroughputMeter(START, steps_per_call=1, clock=clock)
     for seconds in (50.0, 2.0, 2.0):  # the first one compiles
         call(meter, clock, seconds)
     clock.now += 2.0
@@ -68,7 +71,7 @@ def test_speed_excludes_compilation_and_pauses():
 
 def test_an_interval_of_one_call_is_timed():
     clock = Clock()
-    meter = ThroughputMeter(steps_per_call=1, clock=clock)
+    meter = ThroughputMeter(START, steps_per_call=1, clock=clock)
     speeds = []
     for seconds in (50.0, 2.0, 4.0):
         call(meter, clock, seconds)
@@ -80,13 +83,13 @@ def test_an_interval_of_one_call_is_timed():
 
 
 def test_before_anything_is_timed_there_is_no_speed():
-    assert ThroughputMeter(clock=Clock()).chars_per_second is None
+    assert ThroughputMeter(START, clock=Clock()).chars_per_second is None
 
 
 @pytest.mark.parametrize("seconds_per_step", [0.001, 0.02, 2.0])
 def test_calls_settle_at_one_second(seconds_per_step):
     clock = Clock()
-    meter = ThroughputMeter(clock=clock)
+    meter = ThroughputMeter(START, clock=clock)
     assert meter.steps_per_call == 1
     sizes = []
     for _ in range(20):
@@ -101,7 +104,7 @@ def test_calls_settle_at_one_second(seconds_per_step):
 
 def test_a_requested_number_of_steps_is_kept():
     clock = Clock()
-    meter = ThroughputMeter(steps_per_call=3, clock=clock)
+    meter = ThroughputMeter(START, steps_per_call=3, clock=clock)
     for _ in range(5):
         meter.begin()
         meter.push(metrics(1, 1), 3)
