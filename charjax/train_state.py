@@ -33,8 +33,9 @@ class TrainState:
     Examples:
         >>> import jax
         >>> from charjax import CharLSTM, TrainConfig, TrainState, init_train_state, make_mesh, make_optimizer
-        >>> model, optimizer = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1), make_optimizer(TrainConfig(), 9)
         >>> mesh = make_mesh(jax.devices()[:1])
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
+        >>> optimizer = make_optimizer(TrainConfig(), total_steps=4)
         >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=2, mesh=mesh)
         >>> isinstance(state, TrainState), int(state.step), state.carry[0].h.shape
         (True, 0, (2, 8))
@@ -82,10 +83,12 @@ def init_train_state(
         UserError: batch_size is not a multiple of the number of devices.
 
     Examples:
-        >>> import jax, optax
-        >>> from charjax import CharLSTM, init_train_state, make_mesh
-        >>> model, mesh = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1), make_mesh(jax.devices()[:1])
-        >>> state = init_train_state(jax.random.key(0), model, optax.sgd(0.1), batch_size=2, mesh=mesh)
+        >>> import jax
+        >>> from charjax import CharLSTM, TrainConfig, init_train_state, make_mesh, make_optimizer
+        >>> mesh = make_mesh(jax.devices()[:1])
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
+        >>> optimizer = make_optimizer(TrainConfig(), total_steps=4)
+        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=2, mesh=mesh)
         >>> sorted(state.params)
         ['head', 'layer_0']
     """

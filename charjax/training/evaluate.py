@@ -167,9 +167,10 @@ def evaluate(
 
     Examples:
         >>> import jax, numpy as np
-        >>> from charjax import CharLSTM, evaluate, init_params
+        >>> from charjax import CharLSTM, evaluate, init_params, make_mesh
         >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
-        >>> loss = evaluate(model, init_params(jax.random.key(0), model), np.arange(41, dtype=np.uint8) % 5)
+        >>> params, mesh = init_params(jax.random.key(0), model), make_mesh(jax.devices()[:1])
+        >>> loss = evaluate(model, params, np.arange(41, dtype=np.uint8) % 5, mesh=mesh)
         >>> round(loss, 1)
         1.6
     """

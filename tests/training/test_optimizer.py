@@ -59,6 +59,11 @@ def test_step_decays_at_exactly_the_boundary_under_jit(epoch_steps):
         np.testing.assert_allclose(after / before, 0.5, rtol=1e-5)
 
 
+def test_a_decay_interval_longer_than_int32_never_decays():
+    values = rates(3, schedule="step", warmup_frac=0, decay_every=10**11, epochs=1)
+    np.testing.assert_allclose(values, PEAK, rtol=1e-6)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "step"])
 @pytest.mark.parametrize("warmup_frac", [0, 0.05, 1])
 def test_a_single_step_runs_at_the_peak(schedule, warmup_frac):
