@@ -59,15 +59,16 @@ def test_a_step_equals_textbook_bptt():
     opt_state = optimizer.init(params)
     rows = ids[:-1].reshape(B, 2 * T)
     labels = ids[1:].reshape(B, 2 * T)
+
+    def loss(params, carry, rows, labels):
+        logits, after = model.apply({"params": params}, rows, carry)
+        return jnp.mean(cross_entropy(logits, labels)), after
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     for window in (slice(0, T), slice(T, 2 * T), slice(0, T)):
         if window.start == 0:
             carry = init_carry(model, B)
-
-        def loss(params, carry=carry, window=window):
-            logits, after = model.apply({"params": params}, rows[:, window], carry)
-            return jnp.mean(cross_entropy(logits, labels[:, window])), after
-
-        (expected, carry), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (expected, carry), grads = gradient(params, carry, rows[:, window], labels[:, window])
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         state, metrics = step(state, streams)
@@ -229,29 +230,29 @@ def test_microbatches_give_the_same_result(num_devices, microbatches, implementa
 def test_microbatches_take_less_memory_for_the_backward_pass():
     memory = []
     for microbatches in (1, 8):
-        step, state, streams = make(microbatches=microbatches, implementation="scan")
+        step, state, streams = make(microbatches=microbatches, implementation="scan", dropout=0.3)
         compiled = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     assert memory[1] < 0.5 * memory[0]
 
 
 def test_microbatches_are_summed_before_the_all_reduce():
-    step, state, streams = make(2, microbatches=4)
+    step, state, streams = make(2, microbatches=4, dropout=0.3)
     text = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
     assert len([line for line in text.splitlines() if " all-reduce" in line and f"f32[{V},40]" in line]) == 1
 
 
 def spoilt(*windows):
     """Returns ids that make some windows of sequence 3 NaN: they contain an id beyond the vocabulary."""
-    ids = np.random.default_rng(0).integers(0, V, B * 6 * T + 1).astype(np.uint8)
+    ids = np.random.default_rng(0).integers(0, V, B * 8 * T + 1).astype(np.uint8)
     for window in windows:
-        ids[3 * 6 * T + window * T + T // 2] = V
+        ids[3 * 8 * T + window * T + T // 2] = V
     return ids
 
 
-@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 1), (2, 1), (2, 4)])
 def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(num_devices, microbatches):
-    step, state, streams = make(num_devices, ids=spoilt(2), microbatches=microbatches)
+    step, state, streams = make(num_devices, ids=spoilt(2), microbatches=microbatches, dropout=0.3)
     for _ in range(2):
         state, metrics = step(state, streams)
     assert (int(metrics.skipped), int(metrics.skipped_in_a_row)) == (0, 0)
