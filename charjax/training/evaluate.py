@@ -51,7 +51,7 @@ class EvalStep(NamedTuple):
 
 
 def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -> EvalStep:
-    """Builds the jitted evaluation of a text, whole or chunk by chunk; it leaves any TrainState alone.
+    """Builds the jitted evaluation of a text, whole or chunk by chunk.
 
     Args:
         model: the model; dropout is off.

@@ -100,8 +100,8 @@ def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> 
     steps_per_epoch = training_layout(corpus, config).windows
     if config.epochs * steps_per_epoch > MOST_STEPS:  # devices count in int32
         raise UserError(
-            f"epochs {config.epochs} are {config.epochs * steps_per_epoch:,} steps, more than {MOST_STEPS:,}; "
-            f"the most that --epochs can be is {MOST_STEPS // steps_per_epoch}"
+            f"{config.epochs} epochs are {config.epochs * steps_per_epoch:,} steps, more than {MOST_STEPS:,}; "
+            f"lower --epochs to at most {MOST_STEPS // steps_per_epoch}"
         )
     context = encode_context(corpus.vocab, config.sample_context)
     check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))

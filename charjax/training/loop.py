@@ -113,8 +113,8 @@ class TrainLoop:
         with together():
             if progress.step > self.plan.total_steps:
                 raise UserError(
-                    f"the run has been trained for {progress.step} steps, which is {progress.epoch:.4g} epochs, "
-                    f"more than --epochs {self.config.epochs}; give at least as many to resume"
+                    f"the run was trained for {progress.step} steps, which is {progress.epoch:.4g} epochs, "
+                    f"more than --epochs {self.config.epochs}; raise --epochs to resume it"
                 )
         self._continue_from(progress)
         self.reporter.message(f"resuming at step {progress.step} of {self.plan.total_steps}")
@@ -127,7 +127,7 @@ class TrainLoop:
         self.reporter.stop()
         self.reporter.message(
             f"{problem}: going back to the checkpoint of step {progress.step}, "
-            f"with {rate_scale(progress):g} of the learning rate"
+            f"with {rate_scale(progress):g} times the learning rate"
         )
         self._announce()
         return state
@@ -170,7 +170,7 @@ class TrainLoop:
         self._wait_for_device()
         val_loss = self.evaluator(state.params)
         if not math.isfinite(val_loss):
-            raise DivergedError(f"the validation loss became {val_loss} by step {self.progress.step}")
+            raise DivergedError(f"the validation loss is {val_loss} at step {self.progress.step}")
         self.rollbacks.evaluation_succeeded()
         evaluation = Evaluation(
             step=self.progress.step,
@@ -221,7 +221,7 @@ class TrainLoop:
             return
         self._wait_for_device()
         if not _is_finite(on_one_device(state.params)):
-            raise DivergedError(f"the parameters are not finite by step {self.progress.step}")
+            raise DivergedError(f"the parameters are not finite at step {self.progress.step}")
         self.folder.save(state, self.progress)
 
     def _leave_if_asked(self) -> None:
@@ -232,7 +232,7 @@ class TrainLoop:
         raise Interrupted(
             self.votes.signum,
             f"interrupted at step {self.progress.step} of {self.plan.total_steps}; saved in {self.folder.path}, "
-            "--resume goes on from there",
+            "continue with --resume",
         )
 
     def _wait_for_device(self) -> None:
@@ -254,10 +254,12 @@ class TrainLoop:
         """
         step = self.progress.step
         if self.meter.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
-            raise DivergedError(f"the loss or its gradient was not finite in {SKIPS_TO_ROLL_BACK} steps by step {step}")
+            raise DivergedError(
+                f"loss or gradient not finite in {SKIPS_TO_ROLL_BACK} steps in a row, up to step {step}"
+            )
         if skipped:
             steps = "a step" if skipped == 1 else f"{skipped} steps"
-            self.reporter.message(f"skipped {steps} by step {step}, whose loss or gradient was not finite")
+            self.reporter.message(f"skipped {steps} up to step {step}: loss or gradient not finite")
 
 
 def _evaluated(progress: Progress, val_loss: float) -> Progress:

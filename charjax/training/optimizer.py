@@ -59,7 +59,7 @@ def _make_decay(config: TrainConfig, total_steps: int, last_warmup: int) -> opta
         return optax.cosine_decay_schedule(peak, steps, alpha=config.final_lr_frac)
     if config.schedule == "constant":
         return optax.constant_schedule(peak)
-    # Steps are int32, so a longer interval than int32 can hold never ends during training anyway.
+    # Steps are int32, so a longer interval than int32 can hold never ends during training.
     interval = min(max(1, round(config.decay_every * total_steps / config.epochs)), 2**31 - 1)
     staircase = optax.exponential_decay(peak, interval, config.decay_factor, staircase=True)
     # Half a step in: at a boundary the float32 quotient must not round to below the whole number.
@@ -94,7 +94,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
 
 @functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
 def _make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
-    # optax.adamw, part by part, because its learning rate takes no argument beside the step.
+    # optax.adamw, part by part, because its learning rate is a function of the step only.
     adamw = optax.chain(
         optax.scale_by_adam(ADAM_B1, ADAM_B2),
         optax.add_decayed_weights(config.weight_decay, _is_matrix),

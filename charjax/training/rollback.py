@@ -72,7 +72,7 @@ class RollbackPolicy:
             if self._folder is None:
                 raise UserError(f"{reason}; {advice}")
             if rollbacks > MOST_ROLLBACKS:
-                kept = f"{self._folder.path} keeps the checkpoint before it"
+                kept = f"the last good checkpoint is kept in {self._folder.path}"
                 raise UserError(f"{reason}, after {MOST_ROLLBACKS} rollbacks; {kept}; {advice}")
         return self._folder
 

@@ -146,7 +146,7 @@ def whole(tmp_path_factory):
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, whole, signum, at_step):
     out, expected = whole
     stopped = Recorder(at_step, lambda: os.kill(os.getpid(), signum))
-    with pytest.raises(Interrupted, match="--resume goes on from there") as interruption:
+    with pytest.raises(Interrupted, match="continue with --resume") as interruption:
         fit(MODEL, CORPUS, SMALL, out=tmp_path / "run", reporter=stopped)
     assert interruption.value.signum == signum
     saved = read_header(tmp_path / "run").progress.step
@@ -237,9 +237,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_reported(tmp_path):
     recorder = Recorder()
     state = fit(MODEL, spoilt(3, 4, 8), SMALL, out=tmp_path, epochs=1, steps_per_call=1, reporter=recorder)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert recorder.messages == [
-        f"skipped a step by step {step}, whose loss or gradient was not finite" for step in (3, 4, 8)
-    ]
+    assert recorder.messages == [f"skipped a step up to step {step}: loss or gradient not finite" for step in (3, 4, 8)]
     evaluations = read_metrics(tmp_path / "metrics.jsonl")
     assert [evaluation.skipped_steps for evaluation in evaluations][:2] == [3, 0]
     assert all(math.isfinite(evaluation.train_loss) for evaluation in evaluations)
@@ -256,8 +254,8 @@ def test_a_diverged_run_goes_back_with_a_lower_rate(diverged):
     out, state, recorder = diverged
     rollbacks = [text for text in recorder.messages if "going back" in text]
     assert rollbacks
-    assert "not finite in 3 steps by step" in rollbacks[0]
-    assert rollbacks[0].endswith("with 0.5 of the learning rate")
+    assert "not finite in 3 steps in a row, up to step" in rollbacks[0]
+    assert rollbacks[0].endswith("with 0.5 times the learning rate")
     assert int(state.step) == read_header(out).progress.step
     assert read_header(out).progress.rollbacks == len(rollbacks)
     assert steps_of(recorder)[-1] == int(state.step)
@@ -317,12 +315,12 @@ def test_the_lower_rate_is_kept_when_the_run_is_resumed(tmp_path, diverged):
     assert_same(fit(FRAGILE, CORPUS, SMALL, out=tmp_path / "cut", resume=True, **DIVERGING), expected)
 
 
-def test_a_checkpoint_that_diverges_again_is_given_up_for_the_best(tmp_path, monkeypatch):
+def test_a_checkpoint_that_diverges_again_is_given_up_for_the_best(tmp_path):
     """Windows 20 to 23 are spoilt, so training diverges every time before the second evaluation."""
     corpus = spoilt(*range(20, 24))
     recorder = Recorder()
     with pytest.raises(
-        UserError, match=r"by step \d+, after 5 rollbacks; .* keeps the checkpoint before it; try a lower"
+        UserError, match=r"up to step \d+, after 5 rollbacks; the last good checkpoint is kept in .*; try a lower"
     ):
         fit(MODEL, corpus, SMALL, out=tmp_path, checkpoint_every=6, steps_per_call=1, reporter=recorder)
     back_to = [int(text.split("checkpoint of step ")[1].split(",")[0]) for text in recorder.messages if "going" in text]
@@ -332,14 +330,16 @@ def test_a_checkpoint_that_diverges_again_is_given_up_for_the_best(tmp_path, mon
 
 
 def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoints(tmp_path):
-    with pytest.raises(UserError, match=r"not finite .* keeps the checkpoint before it; .*--learning-rate \(it is 1e"):
+    with pytest.raises(
+        UserError, match=r"not finite .* the last good checkpoint is kept in .*; .*--learning-rate \(it is 1e"
+    ):
         fit(MODEL, CORPUS, SMALL, out=tmp_path, learning_rate=1e9, clip_norm=1e9, schedule="constant", warmup_frac=0)
     _, params, _ = load_model(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 def test_without_a_run_folder_a_diverged_run_ends_at_once():
-    with pytest.raises(UserError, match=r"not finite in 3 steps by step 5; try a lower --learning-rate"):
+    with pytest.raises(UserError, match=r"not finite in 3 steps in a row, up to step 5; try a lower --learning-rate"):
         fit(MODEL, spoilt(3, 4, 5), SMALL, steps_per_call=1)
 
 
@@ -350,7 +350,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
         return optax.chain(make_optimizer(*args), optax.scale(math.inf))
 
     monkeypatch.setattr("charjax.training.loop.make_optimizer", overflowing)
-    with pytest.raises(UserError, match="the parameters are not finite by step 1, after 5 rollbacks"):
+    with pytest.raises(UserError, match="the parameters are not finite at step 1, after 5 rollbacks"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path, checkpoint_every=1, steps_per_call=1)
     assert read_header(tmp_path).progress.step == 0
 
@@ -359,7 +359,7 @@ def test_a_validation_loss_that_is_not_finite_rolls_back_too(tmp_path):
     validation = CORPUS.validation.copy()
     validation[9] = MODEL.vocab_size
     corpus = dataclasses.replace(CORPUS, validation=validation)
-    with pytest.raises(UserError, match="the validation loss became nan by step 12, after 5 rollbacks"):
+    with pytest.raises(UserError, match="the validation loss is nan at step 12, after 5 rollbacks"):
         fit(MODEL, corpus, SMALL, out=tmp_path)
 
 
@@ -437,7 +437,7 @@ def test_every_core_is_a_device_unless_the_user_chooses():
 
 
 def test_more_steps_than_int32_can_count_are_refused(tmp_path):
-    refused(tmp_path, "epochs 99999999999 are .* steps, more than 2,147,483,647; the most that --epochs can be is 89",
+    refused(tmp_path, "99999999999 epochs are .* steps, more than 2,147,483,647; lower --epochs to at most 89",
             epochs=99999999999)  # fmt: skip
 
 
