@@ -69,7 +69,8 @@ def compile_train_step(sizes: Sizes, implementation: str | None, mesh: Mesh) -> 
         jax.ShapeDtypeStruct((), np.int32, sharding=whole),
     )
     step = make_train_step(model, optimizer, seq_len=sizes.seq_len, mesh=mesh)
-    return step.__wrapped__.lower(state, streams, jax.ShapeDtypeStruct((), np.int32, sharding=whole)).compile()
+    num_steps, rate_scale = (jax.ShapeDtypeStruct((), dtype, sharding=whole) for dtype in (np.int32, np.float32))
+    return step.jitted.lower(state, streams, num_steps, rate_scale).compile()
 
 
 def compile_flax_step(sizes: Sizes, mesh: Mesh) -> Any:

@@ -1,4 +1,4 @@
-"""Next-character cross-entropy, in nats."""
+"""Next-character cross-entropy in nats, the measures derived from it, and the record of an evaluation."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ from charjax.errors import in_short
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """-log p(label) of every position, by `optax.softmax_cross_entropy_with_integer_labels`.
+    """Returns -log p(label) at every position, by `optax.softmax_cross_entropy_with_integer_labels`.
 
     Args:
         logits: [..., V] float32, unnormalised log-probabilities.
         labels: [...] integer ids in [0, V).
 
     Returns:
-        [...] float32, nats per character; exp of its mean is the perplexity.
+        [...] float32, nats per character; the exponential of its mean is the perplexity.
     """
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
 
 
 def perplexity(loss: float) -> float:
-    """Exp(loss), with loss in nats per character: how many characters the model hesitates between."""
+    """Returns exp(loss), with loss in nats per character: the number of equally likely characters it amounts to."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -34,23 +34,28 @@ def perplexity(loss: float) -> float:
 
 
 def bits_per_char(loss: float) -> float:
-    """Loss / ln 2, with loss in nats per character: bits that the model encodes a character in."""
+    """Returns loss / ln 2, with loss in nats per character: the bits that the model needs for a character."""
     return loss / math.log(2)
+
+
+# The floats of an Evaluation, in the order of its JSON, and those of them that follow from the others.
+_MEASURED = ("epoch", "train_loss", "val_loss", "perplexity", "bits_per_char", "chars_per_second", "elapsed_seconds")
+_DERIVED = ("perplexity", "bits_per_char")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured at one evaluation.
+    """The measurements of one evaluation.
 
     Attributes:
         step: optimizer steps taken.
-        epoch: passes over the training text taken, with a fraction.
-        train_loss: nats per character, mean over the steps since the evaluation before.
+        epoch: passes over the training text, with a fraction.
+        train_loss: nats per character, mean over the steps since the previous evaluation.
         val_loss: nats per character of the validation text.
-        chars_per_second: characters trained on per second, evaluations left out, and compilation, too, but in an
-            interval of one call that had to compile; None if not timed.
+        chars_per_second: characters trained on per second, without evaluations, and without compilation unless there
+            was only the one call that compiled; None if not timed.
         elapsed_seconds: wall-clock time of training.
-        skipped_steps: steps since the evaluation before that were skipped, because they were not finite.
+        skipped_steps: steps since the previous evaluation that were skipped because they were not finite.
     """
 
     step: int
@@ -72,41 +77,25 @@ class Evaluation:
         return bits_per_char(self.val_loss)
 
     def to_json(self) -> str:
-        """One line of strict JSON without its newline; numbers that are not finite become null."""
-        values = {
-            "step": int(self.step),
-            "epoch": _finite(self.epoch),
-            "train_loss": _finite(self.train_loss),
-            "val_loss": _finite(self.val_loss),
-            "perplexity": _finite(self.perplexity),
-            "bits_per_char": _finite(self.bits_per_char),
-            "chars_per_second": _finite(self.chars_per_second),
-            "elapsed_seconds": _finite(self.elapsed_seconds),
-            "skipped_steps": int(self.skipped_steps),
-        }
-        return json.dumps(values, allow_nan=False)
+        """Returns one line of strict JSON, without the newline; numbers that are not finite become null."""
+        values = {name: _finite(getattr(self, name)) for name in _MEASURED}
+        return json.dumps({"step": int(self.step), **values, "skipped_steps": int(self.skipped_steps)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
-        """Reads what `to_json` wrote, null as NaN; names that an Evaluation does not have are passed over.
+        """Parses what `to_json` wrote; null becomes NaN, and unknown names are ignored.
 
         Raises:
-            ValueError: not a JSON object with an Evaluation's numbers.
+            ValueError: the line is not a JSON object with the numbers of an Evaluation.
         """
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         step, skipped = _whole("step", values.get("step")), _whole("skipped_steps", values.get("skipped_steps", 0))
-        speed = _number("chars_per_second", values)
-        return cls(
-            step=step,
-            epoch=_number("epoch", values),
-            train_loss=_number("train_loss", values),
-            val_loss=_number("val_loss", values),
-            chars_per_second=None if math.isnan(speed) else speed,
-            elapsed_seconds=_number("elapsed_seconds", values),
-            skipped_steps=skipped,
-        )
+        numbers: dict[str, Any] = {name: _number(name, values) for name in _MEASURED if name not in _DERIVED}
+        if math.isnan(numbers["chars_per_second"]):
+            numbers["chars_per_second"] = None
+        return cls(step=step, skipped_steps=skipped, **numbers)
 
 
 def _finite(value: float | None) -> float | None:

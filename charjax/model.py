@@ -17,19 +17,19 @@ from charjax.ops.lstm.single_step import StepWeights, make_step_weights
 
 Carry = tuple[LSTMCarry, ...]
 
-# Layer 0 reads one-hot rows, each of which must move the gates by itself. Scaled by 1 / sqrt(V), as if V inputs
-# were added up, they hardly do so for many thousand steps.
+# Layer 0 reads one-hot rows, so a single row must move the gates. With the usual 1 / sqrt(V), which expects a sum over
+# V inputs, they barely move for many thousand steps.
 ONE_HOT_INIT = nn.initializers.normal(2.0)
 
 
 class LSTMLayer(nn.Module):
-    """One LSTM layer over a window; see `charjax.ops.lstm` for the mathematics and the implementations.
+    """One LSTM layer over T characters; see `charjax.ops.lstm` for the mathematics and the implementations.
 
     Attributes:
         hidden_dim: H.
         input_dim: D.
-        implementation: "flax" runs `flax.linen.scan` over `LSTMCell`; the others compute the same.
-        dtype: format of the products' operands.
+        implementation: "flax" runs `flax.linen.scan` over `LSTMCell`; the others compute the same function.
+        dtype: format of the matmul operands.
         w_ih_init: initializer of the input weights.
     """
 
@@ -40,11 +40,11 @@ class LSTMLayer(nn.Module):
     w_ih_init: Initializer = nn.initializers.lecun_normal()
 
     def setup(self) -> None:
-        """Declares the cell, which owns the parameters under every implementation."""
+        """Declares the cell, which owns the parameters whatever the implementation."""
         self.cell = LSTMCell(self.hidden_dim, self.input_dim, self.dtype, self.w_ih_init)
 
     def __call__(self, x: Array, carry: LSTMCarry) -> tuple[Array, LSTMCarry]:
-        """X [B, T, D] float or [B, T] integer, carry [B, H] -> (y [B, T, H], carry)."""
+        """Maps x [B, T, D] float or [B, T] integer and carry [B, H] to (y [B, T, H], carry)."""
         return lstm(self.cell.weights, x, carry, implementation=self.implementation, dtype=self.dtype)
 
 
@@ -54,7 +54,7 @@ class Head(nn.Module):
     Attributes:
         hidden_dim: H.
         vocab_size: V.
-        dtype: format of the product's operands.
+        dtype: format of the matmul operands.
     """
 
     hidden_dim: int
@@ -67,23 +67,32 @@ class Head(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
 
     def __call__(self, x: Array) -> Array:
-        """X [B, T, H] -> logits [B, T, V] float32."""
+        """Maps x [B, T, H] to logits [B, T, V] float32."""
         return product(x, self.kernel, jnp.dtype(self.dtype)) + self.bias[None, None]
 
 
 class CharLSTM(nn.Module):
-    """A stack of LSTM layers that predicts the next character at every position (Graves 2013).
+    """Predicts the next character at every position with a stack of LSTM layers (Graves 2013).
 
-    Characters go in as ids, which stand for one-hot rows of layer 0; dropout (Zaremba et al. 2014) falls on the
-    output of every layer, between layers and before the head, never on the recurrent state.
+    Character ids select rows of layer 0's input weights, as one-hot inputs would. Dropout (Zaremba et al. 2014) is
+    applied to the output of every layer, between layers and before the head, never to the recurrent state.
 
     Attributes:
         vocab_size: V, number of characters.
         hidden_dim: H, units per layer.
         hidden_layers: number of layers.
-        dropout: probability of zeroing an output while training.
+        dropout: probability of zeroing an output during training.
         implementation: how each layer is computed; see `charjax.ops.lstm`.
-        dtype: "float32" or "bfloat16", the format of the products' operands.
+        dtype: "float32" or "bfloat16", the format of the matmul operands.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from charjax import CharLSTM, init_carry, init_params
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
+        >>> params = init_params(jax.random.key(0), model)
+        >>> logits, carry = model.apply({"params": params}, jnp.array([[0, 3, 1]]), init_carry(model, 1))
+        >>> logits.shape
+        (1, 3, 5)
     """
 
     vocab_size: int
@@ -95,7 +104,7 @@ class CharLSTM(nn.Module):
 
     @classmethod
     def from_config(cls, config: ModelConfig, vocab_size: int) -> "CharLSTM":
-        """The model that a `ModelConfig` describes; its dtype "auto" becomes what is faster on this machine."""
+        """Builds the model that a config describes; the dtype "auto" becomes the faster one on this machine."""
         return cls(
             vocab_size=vocab_size,
             hidden_dim=config.hidden_dim,
@@ -110,7 +119,7 @@ class CharLSTM(nn.Module):
         """The model's shape as a `ModelConfig`, which checks it.
 
         Raises:
-            UserError: a size, probability or dtype out of range.
+            UserError: a size, probability or dtype is out of range.
         """
         return ModelConfig(
             hidden_dim=self.hidden_dim,
@@ -131,17 +140,17 @@ class CharLSTM(nn.Module):
     def __call__(
         self, ids: Array, carry: Carry, *, train: bool = False, stream_ids: Array | None = None
     ) -> tuple[Array, Carry]:
-        """Reads a window of characters.
+        """Computes the logits of T characters.
 
         Args:
             ids: [B, T] integer, the characters.
-            carry: the state before the window, one `LSTMCarry` of [B, H] float32 per layer; see `init_carry`.
-            train: whether to drop outputs; needs the PRNG key `rngs={"dropout": key}` where dropout > 0.
-            stream_ids: [B] integer, the number that each row's dropout is drawn by, so that a row's draws do
-                not depend on which rows stand beside it; by default 0 to B-1.
+            carry: the state before them, one `LSTMCarry` of [B, H] float32 per layer; see `init_carry`.
+            train: apply dropout; if dropout > 0 this needs the PRNG key `rngs={"dropout": key}`.
+            stream_ids: [B] integer, a number per row that its dropout mask is derived from, so that the mask does not
+                depend on the other rows of the batch; by default 0 to B-1.
 
         Returns:
-            logits [B, T, V] float32, at each position of the character after it, and the carry after the window.
+            logits [B, T, V] float32, each of the character after its position, and the carry after the last one.
         """
         keep = self._keep(ids.shape, stream_ids) if train and self.dropout > 0 else ()
         y, carry = lstm_stack(
@@ -156,71 +165,79 @@ class CharLSTM(nn.Module):
         return self.head(drop(y, keep[-1], self.dropout) if keep else y), carry
 
     def _keep(self, shape: tuple[int, ...], stream_ids: Array | None) -> tuple[Array, ...]:
-        """Which outputs dropout leaves, [B, T, H] per layer."""
+        """Returns the mask of outputs that dropout keeps, [B, T, H] per layer."""
         streams = jnp.arange(shape[0]) if stream_ids is None else stream_ids
         keys = [self.make_rng("dropout") for _ in self.layer]
         return tuple(keep_per_stream(key, self.dropout, streams, (shape[1], self.hidden_dim)) for key in keys)
 
 
 def init_carry(model: CharLSTM, batch_size: int) -> Carry:
-    """The state before any character: one zero `LSTMCarry` of [batch_size, H] float32 per layer."""
-    # An array each: a buffer that stood in two places could not be donated.
-    return tuple(
-        LSTMCarry(
-            jnp.zeros((batch_size, model.hidden_dim), jnp.float32),
-            jnp.zeros((batch_size, model.hidden_dim), jnp.float32),
-        )
-        for _ in range(model.hidden_layers)
-    )
+    """Returns the state before any character: one zero `LSTMCarry` of [batch_size, H] float32 per layer.
+
+    Examples:
+        >>> from charjax import CharLSTM, init_carry
+        >>> carry = init_carry(CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=2), batch_size=3)
+        >>> len(carry), carry[0].c.shape
+        (2, (3, 8))
+    """
+    # Separate arrays: a buffer that appears twice cannot be donated.
+    zeros = functools.partial(jnp.zeros, (batch_size, model.hidden_dim), jnp.float32)
+    return tuple(LSTMCarry(zeros(), zeros()) for _ in range(model.hidden_layers))
 
 
 def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
-    """Draws fresh parameters (float32): `layer_0` to `layer_{L-1}`, each with its `cell`, and the `head`."""
-    # Parameters do not depend on how layers are computed, and "scan" can be had everywhere.
+    """Returns random initial parameters (float32): `layer_0` to `layer_{L-1}`, each with a `cell`, and the `head`.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, init_params
+        >>> params = init_params(jax.random.key(0), CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1))
+        >>> params["head"]["kernel"].shape
+        (8, 5)
+    """
+    # Parameters do not depend on the implementation, and "scan" runs everywhere.
     variables = model.clone(implementation="scan").init(key, jnp.zeros((1, 1), jnp.int32), init_carry(model, 1))
     return variables["params"]
 
 
 def model_to_use(config: ModelConfig, vocab_size: int) -> CharLSTM:
-    """The model of a run, to sample and to score with on this machine.
+    """Builds the model of a run for sampling and scoring on this machine.
 
-    Where the implementation that the run was trained with does not serve here, it is the default one, and the log says
-    so: all take the same parameters and compute the same.
+    If the implementation that the run was trained with is not available here, the default one is used and the log says
+    so: all of them take the same parameters and compute the same function.
     """
     model = CharLSTM.from_config(config, vocab_size)
     try:
         check_serves(model)
     except NotImplementedError as error:
-        logging.getLogger("charjax").warning("%s: the default is used in its place", error)
+        logging.getLogger("charjax").warning("%s: using the default instead", error)
         return model.clone(implementation=None)
     return model
 
 
 def check_serves(model: CharLSTM) -> None:
-    """Checks that the model's implementation can be had on this machine, in the model's dtype and size.
+    """Checks that the model's implementation is available on this machine, for the model's dtype and size.
 
     Raises:
-        NotImplementedError: it cannot.
+        NotImplementedError: it is not.
     """
 
     def one_step_of_each_kind_of_layer() -> None:
-        hidden = model.hidden_dim
-        carry = LSTMCarry(jnp.zeros((1, hidden)), jnp.zeros((1, hidden)))
+        hidden, gates, carry = model.hidden_dim, 4 * model.hidden_dim, init_carry(model, 1)[0]
         for inputs, x in ((model.vocab_size, jnp.zeros((1, 1), jnp.int32)), (hidden, jnp.zeros((1, 1, hidden)))):
-            gates = 4 * hidden
             weights = LSTMWeights(jnp.zeros((inputs, gates)), jnp.zeros((hidden, gates)), jnp.zeros(gates))
             lstm(weights, x, carry, implementation=model.implementation, dtype=model.dtype)
 
-    # Traced alone: nothing is compiled, and no memory taken.
+    # Only traced: this neither compiles nor allocates.
     jax.eval_shape(one_step_of_each_kind_of_layer)
 
 
 def layer_weights(model: CharLSTM, params: Params) -> list[LSTMWeights]:
-    """The parameters of each layer."""
+    """Returns the parameters of each layer."""
     return [LSTMWeights(**params[f"layer_{n}"]["cell"]) for n in range(model.hidden_layers)]
 
 
 def step_weights(model: CharLSTM, params: Params) -> StepWeights:
-    """The parameters as `charjax.ops.lstm.single_step` takes them, which computes what `model` does, step by step."""
+    """Returns the parameters as `charjax.ops.lstm.single_step` takes them to run the model one character at a time."""
     head = params["head"]
     return make_step_weights(layer_weights(model, params), head["kernel"], head["bias"], jnp.dtype(model.dtype))

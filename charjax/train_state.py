@@ -1,4 +1,4 @@
-"""All that training goes on from, and where it lies on the devices."""
+"""The state of training, and how it is placed on the devices."""
 
 import functools
 from typing import Any
@@ -13,19 +13,32 @@ from charjax.array_types import Array, Params
 from charjax.distributed.mesh import OVER_BATCH, REPLICATED, check_divides, make_mesh
 from charjax.model import Carry, CharLSTM, init_carry, init_params
 
+# Compiled initializers kept in the process, so that a second training with the same settings compiles nothing.
+_INITIALIZERS_KEPT = 16
+
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training goes on from.
+    """The complete state of training: with it and the text, training resumes bit for bit.
 
     Attributes:
         step: [] int32, optimizer steps taken.
-        cursor: [] int32, the window of the streams that comes next.
+        cursor: [] int32, index of the next window.
         params: the model's parameters, float32, a copy on each device.
         opt_state: optax state.
-        carry: the recurrent state after the window before, split over the devices.
-        skipped: [] int32, how many of the latest steps were skipped in a row, because they were not finite.
+        carry: the recurrent state after the previous window, split over the devices.
+        skipped: [] int32, how many of the latest steps in a row were skipped because they were not finite.
         key: PRNG key that each step's dropout key is derived from.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, TrainConfig, TrainState, init_train_state, make_mesh, make_optimizer
+        >>> mesh = make_mesh(jax.devices()[:1])
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
+        >>> optimizer = make_optimizer(TrainConfig(), total_steps=4)
+        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=2, mesh=mesh)
+        >>> isinstance(state, TrainState), int(state.step), state.carry[0].h.shape
+        (True, 0, (2, 8))
     """
 
     step: Array
@@ -37,7 +50,7 @@ class TrainState:
     key: Array
 
 
-# PartitionSpecs in the place of arrays.
+# A PartitionSpec for each field.
 STATE_SPECS: Any = TrainState(
     step=REPLICATED,  # type: ignore[arg-type]
     cursor=REPLICATED,  # type: ignore[arg-type]
@@ -57,27 +70,42 @@ def init_train_state(
     batch_size: int,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """A fresh state, created where it belongs on the mesh.
+    """Returns a fresh state, created directly on the devices of the mesh.
 
     Args:
-        key: PRNG key; initial parameters and all dropout follow from it.
+        key: PRNG key; determines initial parameters and all dropout.
         model: the model.
         optimizer: optax transformation; see `make_optimizer`.
-        batch_size: B, streams over all devices together.
+        batch_size: B, sequences over all devices together.
         mesh: devices; by default all.
 
     Raises:
-        UserError: batch_size is no multiple of the number of devices.
+        UserError: batch_size is not a multiple of the number of devices.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, TrainConfig, init_train_state, make_mesh, make_optimizer
+        >>> mesh = make_mesh(jax.devices()[:1])
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
+        >>> optimizer = make_optimizer(TrainConfig(), total_steps=4)
+        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=2, mesh=mesh)
+        >>> sorted(state.params)
+        ['head', 'layer_0']
     """
     mesh = mesh or make_mesh()
     check_divides(batch_size, mesh)
-    return jax.jit(_initializer(model, optimizer, batch_size), out_shardings=state_shardings(mesh))(key)
+    return _jitted_initializer(model, optimizer, batch_size, mesh)(key)
+
+
+@functools.lru_cache(maxsize=_INITIALIZERS_KEPT)
+def _jitted_initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int, mesh: Mesh) -> Any:
+    return jax.jit(_initializer(model, optimizer, batch_size), out_shardings=state_shardings(mesh))
 
 
 def abstract_train_state(
     model: CharLSTM, optimizer: optax.GradientTransformation, *, batch_size: int, mesh: Mesh | None = None
 ) -> TrainState:
-    """The state's shapes, dtypes and shardings as `jax.ShapeDtypeStruct`s, which a restore fills."""
+    """Returns the state's shapes, dtypes and shardings as `jax.ShapeDtypeStruct`s, for restoring a checkpoint into."""
     shapes = jax.eval_shape(_initializer(model, optimizer, batch_size), jax.random.key(0))
 
     def placed(sharding: NamedSharding, subtree: Any) -> Any:
@@ -87,7 +115,7 @@ def abstract_train_state(
 
 
 def state_shardings(mesh: Mesh) -> Any:
-    """Where each part of a TrainState lies on a mesh: a TrainState of `NamedSharding`s."""
+    """Returns a TrainState of `NamedSharding`s: how each field is placed on a mesh."""
     return jax.tree.map(functools.partial(NamedSharding, mesh), STATE_SPECS)
 
 

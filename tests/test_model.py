@@ -39,7 +39,7 @@ def test_shapes_and_parameter_tree():
     }
 
 
-# bfloat16 takes a processor that multiplies it; test_ops_lstm looks at what the others are told.
+# bfloat16 needs a CPU that multiplies it; tests/ops/test_lstm.py covers the error on others.
 SERVED = [
     (implementation, dtype, tolerance)
     for implementation in (None, *sorted({*IMPLEMENTATIONS} - NOT_ON_CPU))
@@ -49,7 +49,7 @@ SERVED = [
 
 
 @pytest.mark.parametrize(("implementation", "dtype", "tolerance"), SERVED)
-def test_a_checkpoint_moves_between_implementations(implementation, dtype, tolerance, monkeypatch):
+def test_all_implementations_take_the_same_parameters(implementation, dtype, tolerance, monkeypatch):
     monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_tpu", functools.partial(lstm_mosaic_tpu, interpret=True))
     reference, params, ids = make(implementation="flax")
     model = CharLSTM(vocab_size=11, hidden_dim=6, hidden_layers=2, implementation=implementation, dtype=dtype)
@@ -62,7 +62,7 @@ def test_a_checkpoint_moves_between_implementations(implementation, dtype, toler
     jax.tree.map(np.testing.assert_array_equal, fresh, params)
 
 
-def test_a_position_sees_nothing_after_it():
+def test_a_position_does_not_see_later_characters():
     model, params, ids = make()
     logits, _ = model.apply({"params": params}, ids, init_carry(model, 4))
     changed, _ = model.apply({"params": params}, ids.at[:, 5].set((ids[:, 5] + 1) % 11), init_carry(model, 4))
@@ -70,7 +70,7 @@ def test_a_position_sees_nothing_after_it():
     assert (np.abs(logits[:, 5:] - changed[:, 5:]).max(axis=-1) > 0).all()
 
 
-def test_windows_with_the_carry_are_the_whole_text():
+def test_parts_with_the_carry_passed_on_equal_the_whole():
     model, params, ids = make()
     whole, _ = model.apply({"params": params}, ids, init_carry(model, 4))
     first, carry = model.apply({"params": params}, ids[:, :4], init_carry(model, 4))
@@ -78,7 +78,7 @@ def test_windows_with_the_carry_are_the_whole_text():
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-6)
 
 
-def test_dropout_falls_only_in_training_and_on_both_layers():
+def test_dropout_applies_only_in_training_and_to_both_layers():
     model, params, ids = make(dropout=0.5)
     run = lambda **options: model.apply({"params": params}, ids, init_carry(model, 4), **options)  # noqa: E731
     rngs = {"dropout": jax.random.key(2)}
@@ -89,12 +89,12 @@ def test_dropout_falls_only_in_training_and_on_both_layers():
     assert not np.allclose(plain, trained)
     np.testing.assert_array_equal(trained, again)
     assert not np.allclose(trained, other)
-    # Layer 0's own state never sees dropout; layer 1's does, through its input.
+    # Dropout reaches layer 1's state, through its input, but not layer 0's.
     np.testing.assert_array_equal(carry[0].c, dropped_carry[0].c)
     assert not np.allclose(carry[1].c, dropped_carry[1].c)
 
 
-def test_a_streams_dropout_does_not_depend_on_its_neighbours():
+def test_dropout_of_a_row_does_not_depend_on_the_others():
     key = jax.random.key(0)
     whole = keep_per_stream(key, 0.3, jnp.arange(6), (50, 8))
     np.testing.assert_array_equal(whole[3:], keep_per_stream(key, 0.3, jnp.arange(3, 6), (50, 8)))
@@ -103,7 +103,7 @@ def test_a_streams_dropout_does_not_depend_on_its_neighbours():
     np.testing.assert_allclose(drop(jnp.ones(whole.shape), whole, 0.3), np.where(whole, 1 / 0.7, 0), rtol=1e-6)
 
 
-def test_a_layer_by_itself():
+def test_a_single_layer():
     layer = LSTMLayer(hidden_dim=6, input_dim=5)
     x, carry = jax.random.normal(jax.random.key(0), (3, 7, 5)), LSTMCarry(jnp.zeros((3, 6)), jnp.zeros((3, 6)))
     variables = layer.init(jax.random.key(1), x, carry)
@@ -124,7 +124,7 @@ def test_config_round_trip():
     assert CharLSTM.from_config(model.config, model.vocab_size) == model
 
 
-def test_the_dtype_auto_is_what_this_machine_multiplies_faster(monkeypatch):
+def test_dtype_auto_is_the_faster_one_on_this_machine(monkeypatch):
     config = ModelConfig(hidden_dim=6)
     assert config.dtype == "auto"
     fast = next(iter(native.libraries()), None)

@@ -1,6 +1,7 @@
 """The exact loss of a model on a whole text."""
 
-from typing import NamedTuple, Protocol, Self
+import functools
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,37 +17,69 @@ from charjax.model import Carry, CharLSTM, init_carry
 
 EVAL_WINDOW = 100
 EVAL_BURN_IN = 200
-EVAL_MAX_STREAMS = 256
+EVAL_MAX_SEQUENCES = 256
+
+# Compiled steps kept in the process, so that evaluating the same model again compiles nothing.
+STEPS_KEPT = 16
 
 
 class EvalMetrics(NamedTuple):
-    """Sums of each window over all streams: `nats` [C] float32 and `chars` [C] int32."""
+    """Sums over all sequences, one for each of C windows: `nats` [C] float32 and `chars` [C] int32."""
 
     nats: Array
     chars: Array
 
 
-class EvalStep(Protocol):
-    """(params, streams, carry) -> (metrics, carry)."""
+class EvalStep(NamedTuple):
+    """(params, streams, carry) -> (metrics, carry); see `make_eval_step`.
+
+    Attributes:
+        jitted: takes the same arguments.
+        model: the model.
+        mesh: devices.
+    """
+
+    jitted: Any
+    model: CharLSTM
+    mesh: Mesh
 
     def __call__(self, params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
-        """Reads all windows of the streams; without a carry they are the first, read with a state of zeros."""
-        ...
+        """Evaluates all windows of the streams, by default from a zero carry; the carry passed in is donated."""
+        if carry is None:
+            carry = put_streams(init_carry(self.model, streams.ids.shape[0]), self.mesh)
+        return self.jitted(params, streams, carry)
 
 
 def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -> EvalStep:
-    """Builds the jitted evaluation of streams, whole or chunk after chunk, with a state of their own.
+    """Builds the jitted evaluation of a text, whole or chunk by chunk.
 
     Args:
-        model: the model; nothing is dropped.
+        model: the model; dropout is off.
         seq_len: characters per window, which bounds the memory; the result does not depend on it.
         mesh: devices; by default all.
 
     Returns:
         (params, streams, carry) -> (EvalMetrics, carry): one sum per window, for the host to add up in float64, and the
-        state after the last window, which the next chunk goes on from; the one passed in is donated.
+        carry after the last window, to pass in with the next chunk. The carry passed in is donated.
+
+    Examples:
+        >>> import jax, numpy as np
+        >>> from charjax import CharLSTM, init_params, make_eval_step, make_mesh, make_streams, put_streams
+        >>> mesh = make_mesh(jax.devices()[:1])
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
+        >>> eval_step = make_eval_step(model, seq_len=10, mesh=mesh)
+        >>> streams = make_streams(np.arange(41, dtype=np.uint8) % 5, batch_size=2, seq_len=10)
+        >>> metrics, carry = eval_step(init_params(jax.random.key(0), model), put_streams(streams, mesh))
+        >>> metrics.chars.tolist()
+        [20, 20]
     """
     mesh = mesh or make_mesh()
+    return EvalStep(_jitted_step(model, seq_len, mesh), model, mesh)
+
+
+@functools.lru_cache(maxsize=STEPS_KEPT)
+def _jitted_step(model: CharLSTM, seq_len: int, mesh: Mesh) -> Any:
+    """Returns `EvalStep.jitted`."""
 
     def run(params: Params, streams: Streams, carry: Carry) -> tuple[EvalMetrics, Carry]:
         def one(carry: Carry, cursor: Array) -> tuple[Carry, EvalMetrics]:
@@ -59,47 +92,35 @@ def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -
         carry, metrics = jax.lax.scan(one, carry, cursors)
         return metrics, carry
 
-    sharded = jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=(REPLICATED, STREAM_SPECS, OVER_BATCH),
-        out_specs=(REPLICATED, OVER_BATCH),
-    )
+    in_specs, out_specs = (REPLICATED, STREAM_SPECS, OVER_BATCH), (REPLICATED, OVER_BATCH)
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     placed = (NamedSharding(mesh, REPLICATED), NamedSharding(mesh, OVER_BATCH))
-    jitted = jax.jit(sharded, donate_argnums=2, out_shardings=placed)
-
-    def eval_step(params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
-        if carry is None:
-            carry = put_streams(init_carry(model, streams.ids.shape[0]), mesh)
-        return jitted(params, streams, carry)
-
-    return eval_step
+    return jax.jit(sharded, donate_argnums=2, out_shardings=placed)
 
 
 def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budget: int | None = None) -> "Evaluator":
-    """Lays a text out for evaluation, once for many evaluations.
+    """Prepares a text for repeated evaluation.
 
     Args:
         model: the model.
         ids: [N] integer, N >= 2, in memory or in a file.
         mesh: devices; by default all.
-        budget: bytes that may be held of the text at once, as `Prefetcher` has it.
+        budget: bytes of the text to keep in memory at once; see `Prefetcher`.
     """
     mesh = mesh or make_mesh()
-    # Enough streams to fill the machine, few enough that reading each one's burn-in costs about a tenth.
-    wanted = min(EVAL_MAX_STREAMS, max(1, (len(ids) - 1) // (10 * EVAL_BURN_IN)))
+    # Enough sequences to fill the machine, few enough that their burn-in is about a tenth of the work.
+    wanted = min(EVAL_MAX_SEQUENCES, max(1, (len(ids) - 1) // (10 * EVAL_BURN_IN)))
     batch_size = -(-wanted // mesh.size) * mesh.size
     layout = SequenceLayout.of(len(ids), batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
     feed = Prefetcher(ids, layout, mesh, budget=budget)
-    return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), feed, mesh)
+    return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), feed)
 
 
 class Evaluator(NamedTuple):
-    """params -> nats per character over a text; see `evaluate`. A context manager that ends its reading ahead."""
+    """params -> nats per character of a text; see `evaluate`. A context manager that stops prefetching."""
 
     eval_step: EvalStep
     feed: Prefetcher
-    mesh: Mesh
 
     def __enter__(self) -> Self:
         return self
@@ -108,16 +129,16 @@ class Evaluator(NamedTuple):
         self.feed.__exit__(*exception)
 
     def __call__(self, params: Params) -> float:
-        """Mean nats per character."""
-        params = put_replicated(params, self.mesh)
+        """Returns the mean nats per character."""
+        params = put_replicated(params, self.eval_step.mesh)
         sums: list[EvalMetrics] = []
         carry = None
         for window in range(0, self.feed.windows, self.feed.chunk_windows):
             metrics, carry = self.eval_step(params, self.feed.chunk_at(window), carry)
-            # One chunk is dispatched ahead, and no more: their memory would add up.
+            # At most one chunk is dispatched ahead: the memory of more would add up.
             sums[-1:] = jax.device_get(sums[-1:])
             sums.append(metrics)
-        # NumPy's arrays, for its 64-bit sums: jax's would stay at 32 bits.
+        # NumPy, because JAX's sums would stay at 32 bits.
         nats, chars = (np.concatenate(parts)[: self.feed.windows] for parts in zip(*jax.device_get(sums), strict=True))
         return float(np.sum(nats, dtype=np.float64) / np.sum(chars, dtype=np.int64))
 
@@ -125,24 +146,33 @@ class Evaluator(NamedTuple):
 def evaluate(
     model: CharLSTM, params: Params, ids: Ids, *, mesh: Mesh | None = None, budget: int | None = None
 ) -> float:
-    """The model's loss on a text: mean -log p(character | those before it), every character but the first once.
+    """Returns a model's loss on a text: the mean of -log p(character | all before it), over all but the first.
 
-    The text is read as many streams side by side. Each but the first begins 200 characters early, uncounted, to warm
-    its state up, so that the result is that of one pass from the beginning but for what the state remembers
-    longer than that.
+    The text is split into sequences that are read side by side. Each but the first starts 200 characters early to warm
+    up its recurrent state; those characters are not counted. The result therefore equals a single pass from the
+    beginning, except for what the state remembers for longer than that.
 
     Args:
         model: the model.
         params: its parameters.
         ids: [N] integer, N >= 2, in memory or in a file.
         mesh: devices; by default all.
-        budget: bytes that may be held of the text at once, by default without a limit; the result is the same.
+        budget: bytes of the text to keep in memory at once, by default unlimited; the result does not depend on it.
 
     Returns:
-        Nats per character; exp of it is the perplexity, divided by ln 2 it is bits per character.
+        Nats per character; its exponential is the perplexity, and divided by ln 2 it is bits per character.
 
     Raises:
         UserError: fewer than two characters.
+
+    Examples:
+        >>> import jax, numpy as np
+        >>> from charjax import CharLSTM, evaluate, init_params, make_mesh
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
+        >>> params, mesh = init_params(jax.random.key(0), model), make_mesh(jax.devices()[:1])
+        >>> loss = evaluate(model, params, np.arange(41, dtype=np.uint8) % 5, mesh=mesh)
+        >>> round(loss, 1)
+        1.6
     """
     with make_evaluator(model, ids, mesh=mesh, budget=budget) as evaluator:
         return evaluator(params)

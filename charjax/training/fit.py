@@ -1,4 +1,4 @@
-"""`fit`, the host's loop: it dispatches steps, reads the metrics of earlier ones, evaluates, samples and saves."""
+"""`fit`, the public door to training: checks everything that can be checked first, then runs the loop."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,8 @@ from charjax.progress.reporter import Reporter
 from charjax.runs.compatibility import describe_run
 from charjax.runs.shared_folder import open_run
 from charjax.train_state import TrainState
-from charjax.training.loop import TrainLoop, device_layout
+from charjax.training.loop import TrainLoop
+from charjax.training.plan import training_layout
 
 MOST_STEPS = 2**31 - 1
 
@@ -47,49 +48,60 @@ def fit(
         corpus: the text.
         config: how to train; by default `TrainConfig()`.
         out: run folder for checkpoints, metrics.jsonl and samples.txt; None keeps nothing on disk.
-        resume: go on from the latest checkpoint in `out`. With the same configuration the result is bit for bit
+        resume: continue from the latest checkpoint in `out`. With the same configuration the result is bit for bit
             that of a run that was never interrupted.
-        mesh: devices; by default all. On a processor each core is one, if JAX was not in use before.
-        reporter: what shows progress; by default nothing does.
-        **overrides: any field of `TrainConfig` by its name, such as batch_size=32.
+        mesh: devices; by default all. On a CPU each core is a device, if JAX was not in use before.
+        reporter: shows progress; by default nothing is shown.
+        **overrides: any field of `TrainConfig` by name, such as batch_size=32.
 
     Returns:
-        The state after the last step. The run folder holds the best one, too.
+        The state after the last step. The run folder keeps the best one, too.
 
     Raises:
-        UserError: a text too short, a batch that cannot be split over the devices, too little memory, a run folder
-            that is taken or does not match, numbers that are not finite even after going back with lower rates (without
-            `out`, at once).
-        Interrupted: SIGINT, SIGTERM or SIGHUP came while writing to `out`; a checkpoint was saved.
+        UserError: the text is too short, the batch cannot be split over the devices, memory does not suffice, the run
+            folder is in use or does not match, or the loss stays non-finite even after rolling back with lower learning
+            rates (without `out`, at once).
+        Interrupted: SIGINT, SIGTERM or SIGHUP arrived while training with `out`; a checkpoint was saved.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, Corpus, fit, make_mesh
+        >>> corpus = Corpus.from_text("a flat white, please. " * 20)
+        >>> model = CharLSTM(corpus.vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> mesh = make_mesh(jax.devices()[:1])
+        >>> state = fit(model, corpus, mesh=mesh, batch_size=4, seq_len=20, epochs=2, sample_length=0)
+        >>> int(state.step)
+        10
     """
     config = dataclasses.replace(config or TrainConfig(), **overrides)
     reuse_memory()
     use_all_cores()
     info = describe_run(model, corpus, config)
     settings = dataclasses.asdict(info.data) | dataclasses.asdict(info.model) | dataclasses.asdict(config)
-    # Each machine has memory of its own.
+    # Each machine has its own memory.
     del settings["text_memory_mb"]
     check_same(settings | {"resume": resume, "out": out and os.path.realpath(out)})
     mesh = mesh or make_training_mesh(config.batch_size, config.microbatches)
     with together():
         _check(model, corpus, config, mesh)
     with contextlib.ExitStack() as stack:
-        # Without a folder to save to, a signal ends training as it ends anything else.
+        # Without a folder to save to, a signal ends training like any other program.
         signals = stack.enter_context(SignalCatcher()) if out is not None else None
         folder = stack.enter_context(open_run(out, info, resume=resume))
-        return TrainLoop(model, corpus, config, mesh, reporter, folder, signals, resume=resume).run()
+        loop = TrainLoop(model, corpus, config, mesh, reporter=reporter, folder=folder, signals=signals)
+        return loop.run(resume=resume)
 
 
 def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
-    """Checks all that can be told before anything is written or put on a device; errors as `fit`."""
+    """Checks what can be checked before anything is written or put on a device; errors as `fit`."""
     check_serves(model)
     check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
-    steps_per_epoch = device_layout(corpus, config).windows
-    if config.epochs * steps_per_epoch > MOST_STEPS:  # the device counts them as int32
+    steps_per_epoch = training_layout(corpus, config).windows
+    if config.epochs * steps_per_epoch > MOST_STEPS:  # devices count in int32
         raise UserError(
-            f"epochs {config.epochs} are {config.epochs * steps_per_epoch:,} steps, more than {MOST_STEPS:,}; "
-            f"the most that --epochs can be is {MOST_STEPS // steps_per_epoch}"
+            f"{config.epochs} epochs are {config.epochs * steps_per_epoch:,} steps, more than {MOST_STEPS:,}; "
+            f"lower --epochs to at most {MOST_STEPS // steps_per_epoch}"
         )
     context = encode_context(corpus.vocab, config.sample_context)
     check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))

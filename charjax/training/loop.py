@@ -1,8 +1,8 @@
-"""The loop on the host: calls of the training step, evaluation, checkpoints, rollback."""
+"""The training loop on the host: dispatches steps, evaluates, saves, and rolls back when training diverges."""
 
+import contextlib
 import dataclasses
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from charjax.array_types import Array, Params
 from charjax.config import TrainConfig
-from charjax.data.batching import SequenceLayout
 from charjax.data.corpus import Corpus
 from charjax.data.prefetch import Prefetcher
 from charjax.distributed.mesh import on_one_device
@@ -27,34 +26,22 @@ from charjax.runs.shared_folder import SharedRun
 from charjax.train_state import TrainState, abstract_train_state, init_train_state
 from charjax.training.evaluate import make_evaluator
 from charjax.training.optimizer import make_optimizer
+from charjax.training.plan import StepPlan, training_layout
+from charjax.training.rollback import DivergedError, RollbackPolicy, rate_scale
 from charjax.training.step import make_train_step
-from charjax.training.throughput import Tally
+from charjax.training.throughput import ThroughputMeter
 
 SAMPLE_TEMPERATURE = 0.8
 
+# Skipped steps in a row after which a training has diverged.
+SKIPS_TO_ROLL_BACK = 3
 
-# Calls after compilation or evaluation, whose memory lies otherwise than training's, that end by tidying up.
+# Compiling and evaluating leave memory fragmented: after this many calls it is returned to the system.
 CALLS_TO_SETTLE = 2
 
 
-# Steps in a row whose loss or gradient is not finite, at which a run goes back, and how often it does.
-SKIPS_TO_ROLL_BACK = 3
-
-
-MOST_ROLLBACKS = 5
-
-
-def device_layout(corpus: Corpus, config: TrainConfig) -> SequenceLayout:
-    """Returns how the training text is cut into sequences and windows."""
-    return SequenceLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
-
-
-class _DivergedError(Exception):
-    """Numbers that are not finite; the message says which, and when."""
-
-
 class TrainLoop:
-    """One training run: what stays the same through it, and how far it has come."""
+    """One training, from its first step or the latest checkpoint to its last step."""
 
     def __init__(
         self,
@@ -62,277 +49,225 @@ class TrainLoop:
         corpus: Corpus,
         config: TrainConfig,
         mesh: Mesh,
+        *,
         reporter: Reporter | None,
         folder: SharedRun | None,
         signals: SignalCatcher | None,
-        *,
-        resume: bool,
     ) -> None:
         self.model, self.vocab, self.config, self.mesh = model, corpus.vocab, config, mesh
-        self.folder, self.signals, self.resume = folder, signals, resume
+        self.folder, self.signals = folder, signals
         self.reporter = (reporter if is_main() else None) or NullReporter()
-        layout = device_layout(corpus, config)
-        memory_mb = config.text_memory_mb
-        budget = room_for_text(list(mesh.devices.flat)) if memory_mb is None else memory_mb * 1_000_000
-        budgets = _share(least_of_all(budget), corpus)
-        self.feed = Prefetcher(corpus.train, layout, mesh, budget=budgets[0])
-        self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=budgets[1])
-        self.steps_per_epoch = layout.windows
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.eval_every = config.eval_every or self.steps_per_epoch
-        self.checkpoint_every = config.checkpoint_every or self.eval_every
-        self.progress = Progress(step=0)
-        self.restored_step: int | None = None  # by the last rollback, if no evaluation went well since
-        self.council = Council(mesh)
-        self._make_train_step()
-
-    def run(self) -> TrainState:
-        """Trains from where the run folder stands to the last step."""
-        with self.feed, self.evaluator:
-            return self._run()
-
-    def _run(self) -> TrainState:
-        state = self._begin()
-        self._tell_start()
-        try:
-            while self.progress.step < self.total_steps:
-                reason = ""
-                try:
-                    state = self._take_call(state)
-                except _DivergedError as error:
-                    reason = str(error)
-                # Not while the exception holds on to the state that it came from: there may not be room for another.
-                if reason:
-                    del state
-                    state = self._roll_back(reason)
-            if self.folder is not None:
-                self.folder.check()
-        finally:
-            self.reporter.stop()
-        return state
-
-    def _tell_start(self) -> None:
-        chars_per_step = self.config.batch_size * self.config.seq_len
-        self.reporter.start(self.total_steps, self.progress.step, chars_per_step, self.config.epochs)
-
-    def _make_train_step(self) -> None:
-        """Makes the optimizer and the step, with the learning rate that rollbacks have left."""
-        config = self.config
-        self.optimizer = make_optimizer(config, self.total_steps, rate_scale=0.5**self.progress.rollbacks)
+        layout = training_layout(corpus, config)
+        self.plan = StepPlan.of(config, layout.windows)
+        train_bytes, validation_bytes = _text_budgets(corpus, config, mesh)
+        self.feed = Prefetcher(corpus.train, layout, mesh, budget=train_bytes)
+        self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=validation_bytes)
+        self.optimizer = make_optimizer(config, self.plan.total_steps)
         self.train_step = make_train_step(
-            self.model, self.optimizer, seq_len=config.seq_len, mesh=self.mesh, microbatches=config.microbatches
+            model, self.optimizer, seq_len=config.seq_len, mesh=mesh, microbatches=config.microbatches
         )
+        self.council = Council(mesh)
+        self.rollbacks = RollbackPolicy(config, folder)
 
-    def _take_call(self, state: TrainState) -> TrainState:
-        """Takes the steps of one call, and does what is due after it."""
-        state = self._advance(state)
-        if self._is_due(self.eval_every):
-            self._evaluate(state)
-        self.votes = self.council.read(self._own_votes())
-        if self.votes.failed and self.folder is not None:
+    def run(self, *, resume: bool) -> TrainState:
+        """Trains to the last step, from the latest checkpoint or from the beginning; errors as `fit`."""
+        with self.feed, self.evaluator, contextlib.ExitStack() as at_exit:
+            state = self._resume() if resume else self._begin()
+            at_exit.callback(self.reporter.stop)
+            self._announce()
+            return self._train(state)
+
+    def _train(self, state: TrainState) -> TrainState:
+        while self.progress.step < self.plan.total_steps:
+            problem = ""
+            try:
+                state = self._take_steps(state)
+                self._evaluate_if_due(state)
+                self._agree()
+                self._save_if_due(state)
+                self._leave_if_asked()
+            except DivergedError as error:
+                problem = str(error)
+            # Outside the except block: the traceback keeps the old state alive, and memory may not hold two.
+            if problem:
+                del state
+                state = self._roll_back(problem)
+        if self.folder is not None:
             self.folder.check()
-        signum = self.votes.signum
-        if self.progress.is_best or signum or (self._is_due(self.checkpoint_every) and self._goes_well(state)):
-            self._save(state)
-        if signum:
-            self._leave(signum)
         return state
 
     def _begin(self) -> TrainState:
-        """The state to start from: the run folder's latest, or a fresh one, which is saved at once."""
-        if self.folder is not None and self.resume:
-            state, self.progress = self.folder.restore(self._abstract())
-            with together():
-                self._check_goes_on()
-            if self.progress.rollbacks:
-                self._make_train_step()
-            self.reporter.message(f"resuming at step {self.progress.step} of {self.total_steps}")
-        else:
-            state = init_train_state(
-                jax.random.key(self.config.seed),
-                self.model,
-                self.optimizer,
-                batch_size=self.config.batch_size,
-                mesh=self.mesh,
-            )
-        self.started = time.monotonic() - self.progress.elapsed_seconds
-        self._begin_tally()
-        if self.folder is not None and not self.resume:
+        """Returns a fresh state, saved as the first checkpoint."""
+        key, batch_size = jax.random.key(self.config.seed), self.config.batch_size
+        state = init_train_state(key, self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
+        self._continue_from(Progress(step=0))
+        if self.folder is not None:
             self.folder.begin(self.progress)
-            self._save(state)
+        self._save(state)
         return state
 
-    def _begin_tally(self) -> None:
-        self.tally = Tally(
-            steps_per_call=self.config.steps_per_call,
-            nats=self.progress.train_nats,
-            count=self.progress.train_count,
-            skipped=self.progress.train_skipped,
-        )
-        self.votes = Votes(self.tally.steps_per_call, 0, 0)
-        self.calls_to_settle = CALLS_TO_SETTLE
+    def _resume(self) -> TrainState:
+        """Returns the state of the latest checkpoint."""
+        assert self.folder is not None  # `open_run` refuses to resume without one
+        state, progress = self.folder.restore(self._abstract_state())
+        with together():
+            if progress.step > self.plan.total_steps:
+                raise UserError(
+                    f"the run was trained for {progress.step} steps, which is {progress.epoch:.4g} epochs, "
+                    f"more than --epochs {self.config.epochs}; raise --epochs to resume it"
+                )
+        self._continue_from(progress)
+        self.reporter.message(f"resuming at step {progress.step} of {self.plan.total_steps}")
+        return state
 
-    def _abstract(self) -> TrainState:
+    def _roll_back(self, problem: str) -> TrainState:
+        """Returns an earlier state, to be trained with half the learning rate."""
+        state, progress = self.rollbacks.go_back(problem, self.progress, self._abstract_state())
+        self._continue_from(dataclasses.replace(progress, elapsed_seconds=self.meter.elapsed_seconds))
+        self.reporter.stop()
+        self.reporter.message(
+            f"{problem}: going back to the checkpoint of step {progress.step}, "
+            f"with {rate_scale(progress):g} times the learning rate"
+        )
+        self._announce()
+        return state
+
+    def _abstract_state(self) -> TrainState:
         return abstract_train_state(self.model, self.optimizer, batch_size=self.config.batch_size, mesh=self.mesh)
 
-    def _roll_back(self, reason: str) -> TrainState:
-        """Goes back to a good checkpoint, with half the learning rate.
+    def _continue_from(self, progress: Progress) -> None:
+        self.progress = progress
+        self.meter = ThroughputMeter(progress, self.config.steps_per_call)
+        self.votes = Votes(self.meter.steps_per_call, signum=0, failed=0)
 
-        That is the latest one; where that led astray before any evaluation went well, the best one, which was good when
-        it was evaluated, or before the first evaluation the one before it. A process killed before its next save starts
-        from that checkpoint as well, with the rate that is saved there, and may go back once more.
+    def _announce(self) -> None:
+        chars_per_step = self.config.batch_size * self.config.seq_len
+        self.reporter.start(self.plan.total_steps, self.progress.step, chars_per_step, self.config.epochs)
 
-        Raises:
-            UserError: there are no checkpoints, or it has helped too seldom.
-        """
-        rollbacks = self.progress.rollbacks + 1
-        advice = f"try a lower --learning-rate (it is {self.config.learning_rate:g}) or a lower --clip-norm"
-        with together():
-            if self.folder is None:
-                raise UserError(f"{reason}; {advice}")
-            kept = f"{self.folder.path} keeps the checkpoint before it"
-            if rollbacks > MOST_ROLLBACKS:
-                raise UserError(f"{reason}, after {MOST_ROLLBACKS} rollbacks; {kept}; {advice}")
-        up_to = None
-        if self.restored_step is not None:
-            best_step = self.progress.best_step
-            up_to = self.restored_step - 1 if best_step is None else best_step
-        state, progress = self.folder.restore(self._abstract(), up_to=up_to)
-        # Counted anew: what led to the checkpoint being of a skipped step is told and done with.
-        state = state.replace(skipped=jnp.zeros_like(state.skipped))  # type: ignore[attr-defined]
-        self.restored_step = progress.step
-        elapsed_seconds = time.monotonic() - self.started
-        self.progress = dataclasses.replace(progress, rollbacks=rollbacks, elapsed_seconds=elapsed_seconds)
-        self._make_train_step()
-        self._begin_tally()
-        self.reporter.stop()
-        where = f"the checkpoint of step {progress.step}"
-        self.reporter.message(f"{reason}: going back to {where}, with {0.5**rollbacks:g} of the learning rate")
-        self._tell_start()
-        return state
-
-    def _check_goes_on(self) -> None:
-        if self.progress.step > self.total_steps:
-            raise UserError(
-                f"the run has been trained for {self.progress.step} steps, which is {self.progress.epoch:.4g} epochs, "
-                f"more than --epochs {self.config.epochs}; give at least as many to resume"
-            )
-
-    def _advance(self, state: TrainState) -> TrainState:
-        """Dispatches one call and reads the metrics of the one before."""
+    def _take_steps(self, state: TrainState) -> TrainState:
+        """Dispatches one call of the training step, and reads the metrics of the previous call."""
         step = self.progress.step
-        window = step % self.steps_per_epoch
-        to_pause = min(every - step % every for every in (self.eval_every, self.checkpoint_every))
-        to_end = min(self.total_steps - step, self.feed.end_of_chunk(window) - window)
-        num_steps = min(self.votes.steps, to_pause, to_end)
+        window = step % self.plan.steps_per_epoch
+        to_end_of_chunk = self.feed.end_of_chunk(window) - window
+        num_steps = min(self.votes.steps, self.plan.steps_to_pause(step), to_end_of_chunk)
         streams = self.feed.chunk_at(window)
         self.council.cast(self._own_votes())
-        self.tally.begin()
-        state, metrics = self.train_step(state, streams, num_steps)
-        skipped = self.tally.skipped
-        self.tally.push(metrics, num_steps)
-        self._check_skips(self.tally.skipped - skipped, step)
-        if self.calls_to_settle:
-            self.calls_to_settle -= 1
+        self.meter.begin()
+        state, metrics = self.train_step(state, streams, num_steps, rate_scale(self.progress))
+        self._check_skips(self.meter.push(metrics, num_steps))
+        if self.meter.calls <= CALLS_TO_SETTLE:
             release_unused_memory()
         step += num_steps
-        self.progress = dataclasses.replace(self.progress, step=step, epoch=step / self.steps_per_epoch, val_loss=None)
-        self.reporter.update(step, self.tally.latest_loss)
+        epoch = step / self.plan.steps_per_epoch
+        self.progress = dataclasses.replace(self.progress, step=step, epoch=epoch, val_loss=None)
+        self.reporter.update(step, self.meter.latest_loss)
         return state
 
-    def _own_votes(self) -> Votes:
-        return Votes(
-            steps=self.tally.steps_per_call if is_main() else 0,
-            signum=(self.signals.received if self.signals else None) or 0,
-            failed=int(self.folder is not None and self.folder.failure is not None),
-        )
-
-    def _goes_well(self, state: TrainState) -> bool:
-        """Whether the latest step was taken, or is the last: amid skipped ones there is nothing good to go back to."""
-        return self.progress.step == self.total_steps or int(state.skipped) == 0
-
-    def _check_skips(self, skipped: int, step: int) -> None:
-        """Tells of steps that were skipped by a step, and of too many in a row."""
-        if self.tally.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
-            raise _DivergedError(
-                f"the loss or its gradient was not finite in {SKIPS_TO_ROLL_BACK} steps by step {step}"
-            )
-        if skipped:
-            steps = "a step" if skipped == 1 else f"{skipped} steps"
-            self.reporter.message(f"skipped {steps} by step {step}, whose loss or gradient was not finite")
-
-    def _is_due(self, every: int) -> bool:
-        return self.progress.step % every == 0 or self.progress.step == self.total_steps
-
-    def _evaluate(self, state: TrainState) -> None:
-        """Measures the validation loss, draws a sample, and tells of both."""
-        self._settle()
+    def _evaluate_if_due(self, state: TrainState) -> None:
+        """Measures the validation loss, samples a text, and records and reports both."""
+        if not self.plan.is_evaluation_due(self.progress.step):
+            return
+        self._wait_for_device()
         val_loss = self.evaluator(state.params)
         if not math.isfinite(val_loss):
-            raise _DivergedError(f"the validation loss became {val_loss} by step {self.progress.step}")
-        self.restored_step = None
+            raise DivergedError(f"the validation loss is {val_loss} at step {self.progress.step}")
+        self.rollbacks.evaluation_succeeded()
         evaluation = Evaluation(
             step=self.progress.step,
             epoch=self.progress.epoch,
-            train_loss=self.tally.loss,
+            train_loss=self.meter.loss,
             val_loss=val_loss,
-            chars_per_second=self.tally.chars_per_second,
+            chars_per_second=self.meter.chars_per_second,
             elapsed_seconds=self.progress.elapsed_seconds,
-            skipped_steps=self.tally.skipped,
+            skipped_steps=self.meter.skipped,
         )
-        self.tally.restart()
-        self.progress = dataclasses.replace(
-            self.progress, val_loss=val_loss, train_nats=0.0, train_count=0, train_skipped=0
-        )
-        if self.progress.best_val_loss is None or val_loss < self.progress.best_val_loss:
-            self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_val_loss=val_loss)
+        self.meter.restart()
+        self.progress = _evaluated(self.progress, val_loss)
         sample = self._sample(state) if self.config.sample_length and is_main() else ""
         if self.folder is not None:
             self.folder.record(evaluation, sample)
         self.reporter.evaluation(evaluation, sample)
-        self.calls_to_settle = CALLS_TO_SETTLE
 
     def _sample(self, state: TrainState) -> str:
-        context = self.config.sample_context
+        context, length, seed = self.config.sample_context, self.config.sample_length, self.progress.step
         (text,) = generate_text(
-            self.model,
-            state.params,
-            self.vocab,
-            context,
-            seed=self.progress.step,
-            length=self.config.sample_length,
-            temperature=SAMPLE_TEMPERATURE,
+            self.model, state.params, self.vocab, context, seed=seed, length=length, temperature=SAMPLE_TEMPERATURE
         )
         return context + text
 
-    def _save(self, state: TrainState) -> None:
-        if self.folder is not None:
-            self._settle()
-            if not _is_finite(on_one_device(state.params)):
-                raise _DivergedError(f"the parameters are not finite by step {self.progress.step}")
-            self.folder.save(state, self.progress)
-
-    def _settle(self) -> None:
-        """Waits for the device, so that what the host counts belongs to the state that it holds."""
-        skipped = self.tally.skipped
-        self.tally.flush()
-        self._check_skips(self.tally.skipped - skipped, self.progress.step)
-        self.progress = dataclasses.replace(
-            self.progress,
-            elapsed_seconds=time.monotonic() - self.started,
-            train_nats=self.tally.nats,
-            train_count=self.tally.count,
-            train_skipped=self.tally.skipped,
+    def _own_votes(self) -> Votes:
+        return Votes(
+            steps=self.meter.steps_per_call if is_main() else 0,
+            signum=(self.signals.received if self.signals else None) or 0,
+            failed=int(self.folder is not None and self.folder.failure is not None),
         )
 
-    def _leave(self, signum: int) -> None:
-        assert self.folder is not None  # signals are caught only while there is a folder to save to
+    def _agree(self) -> None:
+        """Learns what all processes want; if one of them has failed, all raise its error."""
+        self.votes = self.council.read(self._own_votes())
+        if self.votes.failed and self.folder is not None:
+            self.folder.check()
+
+    def _save_if_due(self, state: TrainState) -> None:
+        step, is_last = self.progress.step, self.progress.step == self.plan.total_steps
+        # While steps are being skipped the state is not worth going back to; only the last step is saved all the same.
+        is_due = self.plan.is_checkpoint_due(step) and (is_last or int(state.skipped) == 0)
+        if is_due or self.progress.is_best or self.votes.signum:
+            self._save(state)
+
+    def _save(self, state: TrainState) -> None:
+        """Saves a checkpoint, where there is a folder for it."""
+        if self.folder is None:
+            return
+        self._wait_for_device()
+        if not _is_finite(on_one_device(state.params)):
+            raise DivergedError(f"the parameters are not finite at step {self.progress.step}")
+        self.folder.save(state, self.progress)
+
+    def _leave_if_asked(self) -> None:
+        if not self.votes.signum:
+            return
+        assert self.folder is not None  # `fit` catches signals only if there is a folder to save to
         self.folder.check()
         raise Interrupted(
-            signum,
-            f"interrupted at step {self.progress.step} of {self.total_steps}; saved in {self.folder.path}, "
-            "--resume goes on from there",
+            self.votes.signum,
+            f"interrupted at step {self.progress.step} of {self.plan.total_steps}; saved in {self.folder.path}, "
+            "continue with --resume",
         )
+
+    def _wait_for_device(self) -> None:
+        """Reads the metrics of the last call, so that the progress matches the state."""
+        self._check_skips(self.meter.flush())
+        self.progress = dataclasses.replace(
+            self.progress,
+            elapsed_seconds=self.meter.elapsed_seconds,
+            train_nats=self.meter.nats,
+            train_count=self.meter.count,
+            train_skipped=self.meter.skipped,
+        )
+
+    def _check_skips(self, skipped: int) -> None:
+        """Reports steps that the call read last has skipped.
+
+        Raises:
+            DivergedError: too many in a row.
+        """
+        step = self.progress.step
+        if self.meter.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
+            raise DivergedError(
+                f"loss or gradient not finite in {SKIPS_TO_ROLL_BACK} steps in a row, up to step {step}"
+            )
+        if skipped:
+            steps = "a step" if skipped == 1 else f"{skipped} steps"
+            self.reporter.message(f"skipped {steps} up to step {step}: loss or gradient not finite")
+
+
+def _evaluated(progress: Progress, val_loss: float) -> Progress:
+    """Returns the progress after an evaluation: the sums of training start again, and the best step is updated."""
+    progress = dataclasses.replace(progress, val_loss=val_loss, train_nats=0.0, train_count=0, train_skipped=0)
+    if progress.best_val_loss is None or val_loss < progress.best_val_loss:
+        return dataclasses.replace(progress, best_step=progress.step, best_val_loss=val_loss)
+    return progress
 
 
 @jax.jit
@@ -340,8 +275,10 @@ def _is_finite(params: Params) -> Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
-def _share(budget: int | None, corpus: Corpus) -> tuple[int | None, int | None]:
-    """Shares the memory for the text out between its two parts, by their lengths."""
+def _text_budgets(corpus: Corpus, config: TrainConfig, mesh: Mesh) -> tuple[int | None, int | None]:
+    """Returns the bytes of memory for the training and the validation text, in proportion to their lengths."""
+    memory_mb = config.text_memory_mb
+    budget = least_of_all(room_for_text(list(mesh.devices.flat)) if memory_mb is None else memory_mb * 1_000_000)
     if budget is None:
         return None, None
     train = budget * len(corpus.train) // (len(corpus.train) + len(corpus.validation))

@@ -1,6 +1,7 @@
-"""The optimizer: AdamW behind a clip of the gradient's global norm, its rate on a schedule with warm-up."""
+"""The optimizer: AdamW after clipping by global norm, with a learning rate that warms up and decays."""
 
-import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +10,24 @@ import optax
 from charjax.config import TrainConfig
 
 ADAM_B1 = 0.9
-# A character model trains for few steps: Adam's usual 0.999 would remember the second moments of a thousand.
+# A character model trains for few steps: Adam's usual 0.999 averages second moments over a thousand of them.
 ADAM_B2 = 0.99
+
+# The fields of TrainConfig that an optimizer depends on.
+_FIELDS = (
+    "learning_rate", "schedule", "warmup_frac", "final_lr_frac", "decay_factor", "decay_every", "epochs",
+    "weight_decay", "clip_norm",
+)  # fmt: skip
+_OPTIMIZERS_KEPT = 32
 
 
 def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate of each step: linear warm-up, then cosine, constant or step decay.
+    """Returns the learning rate of each step: linear warm-up, then cosine, constant or step decay.
 
-    Warm-up takes W = round(warmup_frac * total_steps) steps, of rates 1/W, 2/W, ..., 1 times learning_rate,
-    so the first step moves already. The cosine (Loshchilov and Hutter 2017) goes from there to
-    final_lr_frac * learning_rate at the last step. The step schedule multiplies the rate by decay_factor
-    every decay_every epochs, counted from the start of training; an epoch is total_steps / epochs steps.
+    Warm-up takes W = round(warmup_frac * total_steps) steps, with rates 1/W, 2/W, ..., 1 times learning_rate, so the
+    first step already moves. The cosine (Loshchilov and Hutter 2017) falls from there to final_lr_frac * learning_rate
+    at the last step. The step schedule multiplies the rate by decay_factor every decay_every epochs, counted from the
+    start of training; an epoch is total_steps / epochs steps.
 
     Args:
         config: how to train.
@@ -44,44 +52,65 @@ def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
 
 
 def _make_decay(config: TrainConfig, total_steps: int, last_warmup: int) -> optax.Schedule:
-    """The schedule from the warm-up's last step on, which it counts as its step 0."""
+    """Returns the schedule from the last warm-up step on, which it counts as its step 0."""
     peak = config.learning_rate
     if config.schedule == "cosine":
         steps = max(1, total_steps - 1 - last_warmup)
         return optax.cosine_decay_schedule(peak, steps, alpha=config.final_lr_frac)
     if config.schedule == "constant":
         return optax.constant_schedule(peak)
-    # An interval longer than training, of which int32 holds the steps, is as good as the longest there is.
+    # Steps are int32, so a longer interval than int32 can hold never ends during training.
     interval = min(max(1, round(config.decay_every * total_steps / config.epochs)), 2**31 - 1)
     staircase = optax.exponential_decay(peak, interval, config.decay_factor, staircase=True)
     # Half a step in: at a boundary the float32 quotient must not round to below the whole number.
     return lambda count: staircase(count + last_warmup + 0.5)
 
 
-def make_optimizer(config: TrainConfig, total_steps: int, *, rate_scale: float = 1.0) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm to config.clip_norm.
+def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+    """Builds AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm to config.clip_norm.
 
-    Weight decay falls on matrices alone; biases and other leaves of fewer than two dimensions are left out.
+    Weight decay applies only to matrices: biases and other leaves of fewer than two dimensions are left out.
 
     Args:
         config: how to train.
         total_steps: optimizer steps of the whole training, at least 1.
-        rate_scale: what every learning rate of the schedule is multiplied by.
+
+    Returns:
+        An optax transformation, the same object for the same settings. Its `update` takes a keyword `rate_scale`
+        ([] float32, by default 1), which multiplies the scheduled learning rate.
 
     Raises:
         ValueError: total_steps is below 1.
+
+    Examples:
+        >>> from charjax import TrainConfig, make_optimizer
+        >>> optimizer = make_optimizer(TrainConfig(learning_rate=0.01), total_steps=100)
+        >>> optimizer is make_optimizer(TrainConfig(learning_rate=0.01, seed=7), total_steps=100)
+        True
     """
-    schedule = make_schedule(dataclasses.replace(config, learning_rate=config.learning_rate * rate_scale), total_steps)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=ADAM_B1,
-            b2=ADAM_B2,
-            weight_decay=config.weight_decay,
-            mask=_is_matrix,
-        ),
+    # With every other field at its default, configs that differ only there share one optimizer, and so one program.
+    return _make_optimizer(TrainConfig(**{name: getattr(config, name) for name in _FIELDS}), total_steps)
+
+
+@functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
+def _make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+    # optax.adamw, part by part, because its learning rate is a function of the step only.
+    adamw = optax.chain(
+        optax.scale_by_adam(ADAM_B1, ADAM_B2),
+        optax.add_decayed_weights(config.weight_decay, _is_matrix),
+        _scale_by_rate(make_schedule(config, total_steps)),
     )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Builds `optax.scale_by_learning_rate` whose `update` also takes a factor of the rate, `rate_scale`."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, rate_scale: Any = 1.0, **_: Any) -> tuple[Any, Any]:
+        # The factor joins the scalar rate, not the updates: XLA then rounds as it would with the product as a constant.
+        return optax.scale_by_schedule(lambda count: -schedule(count) * rate_scale).update(updates, state)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_schedule(schedule).init, update)
 
 
 def _is_matrix(params: optax.Params) -> optax.Params:

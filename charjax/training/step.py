@@ -1,12 +1,12 @@
 """The training step: a pure function over a mesh of devices.
 
-Streams of text lie on the devices; a step cuts its window there, so nothing crosses from the host. One code path
-serves one device and many: the step runs under `shard_map`, every device takes its streams, and gradients meet in one
-all-reduce after the time loop.
+The text lies on the devices, and each step cuts its window there, so nothing crosses from the host. One code path
+serves one device and many: the step runs under `shard_map`, every device trains on its own sequences of the batch, and
+gradients are averaged in one all-reduce after the time loop.
 """
 
 import functools
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM
 from charjax.train_state import STATE_SPECS, TrainState, state_shardings
 
+# Compiled steps kept in the process, so that a second training with the same settings compiles nothing.
+STEPS_KEPT = 16
+
 
 class TrainMetrics(NamedTuple):
     """Sums over the steps of one call.
@@ -30,8 +33,8 @@ class TrainMetrics(NamedTuple):
         nats: [] float32, sum of -log p(label).
         chars: [] int32, number of characters predicted; nats / chars is the loss.
         grad_norm: [] float32, mean global norm of the gradients before clipping.
-        skipped: [] int32, steps that were skipped; the sums and the mean are over the others.
-        skipped_in_a_row: [] int32, the most of them one after the other, those of calls before included.
+        skipped: [] int32, steps that were skipped; nats, chars and grad_norm leave them out.
+        skipped_in_a_row: [] int32, the longest run of skipped steps, counted on from earlier calls.
     """
 
     nats: Array
@@ -41,14 +44,30 @@ class TrainMetrics(NamedTuple):
     skipped_in_a_row: Array
 
 
-class TrainStep(Protocol):
-    """(state, streams) -> (state, metrics); `num_steps` overrides `steps_per_call` without a new compilation."""
+class TrainStep(NamedTuple):
+    """(state, streams) -> (state, metrics); see `make_train_step`.
+
+    Attributes:
+        jitted: (state, streams, num_steps [] int32, rate_scale [] float32) -> (state, metrics).
+        steps_per_call: steps that a call takes by default.
+    """
+
+    jitted: Any
+    steps_per_call: int
 
     def __call__(
-        self, state: TrainState, streams: Streams, num_steps: int | None = None
+        self, state: TrainState, streams: Streams, num_steps: int | None = None, rate_scale: float = 1.0
     ) -> tuple[TrainState, TrainMetrics]:
-        """Takes num_steps optimizer steps; the state passed in is donated and must not be used again."""
-        ...
+        """Takes optimizer steps; neither number makes it compile again.
+
+        Args:
+            state: donated, so it must not be used again.
+            streams: see `make_train_step`.
+            num_steps: how many steps; by default `steps_per_call`.
+            rate_scale: multiplies the learning rate; only optimizers of `make_optimizer` use it.
+        """
+        num_steps = self.steps_per_call if num_steps is None else num_steps
+        return self.jitted(state, streams, np.int32(num_steps), np.float32(rate_scale))
 
 
 def make_train_step(
@@ -60,78 +79,89 @@ def make_train_step(
     steps_per_call: int = 1,
     microbatches: int = 1,
 ) -> TrainStep:
-    """Builds the jitted training step: truncated BPTT (Williams and Peng 1990) over the next window of every stream.
+    """Builds the jitted training step: truncated BPTT (Williams and Peng 1990) over each sequence's next window.
 
-    The recurrent state is carried from window to window and zeroed when the streams start again. The gradient is
-    that of the summed nats over B * T, whatever part of the window is padding, so every character weighs the same.
+    The recurrent state is carried from window to window and reset to zero when the text starts again. The gradient is
+    that of the summed nats over B * T, however much of the window is padding, so every character weighs the same.
 
-    A step whose loss or gradient is not finite changes neither parameters, optimizer nor recurrent state: it is as if
-    its window were not there, but for `step`, `cursor` and the count of such steps.
+    A step whose loss or gradient is not finite changes neither parameters, optimizer nor recurrent state, as if its
+    window did not exist; only `step`, `cursor` and the count of skipped steps advance.
 
     Args:
         model: the model.
         optimizer: the transformation that the state was initialised with.
-        seq_len: T, characters per window; the streams must be made with the same.
+        seq_len: T, characters per window; the streams must be made with the same value.
         mesh: devices; by default all. The same mesh as for `init_train_state`.
-        steps_per_call: optimizer steps that one call takes.
-        microbatches: parts that each device computes its streams in, one after the other (gradient accumulation): what
-            is kept for the backward pass takes so much less memory, and the result is the same but for rounding.
+        steps_per_call: optimizer steps per call.
+        microbatches: parts that each device splits its sequences into and computes one after the other (gradient
+            accumulation). Memory for the backward pass shrinks in proportion; results differ only by rounding.
 
     Returns:
         (state, streams) -> (state, metrics), with `streams` from `make_streams`, put on the mesh by `put_streams`,
-        or a chunk of them that holds the windows from the state's cursor on. It compiles once; the state passed in is
-        donated.
+        or a chunk of them that contains the windows from the state's cursor on. The state is donated. It compiles once,
+        and steps built again with equal arguments share the compiled program.
 
     Raises:
         ValueError: when called, streams made for another seq_len.
-    """
-    mesh = mesh or make_mesh()
 
-    def steps(state: TrainState, streams: Streams, num_steps: Array) -> tuple[TrainState, TrainMetrics]:
-        windows_held(streams, seq_len)  # raises where they were made for another seq_len
-        one = functools.partial(_one_step, model, optimizer, seq_len, microbatches, streams)
+    Examples:
+        >>> import jax, numpy as np
+        >>> from charjax import (
+        ...     CharLSTM, TrainConfig, init_train_state, make_mesh, make_optimizer, make_streams, make_train_step,
+        ...     put_streams,
+        ... )
+        >>> mesh = make_mesh(jax.devices()[:1])
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1)
+        >>> optimizer = make_optimizer(TrainConfig(), total_steps=4)
+        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=2, mesh=mesh)
+        >>> streams = make_streams(np.arange(41, dtype=np.uint8) % 5, batch_size=2, seq_len=10)
+        >>> train_step = make_train_step(model, optimizer, seq_len=10, mesh=mesh, steps_per_call=4)
+        >>> state, metrics = train_step(state, put_streams(streams, mesh))
+        >>> int(state.step), int(metrics.chars)
+        (4, 80)
+    """
+    return TrainStep(_jitted_step(model, optimizer, seq_len, mesh or make_mesh(), microbatches), steps_per_call)
+
+
+@functools.lru_cache(maxsize=STEPS_KEPT)
+def _jitted_step(
+    model: CharLSTM, optimizer: optax.GradientTransformation, seq_len: int, mesh: Mesh, microbatches: int
+) -> Any:
+    """Returns `TrainStep.jitted`."""
+    with_scale = optax.with_extra_args_support(optimizer)
+
+    def steps(
+        state: TrainState, streams: Streams, num_steps: Array, rate_scale: Array
+    ) -> tuple[TrainState, TrainMetrics]:
+        windows_held(streams, seq_len)  # raises if they were made for another seq_len
+        one = functools.partial(_one_step, model, with_scale, seq_len, microbatches, streams, rate_scale)
         zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-        state, sums = jax.lax.fori_loop(
-            0,
-            num_steps,
-            lambda _, loop: one(*loop),
-            (state, TrainMetrics(zero, none, zero, none, none)),
-        )
+        start = state, TrainMetrics(zero, none, zero, none, none)
+        state, sums = jax.lax.fori_loop(0, num_steps, lambda _, loop: one(*loop), start)
         return state, sums._replace(grad_norm=sums.grad_norm / jnp.maximum(num_steps - sums.skipped, 1))
 
-    sharded = jax.shard_map(
-        steps,
-        mesh=mesh,
-        in_specs=(STATE_SPECS, STREAM_SPECS, REPLICATED),
-        out_specs=(STATE_SPECS, REPLICATED),
-    )
-    # Left to itself, jit would describe the same places in other words, and compile again for its own output.
+    in_specs = (STATE_SPECS, STREAM_SPECS, REPLICATED, REPLICATED)
+    sharded = jax.shard_map(steps, mesh=mesh, in_specs=in_specs, out_specs=(STATE_SPECS, REPLICATED))
+    # By default jit describes its output's shardings differently from its input's, and recompiles for its own output.
     placed = (state_shardings(mesh), NamedSharding(mesh, REPLICATED))
-    jitted = jax.jit(sharded, donate_argnums=0, out_shardings=placed)
-
-    @functools.wraps(jitted)
-    def train_step(
-        state: TrainState, streams: Streams, num_steps: int | None = None
-    ) -> tuple[TrainState, TrainMetrics]:
-        return jitted(state, streams, np.int32(steps_per_call if num_steps is None else num_steps))
-
-    return train_step
+    return jax.jit(sharded, donate_argnums=0, out_shardings=placed)
 
 
 def _one_step(
     model: CharLSTM,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     seq_len: int,
     microbatches: int,
     streams: Streams,
+    rate_scale: Array,
     state: TrainState,
     sums: TrainMetrics,
 ) -> tuple[TrainState, TrainMetrics]:
-    """One optimizer step on one device's streams; runs under shard_map."""
+    """Takes one optimizer step on one device's sequences; runs under shard_map."""
     window = cut_window(streams, state.cursor, seq_len)
     fresh = state.cursor == 0
     before = jax.tree.map(lambda leaf: jnp.where(fresh, 0, leaf), state.carry)
-    # Parameters are made to vary over the devices first: the gradient of a replicated input would come out summed.
+    # Cast to device-varying first: the gradient of a replicated input would come out summed over the devices.
     varying = jax.lax.pcast(state.params, DATA_AXIS, to="varying")
     key = jax.random.fold_in(state.key, state.step)
     grads, carry, nats = _gradients(model, varying, key, window, before, microbatches)
@@ -142,10 +172,10 @@ def _one_step(
     finite = jnp.isfinite(norm) & jnp.isfinite(nats)
 
     def update(params: Params, opt_state: optax.OptState) -> tuple[Params, optax.OptState]:
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        updates, opt_state = optimizer.update(grads, opt_state, params, rate_scale=rate_scale)
         return optax.apply_updates(params, updates), opt_state
 
-    # Not a choice between new and old values, for which XLA would copy the optimizer's moments at every step.
+    # A select between new and old values would make XLA copy the optimizer's moments at every step.
     params, opt_state = jax.lax.cond(finite, update, lambda *kept: kept, state.params, state.opt_state)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     state = state.replace(  # type: ignore[attr-defined]
@@ -169,7 +199,7 @@ def _one_step(
 def _gradients(
     model: CharLSTM, params: Params, key: Array, window: Window, carry: Carry, microbatches: int
 ) -> tuple[Params, Carry, Array]:
-    """One device's gradient of its summed nats over B * T: -> (gradient, carry after the window, nats)."""
+    """Returns one device's gradient of its summed nats over B * T, the carry after the window, and the nats."""
     local_batch = window.inputs.shape[0]
     stream_ids = jax.lax.axis_index(DATA_AXIS) * local_batch + jnp.arange(local_batch)
 

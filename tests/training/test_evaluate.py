@@ -1,8 +1,9 @@
-"""Evaluation: exact, whatever the devices, and apart from training."""
+"""evaluate: exact, on any number of devices, compiled once."""
 
 import jax
 import numpy as np
 import pytest
+from helpers.compilations import compilations
 
 from charjax.data.batching import make_streams
 from charjax.distributed.mesh import make_mesh, put_streams
@@ -27,7 +28,7 @@ def in_one_pass(model, params, ids):
 
 
 @pytest.mark.parametrize("length", [2, 3, 150, 2001, 9000])
-def test_the_loss_is_that_of_one_pass_over_the_text(length):
+def test_the_loss_equals_one_pass_over_the_text(length):
     model, params, ids = make(length)
     expected = in_one_pass(model, params, ids)
     assert evaluate(model, params, ids, mesh=make_mesh(jax.devices()[:1])) == pytest.approx(expected, abs=2e-5)
@@ -50,7 +51,17 @@ def test_the_window_does_not_matter():
     np.testing.assert_allclose(losses, in_one_pass(model, params, ids), atol=2e-5)
 
 
-def test_a_text_without_anything_to_predict_is_refused():
+def test_evaluating_the_same_model_again_compiles_nothing():
+    model, params, ids = make(400)
+    with compilations() as compiled:
+        first = evaluate(model, params, ids)
+    assert compiled
+    with compilations() as compiled:
+        assert evaluate(model.clone(), params, ids) == first
+    assert compiled == []
+
+
+def test_a_text_with_nothing_to_predict_is_refused():
     model, params, ids = make(1)
     with pytest.raises(UserError, match="nothing to predict"):
         evaluate(model, params, ids)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,11 @@ def test_step_decays_at_exactly_the_boundary_under_jit(epoch_steps):
         np.testing.assert_allclose(after / before, 0.5, rtol=1e-5)
 
 
+def test_a_decay_interval_longer_than_int32_never_decays():
+    values = rates(3, schedule="step", warmup_frac=0, decay_every=10**11, epochs=1)
+    np.testing.assert_allclose(values, PEAK, rtol=1e-6)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "step"])
 @pytest.mark.parametrize("warmup_frac", [0, 0.05, 1])
 def test_a_single_step_runs_at_the_peak(schedule, warmup_frac):
@@ -72,6 +79,38 @@ def test_total_steps_below_one_is_refused():
         make_optimizer(TrainConfig(), 0)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "step"])
+def test_a_rate_scale_of_one_half_equals_half_the_learning_rate(schedule):
+    params = {"kernel": jax.random.normal(jax.random.key(0), (5, 7)), "bias": jnp.ones(7)}
+    grads = jax.tree.map(lambda leaf: jnp.sin(3 * leaf), params)
+
+    def params_after_three_steps(config, **scale):
+        optimizer, moved = make_optimizer(config, 9), params
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
+        for _ in range(3):
+            updates, state = update(grads, state, moved, **scale)
+            moved = optax.apply_updates(moved, updates)
+        return moved
+
+    config = TrainConfig(learning_rate=PEAK, schedule=schedule, warmup_frac=0.2, epochs=3, decay_every=1)
+    scaled = params_after_three_steps(config, rate_scale=np.float32(0.5))
+    halved = params_after_three_steps(dataclasses.replace(config, learning_rate=PEAK / 2))
+    jax.tree.map(np.testing.assert_array_equal, scaled, halved)
+    assert not np.array_equal(scaled["kernel"], params_after_three_steps(config)["kernel"])
+
+
+def test_equal_settings_share_one_optimizer_and_others_do_not():
+    config = TrainConfig(learning_rate=PEAK)
+    assert make_optimizer(config, 9) is make_optimizer(dataclasses.replace(config, seed=1, batch_size=2), 9)
+    changes = {
+        "learning_rate": 0.5, "schedule": "step", "warmup_frac": 0.5, "final_lr_frac": 0.5, "decay_factor": 0.25,
+        "decay_every": 2, "epochs": 3, "weight_decay": 0.5, "clip_norm": 0.5,
+    }  # fmt: skip
+    for name, value in changes.items():
+        assert make_optimizer(dataclasses.replace(config, **{name: value}), 9) is not make_optimizer(config, 9)
+    assert make_optimizer(config, 10) is not make_optimizer(config, 9)
+
+
 def small_params():
     return {
         "layer_0": {"cell": {"w_hh": jnp.ones((3, 12)), "bias": jnp.ones((12,))}},
@@ -79,7 +118,7 @@ def small_params():
     }
 
 
-def test_weight_decay_falls_on_matrices_alone():
+def test_weight_decay_applies_only_to_matrices():
     config = TrainConfig(learning_rate=PEAK, schedule="constant", warmup_frac=0, weight_decay=0.5)
     optimizer = make_optimizer(config, 10)
     params = small_params()
@@ -91,14 +130,14 @@ def test_weight_decay_falls_on_matrices_alone():
 
 
 def first_moment(clip_norm, grads):
-    """Adam divides the gradient's length out of its updates: clipping shows in its first moment."""
+    """Returns Adam's first moment: its updates do not depend on the gradient's length, so clipping shows only here."""
     optimizer = make_optimizer(TrainConfig(clip_norm=clip_norm), 10)
     params = jax.tree.map(jnp.zeros_like, grads)
     _, state = optimizer.update(grads, optimizer.init(params), params)
     return optax.tree_utils.tree_get(state, "mu")
 
 
-def test_long_gradients_are_scaled_down_to_clip_norm_and_short_ones_left_alone():
+def test_only_gradients_longer_than_clip_norm_are_scaled_down():
     grads = {"a": jnp.array([[3.0]]), "b": jnp.array([4.0])}  # norm 5
     np.testing.assert_allclose(first_moment(0.5, grads)["b"], 0.1 * 4.0 * 0.1, rtol=1e-5)
     np.testing.assert_allclose(first_moment(10.0, grads)["b"], 0.1 * 4.0, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The training step: truncated BPTT as the textbook has it, on one device and on many."""
+"""The training step: equal to textbook truncated BPTT, on one device and on many."""
 
 import re
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.compilations import compilations
 
 from charjax.config import TrainConfig
 from charjax.data.batching import make_streams
@@ -22,7 +23,7 @@ V, T, B = 13, 8, 8
 
 
 def make(num_devices=1, *, ids=None, dropout=0.0, config=None, layers=2, implementation=None, microbatches=1):
-    """A small model, its state and streams on so many devices: (train_step, state, streams)."""
+    """Returns (train_step, state, streams) of a small model on some devices."""
     model = CharLSTM(V, hidden_dim=10, hidden_layers=layers, dropout=dropout, implementation=implementation)
     mesh = make_mesh(jax.devices()[:num_devices])
     optimizer = make_optimizer(config or TrainConfig(learning_rate=0.01, schedule="constant", warmup_frac=0.0), 100)
@@ -48,8 +49,8 @@ def run(steps, **options):
     return losses, state
 
 
-def test_a_step_is_the_textbooks_on_whole_windows():
-    """Autodiff of the plain loss, window after window, with the carry handed over and the same optimizer."""
+def test_a_step_equals_textbook_bptt():
+    """Compared with autodiff of the plain loss, window by window, with the carry passed on and the same optimizer."""
     ids = (np.arange(B * 2 * T + 1) * 7 % V).astype(np.uint8)  # exactly two windows per stream
     step, state, streams = make(ids=ids)
     model = CharLSTM(V, hidden_dim=10, hidden_layers=2, implementation="flax")
@@ -58,15 +59,16 @@ def test_a_step_is_the_textbooks_on_whole_windows():
     opt_state = optimizer.init(params)
     rows = ids[:-1].reshape(B, 2 * T)
     labels = ids[1:].reshape(B, 2 * T)
+
+    def loss(params, carry, rows, labels):
+        logits, after = model.apply({"params": params}, rows, carry)
+        return jnp.mean(cross_entropy(logits, labels)), after
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     for window in (slice(0, T), slice(T, 2 * T), slice(0, T)):
         if window.start == 0:
             carry = init_carry(model, B)
-
-        def loss(params, carry=carry, window=window):
-            logits, after = model.apply({"params": params}, rows[:, window], carry)
-            return jnp.mean(cross_entropy(logits, labels[:, window])), after
-
-        (expected, carry), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (expected, carry), grads = gradient(params, carry, rows[:, window], labels[:, window])
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         state, metrics = step(state, streams)
@@ -79,13 +81,12 @@ def test_a_step_is_the_textbooks_on_whole_windows():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.devices(8)
-def test_eight_devices_train_as_one(dropout):
+def test_eight_devices_train_like_one(dropout):
     one, state_of_one = run(20, num_devices=1, dropout=dropout)
     eight, state_of_eight = run(20, num_devices=8, dropout=dropout)
     np.testing.assert_allclose(eight, one, rtol=1e-5)
     for ours, theirs in zip(leaves(state_of_eight.params), leaves(state_of_one.params), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)  # Adam enlarges what is rounded
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)  # Adam amplifies rounding
 
 
 def test_every_character_is_trained_on_once_per_epoch_whatever_the_remainder():
@@ -100,8 +101,8 @@ def test_every_character_is_trained_on_once_per_epoch_whatever_the_remainder():
     assert int(state.cursor) == 0
 
 
-def test_a_padded_window_weighs_each_character_like_a_full_one():
-    """Half the streams' last window is padding: the loss that is differentiated is a sum over B * T all the same."""
+def test_each_character_weighs_the_same_in_a_padded_window():
+    """Half of the last window is padding; the loss that is differentiated is still divided by B * T."""
     ids = np.random.default_rng(2).integers(0, V, B * T + B * T // 2 + 1).astype(np.uint8)
     step, state, streams = make(ids=ids)
     state, full = step(state, streams)
@@ -110,7 +111,7 @@ def test_a_padded_window_weighs_each_character_like_a_full_one():
     assert float(half.grad_norm) < float(full.grad_norm)
 
 
-def test_many_steps_in_one_call_are_many_calls():
+def test_many_steps_in_one_call_equal_many_calls():
     step, state, streams = make(dropout=0.3)
     for _ in range(7):
         state, _ = step(state, streams)
@@ -121,7 +122,7 @@ def test_many_steps_in_one_call_are_many_calls():
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_carry_goes_from_window_to_window_and_starts_again_with_the_streams():
+def test_the_carry_is_passed_on_and_reset_when_the_text_starts_again():
     _, state = run(1)
     assert all(np.abs(leaf).max() > 0 for leaf in leaves(state.carry))
     step, state, streams = make()
@@ -129,7 +130,7 @@ def test_the_carry_goes_from_window_to_window_and_starts_again_with_the_streams(
     spoilt = spoilt.replace(carry=jax.tree.map(lambda leaf: leaf + 1, spoilt.carry))
     state, metrics = step(state, streams)
     spoilt, same = step(spoilt, streams)
-    assert float(same.nats) == float(metrics.nats)  # at cursor 0 what came before is forgotten
+    assert float(same.nats) == float(metrics.nats)  # at cursor 0 the carry is reset
     spoilt = spoilt.replace(carry=jax.tree.map(lambda leaf: leaf + 1, spoilt.carry))
     _, expected = step(state, streams)
     _, other = step(spoilt, streams)
@@ -151,37 +152,47 @@ def test_the_state_is_donated():
 
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_one_compilation_serves_all_steps(num_devices):
-    step, state, streams = make(num_devices)
-    compiled = []
-    listen = lambda event, seconds, **_: compiled.append(event) if "compile" in event else None  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    state, _ = step(state, streams)
-    once = len(compiled)
-    for num_steps in (1, 2, 5):
-        state, _ = step(state, streams, num_steps)
-    jax.monitoring.unregister_event_duration_listener(listen)
-    assert len(compiled) == once > 0
+    config = TrainConfig(clip_norm=0.7)  # of no other test, whose program would be used again
+    step, state, streams = make(num_devices, config=config)
+    with compilations() as compiled:
+        state, _ = step(state, streams)
+    assert len(compiled) == 1
+    again, _, _ = make(num_devices, config=config)
+    with compilations() as compiled:
+        for num_steps, rate_scale in ((1, 1.0), (2, 0.5), (5, 0.25)):
+            state, _ = step(state, streams, num_steps, rate_scale)
+        again(state, streams)
+    assert compiled == []
+
+
+def test_the_rate_scale_multiplies_the_learning_rate():
+    def params_after_a_step(learning_rate, rate_scale):
+        step, state, streams = make(config=TrainConfig(learning_rate=learning_rate, schedule="constant"))
+        return step(state, streams, 5, rate_scale)[0].params
+
+    halved, expected = params_after_a_step(0.02, 0.5), params_after_a_step(0.01, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, halved, expected)
 
 
 @pytest.mark.parametrize("implementation", ["flax", "scan", "custom_vjp"])
-def test_gradients_meet_once_outside_the_time_loop(implementation):
+def test_gradients_are_reduced_once_outside_the_time_loop(implementation):
     step, state, streams = make(8, implementation=implementation)
-    text = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile().as_text()
+    text = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
     names = re.findall(r"body=%?([\w.\-]+)", text)
     bodies = {name: re.search(rf"^%{re.escape(name)} .*?^}}", text, re.M | re.S)[0] for name in names}
-    # The loop over steps holds the time loops; those must not wait for other devices.
+    # The loop over steps contains the time loops, which must not wait for other devices.
     time_loops = [body for name, body in bodies.items() if not any(other in body for other in names if other != name)]
     assert time_loops
     assert not any("all-reduce" in body for body in time_loops)
     results = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in text.splitlines() if " all-reduce" in line]
     of_gradients = [result for result in results if f"f32[{V},40]" in result]
     assert len(of_gradients) == 1
-    # All of them together; beside it, at most the number of characters is added up.
+    # One all-reduce for all of them; every other one is of a scalar.
     assert all(shape in of_gradients[0] for shape in ("f32[10,40]", "f32[40]", f"f32[10,{V}]", f"f32[{V}]"))
     assert all(not re.search(r"\[\d", result) for result in results if result not in of_gradients)
 
 
-def test_abstract_state_has_the_shapes_and_places_of_the_real_one():
+def test_the_abstract_state_has_the_shapes_and_shardings_of_the_real_one():
     mesh = make_mesh()
     model = CharLSTM(V, hidden_dim=10, hidden_layers=2)
     optimizer = make_optimizer(TrainConfig(), 100)
@@ -193,7 +204,7 @@ def test_abstract_state_has_the_shapes_and_places_of_the_real_one():
         assert ours.sharding.is_equivalent_to(theirs.sharding, len(ours.shape))
 
 
-def test_a_batch_that_cannot_be_shared_out_is_named():
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     with pytest.raises(UserError, match=r"batch_size 13 .* 2 devices; try batch_size 12"):
         init_train_state(jax.random.key(0), CharLSTM(V), optax.sgd(0.1), batch_size=13, mesh=make_mesh())
 
@@ -207,7 +218,7 @@ def test_streams_made_for_another_seq_len_are_refused():
 
 @pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 2), (1, 8), (2, 4)])
 @pytest.mark.parametrize("implementation", ["scan", "custom_vjp", None])
-def test_a_batch_in_parts_gives_the_same(num_devices, microbatches, implementation):
+def test_microbatches_give_the_same_result(num_devices, microbatches, implementation):
     options = {"dropout": 0.3, "implementation": implementation}
     whole, state_of_whole = run(20, **options)
     parts, state_of_parts = run(20, num_devices=num_devices, microbatches=microbatches, **options)
@@ -216,33 +227,32 @@ def test_a_batch_in_parts_gives_the_same(num_devices, microbatches, implementati
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
-def test_a_batch_in_parts_keeps_less_for_the_backward_pass():
+def test_microbatches_take_less_memory_for_the_backward_pass():
     memory = []
     for microbatches in (1, 8):
-        step, state, streams = make(microbatches=microbatches, implementation="scan")
-        compiled = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile()
+        step, state, streams = make(microbatches=microbatches, implementation="scan", dropout=0.3)
+        compiled = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     assert memory[1] < 0.5 * memory[0]
 
 
-def test_parts_are_added_up_before_devices_meet():
-    step, state, streams = make(2, microbatches=4)
-    text = step.__wrapped__.lower(state, streams, jnp.int32(1)).compile().as_text()
+def test_microbatches_are_summed_before_the_all_reduce():
+    step, state, streams = make(2, microbatches=4, dropout=0.3)
+    text = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
     assert len([line for line in text.splitlines() if " all-reduce" in line and f"f32[{V},40]" in line]) == 1
 
 
-# An id beyond the vocabulary makes every number after it NaN.
 def spoilt(*windows):
-    """Ids whose stream 3 has an id beyond the vocabulary in the middle of so many windows."""
-    ids = np.random.default_rng(0).integers(0, V, B * 6 * T + 1).astype(np.uint8)
+    """Returns ids that make some windows of sequence 3 NaN: they contain an id beyond the vocabulary."""
+    ids = np.random.default_rng(0).integers(0, V, B * 8 * T + 1).astype(np.uint8)
     for window in windows:
-        ids[3 * 6 * T + window * T + T // 2] = V
+        ids[3 * 8 * T + window * T + T // 2] = V
     return ids
 
 
-@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 1), (2, 1), (2, 2)])
-def test_a_step_that_is_not_finite_is_as_if_its_window_were_not_there(num_devices, microbatches):
-    step, state, streams = make(num_devices, ids=spoilt(2), microbatches=microbatches)
+@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 1), (2, 1), (2, 4)])
+def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(num_devices, microbatches):
+    step, state, streams = make(num_devices, ids=spoilt(2), microbatches=microbatches, dropout=0.3)
     for _ in range(2):
         state, metrics = step(state, streams)
     assert (int(metrics.skipped), int(metrics.skipped_in_a_row)) == (0, 0)
@@ -261,7 +271,7 @@ def test_a_step_that_is_not_finite_is_as_if_its_window_were_not_there(num_device
     assert np.isfinite(float(metrics.nats))
 
 
-def test_skipped_steps_are_counted_in_a_row_over_calls():
+def test_skipped_steps_in_a_row_are_counted_across_calls():
     step, state, streams = make(ids=spoilt(1, 2, 4))
     state, first = step(state, streams, 2)
     assert (int(first.skipped), int(first.skipped_in_a_row), int(first.chars)) == (1, 1, B * T)
@@ -271,8 +281,8 @@ def test_skipped_steps_are_counted_in_a_row_over_calls():
     assert int(state.skipped) == 0
 
 
-def test_a_gradient_that_is_not_finite_is_enough():
-    """Of the loss sqrt(0) itself nothing is wrong."""
+def test_a_gradient_that_is_not_finite_skips_the_step_too():
+    """The loss sqrt(0) is finite; its gradient is not."""
     model = CharLSTM(V, hidden_dim=10, hidden_layers=1)
     infinite = optax.GradientTransformation(lambda params: (), lambda grads, state, params: (grads, state))
     mesh = make_mesh(jax.devices()[:1])
@@ -285,7 +295,7 @@ def test_a_gradient_that_is_not_finite_is_enough():
     assert all(np.isfinite(leaf).all() for leaf in leaves(state.params))
 
 
-def test_a_batch_that_cannot_be_split_into_parts_is_named():
+def test_a_batch_that_does_not_divide_into_microbatches_is_refused():
     mesh = make_mesh(jax.devices()[:2])
     with pytest.raises(UserError, match=r"batch_size 12 .* 2 devices x 4 microbatches; try batch_size 16"):
         check_divides(12, mesh, 4)

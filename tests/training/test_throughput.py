@@ -1,4 +1,4 @@
-"""Tally: losses one call late, speed without pauses, calls of about a second."""
+"""ThroughputMeter: losses one call late, speed without pauses, calls of about a second."""
 
 import itertools
 import math
@@ -6,8 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from charjax.runs.metadata import Progress
 from charjax.training.step import TrainMetrics
-from charjax.training.throughput import CALL_SECONDS, Tally
+from charjax.training.throughput import CALL_SECONDS, ThroughputMeter
+
+START = Progress(step=0)
 
 
 class Clock:
@@ -23,87 +26,87 @@ def metrics(nats, chars, skipped=0, in_a_row=0):
 
 
 def test_metrics_are_read_one_call_late():
-    tally = Tally(clock=Clock())
-    tally.push(metrics(20, 10), 1)
-    assert math.isnan(tally.latest_loss)
-    assert math.isnan(tally.loss)
-    tally.push(metrics(10, 10), 1)
-    assert tally.latest_loss == 2.0
-    tally.flush()
-    assert tally.latest_loss == 1.0
-    assert tally.loss == 1.5
+    meter = ThroughputMeter(START, clock=Clock())
+    meter.push(metrics(20, 10), 1)
+    assert math.isnan(meter.latest_loss)
+    assert math.isnan(meter.loss)
+    meter.push(metrics(10, 10), 1)
+    assert meter.latest_loss == 2.0
+    meter.flush()
+    assert meter.latest_loss == 1.0
+    assert meter.loss == 1.5
 
 
-def test_it_goes_on_from_earlier_sums_and_begins_anew_after_an_evaluation():
-    tally = Tally(nats=30.0, count=10, clock=Clock())
-    tally.push(metrics(10, 10), 1)
-    tally.flush()
-    assert tally.loss == 2.0
-    tally.restart()
-    assert math.isnan(tally.loss)
+def test_it_continues_earlier_sums_and_restarts_after_an_evaluation():
+    meter = ThroughputMeter(Progress(step=0, train_nats=30.0, train_count=10), clock=Clock())
+    meter.push(metrics(10, 10), 1)
+    meter.flush()
+    assert meter.loss == 2.0
+    meter.restart()
+    assert math.isnan(meter.loss)
 
 
-def call(tally, clock, seconds, chars=100):
-    """Dispatches a call, and waits so long for it to compile or for the call before."""
-    tally.begin()
+def call(meter, clock, seconds, chars=100):
+    """Dispatches a call that takes so long, to compile or to wait for the previous call."""
+    meter.begin()
     clock.now += seconds
-    tally.push(metrics(1, chars), 1)
+    meter.push(metrics(1, chars), 1)
 
 
-def test_speed_leaves_compilation_and_pauses_out():
+def test_speed_excludes_compilation_and_pauses():
     clock = Clock()
-    tally = Tally(steps_per_call=1, clock=clock)
+    meter = ThroughputMeter(START, steps_per_call=1, clock=clock)
     for seconds in (50.0, 2.0, 2.0):  # the first one compiles
-        call(tally, clock, seconds)
+        call(meter, clock, seconds)
     clock.now += 2.0
-    tally.flush()
-    assert tally.chars_per_second == 50.0
+    meter.flush()
+    assert meter.chars_per_second == 50.0
     clock.now += 1000.0  # an evaluation
-    for seconds in (0.0, 2.0, 2.0):  # nothing to wait for, then the call before
-        call(tally, clock, seconds)
+    for seconds in (0.0, 2.0, 2.0):  # nothing to wait for, then the previous call
+        call(meter, clock, seconds)
     clock.now += 2.0
-    tally.flush()
-    assert tally.chars_per_second == pytest.approx(50.0)
+    meter.flush()
+    assert meter.chars_per_second == pytest.approx(50.0)
 
 
 def test_an_interval_of_one_call_is_timed():
     clock = Clock()
-    tally = Tally(steps_per_call=1, clock=clock)
+    meter = ThroughputMeter(START, steps_per_call=1, clock=clock)
     speeds = []
     for seconds in (50.0, 2.0, 4.0):
-        call(tally, clock, seconds)
-        tally.flush()
-        speeds.append(tally.chars_per_second)
-        tally.restart()
+        call(meter, clock, seconds)
+        meter.flush()
+        speeds.append(meter.chars_per_second)
+        meter.restart()
         clock.now += 1000.0  # an evaluation
-    assert speeds == [2.0, 50.0, 25.0]  # with nothing else to tell, compilation counts
+    assert speeds == [2.0, 50.0, 25.0]  # with nothing else timed, compilation counts
 
 
-def test_nothing_timed_has_no_speed():
-    assert Tally(clock=Clock()).chars_per_second is None
+def test_before_anything_is_timed_there_is_no_speed():
+    assert ThroughputMeter(START, clock=Clock()).chars_per_second is None
 
 
 @pytest.mark.parametrize("seconds_per_step", [0.001, 0.02, 2.0])
-def test_calls_settle_at_a_second(seconds_per_step):
+def test_calls_settle_at_one_second(seconds_per_step):
     clock = Clock()
-    tally = Tally(clock=clock)
-    assert tally.steps_per_call == 1
+    meter = ThroughputMeter(START, clock=clock)
+    assert meter.steps_per_call == 1
     sizes = []
     for _ in range(20):
-        steps = tally.steps_per_call
+        steps = meter.steps_per_call
         sizes.append(steps)
-        tally.begin()
-        tally.push(metrics(1, 1), steps)
+        meter.begin()
+        meter.push(metrics(1, 1), steps)
         clock.now += steps * seconds_per_step
     assert all(after <= 2 * before for before, after in itertools.pairwise(sizes))
     assert sizes[-1] == pytest.approx(max(1, CALL_SECONDS / seconds_per_step), rel=0.1)
 
 
-def test_a_number_of_steps_that_was_asked_for_stays():
+def test_a_requested_number_of_steps_is_kept():
     clock = Clock()
-    tally = Tally(steps_per_call=3, clock=clock)
+    meter = ThroughputMeter(START, steps_per_call=3, clock=clock)
     for _ in range(5):
-        tally.begin()
-        tally.push(metrics(1, 1), 3)
+        meter.begin()
+        meter.push(metrics(1, 1), 3)
         clock.now += 0.001
-    assert tally.steps_per_call == 3
+    assert meter.steps_per_call == 3

@@ -1,0 +1,50 @@
+"""When a training evaluates, saves and ends, counted in optimizer steps."""
+
+import dataclasses
+from typing import Self
+
+from charjax.config import TrainConfig
+from charjax.data.batching import SequenceLayout
+from charjax.data.corpus import Corpus
+
+
+def training_layout(corpus: Corpus, config: TrainConfig) -> SequenceLayout:
+    """Returns how the training text is cut into sequences and windows."""
+    return SequenceLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """When a training evaluates, saves and ends.
+
+    Attributes:
+        steps_per_epoch: optimizer steps of one pass over the training text.
+        total_steps: optimizer steps of the whole training.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    eval_every: int
+    checkpoint_every: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, steps_per_epoch: int) -> Self:
+        """Fills in the defaults: evaluate after each epoch, save after each evaluation."""
+        eval_every = config.eval_every or steps_per_epoch
+        checkpoint_every = config.checkpoint_every or eval_every
+        return cls(steps_per_epoch, config.epochs * steps_per_epoch, eval_every, checkpoint_every)
+
+    def is_evaluation_due(self, step: int) -> bool:
+        """Returns whether to evaluate after this step; the last is always evaluated."""
+        return step % self.eval_every == 0 or step == self.total_steps
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Returns whether to save after this step; the last is always saved."""
+        return step % self.checkpoint_every == 0 or step == self.total_steps
+
+    def steps_to_pause(self, step: int) -> int:
+        """Returns how many steps may follow before something is due or training ends."""
+        to_pause = [every - step % every for every in (self.eval_every, self.checkpoint_every)]
+        return min(*to_pause, self.total_steps - step)

@@ -1,0 +1,82 @@
+"""What training does when its numbers stop being finite: go back to an earlier checkpoint with half the rate."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from charjax.config import TrainConfig
+from charjax.distributed.processes import together
+from charjax.errors import UserError
+from charjax.runs.metadata import Progress
+from charjax.runs.shared_folder import SharedRun
+from charjax.train_state import TrainState
+
+MOST_ROLLBACKS = 5
+
+
+class DivergedError(Exception):
+    """Numbers of the training are not finite; the message says which, and at which step."""
+
+
+class RollbackPolicy:
+    """Decides which checkpoint a diverged training goes back to.
+
+    It goes back to the latest checkpoint. If training diverges again before an evaluation has succeeded, that
+    checkpoint was already bad, and the best one is next: it was good when it was evaluated. Before the first evaluation
+    it is the one before.
+    """
+
+    def __init__(self, config: TrainConfig, folder: SharedRun | None) -> None:
+        self._config, self._folder = config, folder
+        # Set from a rollback until an evaluation succeeds.
+        self._restored_step: int | None = None
+
+    def evaluation_succeeded(self) -> None:
+        """Notes that the state since the last rollback is good."""
+        self._restored_step = None
+
+    def go_back(self, reason: str, progress: Progress, abstract: TrainState) -> tuple[TrainState, Progress]:
+        """Restores the checkpoint to go back to.
+
+        A process killed before its next save resumes from that checkpoint with the learning rate saved there, and may
+        go back once more.
+
+        Args:
+            reason: what diverged, for the message.
+            progress: where training diverged.
+            abstract: shapes, dtypes and shardings; see `abstract_train_state`.
+
+        Returns:
+            The state and the progress of the checkpoint, with one more rollback counted.
+
+        Raises:
+            UserError: there are no checkpoints, or there were too many rollbacks.
+        """
+        rollbacks = progress.rollbacks + 1
+        folder = self._check_may_go_back(reason, rollbacks)
+        up_to = None
+        if self._restored_step is not None:
+            up_to = self._restored_step - 1 if progress.best_step is None else progress.best_step
+        state, restored = folder.restore(abstract, up_to=up_to)
+        self._restored_step = restored.step
+        # Steps skipped before the checkpoint must not count toward the next rollback.
+        none = jax.make_array_from_callback((), state.skipped.sharding, lambda _: np.int32(0))
+        state = state.replace(skipped=none)  # type: ignore[attr-defined]
+        return state, dataclasses.replace(restored, rollbacks=rollbacks)
+
+    def _check_may_go_back(self, reason: str, rollbacks: int) -> SharedRun:
+        """Returns the run folder, if one more rollback is possible; errors as `go_back`."""
+        advice = f"try a lower --learning-rate (it is {self._config.learning_rate:g}) or a lower --clip-norm"
+        with together():
+            if self._folder is None:
+                raise UserError(f"{reason}; {advice}")
+            if rollbacks > MOST_ROLLBACKS:
+                kept = f"the last good checkpoint is kept in {self._folder.path}"
+                raise UserError(f"{reason}, after {MOST_ROLLBACKS} rollbacks; {kept}; {advice}")
+        return self._folder
+
+
+def rate_scale(progress: Progress) -> float:
+    """Returns what the learning rate is multiplied by: one half for each rollback, which float32 multiplies exactly."""
+    return 0.5**progress.rollbacks
