@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from charjax.array_types import LSTMCarry
-from charjax.model import CharLSTM, init_params, step_weights
-from charjax.ops.lstm.single_step import first_layer, logits, start, step
+from charjax.generation.xla_decoder import XlaDecoder
+from charjax.model import CharLSTM, init_params
+from charjax.ops.lstm.single_step import logits, start, step
 
 BATCH, HIDDEN, VOCAB = 3, 6, 11
 
@@ -24,7 +25,7 @@ def make(layers, dtype):
 
 def take(weights, state, ids):
     """A step: -> (state, logits)."""
-    state = step(weights, state, first_layer(weights, state, ids))
+    state = step(weights, state, ids)
     return state, logits(weights, state)
 
 
@@ -34,7 +35,7 @@ def take(weights, state, ids):
 def test_steps_are_the_window(layers, summands, dtype, tolerance):
     model, params, carry, ids = make(layers, dtype)
     expected, expected_carry = model.apply({"params": params}, ids, carry)
-    weights = step_weights(model, params)
+    weights = XlaDecoder(model, model.dtype).pack(params).steps
     state = start(weights, carry, summands=summands)
     for n in range(ids.shape[1]):
         state, found = jax.jit(take)(weights, state, ids[:, n])
@@ -45,7 +46,7 @@ def test_steps_are_the_window(layers, summands, dtype, tolerance):
 
 def test_an_integer_out_of_range_gives_nan():
     model, params, carry, ids = make(2, "float32")
-    weights = step_weights(model, params)
+    weights = XlaDecoder(model, model.dtype).pack(params).steps
     _, found = take(weights, start(weights, carry), ids[:, 0].at[1].set(VOCAB))
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[jnp.array([0, 2])]).all()
