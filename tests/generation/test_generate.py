@@ -323,11 +323,18 @@ def test_int8_needs_the_kernel(implementation, monkeypatch):
         generate_function(model, PARAMS, context("a"), key=jax.random.key(0), length=1, weights="int8")
 
 
+@needs_kernel
 def test_the_model_chooses_the_decoder():
     kinds = {None: NativeDecoder, "native": NativeDecoder, "scan": XlaDecoder, "mosaic_gpu": XlaDecoder}
     for implementation, kind in kinds.items():
-        kind = kind if library_for_steps() else XlaDecoder
         assert type(make_decoder(MODEL.clone(implementation=implementation))) is kind
+
+
+def test_mosaic_gpu_has_a_decoder_of_its_own_on_hopper():
+    h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=h100)):
+        names = {name: type(make_decoder(MODEL.clone(implementation=name))).__name__ for name in ("mosaic_gpu", None)}
+    assert names == {"mosaic_gpu": "MosaicDecoder", None: "XlaDecoder"}
 
 
 def test_parameters_that_every_device_has_are_used_on_one():
