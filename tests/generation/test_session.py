@@ -64,11 +64,16 @@ def test_turns_do_not_repeat_each_others_noise():
     assert len(set(turns)) == 3
 
 
-@by_both
-def test_a_stop_string_across_pieces(model):
+@pytest.mark.parametrize(
+    ("model", "places"),
+    # XLA compiles for each length that is read.
+    [(MODEL, (14, 15, 16, 40, 250)), (MODEL.clone(implementation="scan"), (15, 40))],
+    ids=["native", "xla"],
+)
+def test_a_stop_string_across_pieces(model, places):
     at_once = functools.partial(generate_text, model, PARAMS, VOCAB, "ab", length=400, seed=2)
     (whole,) = at_once()
-    for place in (14, 15, 16, 40, 250):
+    for place in places:
         stop = whole[place : place + 4]
         (expected,) = at_once(stop=stop)
         session = Session(model, PARAMS, VOCAB, SampleConfig(seed=2), stop=stop)
