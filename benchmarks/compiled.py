@@ -9,6 +9,7 @@ compiler expects, beside the estimates of a cost model. Nothing runs, and none o
 
 import argparse
 import dataclasses
+import functools
 import sys
 import tempfile
 from pathlib import Path
@@ -28,10 +29,10 @@ from benchmarks.peers import LEARNING_RATE, VOCAB, flax_model, make_jax_step
 from benchmarks.targets import TARGETS, make_target_mesh, one_device, placed
 from charjax.config import SampleConfig
 from charjax.data.batching import Streams
-from charjax.generation.decode import BLOCK, DecodeState, arrange, decode
-from charjax.generation.sampling import make_choice
-from charjax.model import CharLSTM, init_carry, init_params
-from charjax.ops.lstm.single_step import StepWeights
+from charjax.generation.blocks import BLOCK
+from charjax.generation.decoder import make_decoder
+from charjax.generation.sampling import make_settings
+from charjax.model import CharLSTM, init_params
 from charjax.train_state import abstract_train_state
 from charjax.training.step import make_train_step
 
@@ -91,19 +92,16 @@ def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = No
     model, alone = _model(sizes, implementation), one_device(mesh)
     where = NamedSharding(alone, PartitionSpec())
 
-    def shapes() -> tuple[StepWeights, DecodeState, Any]:
+    def shapes(decoder: Any) -> tuple[Any, ...]:
+        weights = decoder.pack(init_params(jax.random.key(0), model))
         keys = jax.random.split(jax.random.key(0), sizes.batch_size)
-        state = DecodeState(init_carry(model, sizes.batch_size), keys, jnp.zeros((), jnp.int32))
-        return (
-            arrange(model, init_params(jax.random.key(0), model)),
-            state,
-            make_choice(SampleConfig(), sizes.batch_size),
-        )
+        settings, number = make_settings(SampleConfig(), sizes.batch_size), jnp.int32(0)
+        return weights, decoder.init(sizes.batch_size), keys, number, settings, number
 
     with jax.sharding.use_abstract_mesh(alone.abstract_mesh):
-        weights, state, choice = placed(jax.eval_shape(shapes), where)
-        length = placed(jax.ShapeDtypeStruct((), jnp.int32), where)
-        lowered = decode.lower(model, weights, state, choice, length, capacity=512, filtered=False)
+        decoder = make_decoder(model)
+        args = placed(jax.eval_shape(functools.partial(shapes, decoder)), where)
+        lowered = type(decoder).write.lower(decoder, *args, capacity=512, filtered=False)
     return lowered.compile()
 
 

@@ -13,7 +13,6 @@ from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
 from charjax.ops.lstm.dropout import drop, keep_per_stream
 from charjax.ops.lstm.gates import product
 from charjax.ops.lstm.reference import Initializer, LSTMCell
-from charjax.ops.lstm.single_step import StepWeights, make_step_weights
 
 Carry = tuple[LSTMCarry, ...]
 
@@ -235,9 +234,3 @@ def check_serves(model: CharLSTM) -> None:
 def layer_weights(model: CharLSTM, params: Params) -> list[LSTMWeights]:
     """Returns the parameters of each layer."""
     return [LSTMWeights(**params[f"layer_{n}"]["cell"]) for n in range(model.hidden_layers)]
-
-
-def step_weights(model: CharLSTM, params: Params) -> StepWeights:
-    """Returns the parameters as `charjax.ops.lstm.single_step` takes them to run the model one character at a time."""
-    head = params["head"]
-    return make_step_weights(layer_weights(model, params), head["kernel"], head["bias"], jnp.dtype(model.dtype))

@@ -13,7 +13,7 @@ import charjax
 from benchmarks.generation.problem import CONTEXT, parameters, text
 from benchmarks.peers import VOCAB, peak_gflops
 from charjax import CharLSTM, init_carry
-from charjax.generation.decode import arrange, init_state, read
+from charjax.generation.decoder import make_decoder
 
 Draw = Callable[[int, int], np.ndarray]
 """(length, seed) -> ids [B, length], the context read anew in every call."""
@@ -35,8 +35,8 @@ def set_up_charjax(sizes: dict[str, Any], dtype: str, trial: float) -> tuple[Dra
         return np.asarray(ids)
 
     def logits(ids: np.ndarray) -> np.ndarray:
-        state = init_state(model, jax.random.split(jax.random.key(0), len(ids)))
-        top = read(model, params, arrange(model, params, dtype), state, ids).carry[-1].h
+        decoder = make_decoder(model, dtype)
+        top = decoder.prefill(decoder.pack(params), decoder.init(len(ids)), ids).carry[-1].h
         return np.asarray(top @ params["head"]["kernel"] + params["head"]["bias"][None])
 
     return draw, logits, {}

@@ -15,8 +15,9 @@ from benchmarks.peers import VOCAB, charjax_peer, flax_model, jax_peer
 from benchmarks.reference import lstm_float64, lstm_gradients_float64
 from charjax import CharLSTM, SampleConfig, init_params
 from charjax.array_types import LSTMCarry, LSTMWeights
-from charjax.generation.decode import arrange, capacity_for, decode, init_state, read
-from charjax.generation.sampling import make_choice
+from charjax.generation.blocks import capacity_for
+from charjax.generation.decoder import make_decoder
+from charjax.generation.sampling import make_settings
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm_stack
 
 
@@ -81,16 +82,17 @@ def generate(sizes: dict[str, Any], spec: dict[str, Any]) -> tuple[Callable[[int
     )  # fmt: skip
     params = init_params(jax.random.key(0), model)
     streams, length = sizes["streams"], sizes["length"]
-    weights, choice = arrange(model, params), make_choice(SampleConfig(), streams)
-    state = init_state(model, jax.random.split(jax.random.key(1), streams))
-    state = read(model, params, weights, state, jnp.zeros((streams, 1), jnp.int32))
+    decoder, settings, keys = make_decoder(model), make_settings(SampleConfig(), streams), jax.random.key(1)
+    weights, keys = decoder.pack(params), jax.random.split(keys, streams)
+    state, position = decoder.prefill(weights, decoder.init(streams), jnp.zeros((streams, 1), jnp.int32)), 0
 
     def run(steps: int) -> None:
-        nonlocal state
+        nonlocal state, position
+        capacity = capacity_for(length)
         for _ in range(steps):
-            state, ids = decode(
-                model, weights, state, choice, jnp.int32(length), capacity=capacity_for(length), filtered=False
-            )
+            at, size = np.int32(position), np.int32(length)
+            state, ids = decoder.write(weights, state, keys, at, settings, size, capacity=capacity, filtered=False)
+            position += length
         ids.block_until_ready()
 
     start = time.perf_counter()

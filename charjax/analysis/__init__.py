@@ -1,1 +1,1 @@
-"""Scores, dynamic evaluation, and what hidden units follow in a text."""
+"""Scores of a text, dynamic evaluation, and the activations of hidden units."""

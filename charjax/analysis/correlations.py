@@ -1,4 +1,4 @@
-"""Which units of a network follow what in a text: every one is held against every feature (Karpathy et al. 2015)."""
+"""Correlations of every hidden unit with every text feature (Karpathy et al. 2015)."""
 
 from typing import NamedTuple
 
@@ -11,23 +11,26 @@ from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.model import CharLSTM
 
-# A text is divided into stretches, one to choose units by, the next to check the choice. By first and second half, what
-# a text begins with, such as its preface, would choose for all of it.
+# A text is divided into stretches, alternately to select units by and to check the selection. With two halves instead,
+# the start of a text, such as its preface, would select for all of it.
 LONGEST_STRETCH, LEAST_STRETCHES = 4096, 8
+# Series are float32 of about 1: variation below that format's resolution is none.
+_RESOLUTION = 1e-7
 
 
 class Correlations(NamedTuple):
-    """How units go with features: Pearson's r, [F, L, H] float64, 0 where one of the two never changes.
+    """Correlations of units with features: Pearson's r, [F, L, H] float64, 0 if either is constant.
 
     Attributes:
         whole: over the whole text.
-        choice: over every other stretch of it, to choose units by.
-        check: over the stretches between, which say of a unit so chosen whether that was chance.
-        varies: [F] bool, whether a feature changes in the text at all.
-        varies_in_both: [F] bool, whether it does both in the stretches to choose by and in those between.
-        mean: [F] float64, the features' means; of binary ones the share of characters where they are 1.
-        first_change: [F] int64, the first character after which a feature is not what it is after the text's first.
-        characters: those read.
+        choice: over every other stretch of it, to select units by.
+        check: over the stretches between, which show whether a unit was selected by chance.
+        varies: [F] bool, whether a feature varies in the text.
+        varies_in_both: [F] bool, whether it varies both in the stretches of `choice` and in those of `check`.
+        mean: [F] float64, the features' means; for binary ones the fraction of characters where they are 1.
+        first_change: [F] int64, the first character at which a feature differs from its value at the text's first
+            character, -1 if none does.
+        characters: the number of characters read.
     """
 
     whole: np.ndarray
@@ -40,7 +43,7 @@ class Correlations(NamedTuple):
     characters: int
 
     def best(self, feature: int, top: int) -> list[Unit]:
-        """The units that go with a feature most closely, rising or falling with it, by `choice`."""
+        """Returns the `top` units that correlate most strongly with a feature, whatever the sign, by `choice`."""
         strength = np.abs(self.choice[feature])
         order = np.argsort(-strength, axis=None, kind="stable")[:top]
         return [Unit(*map(int, np.unravel_index(number, strength.shape))) for number in order]
@@ -49,8 +52,8 @@ class Correlations(NamedTuple):
 def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.ndarray) -> Correlations:
     """Correlates every unit's tanh(c) with each of `features.FEATURES`, both after each character.
 
-    The text is read once, as parts side by side. Each but the first begins up to 1,024 characters early, uncounted, to
-    warm its state up. Sums are in float64; memory does not grow with the text.
+    The text is read once, as parts side by side; each but the first begins up to 1,024 characters early to warm its
+    state up. Sums are in float64; memory does not grow with the text.
 
     Args:
         model: the model.
@@ -59,24 +62,35 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
         ids: [N] integer, the text.
 
     Raises:
-        UserError: fewer than two characters, ids that are not the model's characters, or a model whose state is no
-            number.
+        UserError: there are fewer than two characters, ids are not in [0, V), or the model's state is not finite.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, Vocab, init_params, unit_correlations
+        >>> vocab = Vocab.from_text('"coffee"')
+        >>> model = CharLSTM(vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> params = init_params(jax.random.key(0), model)
+        >>> found = unit_correlations(model, params, vocab, vocab.encode('"coffee"' * 9))
+        >>> found.whole.shape, len(found.best(0, top=3))  # 12 features; the first is "quotes"
+        ((12, 1, 8), 3)
     """
     text = np.asarray(ids)
     if text.ndim != 1 or len(text) < 2:
         raise UserError(f"ids must be those of one text of at least 2 characters, not of shape {text.shape}")
     shape = (len(FEATURES), model.hidden_layers, model.hidden_dim)
-    halves = Moments(shape[0], shape[1] * shape[2]), Moments(shape[0], shape[1] * shape[2])
+    units = model.hidden_layers * model.hidden_dim
+    halves = [Moments.of(np.zeros((len(FEATURES), 0)), np.zeros((0, units)))] * 2
     stretch = min(LONGEST_STRETCH, -(-len(text) // LEAST_STRETCHES))
     reader, changes = FeatureReader(vocab), _FirstChanges()
     for begin in range(0, len(text), GROUP):
         features = reader.read(text[begin : begin + GROUP])
-        changes.look(features)
+        changes.add(features)
         for positions, cells in read_side_by_side(model, params, vocab, text, begin):
             if not np.isfinite(cells).all():
-                raise UserError("the model's cell states are not numbers; train it anew with a lower learning rate")
-            for half, chosen in zip(halves, _by_half(positions, stretch), strict=True):
-                half.add(features[:, positions[chosen] - begin], cells[chosen].reshape(-1, shape[1] * shape[2]))
+                raise UserError("the model's cell states are not finite; train it again with a lower learning rate")
+            for half, inside in enumerate(_by_half(positions, stretch)):
+                found = Moments.of(features[:, positions[inside] - begin], cells[inside].reshape(-1, units))
+                halves[half] = halves[half].merged(found)
     whole = halves[0].merged(halves[1])
     return Correlations(
         whole=whole.correlations().reshape(shape),
@@ -84,97 +98,100 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
         check=halves[1].correlations().reshape(shape),
         varies=whole.varies(),
         varies_in_both=halves[0].varies() & halves[1].varies(),
-        mean=whole.means(),
-        first_change=changes.places,
+        mean=whole.feature_means,
+        first_change=changes.positions,
         characters=len(text),
     )
 
 
 class _FirstChanges:
-    """Where each feature first becomes another than it is after the text's first character."""
+    """Finds where each feature first differs from its value at the text's first character.
+
+    Attributes:
+        positions: [F] int64, -1 if it has not differed so far.
+    """
 
     def __init__(self) -> None:
-        self.places = np.full(len(FEATURES), -1, np.int64)
+        self.positions = np.full(len(FEATURES), -1, np.int64)
         self._read = 0
         self._at_first: np.ndarray | None = None
 
-    def look(self, features: np.ndarray) -> None:
-        """Goes on with [F, n]."""
+    def add(self, features: np.ndarray) -> None:
+        """Adds the next features [F, n]."""
         if self._at_first is None:
             self._at_first = features[:, :1]
         changed = features != self._at_first
-        new = changed.any(axis=1) & (self.places < 0)
-        self.places[new] = self._read + changed.argmax(axis=1)[new]
+        new = changed.any(axis=1) & (self.positions < 0)
+        self.positions[new] = self._read + changed.argmax(axis=1)[new]
         self._read += features.shape[1]
 
 
 def _by_half(positions: np.ndarray, stretch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which positions stand in every other stretch of a text, and which between; -1 stands nowhere."""
+    """Returns which positions are in even stretches of a text, and which in odd ones; -1 is in neither."""
     odd = positions // stretch % 2 == 1
     return (positions >= 0) & ~odd, (positions >= 0) & odd
 
 
-# Series are float32 numbers of about 1: what varies less than that format resolves does not vary.
-_RESOLUTION = 1e-7
+class Moments(NamedTuple):
+    """Means of series of F features and U units, and sums of squares and products about them, in float64.
 
-
-class Moments:
-    """Means, sums of squares and of products about them, in float64.
-
-    Pieces are merged by their means (Chan, Golub, LeVeque 1979): sums of squares about 0, less the mean's, would leave
-    nothing of a unit that hardly moves.
+    Attributes:
+        size: length of the series.
+        feature_means: [F].
+        unit_means: [U].
+        feature_squares: [F], sums of squares about the features' means.
+        unit_squares: [U], sums of squares about the units' means.
+        products: [F, U], sums of products about both.
     """
 
-    def __init__(self, features: int, units: int) -> None:
-        """Begins with nothing known of `features` x `units` pairs."""
-        self._count = 0
-        self._mean_F, self._mean_U = np.zeros(features), np.zeros(units)
-        self._squares_F, self._squares_U = np.zeros(features), np.zeros(units)
-        self._products_FU = np.zeros((features, units))
+    size: int
+    feature_means: np.ndarray
+    unit_means: np.ndarray
+    feature_squares: np.ndarray
+    unit_squares: np.ndarray
+    products: np.ndarray
 
-    def add(self, features: np.ndarray, units: np.ndarray) -> None:
-        """Takes in n more places: features [F, n] and units [n, U], of finite numbers."""
-        count = units.shape[0]
-        if not count:
-            return
-        piece = Moments(features.shape[0], units.shape[1])
+    @classmethod
+    def of(cls, features: np.ndarray, units: np.ndarray) -> "Moments":
+        """Measures n characters, possibly none: features [F, n] and units [n, U], all finite."""
+        size = units.shape[0]
         features_Fn, units_nU = features.astype(np.float64), units.astype(np.float64)
-        piece._count = count
-        piece._mean_F, piece._mean_U = features_Fn.mean(axis=1), units_nU.mean(axis=0)
-        features_Fn -= piece._mean_F[:, None]
-        units_nU -= piece._mean_U[None]
-        piece._squares_F = np.einsum("fn,fn->f", features_Fn, features_Fn)
-        piece._squares_U = np.einsum("nu,nu->u", units_nU, units_nU)
-        piece._products_FU = features_Fn @ units_nU
-        self.__dict__ = self.merged(piece).__dict__
+        mean_F, mean_U = features_Fn.sum(axis=1) / max(size, 1), units_nU.sum(axis=0) / max(size, 1)
+        features_Fn -= mean_F[:, None]
+        units_nU -= mean_U[None]
+        squares_F = np.einsum("fn,fn->f", features_Fn, features_Fn)
+        squares_U = np.einsum("nu,nu->u", units_nU, units_nU)
+        return cls(size, mean_F, mean_U, squares_F, squares_U, features_Fn @ units_nU)
 
     def merged(self, other: "Moments") -> "Moments":
-        """Those of both series, one after the other."""
-        merged = Moments(len(self._mean_F), len(self._mean_U))
-        merged._count = self._count + other._count
-        share = other._count / max(merged._count, 1)
-        weight = self._count * share
-        apart_F, apart_U = other._mean_F - self._mean_F, other._mean_U - self._mean_U
-        merged._mean_F, merged._mean_U = self._mean_F + share * apart_F, self._mean_U + share * apart_U
-        merged._squares_F = self._squares_F + other._squares_F + weight * apart_F**2
-        merged._squares_U = self._squares_U + other._squares_U + weight * apart_U**2
-        merged._products_FU = self._products_FU + other._products_FU + weight * np.outer(apart_F, apart_U)
-        return merged
+        """Returns the moments of both series together.
 
-    def means(self) -> np.ndarray:
-        """The features' means, [F]."""
-        return self._mean_F
+        They are merged by their means (Chan, Golub, LeVeque 1979): the sum of squares minus the squared mean would
+        leave no digits for a unit that hardly moves.
+        """
+        size = self.size + other.size
+        share = other.size / max(size, 1)
+        weight = self.size * share
+        apart_F, apart_U = other.feature_means - self.feature_means, other.unit_means - self.unit_means
+        return Moments(
+            size,
+            self.feature_means + share * apart_F,
+            self.unit_means + share * apart_U,
+            self.feature_squares + other.feature_squares + weight * apart_F**2,
+            self.unit_squares + other.unit_squares + weight * apart_U**2,
+            self.products + other.products + weight * np.outer(apart_F, apart_U),
+        )
 
     def varies(self) -> np.ndarray:
-        """Which features are not the same everywhere, [F] bool."""
-        return self._deviations(self._squares_F) > _RESOLUTION
+        """Returns which features vary, [F] bool."""
+        return self._deviations(self.feature_squares) > _RESOLUTION
 
     def correlations(self) -> np.ndarray:
-        """Pearson's r, [F, U]; 0 where one of the two does not vary."""
-        deviations_FU = np.outer(self._deviations(self._squares_F), self._deviations(self._squares_U))
-        vary_FU = np.outer(self.varies(), self._deviations(self._squares_U) > _RESOLUTION)
-        scale_FU = np.where(vary_FU, deviations_FU * max(self._count, 1), 1.0)
-        return np.clip(np.where(vary_FU, self._products_FU / scale_FU, 0.0), -1.0, 1.0)
+        """Returns Pearson's r, [F, U]; 0 if either does not vary."""
+        deviation_F, deviation_U = self._deviations(self.feature_squares), self._deviations(self.unit_squares)
+        vary_FU = np.outer(deviation_F > _RESOLUTION, deviation_U > _RESOLUTION)
+        scale_FU = np.where(vary_FU, np.outer(deviation_F, deviation_U) * max(self.size, 1), 1.0)
+        return np.clip(np.where(vary_FU, self.products / scale_FU, 0.0), -1.0, 1.0)
 
     def _deviations(self, squares: np.ndarray) -> np.ndarray:
-        return np.sqrt(squares / max(self._count, 1))
+        return np.sqrt(squares / max(self.size, 1))

@@ -1,4 +1,4 @@
-"""What a reader could keep in mind of a text after each character: numbers to hold a network's units against."""
+"""Hand-written text features (quotes, nesting, …) to correlate hidden units with."""
 
 from typing import Any, NamedTuple
 
@@ -10,18 +10,18 @@ _OPENING_OF = {")": "(", "]": "[", "}": "{"}
 _OPENING = frozenset(_OPENING_OF.values())
 _ENDS_SENTENCE = frozenset(".!?")
 _INSIDE_WORDS = frozenset("_'\u2019")
-# A byte of a longer character; which one cannot be told from it alone, and most are letters.
+# Stands for a byte of a multi-byte character: one byte does not say which, and most are letters.
 _SOME_LETTER = "\u00e9"
 
 
 class Feature(NamedTuple):
-    """Something that can be said of a place in a text, by the characters up to it and including its own.
+    """A number computed at each character of a text from the characters up to and including it.
 
     Attributes:
-        name: what it is called.
-        meaning: what it is.
-        most: its largest value, 1 where it is either 0 or 1. What is more counts as that: a few lines with a hundred
-            blanks before them would else outweigh all others in a correlation.
+        name: its name.
+        meaning: what it measures.
+        most: its largest value, 1 for a binary feature. Larger values are clipped: a few lines indented by a hundred
+            spaces would otherwise outweigh all others in a correlation.
     """
 
     name: str
@@ -46,14 +46,13 @@ FEATURES = (
 
 
 class FeatureReader:
-    """Follows a text, and says of each character what `FEATURES` are after it; the text may come in pieces.
+    """Computes `FEATURES` after each character of a text, which may come in pieces.
 
-    Quotes, ( and [ end at an empty line at the latest: one that was left open by mistake would stand for all the text
-    to come.
+    Quotes, ( and [ are closed by an empty line: one left open by mistake would otherwise last to the end of the text.
     """
 
     def __init__(self, vocab: Vocab) -> None:
-        """Begins a text whose characters are those of `vocab`."""
+        """Starts a text over the characters of `vocab`."""
         longer = vocab.kind == "bytes"
         self._characters = [_SOME_LETTER if longer and code > 127 else chr(code) for code in vocab.codes().tolist()]
         self._line = self._sentence = self._word = self._indent = 0
@@ -62,7 +61,7 @@ class FeatureReader:
         self._open: list[str] = []
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """Goes on with ids [N]: -> [F, N] float32, in the order of `FEATURES`."""
+        """Reads the next ids [N]: -> [F, N] float32, in the order of `FEATURES`."""
         characters = self._characters
         rows = np.array([self._follow(characters[number]) for number in ids.tolist()], np.float32)
         most = np.array([feature.most for feature in FEATURES], np.float32)
@@ -110,7 +109,7 @@ class FeatureReader:
         elif character in _OPENING:
             self._open.append(character)
         elif _OPENING_OF.get(character) in self._open:
-            # With those inside that were never closed.
+            # Along with those inside it that were never closed.
             while self._open.pop() != _OPENING_OF[character]:
                 pass
 

@@ -1,8 +1,8 @@
-"""How surprising each character of a text is to a model: -log p(character | all before it)."""
+"""Scores of a text: -log p(character | all before it) for every character."""
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +11,34 @@ import numpy as np
 from charjax.analysis.documents import DocumentFinder, regroup
 from charjax.array_types import Array, Params
 from charjax.distributed.mesh import on_one_device
-from charjax.generation.decode import Weights, arrange, logits_along
+from charjax.generation.decoder import Decoder, State, Weights, make_decoder
 from charjax.metrics import cross_entropy
-from charjax.model import Carry, CharLSTM, init_carry
-from charjax.ops.lstm.native.steps import PackedWeights
-from charjax.ops.lstm.single_step import StepState, first_layer, logits, start, step
-from charjax.ops.lstm.target import target_platform
+from charjax.model import CharLSTM
 
-# Between windows: what the kernel hands over, or XLA's steps.
-_State = Carry | StepState
-
-# Characters per compiled call: the last call of a text is filled up, so that one compilation serves every length.
+# Characters per compiled call: a text's last call is padded, so that one compilation serves every length.
 WINDOW = 256
-# Of a text read as streams: what each reads at a time, and what it reads before that to know where it stands.
+# With several streams: what each reads at a time, and what it reads before that to warm its state up.
 STRETCH, BURN_IN = 2048, 256
-# A GPU's host asks once per trip of a loop whether to go on; a processor has more to compile, and gains nothing.
-_UNROLL_ON_DEVICES = 16
 
 
 class ScoredPiece(NamedTuple):
-    """Some consecutive characters of a text and what the model made of each.
+    """Consecutive characters of a text and the model's predictions of them.
 
     Attributes:
         ids: [n] integer, the characters.
         nats: [n] float32, -log p(character | those before it in its document).
-        begins: [n] bool, where a document begins: the state is empty there, and what the model says of it is what it
-            says before any character (softmax of the head's bias), as `generate` has it for a context of no characters.
-        top_ids: [n, K] int32, the characters that the model held most likely in this place, likeliest first.
+        begins: [n] bool, whether a document begins here. Its first character is predicted from an empty state, by the
+            head's bias, as `generate` does with an empty context.
+        top_ids: [n, K] int32, the K most likely characters at this position, most likely first.
         top_probs: [n, K] float32, their probabilities.
+
+    Examples:
+        >>> import numpy as np
+        >>> from charjax import ScoredPiece
+        >>> ids, nats = np.array([3, 1]), np.array([1.5, 0.5], np.float32)
+        >>> piece = ScoredPiece(ids, nats, np.array([True, False]), np.array([[3], [2]]), np.array([[0.2], [0.4]]))
+        >>> float(piece.nats[~piece.begins].mean())
+        0.5
     """
 
     ids: np.ndarray
@@ -48,8 +48,8 @@ class ScoredPiece(NamedTuple):
     top_probs: np.ndarray
 
 
-class _Scores(NamedTuple):
-    """[B, T] float32, [B, T, K] int32 and [B, T, K] float32; see `ScoredPiece`."""
+class Scores(NamedTuple):
+    """Nats [...] float32, and the K most likely ids [..., K] int32 with their probabilities [..., K] float32."""
 
     nats: Any
     top_ids: Any
@@ -57,21 +57,30 @@ class _Scores(NamedTuple):
 
 
 def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window: int = WINDOW) -> np.ndarray:
-    """How surprising each character is, in nats: the mean is the loss, exp of the mean the perplexity.
+    """Returns how surprising each character is, in nats: their mean is the loss, exp of the mean the perplexity.
 
     Args:
-        model: the model; nothing is dropped.
+        model: the model; dropout is off.
         params: its parameters.
         ids: [B, N] integer in [0, V), N >= 1, texts that are read side by side, each from an empty state.
-        window: characters per compiled call, which bounds the memory on the device; the result does not depend on it,
-            bit for bit.
+        window: characters per compiled call, which bounds memory on the device; it does not change the result, bit for
+            bit.
 
     Returns:
         nats [B, N - 1] float32: -log p(ids[b, t + 1] | ids[b, :t + 1]). The first character of a row has nothing
-        before it and is not scored; `score_pieces` tells what the model makes of it.
+        before it and is not scored; `score_pieces` scores it from an empty state.
 
     Raises:
-        ValueError: ids that are not [B, N] integers in [0, V), or a window below 1.
+        ValueError: ids are not [B, N] integers in [0, V), or window is below 1.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, Vocab, init_params, score
+        >>> vocab = Vocab.from_text("coffee")
+        >>> model = CharLSTM(vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> params = init_params(jax.random.key(0), model)
+        >>> score(model, params, vocab.encode("coffee")[None]).shape
+        (1, 5)
     """
     _check_at_least_one(window=window)
     ids = np.asarray(ids)
@@ -81,9 +90,11 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
         return np.zeros((0, ids.shape[1] - 1), np.float32)
     begins = np.zeros(ids.shape, bool)
     begins[:, 0] = True
-    blocks = ((ids[:, at : at + window], begins[:, at : at + window]) for at in range(0, ids.shape[1], window))
-    scores = _score_blocks(model, params, blocks, batch_size=len(ids), top=0, window=window)
-    return np.concatenate([block.nats for block in scores], axis=1)[:, 1:]
+    chunks = ((ids[:, at : at + window], begins[:, at : at + window]) for at in range(0, ids.shape[1], window))
+    decoder = make_decoder(model)
+    weights = decoder.pack(on_one_device(params))
+    scores = _score_chunks(decoder, weights, chunks, batch=len(ids), top=0, window=window)
+    return np.concatenate([chunk.nats for chunk in scores], axis=1)[:, 1:]
 
 
 def score_pieces(
@@ -96,47 +107,65 @@ def score_pieces(
     streams: int = 1,
     window: int = WINDOW,
 ) -> Iterator[ScoredPiece]:
-    """Scores a text that comes in pieces, in memory that does not grow with it; a piece is asked for when it is due.
+    """Scores a text that comes in pieces, in memory that does not grow with it; takes a piece only when it is needed.
 
     Args:
-        model: the model; nothing is dropped.
+        model: the model; dropout is off.
         params: its parameters.
-        pieces: [n] integer in [0, V) each, of any lengths, which do not matter to the result.
-        separator: ids that end a document, wherever they stand, across pieces too. The separator belongs to the
-            document that it ends, and the next document is read from an empty state. None takes all as one document.
-        top: K, how many of the likeliest characters to tell; at most V are told.
-        streams: how many parts of the text to read side by side, several times as fast. Each part, of 2048 characters,
-            begins 256 characters early, to warm its state up: what the state remembers longer than that is lost.
-            1 reads the text as one, exactly.
+        pieces: [n] integer in [0, V) each; how the text is cut does not change the result.
+        separator: ids that end a document, wherever they occur, even across pieces. The separator belongs to the
+            document that it ends, and the next document is read from an empty state. None: one document.
+        top: K, how many of the most likely characters to return, at most V.
+        streams: how many parts of the text to read side by side, several times as fast. Each part of 2048 characters
+            is read from 256 characters before it, to warm its state up: older memory is lost. 1 reads the text as one,
+            exactly.
         window: see `score`.
 
     Yields:
-        The text in order, every character once, the first of each document too (`ScoredPiece.begins`).
+        The text in order, every character once, including the first of each document (`ScoredPiece.begins`).
 
     Raises:
-        UserError: an empty separator.
-        ValueError: ids out of range, streams or a window below 1.
+        UserError: the separator is empty.
+        ValueError: ids are out of range, or streams or window is below 1.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, Vocab, init_params, score_pieces
+        >>> vocab = Vocab.from_text("coffee")
+        >>> model = CharLSTM(vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> params = init_params(jax.random.key(0), model)
+        >>> pieces = (vocab.encode(text) for text in ("cof", "fee"))
+        >>> [vocab.decode(piece.ids) for piece in score_pieces(model, params, pieces)]
+        ['coffee']
     """
     _check_at_least_one(streams=streams, window=window)
     finder, top = DocumentFinder(separator), min(top, model.vocab_size)
+    decoder = make_decoder(model)
+    weights = decoder.pack(on_one_device(params))
     if streams > 1:
-        yield from _in_streams(model, params, pieces, finder, streams=streams, top=top, window=window)
+        yield from _score_streams(decoder, weights, pieces, finder, streams=streams, top=top, window=window)
         return
     sent: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for ids in regroup(pieces, window):
             sent.append((ids, finder.begins(ids)))
             yield ids[None], sent[-1][1][None]
 
-    for scores in _score_blocks(model, params, blocks(), batch_size=1, top=top, window=window):
+    for scores in _score_chunks(decoder, weights, chunks(), batch=1, top=top, window=window):
         ids, begins = sent.pop(0)
         yield ScoredPiece(ids, scores.nats[0], begins, scores.top_ids[0], scores.top_probs[0])
 
 
-def _in_streams(
-    model: CharLSTM,
-    params: Params,
+def judge(logits: Array, ids: Array, top: int) -> Scores:
+    """Returns the scores of ids [...] under logits [..., V], with the `top` most likely characters."""
+    ranked, top_ids = jax.lax.top_k(jax.nn.log_softmax(logits), top)
+    return Scores(cross_entropy(logits, ids), top_ids, jnp.exp(ranked))
+
+
+def _score_streams(
+    decoder: Decoder,
+    weights: Weights,
     pieces: Iterable[np.ndarray],
     finder: DocumentFinder,
     *,
@@ -144,14 +173,14 @@ def _in_streams(
     top: int,
     window: int,
 ) -> Iterator[ScoredPiece]:
-    """Scores a text as B streams that stand beside each other in it, each read from BURN_IN characters before it."""
+    """Scores a text as a batch of adjacent parts, each read from BURN_IN characters before it."""
     ids_before, begins_before = np.zeros(BURN_IN, np.int32), np.zeros(BURN_IN, bool)
     for ids in regroup(pieces, streams * STRETCH):
         begins = finder.begins(ids)
-        # The last of a text are shared out as evenly.
+        # The last characters of a text are divided evenly as well.
         stretch = -(-len(ids) // streams)
         missing = (0, streams * stretch - len(ids))
-        # Where there is no text, in front of all, what is read does not count: a document begins after it.
+        # Before the text begins, zeros are read: they do not matter, since a document begins after them.
         rows_ids, rows_begins = (
             np.lib.stride_tricks.sliding_window_view(values, BURN_IN + stretch)[::stretch]
             for values in (
@@ -159,11 +188,11 @@ def _in_streams(
                 np.concatenate([begins_before, np.pad(begins, missing)]),
             )
         )
-        blocks = (
+        chunks = (
             (rows_ids[:, at : at + window], rows_begins[:, at : at + window])
             for at in range(0, BURN_IN + stretch, window)
         )
-        parts = list(_score_blocks(model, params, blocks, batch_size=streams, top=top, window=window))
+        parts = list(_score_chunks(decoder, weights, chunks, batch=streams, top=top, window=window))
         joined = (np.concatenate(values, axis=1)[:, BURN_IN:] for values in zip(*parts, strict=True))
         nats, top_ids, top_probs = (
             values.reshape(streams * stretch, *values.shape[2:])[: len(ids)] for values in joined
@@ -173,32 +202,25 @@ def _in_streams(
         begins_before = np.concatenate([begins_before, begins])[-BURN_IN:]
 
 
-def _check_at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-
-
-def _score_blocks(
-    model: CharLSTM,
-    params: Params,
-    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+def _score_chunks(
+    decoder: Decoder,
+    weights: Weights,
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
     *,
-    batch_size: int,
+    batch: int,
     top: int,
     window: int,
-) -> Iterator[_Scores]:
-    """Scores consecutive blocks of B texts, (ids [B, n], begins [B, n]) with n <= window, one ahead of what is read."""
-    weights, carry = arrange(model, on_one_device(params)), init_carry(model, batch_size)
-    state: _State = carry if isinstance(weights, PackedWeights) else start(weights, carry)
-    pending: tuple[_Scores, int] | None = None
-    for ids, begins in blocks:
-        if ids.min() < 0 or ids.max() >= model.vocab_size:
-            raise ValueError(f"ids must lie in [0, {model.vocab_size}), not in [{ids.min()}, {ids.max()}]")
+) -> Iterator[Scores]:
+    """Scores consecutive chunks of B texts, (ids [B, n], begins [B, n]) with n <= window; dispatches one ahead."""
+    state, vocab_size = decoder.init(batch), decoder.model.vocab_size
+    pending: tuple[Scores, int] | None = None
+    for ids, begins in chunks:
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            raise ValueError(f"ids must lie in [0, {vocab_size}), not in [{ids.min()}, {ids.max()}]")
+        # The padding of the last chunk comes after everything that is returned.
         missing = ((0, 0), (0, window - ids.shape[1]))
-        # What fills the last block up comes after all that is looked at.
-        state, scores = _score_window(
-            model, weights, state, np.pad(ids.astype(np.int32), missing), np.pad(begins, missing), top=top
+        state, scores = _score_chunk(
+            decoder, weights, state, np.pad(ids.astype(np.int32), missing), np.pad(begins, missing), top=top
         )
         if pending is not None:
             yield _fetch(*pending)
@@ -207,46 +229,20 @@ def _score_blocks(
         yield _fetch(*pending)
 
 
-def _fetch(scores: _Scores, length: int) -> _Scores:
-    return _Scores(*(np.asarray(values)[:, :length] for values in scores))
-
-
 @functools.partial(jax.jit, static_argnums=0, static_argnames="top", donate_argnums=2)
-def _score_window(
-    model: CharLSTM, weights: Weights, state: _State, ids: Array, begins: Array, *, top: int
-) -> tuple[_State, _Scores]:
-    """Reads ids [B, T] int32 on from a state, emptied where begins [B, T] is true: -> (state after them, scores).
-
-    Step by step, as characters are generated: no step's arithmetic depends on how many there are, and the state can be
-    emptied between any two.
-    """
-    if isinstance(weights, PackedWeights):
-        logits_BTV, carry = logits_along(model, weights, cast(Carry, state), ids, begins)
-        # Window by window, sums over the vocabulary would be added up in another order in windows of another size.
-        scores = jax.lax.map(lambda now: _judge(now[0], now[1], top), (jnp.swapaxes(logits_BTV, 0, 1), ids.T))
-        return carry, _Scores(*(jnp.swapaxes(values, 0, 1) for values in scores))
-
-    def one(state: StepState, now: tuple[Array, Array]) -> tuple[StepState, _Scores]:
-        ids_B, begins_B = now
-        state = _emptied(state, begins_B)
-        scores = _judge(logits(weights, state), ids_B, top)
-        return step(weights, state, first_layer(weights, state, ids_B)), scores
-
-    unroll = 1 if target_platform() == "cpu" else _UNROLL_ON_DEVICES
-    after, scores = jax.lax.scan(one, cast(StepState, state), (ids.T, begins.T), unroll=unroll)
-    return after, _Scores(*(jnp.swapaxes(values, 0, 1) for values in scores))
+def _score_chunk(
+    decoder: Decoder, weights: Weights, state: State, ids: Array, begins: Array, *, top: int
+) -> tuple[State, Scores]:
+    """Scores ids [B, T] int32, read from an empty state where begins [B, T] is true: -> (state after them, scores)."""
+    scores, state = decoder.logits(weights, state, ids, begins, functools.partial(judge, top=top))
+    return state, scores
 
 
-def _judge(logits: Array, ids: Array, top: int) -> _Scores:
-    """What logits [..., V] make of ids [...]."""
-    ranked, top_ids = jax.lax.top_k(jax.nn.log_softmax(logits), top)
-    return _Scores(cross_entropy(logits, ids), top_ids, jnp.exp(ranked))
+def _fetch(scores: Scores, length: int) -> Scores:
+    return Scores(*(np.asarray(values)[:, :length] for values in scores))
 
 
-def _emptied(state: StepState, where_B: Array) -> StepState:
-    """The state before any character for some rows: of an h of zeros, the products are zeros, too."""
-    zero = lambda values, rows: jnp.where(rows, jnp.zeros_like(values), values)  # noqa: E731
-    return StepState(
-        jax.tree.map(lambda values_BH: zero(values_BH, where_B[:, None]), state.carry),
-        jax.tree.map(lambda products_SBN: zero(products_SBN, where_B[None, :, None]), state.products),
-    )
+def _check_at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")

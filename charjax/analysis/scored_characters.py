@@ -1,4 +1,4 @@
-"""A scored text as characters: how much each surprises, what was expected in its place, and the loss of all."""
+"""A scored text by characters: how surprising each is, what was expected instead, and the loss of the whole."""
 
 import itertools
 import math
@@ -13,24 +13,24 @@ from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.rendering.visible_text import name_character
 
-# Ids that are looked at together.
+# Ids that are processed together.
 BLOCK = 4096
 _NEWLINE = ord("\n")
 
 
 class Characters(NamedTuple):
-    """Some consecutive characters of a text and what a model made of each; with bytes, one may be of several ids.
+    """Consecutive characters of a text and their scores; in a vocabulary of bytes a character may have several ids.
 
     Attributes:
         points: [n] uint32, code points, as `errors="surrogateescape"` decodes them.
-        lines: [n] int64, counted from 1.
-        columns: [n] int64, characters from the beginning of the line, counted from 1.
-        begins: [n] bool, where a document begins.
-        nats: [n] float64, -log p(character | those before it in its document), NaN where there is none before it.
+        lines: [n] int64, from 1.
+        columns: [n] int64, in characters from the start of the line, from 1.
+        begins: [n] bool, whether a document begins here.
+        nats: [n] float64, -log p(character | those before it in its document), NaN if there are none.
         counted: [n] int64, how many ids `nats` is the sum of: all but a document's first.
-        sizes: [n] int64, how many ids there are.
-        ids: [n] int64, of each character's ids the one that surprised most.
-        top_ids: [n, K] int32, what the model held most likely in its place; see `ScoredPiece`.
+        sizes: [n] int64, how many ids the character has.
+        ids: [n] int64, its most surprising id.
+        top_ids: [n, K] int32, the most likely ids at that position; see `ScoredPiece`.
         top_probs: [n, K] float32, their probabilities.
     """
 
@@ -46,25 +46,25 @@ class Characters(NamedTuple):
     top_probs: np.ndarray
 
     def part(self, part: slice) -> "Characters":
-        """Some of them."""
+        """Returns a slice of them."""
         return Characters(*(values[part] for values in self))
 
     def text(self) -> str:
-        """The characters as a string."""
+        """Returns the characters as a string."""
         return self.points.tobytes().decode("utf-32-le", errors="surrogatepass")
 
 
 def characters(vocab: Vocab, scored: Iterable[ScoredPiece]) -> Iterator[Characters]:
-    """Puts scored pieces of a text together to characters, in blocks that do not grow with it.
+    """Yields the characters of a scored text, in blocks that do not grow with it.
 
     Raises:
-        UserError: scores that are not numbers, of a model that went wrong.
+        UserError: scores are not finite, because training diverged.
     """
     decoder, line, column = CharacterDecoder(vocab), 1, 1
     held: list[ScoredPiece] = []
     for piece, final in itertools.chain(((piece, False) for piece in _blocks(scored)), [(None, True)]):
         if piece is not None and not np.isfinite(piece.nats).all():
-            raise UserError("the model's predictions are not numbers; train it anew")
+            raise UserError("the model's predictions are not finite; train the model again")
         new = np.zeros(0, np.uint8) if piece is None else piece.ids
         points, sizes = decoder.decode(new, final=final)
         held += [] if piece is None else [piece]
@@ -72,14 +72,14 @@ def characters(vocab: Vocab, scored: Iterable[ScoredPiece]) -> Iterator[Characte
             continue
         whole, used = _joined(held), int(sizes.sum())
         now, held = ScoredPiece(*(v[:used] for v in whole)), [ScoredPiece(*(v[used:] for v in whole))]
-        lines, columns = _places(points, line, column)
+        lines, columns = _lines_and_columns(points, line, column)
         ends_line = points[-1] == _NEWLINE
         line, column = int(lines[-1]) + int(ends_line), 1 if ends_line else int(columns[-1]) + 1
         yield _characters(now, points, sizes, lines, columns)
 
 
 def _blocks(scored: Iterable[ScoredPiece]) -> Iterator[ScoredPiece]:
-    """Joins small pieces: what is done per piece costs more than what is done per character."""
+    """Joins small pieces: the work per piece costs more than the work per character."""
     some: list[ScoredPiece] = []
     for piece in scored:
         some.append(piece)
@@ -94,13 +94,13 @@ def _joined(some: list[ScoredPiece]) -> ScoredPiece:
     return some[0] if len(some) == 1 else ScoredPiece(*map(np.concatenate, zip(*some, strict=True)))
 
 
-def _places(points: np.ndarray, line: int, column: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lines and columns of characters whose first stands at a line and column."""
+def _lines_and_columns(points: np.ndarray, line: int, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lines and columns of characters, given those of the first."""
     breaks = points == _NEWLINE
     after_break = np.concatenate([[False], breaks[:-1]])
     at = np.arange(len(points))
-    beginning = np.maximum.accumulate(np.where(after_break, at, 1 - column))
-    return line + np.cumsum(after_break), at - beginning + 1
+    line_starts = np.maximum.accumulate(np.where(after_break, at, 1 - column))
+    return line + np.cumsum(after_break), at - line_starts + 1
 
 
 def _characters(
@@ -119,52 +119,52 @@ def _characters(
 
 
 def _first_largest(values: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Where in each group, counted from its start, its largest value stands first."""
+    """Returns the offset within each group of the first of its largest values."""
     largest = np.repeat(np.maximum.reduceat(values, starts), sizes)
-    places = np.flatnonzero(values == largest)
-    groups, first = np.unique(np.repeat(np.arange(len(starts)), sizes)[places], return_index=True)
-    return places[first] - starts[groups]
+    found = np.flatnonzero(values == largest)
+    groups, first = np.unique(np.repeat(np.arange(len(starts)), sizes)[found], return_index=True)
+    return found[first] - starts[groups]
 
 
 class Expected(NamedTuple):
-    """A character, or a byte of one, that a model held likely, as its name, and the probability."""
+    """The name of a likely character, or byte, and its probability."""
 
     name: str
     probability: float
 
 
 class Alternatives:
-    """Names what a model held most likely in the place of a character."""
+    """Names the characters that a model expected instead of those in the text."""
 
     def __init__(self, vocab: Vocab, top: int) -> None:
-        """Takes the vocabulary and how many to name; the scores must tell one more, for the character itself."""
+        """Names up to `top` others; the scores must have one more, since the character itself may be among them."""
         self._top = top
         bytes_above = 0xDC00 if vocab.kind == "bytes" else 0
         self._names = [name_character(chr(c if c < 0x80 else c + bytes_above)) for c in vocab.codes().tolist()]
 
-    def of(self, found: Characters, place: int) -> list[Expected]:
-        """The likeliest others at one place, likeliest first."""
-        ids, probs, itself = found.top_ids[place].tolist(), found.top_probs[place].tolist(), int(found.ids[place])
+    def of(self, found: Characters, index: int) -> list[Expected]:
+        """Returns the most likely other characters at an index, most likely first."""
+        ids, probs, itself = found.top_ids[index].tolist(), found.top_probs[index].tolist(), int(found.ids[index])
         others = [(i, p) for i, p in zip(ids, probs, strict=True) if i != itself]
         return [Expected(self._names[i], p) for i, p in others[: self._top]]
 
     def name(self, number: int) -> str:
-        """The name of an id."""
+        """Returns the name of an id."""
         return self._names[number]
 
 
 class Totals:
-    """Counts a text as its characters come.
+    """Running totals of a text.
 
     Attributes:
-        characters: how many.
-        documents: how many.
-        ids: of the vocabulary; with bytes more than characters.
-        bytes: in UTF-8.
-        counted: ids that have something before them in their document.
+        characters: number of characters.
+        documents: number of documents.
+        ids: number of ids; in a vocabulary of bytes more than characters.
+        bytes: size in UTF-8.
+        counted: ids that are not the first of their document.
         counted_characters: characters with such an id.
         counted_bytes: their bytes.
-        nats: the sum over all that count.
+        nats: the sum over all counted ids.
     """
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class Totals:
         self.nats = 0.0
 
     def add(self, found: Characters) -> None:
-        """Goes on with the text."""
+        """Adds the next characters."""
         sizes, counts = utf8_sizes(found.points), found.counted > 0
         self.characters += len(found.points)
         self.documents += int(found.begins.sum())
@@ -186,5 +186,5 @@ class Totals:
 
     @property
     def loss(self) -> float:
-        """Nats per id, which is a character, or with bytes a byte; NaN where none counts."""
+        """Nats per id (a character, or a byte in a vocabulary of bytes); NaN if none counts."""
         return self.nats / self.counted if self.counted else math.nan

@@ -1,4 +1,4 @@
-"""The places of a text that surprise a model most."""
+"""The most surprising characters of a text."""
 
 import dataclasses
 import heapq
@@ -9,26 +9,26 @@ import numpy as np
 
 from charjax.analysis.scored_characters import Alternatives, Characters, Expected
 
-# Of two places nearer to each other than this, in one line, only the more surprising is told of.
+# Of two places closer together than this in a line, only the more surprising one is reported.
 STRETCH = 60
 # Characters shown on each side of a place.
 AROUND = 36
-_Stretch = tuple[int, int]  # a line, and how many stretches of it are before
+_Stretch = tuple[int, int]  # a line, and the number of the stretch in it
 
 
 @dataclasses.dataclass
 class Place:
-    """A surprising place.
+    """A surprising character and its context.
 
     Attributes:
-        line: counted from 1.
-        column: counted from 1.
-        character: what stands there.
+        line: from 1.
+        column: from 1.
+        character: the character.
         nats: -log p(character | all before it).
-        byte: the name of the byte that surprised most, of a character that is several; else empty.
-        expected: what the model held more likely, likeliest first.
-        before: the text before, up to AROUND characters.
-        after: the text after.
+        byte: the name of its most surprising byte if it has several, otherwise empty.
+        expected: the most likely other characters, most likely first.
+        before: up to AROUND characters before it.
+        after: up to AROUND characters after it.
     """
 
     line: int
@@ -42,10 +42,10 @@ class Place:
 
 
 class WorstPlaces:
-    """Finds the most surprising characters of a text as they come, at most one of each stretch of a line.
+    """Finds the most surprising characters of a text that comes in blocks, at most one per stretch of a line.
 
-    A stretch ends between two words, where it has at least STRETCH characters: else one garbled line would be all that
-    is told of. Memory grows with the number of places wanted alone.
+    A stretch is at least STRETCH characters long and ends between words. Without stretches, a single garbled line would
+    fill the whole report. Memory grows only with the number of places wanted.
     """
 
     def __init__(self, number: int, alternatives: Alternatives) -> None:
@@ -57,7 +57,7 @@ class WorstPlaces:
         self._open: list[Place] = []
 
     def add(self, found: Characters) -> None:
-        """Goes on with the text."""
+        """Adds the next characters."""
         if not self._number:
             return
         new = found.text()
@@ -65,7 +65,7 @@ class WorstPlaces:
             place.after += new[: AROUND - len(place.after)]
         text, begin = self._before + new, len(self._before)
         candidates = np.flatnonzero(found.nats > self._least())
-        # The most surprising first: what comes after one that is not surprising enough is not, either.
+        # Most surprising first: once one is not surprising enough, the rest are not either.
         for index in candidates[np.argsort(-found.nats[candidates], kind="stable")].tolist():
             if found.nats[index] <= self._least():
                 break
@@ -74,13 +74,13 @@ class WorstPlaces:
         self._before = text[-AROUND:]
 
     def places(self) -> list[Place]:
-        """The places, the most surprising first, and of equal ones that which comes first in the text."""
+        """Returns the places, most surprising first; equal ones in the order of the text."""
         return sorted(self._best.values(), key=lambda place: (-place.nats, place.line, place.column))
 
     def _least(self) -> float:
-        """What a place must surpass."""
+        """Returns the nats that a place must exceed."""
         while self._heap and self._best.get(self._heap[0][2]) is not self._heap[0][3]:
-            heapq.heappop(self._heap)  # its stretch has a more surprising place by now
+            heapq.heappop(self._heap)  # its stretch has a more surprising place now
         return self._heap[0][0] if len(self._best) == self._number else -math.inf
 
     def _consider(self, found: Characters, index: int, text: str, at: int) -> None:

@@ -1,9 +1,9 @@
-"""Beam search: the likeliest continuations of a text, the whole search in one jitted call.
+"""Beam search: the most likely continuations of a text, the whole search in one jitted call.
 
 The beams are the rows of a batch. A step scores every character after every beam, keeps the best W of those W x V
-texts and re-orders the recurrent state by the beams they came from. Of the texts it writes one row of W numbers down,
-each a beam and a character, and traces them back when the search has ended: to re-order the texts themselves would cost
-a copy of all that was written, at every character.
+texts and reorders the recurrent state by the beams they came from. Of the texts themselves it stores only a row of W
+backpointers per character (the beam it came from, and the character) and traces them back after the search: reordering
+the texts would copy everything written so far at every character.
 """
 
 import functools
@@ -17,24 +17,24 @@ from charjax.array_types import Array, Params
 from charjax.data.vocab import Vocab, encode_context
 from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
+from charjax.generation.blocks import steps_per_trip
+from charjax.generation.xla_decoder import XlaDecoder, XlaWeights
 from charjax.memory_budget import check_room_to_sample
-from charjax.model import CharLSTM, init_carry, step_weights
-from charjax.ops.lstm.single_step import StepState, StepWeights, first_layer, logits, start, step
-from charjax.ops.lstm.target import target_platform
+from charjax.model import CharLSTM
+from charjax.ops.lstm import single_step
+from charjax.ops.lstm.single_step import StepState
 
-# A GPU's host asks once per trip of a loop whether to go on: trips of this many characters there.
-BLOCK = 16
-# Room for choices, at least; above, powers of two, so that few lengths compile anew.
+# The least number of characters to have room for; above it powers of two, so that few lengths recompile.
 LEAST_CAPACITY = 256
 LARGEST_PENALTY = 10.0
 
 
 class Goal(NamedTuple):
-    """What is searched for; arrays, so that another value does not compile anew.
+    """What to search for, as arrays, so that other values do not recompile.
 
     Attributes:
-        length: [] int32, characters at most.
-        end: [] int32, the character that finishes a text, -1 for none.
+        length: [] int32, the most characters a text may have.
+        end: [] int32, the id that finishes a text, -1 for none.
         penalty: [] float32, GNMT's alpha.
     """
 
@@ -44,10 +44,10 @@ class Goal(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """W texts, best first, by where they are to be found in the choices.
+    """W texts, best first, as entry points into the backpointers.
 
     Attributes:
-        scores: [W] float32, what they are ranked by; -inf where there is none.
+        scores: [W] float32, what they are ranked by; -inf for a text that does not exist.
         log_probs: [W] float32.
         counts: [W] int32, characters before the end.
         beams: [W] int32, the beam that wrote the last of them.
@@ -62,15 +62,15 @@ class Texts(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Where a search stands.
+    """The state of a search.
 
     Attributes:
         position: [] int32, characters written.
-        steps: the state of every beam.
-        scores: [W] float32, log-probabilities less `offset`, best first, -inf for a beam that holds no text. Less the
-            best one they stay near 0, where float32 tells close ones apart, however long the texts.
+        steps: the recurrent state of every beam.
+        scores: [W] float32, log-probabilities minus `offset`, best first, -inf for a beam without a text. Relative to
+            the best they stay near 0, where float32 separates close ones however long the texts are.
         offset: [] float32, the best log-probability.
-        choices: [C, W] int32, per character V * (the beam it came from) + id.
+        backpointers: [C, W] int32, per character V * (the beam it came from) + id.
         finished: texts that have ended.
     """
 
@@ -78,7 +78,7 @@ class Search(NamedTuple):
     steps: StepState
     scores: Array
     offset: Array
-    choices: Array
+    backpointers: Array
     finished: Texts
 
 
@@ -92,31 +92,40 @@ def beam_search(
     length_penalty: float = 0.0,
     end: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Searches for the likeliest continuations of `context`, keeping the best `beam_width` at every character.
+    """Searches for the most likely continuations of `context`, keeping the best `beam_width` at every character.
 
-    With `end`, a text that writes this character is finished and put aside, and texts are ranked by their
-    log-probability divided by ((5 + n) / 6) ** length_penalty, with n characters, the end among them (Wu et al. 2016,
-    GNMT); those that reach `length` without an end compete with them. The search stops as soon as nothing unfinished
+    With `end`, a text that writes this character is finished and set aside, and texts are ranked by their
+    log-probability divided by ((5 + n) / 6) ** length_penalty, for n characters including the end (Wu et al. 2016,
+    GNMT); texts that reach `length` without an end compete with them. The search stops as soon as nothing unfinished
     can become better than what is finished.
 
     Args:
         model: the model.
         params: its parameters.
-        context: [P] integer, the characters to go on from; with P = 0 the first one is judged by what the model says
-            of an empty state, the head's bias.
-        length: characters to write, at least 0; with `end`, at most so many.
+        context: [P] integer, the ids to continue; with P = 0 the first character is scored by the prediction of an
+            empty state, the head's bias.
+        length: characters to write, at least 0; with `end`, the most to write.
         beam_width: W; 1 is argmax, V ** (length - 1) or more is exhaustive.
         length_penalty: alpha, from -10 to 10: 0 ranks by log-probability, which favours short texts, 0.6 to 1 evens
-            that out. Without `end` all texts are of one length, and it changes nothing.
+            that out. Without `end` all texts are equally long, and it has no effect.
         end: id that finishes a text, such as a line break's.
 
     Returns:
-        ids [W, length] int32, best first, and their log_probs [W] float32, the sum over each text. After the end ids
-        are -1; so are those of a text that does not exist, where there are fewer than W, with log_prob -inf. Of texts
-        that are equally good the one from the better beam comes first, then the one with the lower id.
+        ids [W, length] int32, best first, and their log_probs [W] float32, summed over each text. Ids are -1 after the
+        end, and throughout for texts that do not exist because there are fewer than W, with log_prob -inf. Of equally
+        good texts the one from the better beam comes first, then the one with the lower id.
 
     Raises:
-        UserError: an argument out of range.
+        UserError: an argument is out of range.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, beam_search, init_params
+        >>> model = CharLSTM(3, hidden_dim=8, hidden_layers=1)
+        >>> params = init_params(jax.random.key(0), model)
+        >>> ids, log_probs = beam_search(model, params, [0, 1], length=4, beam_width=2)
+        >>> ids.shape, bool(log_probs[0] >= log_probs[1])
+        ((2, 4), True)
     """
     context = np.asarray(context)
     _check(model, context, length, beam_width, length_penalty, end)
@@ -124,7 +133,8 @@ def beam_search(
     # An empty list would be float.
     context_P = jnp.asarray(context if context.size else context.astype(np.int32))
     found = _search(
-        model,
+        # The native kernel cannot reorder its state between two steps.
+        XlaDecoder(model, model.dtype),
         on_one_device(params),
         context_P,
         goal,
@@ -147,23 +157,32 @@ def beam_search_text(
     length_penalty: float = 0.0,
     end: str | None = None,
 ) -> list[str]:
-    r"""Searches for the likeliest continuations of a text; see `beam_search`.
+    r"""Searches for the most likely continuations of a text; see `beam_search`.
 
     Args:
         model: the model.
         params: its parameters.
         vocab: its characters.
-        context: what to go on from; an empty one starts as if after a line break, where the vocabulary has one.
-        length: characters per text at most, context not counted.
+        context: the text to continue; an empty one is replaced by a line break, if the vocabulary has one.
+        length: the most characters per text, not counting the context.
         beam_width: texts kept at every character, and returned.
         length_penalty: see `beam_search`.
         end: the character that finishes a text, such as "\n"; it is the text's last.
 
     Returns:
-        The continuations, best first, without the context; fewer than `beam_width` where there are no more.
+        The continuations, best first, without the context; fewer than `beam_width` if there are no more.
 
     Raises:
-        UserError: characters that the vocabulary lacks, a number out of range, or too little memory.
+        UserError: the vocabulary lacks a character, a number is out of range, or there is too little memory.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, Vocab, beam_search_text, init_params
+        >>> vocab = Vocab.from_text("abc")
+        >>> model = CharLSTM(vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> params = init_params(jax.random.key(0), model)
+        >>> [len(text) for text in beam_search_text(model, params, vocab, "ab", length=4, beam_width=2)]
+        [4, 4]
     """
     context_P = encode_context(vocab, context)
     end_ids = None if end is None else vocab.encode(end)
@@ -195,7 +214,7 @@ def _check(
     model: CharLSTM, context: np.ndarray, length: int, beam_width: int, length_penalty: float, end: int | None
 ) -> None:
     if context.ndim != 1:
-        raise UserError(f"context must be one row of characters, [P], not of shape {context.shape}")
+        raise UserError(f"context must be one row of ids, [P], not of shape {context.shape}")
     if context.size and not np.issubdtype(context.dtype, np.integer):
         raise UserError(f"context must be integers, not {context.dtype}")
     if not _is_whole(beam_width) or beam_width < 1:
@@ -203,7 +222,7 @@ def _check(
     if not _is_whole(length) or not 0 <= length <= 10**9:
         raise UserError(f"length must be a whole number from 0 to 1000000000, not {length!r}")
     number = isinstance(length_penalty, int | float | np.floating) and not isinstance(length_penalty, bool)
-    if not (number and abs(length_penalty) <= LARGEST_PENALTY):  # NaN is no larger, and no smaller
+    if not (number and abs(length_penalty) <= LARGEST_PENALTY):  # false for NaN, too
         raise UserError(f"length_penalty must be a number from -10 to 10, not {length_penalty!r}")
     if end is not None and not (_is_whole(end) and 0 <= end < model.vocab_size):
         raise UserError(f"end must be an id from 0 to {model.vocab_size - 1}, not {end!r}")
@@ -219,17 +238,17 @@ def _capacity(length: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("width", "capacity", "ends"))
 def _search(
-    model: CharLSTM, params: Params, context: Array, goal: Goal, *, width: int, capacity: int, ends: bool
+    decoder: XlaDecoder, params: Params, context: Array, goal: Goal, *, width: int, capacity: int, ends: bool
 ) -> tuple[Array, Array]:
-    """The search: -> (ids [W, capacity] int32, log_probs [W]); `ends` False leaves out what an end takes."""
-    weights = step_weights(model, params)
-    search = _start(model, params, weights, context, width, capacity)
+    """Searches: -> (ids [W, capacity] int32, log_probs [W]); `ends` False leaves out what only an end requires."""
+    weights = decoder.pack(params)
+    search = _start(decoder, weights, context, width, capacity)
 
-    def trips_of(size: int, search: Search) -> Search:
-        """As many trips of `size` characters as there is need for."""
+    def take_trips(size: int, search: Search) -> Search:
+        """Takes trips of `size` characters as long as there is something to search for."""
 
         def extend(_: Array, search: Search) -> Search:
-            return _extend(weights, goal, ends, search)
+            return _extend(decoder, weights, goal, ends, search)
 
         return jax.lax.while_loop(
             lambda search: (search.position + size <= goal.length) & ~_is_decided(search, goal),
@@ -237,23 +256,19 @@ def _search(
             search,
         )
 
-    if target_platform() != "cpu":
-        search = trips_of(BLOCK, search)
-    search = trips_of(1, search)
+    for size in sorted({steps_per_trip(), 1}, reverse=True):
+        search = take_trips(size, search)
     texts = _merge(search.finished, _unfinished(search, goal))
-    return _trace_back(search.choices, texts, goal.end, model.vocab_size), texts.log_probs
+    return _trace_back(search.backpointers, texts, goal.end, decoder.model.vocab_size), texts.log_probs
 
 
-def _start(model: CharLSTM, params: Params, weights: StepWeights, context: Array, width: int, capacity: int) -> Search:
-    """Reads the context: all beams in the same state, and but one of them without a text, or W times the same came."""
-    carry = init_carry(model, 1)
-    if len(context):
-        _, carry = model.apply({"params": params}, context[None], carry)
+def _start(decoder: XlaDecoder, weights: XlaWeights, context: Array, width: int, capacity: int) -> Search:
+    """Reads the context. All beams are in its state, but only the first has a text, or all W would be the same."""
     scores = jnp.full(width, -jnp.inf).at[0].set(0.0)
     nothing, nowhere = jnp.full(width, -jnp.inf), jnp.zeros(width, jnp.int32)
     return Search(
         jnp.zeros((), jnp.int32),
-        _take(start(weights, carry), nowhere),
+        single_step.take(decoder.prefill(weights, decoder.init(1), context[None]), nowhere),
         scores,
         jnp.zeros(()),
         jnp.zeros((capacity, width), jnp.int32),
@@ -261,44 +276,35 @@ def _start(model: CharLSTM, params: Params, weights: StepWeights, context: Array
     )
 
 
-def _extend(weights: StepWeights, goal: Goal, ends: bool, search: Search) -> Search:
-    """Writes one more character."""
-    log_probs_WV = search.scores[:, None] + jax.nn.log_softmax(logits(weights, search.steps))
+def _extend(decoder: XlaDecoder, weights: XlaWeights, goal: Goal, ends: bool, search: Search) -> Search:
+    """Extends the texts by one character."""
+    log_probs_WV = search.scores[:, None] + jax.nn.log_softmax(decoder.next_logits(weights, search.steps))
     finished, (width, vocab_size) = search.finished, log_probs_WV.shape
     if ends:
         finished = _merge(finished, _ended(search, log_probs_WV[:, goal.end], goal))
         log_probs_WV = log_probs_WV.at[:, goal.end].set(-jnp.inf)
-    scores, choices = jax.lax.top_k(log_probs_WV.reshape(-1), width)
-    parents, ids = jnp.divmod(choices, vocab_size)
-    steps = _take(search.steps, parents)
-    steps = step(weights, steps, first_layer(weights, steps, ids))
-    # No beam may be left, where the end is the only character.
+    scores, backpointers = jax.lax.top_k(log_probs_WV.reshape(-1), width)
+    parents, ids = jnp.divmod(backpointers, vocab_size)
+    steps = decoder.step(weights, single_step.take(search.steps, parents), ids)
+    # No beam is left if the end is the only character.
     best = jnp.where(jnp.isfinite(scores[0]), scores[0], 0)
     return Search(
         search.position + 1,
         steps,
         scores - best,
         search.offset + best,
-        search.choices.at[search.position].set(choices),
+        search.backpointers.at[search.position].set(backpointers),
         finished,
     )
 
 
-def _take(steps: StepState, beams: Array) -> StepState:
-    """The state of the beams [W] named."""
-    return StepState(
-        jax.tree.map(lambda leaf: leaf[beams], steps.carry),
-        jax.tree.map(lambda leaf: leaf[:, beams], steps.products),
-    )
-
-
 def _divisor(counts: Array, penalty: Array) -> Array:
-    """GNMT's length normalisation; kept within what log-probabilities can be divided by."""
+    """Returns GNMT's length normalisation, kept within what log-probabilities can be divided by."""
     return jnp.clip(((5.0 + counts) / 6.0) ** penalty, 1e-30, 1e30)
 
 
 def _ended(search: Search, scores: Array, goal: Goal) -> Texts:
-    """What becomes of every beam by an end after it, where it has the given scores [W]."""
+    """Returns the beams, each with an end after it, given their scores [W] including that end."""
     log_probs = scores + search.offset
     counts, beams = jnp.full_like(scores, search.position, jnp.int32), jnp.arange(len(scores))
     ranked = log_probs / _divisor(search.position + 1, goal.penalty)
@@ -306,7 +312,7 @@ def _ended(search: Search, scores: Array, goal: Goal) -> Texts:
 
 
 def _unfinished(search: Search, goal: Goal) -> Texts:
-    """The beams that reached the length asked for."""
+    """Returns the beams that reached the goal's length."""
     log_probs = jnp.where(search.position == goal.length, search.scores + search.offset, -jnp.inf)
     counts, beams = jnp.full_like(log_probs, search.position, jnp.int32), jnp.arange(len(log_probs))
     ranked = log_probs / _divisor(search.position, goal.penalty)
@@ -314,31 +320,30 @@ def _unfinished(search: Search, goal: Goal) -> Texts:
 
 
 def _merge(first: Texts, second: Texts) -> Texts:
-    """The best W of both; of equally good ones the first."""
+    """Returns the best W of both; of equally good ones the first."""
     both: Texts = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
     _, order = jax.lax.top_k(both.scores, len(first.scores))
     return jax.tree.map(lambda leaf: leaf[order], both)
 
 
 def _is_decided(search: Search, goal: Goal) -> Array:
-    """Whether no beam can become better than the worst finished text.
+    """Returns whether no beam can become better than the worst finished text.
 
-    Log-probabilities only fall, so the most a beam can come to is what it has now over the largest divisor to come.
+    Log-probabilities only decrease, so a beam's best possible score is its current one over the largest later divisor.
     """
     divisor = jnp.maximum(_divisor(search.position + 1, goal.penalty), _divisor(goal.length, goal.penalty))
     return search.finished.scores[-1] >= search.offset / divisor
 
 
-def _trace_back(choices: Array, texts: Texts, end: Array, vocab_size: int) -> Array:
-    """Reads the texts out of the choices, from the last character to the first: -> [W, C] int32."""
+def _trace_back(backpointers: Array, texts: Texts, end: Array, vocab_size: int) -> Array:
+    """Follows the backpointers from the last character to the first: -> [W, C] int32."""
 
     def back(beams: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
-        position, choices_W = row
-        parents, ids = jnp.divmod(choices_W[beams], vocab_size)
+        position, backpointers_W = row
+        parents, ids = jnp.divmod(backpointers_W[beams], vocab_size)
         written = (position < texts.counts) & jnp.isfinite(texts.log_probs)
         after = jnp.where((position == texts.counts) & texts.ended & jnp.isfinite(texts.log_probs), end, -1)
         return jnp.where(written, parents, beams), jnp.where(written, ids, after)
 
-    unroll = BLOCK if target_platform() != "cpu" else 1
-    rows = (jnp.arange(len(choices)), choices)
-    return jax.lax.scan(back, texts.beams, rows, reverse=True, unroll=unroll)[1].T
+    rows = (jnp.arange(len(backpointers)), backpointers)
+    return jax.lax.scan(back, texts.beams, rows, reverse=True, unroll=steps_per_trip())[1].T

@@ -1,4 +1,4 @@
-"""Sampling: one pass over the context, then one jitted loop over the characters to come, carrying the hidden state."""
+"""Sampling: the context is read in one pass, then one jitted loop writes what follows, carrying the hidden state."""
 
 import functools
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ from charjax.config import SampleConfig
 from charjax.data.vocab import Vocab, encode_context, encode_stop
 from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
-from charjax.generation.decode import BLOCK, arrange, capacity_for, decode, init_state, kernel_for, read, with_room
-from charjax.generation.sampling import Choice, is_filtered, make_choice
+from charjax.generation.blocks import BLOCK, capacity_for
+from charjax.generation.decoder import Decoder, make_decoder
+from charjax.generation.sampling import Settings, as_threefry, is_filtered, make_settings
 from charjax.memory_budget import check_room_to_sample
 from charjax.model import CharLSTM
 
@@ -32,83 +33,88 @@ def generate(
     context_lengths: jax.typing.ArrayLike | None = None,
     weights: str = "auto",
 ) -> Array:
-    """Continues each row of `context`, by one compiled program that serves any length and settings.
+    """Samples a continuation of each row of `context`; other lengths and settings do not recompile.
 
     Args:
         model: the model.
         params: its parameters.
-        context: [B, P] integer, the characters to go on from; with P = 0 the first character is drawn from what
-            the model says of an empty state, the head's bias.
-        key: PRNG key; row i draws from `fold_in(key, i)` alone, whatever B is. Or [B] keys, for each row its own.
-        length: characters to generate per row, at least 0.
-        temperature: divides the logits before anything else; 0 takes the likeliest character (argmax). One for all
-            rows, or one for each.
-        top_k: draw among the k likeliest characters alone (Fan et al. 2018).
-        top_p: draw among the fewest likeliest characters that together hold this probability (nucleus sampling,
-            Holtzman et al. 2020), after top_k.
-        min_p: draw among the characters that have at least this fraction of the likeliest one's probability (Nguyen et
-            al. 2024), after top_p.
-        context_lengths: [B] integer, how many characters of each row of `context` count, from its beginning; by default
-            all.
-        weights: format of the weights: "auto" for the model's, "float32", "bfloat16", or "int8", which is fastest for
-            processors and rounds to eight bits (benchmarks/NOTES.md says what that costs).
+        context: [B, P] integer, the ids to continue; with P = 0 the first character is sampled from the prediction of
+            an empty state, the head's bias.
+        key: one PRNG key, of which row i uses `fold_in(key, i)`, whatever B is; or [B] keys, one per row.
+        length: characters to sample per row, at least 0.
+        temperature: divides the logits; 0 takes the most likely character (argmax). One for all rows, or one per row.
+        top_k: sample only from the k most likely characters (Fan et al. 2018).
+        top_p: after top_k, sample only from the most likely characters that together reach this probability (nucleus
+            sampling, Holtzman et al. 2020).
+        min_p: after top_p, sample only from characters with at least this fraction of the highest probability (Nguyen
+            et al. 2024).
+        context_lengths: [B] integer, how many ids of each row to read, from its start; by default all.
+        weights: format of the weights: "auto" for the model's, "float32", "bfloat16", or "int8" (CPU only): the
+            fastest, rounded to eight bits.
 
     Returns:
-        ids [B, length] int32, the new characters. With the compiled kernel for processors a row is the same, to the
-        bit, whatever stands beside it; elsewhere products of other sizes may be rounded otherwise.
+        ids [B, length] int32, without the context. With the native kernel on a CPU, a row does not depend on the rest
+        of the batch, bit for bit; elsewhere matmuls of other sizes may round differently.
 
     Raises:
-        UserError: a setting out of range, lengths, temperatures or keys that are not one for each row.
-        NotImplementedError: int8 where it cannot be had.
+        UserError: a setting is out of range, or context_lengths, temperatures or keys do not match the rows.
+        NotImplementedError: int8 without the native kernel.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, Vocab, generate, init_params
+        >>> vocab = Vocab.from_text("coffee")
+        >>> model = CharLSTM(vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> params = init_params(jax.random.key(0), model)
+        >>> context = vocab.encode("coff")[None]
+        >>> generate(model, params, context, key=jax.random.key(1), length=6).shape
+        (1, 6)
     """
     batch, size = np.shape(context)
-    config, choice = _settings(
+    config, settings = _settings(
         batch, temperature, length=length, top_k=top_k, top_p=top_p, min_p=min_p, weights=weights
     )
     keys = _keys_of_rows(key, batch)
     if context_lengths is not None:
-        lengths = np.asarray(context_lengths)
-        if lengths.shape != (batch,) or (lengths < 0).any() or (lengths > size).any():
-            raise UserError(
-                f"context_lengths must be {batch} numbers from 0 to {size}, one for each row of the context"
-            )
-    if kernel_for(model) is not None:
-        # By the kernel, what is beyond a length costs nothing: so no length of the context compiles anew.
-        context_lengths = np.int32(size) if context_lengths is None else context_lengths
-        context = with_room(context)
+        context_lengths = np.asarray(context_lengths)
+        in_range = (context_lengths >= 0) & (context_lengths <= size)
+        if context_lengths.shape != (batch,) or not in_range.all():
+            raise UserError(f"context_lengths must be {batch} integers from 0 to {size}, one per row of the context")
+    decoder = make_decoder(model, weights)
     ids = _generate(
-        model,
+        decoder,
         on_one_device(params),
-        context,
-        context_lengths,
+        *decoder.pad_context(context, context_lengths),
         keys,
-        choice,
+        settings,
         np.int32(length),
         capacity=capacity_for(length),
         filtered=is_filtered(config),
-        weights=weights,
     )
     return ids[:, :length]
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered", "weights"))
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered"))
 def _generate(
-    model: CharLSTM,
+    decoder: Decoder,
     params: Params,
     context: Array,
     context_lengths: Array | None,
     keys: Array,
-    choice: Choice,
+    settings: Settings,
     length: Array,
     *,
     capacity: int,
     filtered: bool,
-    weights: str,
 ) -> Array:
-    """Arranges the weights, reads the contexts and writes: -> ids [B, capacity], of which `length` count."""
-    arranged = arrange(model, params, weights)
-    state = read(model, params, arranged, init_state(model, keys), context, context_lengths)
-    return decode(model, arranged, state, choice, length, capacity=capacity, filtered=filtered)[1]
+    """Packs the weights, reads the contexts and samples: -> ids [B, capacity], of which `length` count."""
+    weights = decoder.pack(params)
+    state = decoder.prefill(weights, decoder.init(len(keys)), context, context_lengths)
+    position = jnp.zeros((), jnp.int32)
+    _, ids = decoder.write(
+        weights, state, as_threefry(keys), position, settings, length, capacity=capacity, filtered=filtered
+    )
+    return ids
 
 
 def generate_text(
@@ -127,18 +133,18 @@ def generate_text(
     stop: str | None = None,
     weights: str = "auto",
 ) -> list[str]:
-    """Continues a text several times side by side, or several texts.
+    r"""Samples continuations of a text, or of several texts, side by side.
 
     Args:
         model: the model.
         params: its parameters.
         vocab: its characters.
-        context: what to go on from, or a list of such; an empty one starts as if after a line break, where the
-            vocabulary has one.
-        seed: of the draws; sample i of a context depends on the seed and i alone. Or a list of seeds, each of which
-            draws what it would draw alone.
-        length: characters per text, context not counted.
-        num_samples: number of texts for a single context and seed.
+        context: the text to continue, or a list of texts; an empty one is replaced by a line break, if the vocabulary
+            has one.
+        seed: sample i of a context depends only on the seed and i. Or a list of seeds, each of which gives what it
+            gives by itself.
+        length: characters per text, not counting the context.
+        num_samples: number of continuations of a single context and seed.
         temperature: see `generate`; one for all texts, or a list.
         top_k: see `generate`.
         top_p: see `generate`.
@@ -147,13 +153,22 @@ def generate_text(
         weights: see `generate`.
 
     Returns:
-        The continuations, without the context. There are as many as the lists have entries, which must agree; without
-        a list, `num_samples`.
+        The continuations, without the context: one per entry of the lists, which must be equally long; without a list,
+        `num_samples`.
 
     Raises:
-        UserError: characters of a context that the vocabulary lacks, a number out of range, lists that do not agree,
-            or too little memory.
-        NotImplementedError: int8 where it cannot be had.
+        UserError: a context has characters that the vocabulary lacks, a number is out of range, lists differ in length,
+            or there is too little memory.
+        NotImplementedError: int8 without the native kernel.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, Vocab, generate_text, init_params
+        >>> vocab = Vocab.from_text("coffee\n")
+        >>> model = CharLSTM(vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> params = init_params(jax.random.key(0), model)
+        >>> [len(text) for text in generate_text(model, params, vocab, "coff", length=6, num_samples=2)]
+        [6, 6]
     """
     lists = {"context": context, "seed": seed, "temperature": temperature}
     sizes = {name: len(value) for name, value in lists.items() if not isinstance(value, str | int | float)}
@@ -163,7 +178,7 @@ def generate_text(
         raise UserError(f"lists must be equally long, not {', '.join(f'{n} {size}' for n, size in sizes.items())}")
     SampleConfig(num_samples=count)
     stop_ids = None if stop is None else encode_stop(vocab, stop)
-    # One context for many texts is encoded once: there may be more texts asked for than memory could ever hold.
+    # Encode a context that all texts share only once: more texts may be asked for than memory could ever hold.
     contexts = [encode_context(vocab, one) for one in ([context] if isinstance(context, str) else context)]
     longest = max(map(len, contexts))
     check_room_to_sample(
@@ -188,40 +203,40 @@ def generate_text(
 
 
 def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:
-    """How many of the ids [n] there are up to the end of the first `stop` [m] among them; None where it is not."""
+    """Returns the end of the first `stop` [m] in ids [n], or None if it does not occur."""
     if len(ids) < len(stop):
         return None
     found = (np.lib.stride_tricks.sliding_window_view(ids, len(stop)) == stop).all(axis=1)
     return int(found.argmax()) + len(stop) if found.any() else None
 
 
-def _settings(batch: int, temperature: float | Sequence[float], **others: object) -> tuple[SampleConfig, Choice]:
-    """Checks the settings, the temperature of each text among them."""
+def keys_of_seeds(seed: int | Sequence[int], count: int) -> Array:
+    """Returns keys [B] of B texts that share a seed, or have one each."""
+    seeds = np.broadcast_to(seed, count) if np.ndim(seed) == 0 else np.asarray(seed)
+    for one in np.unique(seeds).tolist():
+        SampleConfig(seed=one)
+    numbers = np.arange(count) if np.ndim(seed) == 0 else np.zeros(count, int)
+    return _keys(seeds.astype(np.uint32), numbers)
+
+
+def _settings(batch: int, temperature: float | Sequence[float], **others: object) -> tuple[SampleConfig, Settings]:
+    """Checks the settings, including the temperature of each row."""
     temperatures = np.asarray(temperature)
     if temperatures.ndim and temperatures.shape != (batch,):
-        raise UserError(f"temperature must be one number, or {batch}, one for each text, not {len(temperatures)}")
+        raise UserError(f"temperature must be one number, or {batch}, one per text, not {len(temperatures)}")
     one = temperature if not temperatures.ndim else 1.0
     config = SampleConfig(temperature=one, **others)  # type: ignore[arg-type]
     for each in np.unique(temperatures) if temperatures.ndim else ():
         SampleConfig(temperature=float(each))
-    return config, make_choice(config, batch, temperatures if temperatures.ndim else None)
+    return config, make_settings(config, batch, temperatures if temperatures.ndim else None)
 
 
 def _keys_of_rows(key: Array, batch: int) -> Array:
     if key.ndim == 0:
         return _fold_each(jnp.broadcast_to(key, batch), jnp.arange(batch))
     if key.shape != (batch,):
-        raise UserError(f"key must be one PRNG key, or {batch}, one for each row of the context, not {key.shape}")
+        raise UserError(f"key must be one PRNG key, or {batch}, one per row of the context, not {key.shape}")
     return key
-
-
-def keys_of_seeds(seed: int | Sequence[int], count: int) -> Array:
-    """Keys [B] of B texts: of one seed, or each of its own."""
-    seeds = np.broadcast_to(seed, count) if np.ndim(seed) == 0 else np.asarray(seed)
-    for one in np.unique(seeds).tolist():
-        SampleConfig(seed=one)
-    numbers = np.arange(count) if np.ndim(seed) == 0 else np.zeros(count, int)
-    return _keys(seeds.astype(np.uint32), numbers)
 
 
 @jax.jit

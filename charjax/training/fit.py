@@ -15,7 +15,7 @@ from charjax.data.vocab import encode_context
 from charjax.distributed.mesh import check_divides, make_training_mesh, use_all_cores
 from charjax.distributed.processes import check_same, together
 from charjax.errors import UserError
-from charjax.generation.decode import BLOCK
+from charjax.generation.blocks import BLOCK
 from charjax.host.memory import reuse_memory
 from charjax.host.signals import SignalCatcher
 from charjax.memory_budget import check_room_to_sample, check_room_to_train

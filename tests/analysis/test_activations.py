@@ -1,4 +1,4 @@
-"""Activations are those of the reference."""
+"""Activations are those of the reference implementation."""
 
 import jax
 import numpy as np
@@ -7,8 +7,8 @@ from helpers.neuron_models import COUNTER, LATCH, PROSE, hand_made
 
 from charjax.analysis.activations import (
     BURN_IN,
+    CHUNK,
     ROWS,
-    WINDOW,
     activations,
     excerpt_activations,
     read_side_by_side,
@@ -28,7 +28,7 @@ def make(layers=2, **options):
     return model, jax.tree.map(lambda leaf: 3 * leaf, params)
 
 
-def draw(batch, length):
+def random_ids(batch, length):
     return np.random.default_rng(1).integers(0, 11, (batch, length)).astype(np.uint8)
 
 
@@ -44,10 +44,10 @@ def step_by_step(model, params, ids):
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("length", [1, WINDOW, WINDOW + 9])
+@pytest.mark.parametrize("length", [1, CHUNK, CHUNK + 9])
 def test_they_are_the_references(layers, length):
     model, params = make(layers)
-    ids = draw(2, length)
+    ids = random_ids(2, length)
     found = activations(model, params, ids)
     assert (found.shape, found.dtype) == ((2, length, layers, 6), np.float32)
     np.testing.assert_allclose(found, step_by_step(model, params, ids), atol=5e-5)
@@ -55,32 +55,32 @@ def test_they_are_the_references(layers, length):
 
 def test_bfloat16():
     model, params = make(dtype="bfloat16")
-    ids = draw(2, 30)
+    ids = random_ids(2, 30)
     np.testing.assert_allclose(activations(model, params, ids), step_by_step(model, params, ids), atol=0.05)
 
 
-def test_they_do_not_depend_on_the_window(monkeypatch):
+def test_they_do_not_depend_on_the_chunk(monkeypatch):
     model, params = make()
-    ids = draw(1, 70)
+    ids = random_ids(1, 70)
     whole = activations(model, params, ids)
-    for window in (1, 7, 70):
-        monkeypatch.setattr("charjax.analysis.activations.WINDOW", window)
+    for chunk in (1, 7, 70):
+        monkeypatch.setattr("charjax.analysis.activations.CHUNK", chunk)
         np.testing.assert_allclose(activations(model, params, ids), whole, atol=1e-6)
 
 
 def test_every_length_takes_one_compilation():
-    from charjax.analysis.activations import _read_window
+    from charjax.analysis.activations import _read_chunk
 
     model, params = make()
-    _read_window.clear_cache()
-    for length in (3, WINDOW, 2 * WINDOW + 1):
-        activations(model, params, draw(1, length))
-    assert _read_window._cache_size() == 1
+    _read_chunk.clear_cache()
+    for length in (3, CHUNK, 2 * CHUNK + 1):
+        activations(model, params, random_ids(1, length))
+    assert _read_chunk._cache_size() == 1
 
 
 def test_chosen_units_are_those_of_all():
     model, params = make()
-    ids, units = draw(2, 40), [(1, 5), (0, 0), (1, 2)]
+    ids, units = random_ids(2, 40), [(1, 5), (0, 0), (1, 2)]
     found = unit_activations(model, params, ids, units)
     assert found.shape == (2, 40, 3)
     whole = activations(model, params, ids)
@@ -91,14 +91,14 @@ def test_chosen_units_are_those_of_all():
 def test_empty_texts_and_no_units():
     model, params = make()
     assert activations(model, params, np.zeros((2, 0))).shape == (2, 0, 2, 6)
-    assert unit_activations(model, params, draw(1, 5), []).shape == (1, 5, 0)
+    assert unit_activations(model, params, random_ids(1, 5), []).shape == (1, 5, 0)
 
 
 @pytest.mark.parametrize("unit", [(2, 0), (0, 6), (-1, 0), (0, -1)])
 def test_a_unit_that_is_not_there(unit):
     model, params = make()
     with pytest.raises(UserError, match=r"layers 0 to 1, each of units 0 to 5"):
-        unit_activations(model, params, draw(1, 5), [unit])
+        unit_activations(model, params, random_ids(1, 5), [unit])
 
 
 @pytest.mark.parametrize("ids", [np.zeros(5, int), np.zeros((1, 5)), np.full((1, 5), 11), np.full((1, 5), -1)])
@@ -119,7 +119,7 @@ def test_an_excerpt_is_that_of_the_whole_text():
 
 def test_a_text_in_parts_side_by_side_is_read_once_and_whole():
     model, params = hand_made(VOCAB)
-    text = VOCAB.encode((PROSE * 400)[: ROWS * (BURN_IN + WINDOW) + 77])
+    text = VOCAB.encode((PROSE * 400)[: ROWS * (BURN_IN + CHUNK) + 77])
     whole = activations(model, params, text[None])[0]
     seen = np.zeros(len(text), int)
     for positions, cells in read_side_by_side(model, params, VOCAB, text, 0):

@@ -1,4 +1,4 @@
-"""Features of a text: what each is after every character, whatever pieces the text comes in."""
+"""Features of a text after every character, whatever pieces the text comes in."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from charjax.data.vocab import Vocab
 NAMES = [feature.name for feature in FEATURES]
 
 
-def follow(name, text, vocab=None):
+def values_of(name, text, vocab=None):
     """A feature after each character, as integers."""
     vocab = vocab or Vocab.from_text(text)
     return FeatureReader(vocab).read(vocab.encode(text))[NAMES.index(name)].astype(int).tolist()
@@ -40,8 +40,8 @@ def follow(name, text, vocab=None):
         ("digits", "a 12.5", "001101"),
     ],
 )
-def test_what_features_are(name, text, expected):
-    assert "".join(map(str, follow(name, text))) == expected
+def test_values_of_features(name, text, expected):
+    assert "".join(map(str, values_of(name, text))) == expected
 
 
 def test_there_is_a_row_per_feature_and_binary_ones_are_0_or_1():
@@ -56,8 +56,8 @@ def test_there_is_a_row_per_feature_and_binary_ones_are_0_or_1():
     assert len(set(NAMES)) == len(NAMES)
 
 
-def test_large_counts_are_cut():
-    assert follow("indentation", " " * 30 + "\n")[18:] == [19] + [20] * 11 + [0]
+def test_large_counts_are_clipped():
+    assert values_of("indentation", " " * 30 + "\n")[18:] == [19] + [20] * 11 + [0]
 
 
 def test_pieces_are_the_whole():
@@ -81,4 +81,4 @@ def test_features_do_not_look_ahead():
 
 
 def test_bytes_of_longer_characters_are_letters():
-    assert follow("word-position", "caf\u00e9 x", Vocab.bytes()) == [1, 2, 3, 4, 5, 0, 1]
+    assert values_of("word-position", "caf\u00e9 x", Vocab.bytes()) == [1, 2, 3, 4, 5, 0, 1]

@@ -1,4 +1,4 @@
-"""Scores as characters: nothing is lost, however they come, and the most surprising places are the most surprising."""
+"""Scores by character lose nothing, however they are cut, and the worst places are the most surprising ones."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.analysis import scored_characters as surprise
+from charjax.analysis import scored_characters
 from charjax.analysis.score import ScoredPiece
 from charjax.analysis.scored_characters import Alternatives, Characters, Totals, characters
 from charjax.analysis.worst_places import AROUND, STRETCH, WorstPlaces
@@ -19,15 +19,15 @@ ASCII, BYTES = Vocab.ascii(), Vocab.bytes()
 
 
 def scored(ids, nats=None, begins=(0,), sizes=None, top=2):
-    """Scores of a text in pieces of some sizes: the likeliest everywhere are ids 97 and 98."""
+    """Scores of a text in pieces of some sizes; the most likely ids are always 97 and 98."""
     ids = np.asarray(ids)
     nats = np.arange(len(ids)) / 8 if nats is None else nats
     flags = np.isin(np.arange(len(ids)), begins)
     top_ids = np.tile(np.arange(97, 97 + top, dtype=np.int32), (len(ids), 1))
     top_probs = np.tile(np.float32([0.5, 0.25, 0.125][:top]), (len(ids), 1))
     whole = ScoredPiece(ids, np.asarray(nats, np.float32), flags, top_ids, top_probs)
-    places = [0, *np.cumsum([len(ids)] if sizes is None else sizes)]
-    return [ScoredPiece(*(values[a:b] for values in whole)) for a, b in itertools.pairwise(places)]
+    edges = [0, *np.cumsum([len(ids)] if sizes is None else sizes)]
+    return [ScoredPiece(*(values[a:b] for values in whole)) for a, b in itertools.pairwise(edges)]
 
 
 def joined(blocks):
@@ -38,8 +38,8 @@ def joined(blocks):
 
 
 @pytest.mark.parametrize("block", [1, 3, 4096])
-def test_bytes_are_put_together_to_characters(monkeypatch, block):
-    monkeypatch.setattr(surprise, "BLOCK", block)
+def test_bytes_become_characters(monkeypatch, block):
+    monkeypatch.setattr(scored_characters, "BLOCK", block)
     ids = np.frombuffer("aé\n日".encode() + b"\xff\xe6", np.uint8)
     nats = [9, 1, 2, 3, 4, 5, 1, 8, 16]
     found = joined(characters(BYTES, scored(ids, nats, sizes=[1] * len(ids))))
@@ -67,7 +67,7 @@ def test_pieces_do_not_matter(content, data):
         for mine, other in zip(found, whole, strict=True):
             np.testing.assert_array_equal(mine, other)
         assert found.text() == expected
-        before = [expected[:place] for place in range(len(expected))]
+        before = [expected[:n] for n in range(len(expected))]
         assert found.lines.tolist() == [1 + text.count("\n") for text in before]
         assert found.columns.tolist() == [len(text) - text.rfind("\n") for text in before]
         assert np.nansum(found.nats) == pytest.approx(np.arange(len(ids)).sum() / 8)
@@ -78,8 +78,8 @@ def test_a_character_whose_first_byte_begins_a_document_counts_by_the_others():
     assert (found.nats.tolist(), found.counted.tolist(), found.ids.tolist()) == ([2], [1], [0xA9])
 
 
-def test_scores_that_are_not_numbers_are_refused():
-    with pytest.raises(UserError, match="predictions are not numbers; train it anew"):
+def test_scores_that_are_not_finite_are_refused():
+    with pytest.raises(UserError, match="predictions are not finite; train the model again"):
         list(characters(ASCII, scored([65, 66], [0, math.nan])))
 
 
@@ -136,8 +136,8 @@ def worst(text, nats, number, sizes=None, vocab=ASCII):
     return found.places()
 
 
-def test_a_place_is_told_with_what_is_around_it(monkeypatch):
-    monkeypatch.setattr(surprise, "BLOCK", 1)
+def test_a_place_comes_with_the_text_around_it(monkeypatch):
+    monkeypatch.setattr(scored_characters, "BLOCK", 1)
     text = "\n".join(f"line {n}" for n in range(40))
     nats = np.where(np.arange(len(text)) == 100, 5, 1)
     for sizes in (None, [50, 60, len(text) - 110], [101] + [1] * (len(text) - 101), [1] * len(text)):
@@ -181,11 +181,11 @@ def reference(text, nats, number):
 )
 def test_places_are_those_of_the_whole_text(words, number, size, seed):
     text = "".join(words)
-    # Few different numbers: of equal ones the first counts.
+    # Few different numbers, so that some are equal: the first of them counts.
     nats = np.random.default_rng(seed).integers(0, 12, len(text)).astype(np.float64)
     sizes = [size] * (len(text) // size) + [len(text) % size]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(surprise, "BLOCK", 1)
+        patch.setattr(scored_characters, "BLOCK", 1)
         found = worst(text, nats, number, sizes)
     starts = np.cumsum([0] + [len(line) + 1 for line in text.split("\n")])
     assert [(p.nats, int(starts[p.line - 1]) + p.column - 1) for p in found] == reference(text, nats, number)
@@ -198,6 +198,6 @@ def test_a_garbled_stretch_does_not_fill_the_list():
     assert [place.line for place in places] == [1, 4, 3]
 
 
-def test_no_places_and_nothing_to_tell_of():
+def test_no_places():
     assert worst("abc", [1, 2, 3], 0) == []
     assert worst("a", [1], 3) == []

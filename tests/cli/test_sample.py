@@ -17,7 +17,7 @@ from charjax.cli import main as cli
 from charjax.cli.commands import sample as command_module
 from charjax.config import SampleConfig
 from charjax.data.vocab import Vocab
-from charjax.generation import decode
+from charjax.generation import decoder
 from charjax.generation.beam_search import beam_search_text
 from charjax.generation.session import Session
 from charjax.ops.lstm.native.steps import library_for_steps
@@ -278,7 +278,7 @@ def test_weights_of_eight_bits(run, loaded, capfdbinary):
 
 
 def test_weights_of_eight_bits_without_the_kernel(run, monkeypatch, capsys):
-    monkeypatch.setattr(decode, "library_for_steps", lambda: None)
+    monkeypatch.setattr(decoder, "library_for_steps", lambda: None)
     jax.clear_caches()  # with it, they may have been arranged before
     try:
         assert "int8 weights take the compiled kernel for processors" in fails(

@@ -1,4 +1,4 @@
-"""Beam search finds what exhaustive search finds, and says of it what the model says."""
+"""Beam search finds what exhaustive search finds, with the model's own log-probabilities."""
 
 import itertools
 
@@ -12,6 +12,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.generation import beam_search as beam
 from charjax.generation.beam_search import beam_search_text
+from charjax.generation.xla_decoder import XlaDecoder
 from charjax.model import CharLSTM, init_carry, init_params
 
 SMALL = CharLSTM(3, hidden_dim=8, hidden_layers=2)
@@ -32,7 +33,7 @@ def log_probs_of(model, params, context, ids):
     ids = np.asarray(ids)
     text = np.concatenate([np.tile(np.asarray(context, int), (len(ids), 1)), np.maximum(ids, 0)], axis=1)
     logits, _ = model.apply({"params": params}, text, init_carry(model, len(ids)))
-    # What is said before anything was read is the head's bias.
+    # The prediction before anything was read is the head's bias.
     logits = np.concatenate([np.tile(params["head"]["bias"], (len(ids), 1, 1)), logits], axis=1)
     rows = np.asarray(jax.nn.log_softmax(logits), np.float64)[:, len(context) : -1]
     return (np.take_along_axis(rows, np.maximum(ids, 0)[..., None], axis=2)[..., 0] * (ids >= 0)).sum(axis=1)
@@ -97,11 +98,12 @@ def test_a_search_that_is_decided_stops():
     params = lively_params(SMALL, 3)
     params["head"]["bias"] = params["head"]["bias"].at[0].add(30.0)
     goal = beam.Goal(jnp.int32(200), jnp.int32(0), jnp.float32(0.0))
-    weights = beam.step_weights(SMALL, params)
-    search = beam._start(SMALL, params, weights, jnp.array([1]), 2, 256)
+    decoder = XlaDecoder(SMALL, "float32")
+    weights = decoder.pack(params)
+    search = beam._start(decoder, weights, jnp.array([1]), 2, 256)
     for _ in range(2):
         assert not beam._is_decided(search, goal)
-        search = beam._extend(weights, goal, True, search)
+        search = beam._extend(decoder, weights, goal, True, search)
     assert beam._is_decided(search, goal)
 
 
@@ -130,7 +132,7 @@ def test_a_wider_beam_finds_better_texts():
     assert best[1] == pytest.approx(exhaustive(params, [0], 7)[1][0], abs=2e-5)
 
 
-def test_where_there_are_fewer_texts_the_rest_says_so():
+def test_where_there_are_fewer_texts_the_rest_is_marked():
     params = lively_params(SMALL, 0)
     ids, log_probs = beam_search(SMALL, params, [1], length=1, beam_width=5)
     assert sorted(ids[:3, 0].tolist()) == [0, 1, 2]
@@ -146,7 +148,7 @@ def test_no_length_is_one_empty_text():
     assert log_probs.tolist() == [0.0, -np.inf]
 
 
-def test_an_alphabet_of_the_end_alone_has_one_text():
+def test_a_vocabulary_of_only_the_end_has_one_text():
     model = CharLSTM(1, hidden_dim=4, hidden_layers=1)
     ids, log_probs = beam_search(model, lively_params(model, 0), [0], length=5, beam_width=3, end=0)
     assert ids.tolist() == [[0, -1, -1, -1, -1]] + [[-1] * 5] * 2
@@ -161,11 +163,11 @@ def test_ties_go_to_the_better_beam_then_the_lower_id():
 
 
 @pytest.mark.parametrize("end", [None, 0])
-def test_a_loop_in_blocks_as_gpus_get_it_finds_the_same(end, monkeypatch):
+def test_an_unrolled_loop_as_for_gpus_finds_the_same(end, monkeypatch):
     params = lively_params(SMALL, 5)
     options = {"length": 37, "beam_width": 3, "end": end, "length_penalty": 2.0}
     expected = beam_search(SMALL, params, [1], **options)
-    monkeypatch.setattr(beam, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(beam, "steps_per_trip", lambda: 16)
     beam._search.clear_cache()
     ids, log_probs = beam_search(SMALL, params, [1], **options)
     beam._search.clear_cache()
@@ -173,7 +175,7 @@ def test_a_loop_in_blocks_as_gpus_get_it_finds_the_same(end, monkeypatch):
     np.testing.assert_allclose(log_probs, expected[1], rtol=1e-5)
 
 
-def test_other_lengths_ends_and_penalties_do_not_compile_anew():
+def test_other_lengths_ends_and_penalties_do_not_recompile():
     params = lively_params(SMALL, 0)
     beam_search(SMALL, params, [1], length=9, beam_width=2, end=0)
     before = beam._search._cache_size()
@@ -228,6 +230,6 @@ def test_arguments_out_of_range_are_named(options, named):
         ({"beam_width": 10**12}, "--beam-width"),
     ],
 )
-def test_what_a_text_cannot_be_searched_with_is_named(options, named):
+def test_arguments_a_text_cannot_be_searched_with_are_named(options, named):
     with pytest.raises(UserError, match=named):
         beam_search_text(MODEL, PARAMS, VOCAB, **options)

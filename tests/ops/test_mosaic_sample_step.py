@@ -1,4 +1,4 @@
-"""The kernel that chooses a character and makes layer 0's gates, interpreted on a processor."""
+"""The kernel that samples a character and computes layer 0's gates, interpreted on a CPU, and its decoder."""
 
 import functools
 
@@ -10,11 +10,15 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from charjax.array_types import LSTMCarry
 from charjax.config import SampleConfig
-from charjax.generation.decode import arrange, decode, init_state, read
-from charjax.generation.sampling import make_choice
-from charjax.model import CharLSTM, init_params, step_weights
-from charjax.ops.lstm.experimental.mosaic_gpu import sample_step as mosaic_sample
+from charjax.generation.decoder import make_decoder
+from charjax.generation.experimental.mosaic_decoder import MosaicDecoder
+from charjax.generation.sampling import make_settings
+from charjax.generation.xla_decoder import XlaDecoder
+from charjax.model import CharLSTM, init_params
+from charjax.ops.lstm.experimental.mosaic_gpu import sample_step
 from charjax.ops.lstm.single_step import StepState, first_layer, logits
+
+pytestmark = pytest.mark.slow
 
 INTERPRET = InterpretGPUParams()
 H100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
@@ -30,17 +34,17 @@ def make(batch, vocab, hidden, *, characters=3, summands=2, dtype="bfloat16"):
     """Padded weights, a padded state and padded noise; the logits are small integers."""
     rng = np.random.default_rng(0)
     model = CharLSTM(vocab, hidden_dim=hidden, hidden_layers=2, implementation="scan", dtype=dtype)
-    weights = mosaic_sample.pad_weights(step_weights(model, init_params(jax.random.key(0), model)))
+    weights = sample_step.pad_weights(XlaDecoder(model, dtype).pack(init_params(jax.random.key(0), model)).steps)
     widths = [kernel.shape[1] for kernel in weights.kernels]
     normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-    carry = mosaic_sample.pad_carry(tuple(LSTMCarry(normal(batch, hidden), normal(batch, hidden)) for _ in range(2)))
+    carry = sample_step.pad_carry(tuple(LSTMCarry(normal(batch, hidden), normal(batch, hidden)) for _ in range(2)))
     products = [normal(summands, batch, width) for width in widths]
     products[-1] = jnp.round(2 * products[-1])
-    noise = mosaic_sample.pad_noise(jnp.asarray(rng.gumbel(size=(characters, batch, vocab)), jnp.float32))
+    noise = sample_step.pad_noise(jnp.asarray(rng.gumbel(size=(characters, batch, vocab)), jnp.float32))
     return weights, StepState(carry, tuple(products)), noise
 
 
-interpreted = jax.jit(functools.partial(mosaic_sample.choose, interpret=INTERPRET))
+interpreted = jax.jit(functools.partial(sample_step.choose, interpret=INTERPRET))
 
 
 @jax.jit
@@ -75,7 +79,7 @@ def agrees(weights, state, noise, number, temperature):
 )
 def test_it_is_the_reference(batch, vocab, hidden, options):
     weights, state, noise = make(batch, vocab, hidden, **options)
-    ids = [agrees(weights, state, noise, number, 1.3) for number in mosaic_sample.numbers(len(noise))]
+    ids = [agrees(weights, state, noise, number, 1.3) for number in sample_step.numbers(len(noise))]
     assert len(ids) == 1 or len(np.unique(ids)) > 1
 
 
@@ -109,43 +113,41 @@ def test_no_number_is_out_of_order(values):
 
 
 @pytest.mark.parametrize(("hidden", "length"), [(10, 0), (10, 17), (128, 3)])
-def test_texts_are_those_without_it(hidden, length):
+def test_texts_are_those_of_the_xla_decoder(hidden, length):
     model = CharLSTM(65, hidden_dim=hidden, hidden_layers=2, implementation="scan", dtype="float32")
     params = init_params(jax.random.key(0), model)
-    weights, choice = arrange(model, params), make_choice(SampleConfig(), 3, [0.8, 0.0, 1.5])
-    state = init_state(model, jax.random.split(jax.random.key(2), 3))
-    state = read(model, params, weights, state, jax.random.randint(jax.random.key(1), (3, 4), 0, 65))
-    kernels = model.clone(implementation="mosaic_gpu")
-    sizes = {"capacity": 32, "filtered": False}
-    after, ids = decode(kernels, weights, state, choice, jnp.int32(length), **sizes, interpret=INTERPRET)
-    right_after, right_ids = decode(model, weights, state, choice, jnp.int32(length), **sizes)
+    settings = make_settings(SampleConfig(), 3, [0.8, 0.0, 1.5])
+    keys, context = jax.random.split(jax.random.key(2), 3), jax.random.randint(jax.random.key(1), (3, 4), 0, 65)
+    results = []
+    for decoder in (MosaicDecoder(model, "float32", interpret=INTERPRET), XlaDecoder(model, "float32")):
+        weights = decoder.pack(params)
+        state = decoder.prefill(weights, decoder.init(3), context)
+        arguments = weights, state, keys, jnp.int32(0), settings, jnp.int32(length)
+        results.append(decoder.write(*arguments, capacity=32, filtered=False))
+    (after, ids), (right_after, right_ids) = results
     assert ids.shape == (3, 32)
     np.testing.assert_array_equal(ids, right_ids)
-    for one, other in zip(jax.tree.leaves(after.carry), jax.tree.leaves(right_after.carry), strict=True):
+    for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(right_after), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-def test_it_serves_those_who_ask_for_it(for_a_gpu):
-    assert mosaic_sample.serves("mosaic_gpu", None)
-    assert not mosaic_sample.serves(None, None)
-    assert not mosaic_sample.serves("wavefront", None)
-
-
-def test_a_processor_does_without_it():
-    assert not mosaic_sample.serves("mosaic_gpu", None)
-    assert mosaic_sample.serves("mosaic_gpu", INTERPRET)
 
 
 @pytest.mark.usefixtures("for_a_gpu")
 @pytest.mark.parametrize(("filtered", "kernels"), [(False, True), (True, False)])
 def test_what_lowers_for_a_gpu(filtered, kernels):
     model = CharLSTM(65, hidden_dim=10, hidden_layers=2, implementation="mosaic_gpu", dtype="bfloat16")
-    scan = model.clone(implementation="scan")
+    decoder = make_decoder(model)
+    assert isinstance(decoder, MosaicDecoder)
 
     def shapes():
-        params = init_params(jax.random.key(0), scan)
-        state = init_state(scan, jax.random.split(jax.random.key(0), 2))
-        return arrange(scan, params), state, make_choice(SampleConfig(), 2), jnp.int32(20)
+        params = init_params(jax.random.key(0), model)
+        settings, keys = make_settings(SampleConfig(), 2), jax.random.split(jax.random.key(0), 2)
+        return decoder.pack(params), decoder.init(2), keys, jnp.int32(0), settings, jnp.int32(20)
 
-    traced = decode.trace(model, *jax.eval_shape(shapes), capacity=32, filtered=filtered)
+    traced = MosaicDecoder.write.trace(decoder, *jax.eval_shape(shapes), capacity=32, filtered=filtered)
     assert ("@mosaic_gpu_v2" in traced.lower(lowering_platforms=("cuda",)).as_text()) == kernels
+
+
+@pytest.mark.usefixtures("for_a_gpu")
+@pytest.mark.parametrize("implementation", [None, "wavefront"])
+def test_other_implementations_do_without_the_kernel(implementation):
+    assert type(make_decoder(CharLSTM(65, implementation=implementation))) is XlaDecoder

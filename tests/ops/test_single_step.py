@@ -1,4 +1,4 @@
-"""Step by step gives what the whole window gives."""
+"""Single steps give what reading the whole sequence gives."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from charjax.array_types import LSTMCarry
-from charjax.model import CharLSTM, init_params, step_weights
-from charjax.ops.lstm.single_step import first_layer, logits, start, step
+from charjax.generation.xla_decoder import XlaDecoder
+from charjax.model import CharLSTM, init_params
+from charjax.ops.lstm.single_step import logits, start, step
 
 BATCH, HIDDEN, VOCAB = 3, 6, 11
 
@@ -16,28 +17,29 @@ def make(layers, dtype):
     model = CharLSTM(VOCAB, hidden_dim=HIDDEN, hidden_layers=layers, implementation="flax", dtype=dtype)
     params = init_params(jax.random.key(0), model)
     params["head"]["bias"] = jax.random.normal(jax.random.key(1), (VOCAB,))
-    draws = iter(jax.random.split(jax.random.key(2), 2 * layers))
-    normal = lambda: jax.random.normal(next(draws), (BATCH, HIDDEN))  # noqa: E731
+    keys = iter(jax.random.split(jax.random.key(2), 2 * layers))
+    normal = lambda: jax.random.normal(next(keys), (BATCH, HIDDEN))  # noqa: E731
     carry = tuple(LSTMCarry(normal(), normal()) for _ in range(layers))
     return model, params, carry, jax.random.randint(jax.random.key(3), (BATCH, 9), 0, VOCAB)
 
 
+@jax.jit
 def take(weights, state, ids):
     """A step: -> (state, logits)."""
-    state = step(weights, state, first_layer(weights, state, ids))
+    state = step(weights, state, ids)
     return state, logits(weights, state)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("summands", [1, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
-def test_steps_are_the_window(layers, summands, dtype, tolerance):
+def test_steps_are_the_sequence(layers, summands, dtype, tolerance):
     model, params, carry, ids = make(layers, dtype)
-    expected, expected_carry = model.apply({"params": params}, ids, carry)
-    weights = step_weights(model, params)
+    expected, expected_carry = jax.jit(model.apply)({"params": params}, ids, carry)
+    weights = XlaDecoder(model, model.dtype).pack(params).steps
     state = start(weights, carry, summands=summands)
     for n in range(ids.shape[1]):
-        state, found = jax.jit(take)(weights, state, ids[:, n])
+        state, found = take(weights, state, ids[:, n])
         np.testing.assert_allclose(found, expected[:, n], atol=tolerance)
     for one, other in zip(jax.tree.leaves(state.carry), jax.tree.leaves(expected_carry), strict=True):
         np.testing.assert_allclose(one, other, atol=tolerance)
@@ -45,7 +47,7 @@ def test_steps_are_the_window(layers, summands, dtype, tolerance):
 
 def test_an_integer_out_of_range_gives_nan():
     model, params, carry, ids = make(2, "float32")
-    weights = step_weights(model, params)
+    weights = XlaDecoder(model, model.dtype).pack(params).steps
     _, found = take(weights, start(weights, carry), ids[:, 0].at[1].set(VOCAB))
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[jnp.array([0, 2])]).all()

@@ -81,6 +81,7 @@ def test_a_step_equals_textbook_bptt():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.devices(8)
 def test_eight_devices_train_like_one(dropout):
     one, state_of_one = run(20, num_devices=1, dropout=dropout)
     eight, state_of_eight = run(20, num_devices=8, dropout=dropout)

@@ -1,13 +1,14 @@
-"""A stack of layers one step at a time, for generation, where each character has to be known before the next step.
+"""A stack of LSTM layers one step at a time, for generation, where each character must be known before the next step.
 
-A step is a chain: layer 0's gates, a product, layer 1's gates, a product, and so on to the logits. Each product takes a
-layer's h once, for the layer itself in the step to come and for what stands above it: the next layer or the head. So
-L products and L passes over gates make a step, and its weights are read once. Layer 0's input is a row of a table.
+A step is a chain: layer 0's gates, a matmul, layer 1's gates, a matmul, and so on up to the logits. Each matmul reads a
+layer's h once, both for the layer's own gates in the next step and for what is above it (the next layer or the head).
+So a step takes L matmuls and L passes over gates, and reads its weights once. Layer 0's input is a row of a table.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights
@@ -18,13 +19,13 @@ LEAST_ROWS_ON_TPU = 8
 
 
 class StepWeights(NamedTuple):
-    """What a step multiplies with.
+    """The weights of a step.
 
     Attributes:
-        table: [V + 1, 4H] float32, layer 0's rows with its bias, and a row of NaN.
-        kernels: per layer [H, 4H + N] in the operands' dtype, for the layer's own gates and the N units above it, which
-            are the next layer's 4H gates or, above the last, the V characters.
-        bias: per layer what is added above it, [4H], but [V] for the last one, float32.
+        table: [V + 1, 4H] float32, layer 0's input rows plus its bias, and a row of NaN.
+        kernels: per layer [H, 4H + N] in the operands' dtype: the columns of the layer's own gates, then those of the N
+            units above it, which are the next layer's 4H gates or, above the last layer, the V characters.
+        bias: per layer the bias above it, float32: [4H], or [V] above the last layer.
     """
 
     table: Array
@@ -33,22 +34,20 @@ class StepWeights(NamedTuple):
 
 
 class StepState(NamedTuple):
-    """Where a batch of sequences stands.
+    """The state of a batch of sequences between two steps.
 
     Attributes:
-        carry: the recurrent state per layer.
-        products: per layer [S, B, 4H + N] float32, S summands of what its h gives to its own 4H gates in the step to
-            come and to the N units above it, which for the last layer are the logits.
+        carry: the recurrent state per layer, [B, H] float32.
+        products: per layer [S, B, 4H + N] float32: h times the layer's kernel, as S summands. It feeds the layer's own
+            4H gates in the next step and the N units above it; above the last layer those are the logits.
     """
 
     carry: tuple[LSTMCarry, ...]
     products: tuple[Array, ...]
 
 
-def make_step_weights(
-    layers: Sequence[LSTMWeights], head_kernel: Array, head_bias: Array, dtype: jnp.dtype
-) -> StepWeights:
-    """Arranges the parameters of L layers and a head ([H, V] and [V], float32) for `step`."""
+def pack(layers: Sequence[LSTMWeights], head_kernel: Array, head_bias: Array, dtype: jnp.dtype) -> StepWeights:
+    """Packs the parameters of L layers and a head ([H, V] and [V], float32) for `step`."""
     rounded = layers[0]._replace(w_ih=layers[0].w_ih.astype(dtype).astype(jnp.float32))
     above = [*(layer.w_ih for layer in layers[1:]), head_kernel]
     return StepWeights(
@@ -62,29 +61,34 @@ def make_step_weights(
 
 
 def start(weights: StepWeights, carry: Sequence[LSTMCarry], *, summands: int = 1) -> StepState:
-    """The state before the first step, from the recurrent state ([B, H] float32 per layer); `summands` is S."""
+    """Returns the state for a given carry ([B, H] float32 per layer), its products as `summands` summands."""
     products = (_product(weights, n, _operand(weights, layer.h), summands) for n, layer in enumerate(carry))
     return StepState(tuple(carry), tuple(products))
 
 
 def logits(weights: StepWeights, state: StepState) -> Array:
-    """What the state says of the character to come, [B, V] float32."""
+    """Returns the logits of the next character, [B, V] float32."""
     return _to_above(weights, -1, state.products[-1])
 
 
+def step(weights: StepWeights, state: StepState, ids: Array) -> StepState:
+    """Reads a character of each sequence: ids [B] integer."""
+    return step_above(weights, state, first_layer(weights, state, ids))
+
+
 def first_layer(weights: StepWeights, state: StepState, ids: Array) -> LSTMCarry:
-    """Layer 0 after one more step: ids [B] integer -> [B, H] float32."""
+    """Returns layer 0's carry after a step: ids [B] integer -> [B, H] float32."""
     return LSTMCarry(*cell(_to_own(weights, state.products[0]) + look_up(weights.table, ids), state.carry[0].c))
 
 
-def step(weights: StepWeights, state: StepState, first: LSTMCarry, operand: Array | None = None) -> StepState:
-    """Takes one step.
+def step_above(weights: StepWeights, state: StepState, first: LSTMCarry, operand: Array | None = None) -> StepState:
+    """Finishes a step whose first layer is done.
 
     Args:
-        weights: what it multiplies with.
+        weights: from `pack`.
         state: before the step.
-        first: layer 0 after it, from `first_layer` or from a kernel that does the same.
-        operand: [B, H], layer 0's h in the operands' dtype, where a kernel has rounded it already.
+        first: layer 0's carry after it.
+        operand: [B, H], layer 0's h in the operands' dtype, if a kernel has already rounded it.
     """
     operand = _operand(weights, first.h) if operand is None else operand
     carries, products = [first], [_product(weights, 0, operand, len(state.products[0]))]
@@ -93,6 +97,24 @@ def step(weights: StepWeights, state: StepState, first: LSTMCarry, operand: Arra
         carries.append(LSTMCarry(*cell(z_BG, state.carry[n].c)))
         products.append(_product(weights, n, _operand(weights, carries[-1].h), len(state.products[n])))
     return StepState(tuple(carries), tuple(products))
+
+
+def take(state: StepState, rows: Array) -> StepState:
+    """Returns the state of the sequences `rows` [N] integer of a batch."""
+    return StepState(
+        jax.tree.map(lambda values_BH: values_BH[rows], state.carry),
+        jax.tree.map(lambda values_SBN: values_SBN[:, rows], state.products),
+    )
+
+
+def where(condition_B: Array, state: StepState, otherwise: StepState) -> StepState:
+    """Selects each sequence from one of two states, as `jnp.where` does."""
+    return StepState(
+        jax.tree.map(lambda *values_BH: jnp.where(condition_B[:, None], *values_BH), state.carry, otherwise.carry),
+        jax.tree.map(
+            lambda *values_SBN: jnp.where(condition_B[None, :, None], *values_SBN), state.products, otherwise.products
+        ),
+    )
 
 
 def _to_own(weights: StepWeights, product: Array) -> Array:
@@ -108,12 +130,12 @@ def _operand(weights: StepWeights, h: Array) -> Array:
 
 
 def _product(weights: StepWeights, layer: int, operand: Array, summands: int) -> Array:
-    """A layer's [S, B, 4H + N], from its h [B, H] in the operands' dtype."""
+    """Multiplies a layer's h [B, H], in the operands' dtype, by its kernel: -> [S, B, 4H + N] float32."""
     kernel, rows = weights.kernels[layer], operand.shape[0]
     if summands > 1:
         parts = operand.reshape(rows, summands, -1).transpose(1, 0, 2)
         return matmul(parts, kernel.reshape(summands, -1, kernel.shape[1]))
-    # A TPU's compiler takes a product of a single row out of the matrix units: five times a step's cycles, it says.
+    # The TPU compiler keeps a matmul of a single row off the matrix units: by its estimate, five times a step's cycles.
     if target_platform() == "tpu" and rows < LEAST_ROWS_ON_TPU:
         operand = jnp.pad(operand, ((0, LEAST_ROWS_ON_TPU - rows), (0, 0)))
     return matmul(operand, kernel)[None, :rows]

@@ -1,9 +1,8 @@
-"""Generation on processors: a stack of layers, its head and the choice of characters, many steps in one custom call.
+"""Generation on CPUs: a stack of layers, its head and the sampling of characters, many steps in one custom call.
 
-The weights are packed once per model, in the order in which a step reads them, in float32, bfloat16 or int8: whole
-numbers of eight bits with a scale for each column, multiplied by hidden states of eight bits and summed exactly. The
-call computes what `single_step` and `generation.sampling.choose` do; a text's sums are added up in an order that does
-not depend on how many texts stand beside it.
+The weights are packed once per model, in the order in which a step reads them, as float32, bfloat16 or int8: 8-bit
+integers with a scale per column, multiplied by 8-bit hidden states and summed exactly. The call computes the same as
+`single_step` and `generation.sampling.sample`; the order of a sequence's sums does not depend on the batch size.
 """
 
 from collections.abc import Sequence
@@ -17,17 +16,18 @@ from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.host.cpu import available_cores
 from charjax.ops.lstm.native import Library, libraries
 
-# In place of a character: draw one; let the text stand still; RESET - id is id as the first of a text.
-DRAW, REST, RESET = -1, -2, -3
+# Instead of an id: sample one; skip this step; RESET - id reads id from an empty state.
+SAMPLE, SKIP, RESET = -1, -2, -3
 
 
 class PackedWeights(NamedTuple):
-    """A model's weights as the kernel reads them.
+    """A model's weights in the kernel's layout.
 
     Attributes:
-        kernels: one-dimensional, of the operands' format: per layer, then of the head, [panel][k][column of the panel].
-        start: float32, what sums start from: layer 0's rows with its bias and a row of NaN, the biases above.
-        scale: float32, of each column, for int8; else empty.
+        kernels: one-dimensional, in the operands' dtype: each layer, then the head, as [panel][k][column of the panel].
+        start: float32, the initial values of the sums: layer 0's rows plus its bias and a row of NaN, then the biases
+            of the layers above and the head.
+        scale: float32, the scale of each column for int8, otherwise empty.
     """
 
     kernels: Array
@@ -36,14 +36,14 @@ class PackedWeights(NamedTuple):
 
 
 def library_for_steps() -> Library | None:
-    """The best compiled form there is to generate with, or None."""
+    """Returns the best compiled form of the kernel on this machine, or None."""
     return next(iter(libraries()), None)
 
 
 def pack(
     layers: Sequence[LSTMWeights], head_kernel: Array, head_bias: Array, dtype: str, library: Library
 ) -> PackedWeights:
-    """Packs the parameters of L layers and a head ([H, V] and [V], float32) in "float32", "bfloat16" or "int8"."""
+    """Packs the parameters of L layers and a head ([H, V] and [V], float32) as "float32", "bfloat16" or "int8"."""
     panel, at_once = library.panel, {"float32": 1, "bfloat16": 2, "int8": library.bytes_at_once}[dtype]
     padded = -(-layers[0].w_hh.shape[0] // panel) * panel
     by_gate = [_panels_of_gates(_rows(layer, n, padded), panel) for n, layer in enumerate(layers)]
@@ -52,7 +52,7 @@ def pack(
         quantized = [_quantize(product) for product in products]
         kernels = [kernel for kernel, _ in quantized]
         scales = [scale for _, scale in quantized]
-        # The kernel multiplies states from -127 to 127 plus 128, so that they have no sign: taken back at the start.
+        # The kernel multiplies unsigned states, h + 128: the start of each sum takes the 128 out again.
         offsets = [
             128 * scale * jnp.sum(kernel.astype(jnp.float32), axis=1)
             for kernel, scale in zip(kernels, scales, strict=True)
@@ -60,7 +60,7 @@ def pack(
     else:
         kernels, scales = [product.astype(dtype) for product in products], []
         offsets = [jnp.zeros((product.shape[0], product.shape[2]), jnp.float32) for product in products]
-    # Layer 0's rows are rounded as the operands of its product would be.
+    # Layer 0's rows are rounded as if they were operands of a matmul.
     first = layers[0].w_ih.astype("float32" if dtype == "int8" else dtype).astype(jnp.float32) + layers[0].bias[None]
     table = jnp.concatenate([first, jnp.full((1, first.shape[1]), jnp.nan)])
     biases = [_panels_of_gates(layer.bias[None], panel)[:, 0] for layer in layers[1:]]
@@ -84,29 +84,29 @@ def take_steps(
     given: Array,
     keys: Array,
     position: Array,
-    choice: Sequence[Array],
+    settings: Sequence[Array],
     *,
     vocab_size: int,
     with_logits: bool = False,
 ) -> tuple[Array, tuple[LSTMCarry, ...], Array]:
-    """Takes T steps with B texts.
+    """Takes T steps with a batch of B sequences.
 
     Args:
-        library: from `library_for_steps`.
-        dtype: that of the weights.
+        library: the compiled form that the weights were packed for.
+        dtype: format of the weights.
         weights: from `pack`.
         carry: the recurrent state, [B, H] float32 per layer.
-        given: [B, T] int32, the characters to read; DRAW for one to choose, REST for a text that stands still,
-            RESET - id for id at the beginning of a text, whose state is empty.
-        keys: [B] Threefry keys. The noise of step t is what `generation.sampling.draw_noise` draws at position + t.
+        given: [B, T] int32, the ids to read; SAMPLE samples one, SKIP skips the step, RESET - id reads id from an empty
+            state.
+        keys: [B] Threefry keys; step t uses the noise of `generation.sampling.gumbel_noise` at position + t.
         position: [] int32.
-        choice: how to choose, the fields of `charjax.generation.sampling.Choice`, [B] each.
+        settings: the fields of `generation.sampling.Settings`, [B] each.
         vocab_size: V.
-        with_logits: whether to tell what was said of each character.
+        with_logits: whether to return logits.
 
     Returns:
-        ids [B, T] int32, what was chosen or given; the carry; and the logits before each character, [B, T, V] float32,
-        or [0].
+        ids [B, T] int32, given or sampled; the carry; and the logits of each character before it is read,
+        [B, T, V] float32, or [0] without `with_logits`.
     """
     results = [
         jax.ShapeDtypeStruct(given.shape, jnp.int32),
@@ -122,8 +122,8 @@ def take_steps(
         given,
         jax.random.key_data(keys),
         jnp.asarray(position, jnp.uint32),
-        *choice,
-        # Other devices, if JAX makes some of the cores, have nothing to do meanwhile.
+        *settings,
+        # All cores, even if JAX makes several devices of them: the other devices are idle meanwhile.
         threads=np.int64(available_cores()),
         vocab_size=np.int64(vocab_size),
     )
@@ -131,7 +131,7 @@ def take_steps(
 
 
 def _rows(layer: LSTMWeights, number: int, padded: int) -> Array:
-    """What a layer's product multiplies: [K, 4H], for the state alone or for what comes in and the state."""
+    """Returns the kernel of a layer's matmul, [K, 4H]: rows for the input, which layer 0 looks up, then for h."""
     parts = [layer.w_hh] if number == 0 else [layer.w_ih, layer.w_hh]
     return jnp.concatenate([_pad(part, 0, padded) for part in parts])
 
@@ -143,7 +143,7 @@ def _pad(x: Array, axis: int, size: int) -> Array:
 
 
 def _panels_of_gates(x: Array, panel: int) -> Array:
-    """[K, 4H] -> [P, K, 4 * panel]: the four gates of a panel's units side by side."""
+    """[K, 4H] -> [P, K, 4 * panel], the four gates of a panel's units side by side."""
     units = x.reshape(x.shape[0], 4, -1)
     padded = -(-units.shape[2] // panel) * panel
     split = _pad(units, 2, padded).reshape(x.shape[0], 4, -1, panel)
@@ -163,7 +163,7 @@ def _in_groups(x: Array, group: int) -> Array:
 
 
 def _quantize(x: Array) -> tuple[Array, Array]:
-    """[P, K, N] -> whole numbers from -127 to 127, and what a product of one by a state of 127 stands for, [P, N]."""
+    """[P, K, N] -> int8 from -127 to 127, and the scale [P, N] of their products with states from -127 to 127."""
     largest = jnp.max(jnp.abs(x), axis=1)
     scale = jnp.where(largest > 0, largest, 1.0) / 127
     return jnp.round(x / scale[:, None]).astype(jnp.int8), scale / 127

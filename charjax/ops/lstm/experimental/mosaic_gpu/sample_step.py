@@ -16,17 +16,11 @@ import numpy as np
 
 from charjax.array_types import Array, LSTMCarry
 from charjax.ops.lstm.single_step import StepState, StepWeights
-from charjax.ops.lstm.target import target_is_hopper
 
 THREADS = 128  # of a warpgroup: what it loads from memory is a multiple of it
 
 # Larger than the bits of every number.
 _LARGEST = 2**31 - 1
-
-
-def serves(implementation: str | None, interpret: Any) -> bool:
-    """Whether the kernel is asked for, and can be had."""
-    return implementation == "mosaic_gpu" and (target_is_hopper() or interpret is not None)
 
 
 def summands(batch: int) -> int:
@@ -46,7 +40,7 @@ def choose(
     temperature: Array,
     interpret: Any = None,
 ) -> tuple[Array, LSTMCarry, Array]:
-    """What `charjax.generation.sampling.choose` without a filter and then `stepwise.first_layer` compute.
+    """What `charjax.generation.sampling.sample` without a filter and then `single_step.first_layer` compute.
 
     What would have to be cut out first, in another launch, it takes as a whole: noise and products.
 

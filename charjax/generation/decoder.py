@@ -1,0 +1,130 @@
+"""The decoder: reads a context and writes what follows, one step after another, carrying the recurrent state."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from charjax.array_types import Array, Params
+from charjax.generation.native_decoder import NativeDecoder
+from charjax.generation.sampling import Settings
+from charjax.generation.xla_decoder import XlaDecoder
+from charjax.model import CharLSTM
+from charjax.ops.lstm.native.steps import library_for_steps
+from charjax.ops.lstm.target import target_is_hopper, target_platform
+
+# Pytrees of the decoder's own. Every state has `carry`, the recurrent state per layer, [B, H] float32.
+Weights = Any
+State = Any
+
+
+class Decoder(Protocol):
+    """Steps through characters with a model.
+
+    A decoder holds no arrays and is hashable, so it can be a static argument of a jitted function. All decoders read
+    the same parameters and sample with the same noise.
+    """
+
+    @property
+    def model(self) -> CharLSTM:
+        """The model."""
+
+    def pack(self, params: Params) -> Weights:
+        """Packs a model's parameters for the other methods; once, however many calls follow."""
+
+    def init(self, batch: int) -> State:
+        """Returns the state of B sequences before their first character."""
+
+    def pad_context(
+        self, ids: jax.typing.ArrayLike, lengths: jax.typing.ArrayLike | None
+    ) -> tuple[jax.typing.ArrayLike, jax.typing.ArrayLike | None]:
+        """Pads what `prefill` takes, if that lets few sizes recompile without costing time."""
+
+    def prefill(
+        self,
+        weights: Weights,
+        state: State,
+        ids: jax.typing.ArrayLike,
+        lengths: jax.typing.ArrayLike | None = None,
+    ) -> State:
+        """Reads a context.
+
+        Args:
+            weights: from `pack`.
+            state: the state before it.
+            ids: [B, P] integer.
+            lengths: [B] integer, how many ids of each row to read; by default all.
+        """
+
+    def logits(
+        self, weights: Weights, state: State, ids: Array, resets: Array, reduce: Callable[[Array, Array], Any]
+    ) -> tuple[Any, State]:
+        """Reads a text and maps `reduce` over the logits of its characters, each predicted before it is read.
+
+        No step's arithmetic depends on how many steps there are.
+
+        Args:
+            weights: from `pack`.
+            state: the state before the text.
+            ids: [B, T] int32 in [0, V).
+            resets: [B, T] bool, the characters that are read from an empty state.
+            reduce: takes logits [B, V] float32 and ids [B], returns a pytree of [B, ...].
+
+        Returns:
+            The results, [B, T, ...], and the state after the text.
+        """
+
+    def write(
+        self,
+        weights: Weights,
+        state: State,
+        keys: Array,
+        position: jax.typing.ArrayLike,
+        settings: Settings,
+        length: jax.typing.ArrayLike,
+        *,
+        capacity: int,
+        filtered: bool,
+    ) -> tuple[State, Array]:
+        """Samples `length` characters of each sequence.
+
+        Args:
+            weights: from `pack`.
+            state: the state before them.
+            keys: [B] Threefry keys, one per sequence.
+            position: [] integer, characters sampled with these keys so far; folded into the keys.
+            settings: how to sample.
+            length: [] integer, at most `capacity`; another length does not recompile. Rounded up to whole blocks.
+            capacity: a multiple of BLOCK.
+            filtered: whether top-k, top-p or min-p exclude characters.
+
+        Returns:
+            The state after the whole blocks, and ids [B, capacity] int32, of which the first `length` are sampled.
+        """
+
+
+def make_decoder(model: CharLSTM, weights: str = "auto") -> Decoder:
+    """Returns the fastest decoder of a model on the platform that is compiled for.
+
+    On a CPU with the compiled kernel that is the native one, if the model's implementation allows it, otherwise XLA's.
+
+    Args:
+        model: the model.
+        weights: format of the weights: "float32", "bfloat16", "int8", or "auto" for the model's.
+
+    Raises:
+        NotImplementedError: int8 without the native kernel.
+    """
+    dtype = model.dtype if weights == "auto" else weights
+    if target_platform() == "cpu" and model.implementation in (None, "native"):
+        library = library_for_steps()
+        if library is not None:
+            return NativeDecoder(model, dtype, library)
+    if dtype == "int8":
+        raise NotImplementedError("int8 weights need the native kernel on a CPU; use bfloat16 or float32 here")
+    if model.implementation == "mosaic_gpu" and target_is_hopper():
+        # Imported only if asked for: Pallas takes a sixth of a second to import.
+        from charjax.generation.experimental.mosaic_decoder import MosaicDecoder  # noqa: PLC0415
+
+        return MosaicDecoder(model, dtype)
+    return XlaDecoder(model, dtype)

@@ -1,0 +1,1 @@
+"""Decoders that were compiled and tested in an interpreter, but never ran on their device."""

@@ -1,0 +1,64 @@
+"""The XLA decoder with a Pallas kernel for Hopper GPUs, which samples a character and computes layer 0's gates.
+
+Compiled for an H100 and interpreted on a CPU, but never run on a GPU.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from charjax.array_types import Array
+from charjax.generation.blocks import BLOCK, steps_per_trip
+from charjax.generation.sampling import Settings, gumbel_noise
+from charjax.generation.xla_decoder import XlaDecoder, XlaWeights, write_blocks
+from charjax.ops.lstm import single_step
+from charjax.ops.lstm.experimental.mosaic_gpu import sample_step
+from charjax.ops.lstm.single_step import StepState
+
+
+@dataclasses.dataclass(frozen=True)
+class MosaicDecoder(XlaDecoder):
+    """Writes by the kernel unless top-k, top-p or min-p exclude characters.
+
+    Attributes:
+        interpret: Pallas's parameters for interpreting the kernel on any platform, for tests; None compiles it.
+    """
+
+    interpret: Any = None
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered"))
+    def write(
+        self,
+        weights: XlaWeights,
+        state: StepState,
+        keys: Array,
+        position: Array,
+        settings: Settings,
+        length: Array,
+        *,
+        capacity: int,
+        filtered: bool,
+    ) -> tuple[StepState, Array]:
+        """Samples characters block by block, with units and vocabulary padded to what the kernel takes."""
+        if filtered:
+            plain = XlaDecoder(self.model, self.dtype)
+            return plain.write(weights, state, keys, position, settings, length, capacity=capacity, filtered=filtered)
+        padded = sample_step.pad_weights(weights.steps)
+
+        def sample_one(noise_TBV: Array, state: StepState, number: Array) -> tuple[StepState, Array]:
+            ids_B, first, operand = sample_step.choose(
+                padded, state, noise_TBV, number, settings.temperature, self.interpret
+            )
+            return single_step.step_above(padded, state, first, operand), ids_B
+
+        def sample_block(state: StepState, noise_TBV: Array) -> tuple[StepState, Array]:
+            sample_next = functools.partial(sample_one, sample_step.pad_noise(noise_TBV))
+            return jax.lax.scan(sample_next, state, sample_step.numbers(BLOCK), unroll=steps_per_trip())
+
+        state = single_step.start(padded, sample_step.pad_carry(state.carry), summands=sample_step.summands(len(keys)))
+        noise_at = functools.partial(gumbel_noise, keys, vocab_size=self.model.vocab_size)
+        state, ids = write_blocks(sample_block, state, noise_at, position, length, capacity=capacity)
+        carry = sample_step.cut_carry(state.carry, self.model.hidden_dim)
+        return single_step.start(weights.steps, carry), ids

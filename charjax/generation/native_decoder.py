@@ -1,0 +1,139 @@
+"""The decoder of CPUs, in C++: many steps of all layers, and the sampling, in one custom call."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.array_types import Array, Params
+from charjax.config import SampleConfig
+from charjax.generation.blocks import BLOCK, capacity_for
+from charjax.generation.sampling import Settings, make_settings
+from charjax.model import Carry, CharLSTM, init_carry, layer_weights
+from charjax.ops.lstm.native import Library, steps
+from charjax.ops.lstm.native.steps import RESET, SAMPLE, SKIP, PackedWeights
+
+
+class NativeState(NamedTuple):
+    """The recurrent state per layer, [B, H] float32."""
+
+    carry: Carry
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeDecoder:
+    """Implements `Decoder` by the compiled kernel; see `charjax.ops.lstm.native.steps`.
+
+    A sequence is the same, bit for bit, whatever the rest of the batch is.
+
+    Attributes:
+        model: the model.
+        dtype: format of the weights, one of `charjax.ops.lstm.native.STEP_DTYPES`.
+        library: the compiled form of the kernel.
+    """
+
+    model: CharLSTM
+    dtype: str
+    library: Library
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def pack(self, params: Params) -> PackedWeights:
+        """Packs the parameters."""
+        head = params["head"]
+        return steps.pack(layer_weights(self.model, params), head["kernel"], head["bias"], self.dtype, self.library)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def init(self, batch: int) -> NativeState:
+        """Returns the empty state."""
+        return NativeState(init_carry(self.model, batch))
+
+    def pad_context(
+        self, ids: jax.typing.ArrayLike, lengths: jax.typing.ArrayLike | None
+    ) -> tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]:
+        """Pads ids [B, P] to a power of two of blocks: the kernel skips padding at no cost."""
+        size = np.shape(ids)[1]
+        room = ((0, 0), (0, capacity_for(size) - size))
+        padded = np.pad(ids, room) if isinstance(ids, np.ndarray) else jnp.pad(jnp.asarray(ids), room)
+        return padded, np.int32(size) if lengths is None else lengths
+
+    def prefill(
+        self,
+        weights: PackedWeights,
+        state: NativeState,
+        ids: jax.typing.ArrayLike,
+        lengths: jax.typing.ArrayLike | None = None,
+    ) -> NativeState:
+        """Reads a context."""
+        return self._prefill(weights, state, *self.pad_context(ids, lengths))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _prefill(self, weights: PackedWeights, state: NativeState, ids: Array, lengths: Array) -> NativeState:
+        ids = ids.astype(jnp.int32)
+        within_BP = jnp.arange(ids.shape[1])[None] < jnp.broadcast_to(lengths, ids.shape[0])[:, None]
+        # To the kernel a negative number is an instruction: pass on the NaN that an id outside the vocabulary gives.
+        given = jnp.where(within_BP, jnp.where(ids < 0, self.model.vocab_size, ids), SKIP)
+        return self._read(weights, state, given)[1]
+
+    def logits(
+        self,
+        weights: PackedWeights,
+        state: NativeState,
+        ids: Array,
+        resets: Array,
+        reduce: Callable[[Array, Array], Any],
+    ) -> tuple[Any, NativeState]:
+        """Reads a text, then reduces its logits."""
+        logits_BTV, state = self._read(weights, state, jnp.where(resets, RESET - ids, ids), with_logits=True)
+        # One step at a time: all at once, the order of sums over V would depend on T.
+        results = jax.lax.map(lambda now: reduce(*now), (jnp.swapaxes(logits_BTV, 0, 1), ids.T))
+        return jax.tree.map(lambda values: jnp.swapaxes(values, 0, 1), results), state
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered"))
+    def write(
+        self,
+        weights: PackedWeights,
+        state: NativeState,
+        keys: Array,
+        position: Array,
+        settings: Settings,
+        length: Array,
+        *,
+        capacity: int,
+        filtered: bool,
+    ) -> tuple[NativeState, Array]:
+        """Samples characters in one call; the kernel itself sees whether any are excluded."""
+        del filtered
+        given = jnp.where(jnp.arange(capacity) < -(-length // BLOCK) * BLOCK, SAMPLE, SKIP)
+        given = jnp.broadcast_to(given[None], (len(keys), capacity))
+        ids, state, _ = self._take_steps(weights, state, given, keys, position, settings)
+        return state, ids
+
+    def _read(
+        self, weights: PackedWeights, state: NativeState, given: Array, *, with_logits: bool = False
+    ) -> tuple[Array, NativeState]:
+        """Takes steps without sampling: -> (logits if they are wanted, state)."""
+        batch = len(given)
+        unused = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), batch)
+        settings = make_settings(SampleConfig(), batch)
+        _, state, logits = self._take_steps(
+            weights, state, given, unused, jnp.zeros((), jnp.int32), settings, with_logits=with_logits
+        )
+        return logits, state
+
+    def _take_steps(
+        self, weights: PackedWeights, state: NativeState, *args: Any, with_logits: bool = False
+    ) -> tuple[Array, NativeState, Array]:
+        ids, carry, logits = steps.take_steps(
+            self.library,
+            self.dtype,
+            weights,
+            state.carry,
+            *args,
+            vocab_size=self.model.vocab_size,
+            with_logits=with_logits,
+        )
+        return ids, NativeState(carry), logits

@@ -1,0 +1,161 @@
+"""The decoder that XLA compiles, for every platform."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from charjax.array_types import Array, Params
+from charjax.generation.blocks import BLOCK, steps_per_trip
+from charjax.generation.sampling import Settings, gumbel_noise, sample
+from charjax.model import CharLSTM, init_carry, layer_weights
+from charjax.ops.lstm import single_step
+from charjax.ops.lstm.single_step import StepState, StepWeights
+
+
+class XlaWeights(NamedTuple):
+    """A model's parameters, for reading a whole context at once, and the same packed for single steps."""
+
+    params: Params
+    steps: StepWeights
+
+
+@dataclasses.dataclass(frozen=True)
+class XlaDecoder:
+    """Implements `Decoder` in JAX.
+
+    Beam search and activations, which need the state after every character, take single steps with it.
+
+    Attributes:
+        model: the model.
+        dtype: "float32" or "bfloat16", the format of a step's operands.
+    """
+
+    model: CharLSTM
+    dtype: str
+
+    def pack(self, params: Params) -> XlaWeights:
+        """Packs the parameters."""
+        # The parameters stay out of the jitted call, which would copy them.
+        return XlaWeights(params, self._pack_steps(params))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _pack_steps(self, params: Params) -> StepWeights:
+        head = params["head"]
+        return single_step.pack(layer_weights(self.model, params), head["kernel"], head["bias"], jnp.dtype(self.dtype))
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def init(self, batch: int) -> StepState:
+        """Returns the empty state."""
+        hidden, layers = self.model.hidden_dim, self.model.hidden_layers
+        widths = [4 * hidden + above for above in [*[4 * hidden] * (layers - 1), self.model.vocab_size]]
+        # Products of an h of zeros are zeros.
+        return StepState(init_carry(self.model, batch), tuple(jnp.zeros((1, batch, width)) for width in widths))
+
+    def pad_context(
+        self, ids: jax.typing.ArrayLike, lengths: jax.typing.ArrayLike | None
+    ) -> tuple[jax.typing.ArrayLike, jax.typing.ArrayLike | None]:
+        """Returns both as they are: reading padding would take time."""
+        return ids, lengths
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def prefill(self, weights: XlaWeights, state: StepState, ids: Array, lengths: Array | None = None) -> StepState:
+        """Reads a context, at once if all rows are equally long, otherwise step by step."""
+        if not ids.shape[1]:
+            return state
+        if lengths is None:
+            _, carry = self.model.apply({"params": weights.params}, ids, state.carry)
+            return single_step.start(weights.steps, carry)
+
+        def read(state: StepState, now: tuple[Array, Array]) -> tuple[StepState, None]:
+            ids_B, within_B = now
+            return single_step.where(within_B, single_step.step(weights.steps, state, ids_B), state), None
+
+        within_BP = jnp.arange(ids.shape[1])[None] < lengths[:, None]
+        return jax.lax.scan(read, state, (ids.T, within_BP.T))[0]
+
+    def step(self, weights: XlaWeights, state: StepState, ids: Array) -> StepState:
+        """Reads one character of each sequence, ids [B] integer."""
+        return single_step.step(weights.steps, state, ids)
+
+    def next_logits(self, weights: XlaWeights, state: StepState) -> Array:
+        """Returns the logits of the next character, [B, V] float32."""
+        return single_step.logits(weights.steps, state)
+
+    def logits(
+        self, weights: XlaWeights, state: StepState, ids: Array, resets: Array, reduce: Callable[[Array, Array], Any]
+    ) -> tuple[Any, StepState]:
+        """Reads a text and reduces the logits of each step in the step."""
+
+        def read(state: StepState, now: tuple[Array, Array]) -> tuple[StepState, Any]:
+            ids_B, resets_B = now
+            state = single_step.where(resets_B, jax.tree.map(jnp.zeros_like, state), state)
+            result = reduce(self.next_logits(weights, state), ids_B)
+            return self.step(weights, state, ids_B), result
+
+        state, results = jax.lax.scan(read, state, (ids.T, resets.T), unroll=steps_per_trip())
+        return jax.tree.map(lambda values: jnp.swapaxes(values, 0, 1), results), state
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered"))
+    def write(
+        self,
+        weights: XlaWeights,
+        state: StepState,
+        keys: Array,
+        position: Array,
+        settings: Settings,
+        length: Array,
+        *,
+        capacity: int,
+        filtered: bool,
+    ) -> tuple[StepState, Array]:
+        """Samples characters block by block."""
+        sample_each = jax.vmap(functools.partial(sample, filtered=filtered))
+
+        def sample_one(state: StepState, noise_BV: Array) -> tuple[StepState, Array]:
+            ids_B = sample_each(noise_BV, self.next_logits(weights, state), settings)
+            return self.step(weights, state, ids_B), ids_B
+
+        def sample_block(state: StepState, noise_TBV: Array) -> tuple[StepState, Array]:
+            return jax.lax.scan(sample_one, state, noise_TBV, unroll=steps_per_trip())
+
+        noise_at = functools.partial(gumbel_noise, keys, vocab_size=self.model.vocab_size)
+        return write_blocks(sample_block, state, noise_at, position, length, capacity=capacity)
+
+
+def write_blocks(
+    sample_block: Callable[[StepState, Array], tuple[StepState, Array]],
+    state: StepState,
+    noise_at: Callable[[Array], Array],
+    position: Array,
+    length: Array,
+    *,
+    capacity: int,
+) -> tuple[StepState, Array]:
+    """Samples whole blocks of BLOCK characters until there are `length`.
+
+    Args:
+        sample_block: takes a state and noise [BLOCK, B, V], returns the next state and ids [BLOCK, B].
+        state: of B sequences, before the first character.
+        noise_at: takes positions [BLOCK], returns the noise there.
+        position: [] int32, of the first character.
+        length: [] int32, at most `capacity`.
+        capacity: a multiple of BLOCK.
+
+    Returns:
+        The state after the last block, and ids [B, capacity] int32.
+    """
+
+    def write_block(number: Array, before: tuple[StepState, Array]) -> tuple[StepState, Array]:
+        state, ids_NTB = before
+        state, ids_TB = sample_block(state, noise_at(position + BLOCK * number + jnp.arange(BLOCK)))
+        return state, jax.lax.dynamic_update_index_in_dim(ids_NTB, ids_TB, number, 0)
+
+    batch = len(state.carry[0].h)
+    ids_NTB = jnp.zeros((capacity // BLOCK, BLOCK, batch), jnp.int32)
+    if capacity:
+        state, ids_NTB = jax.lax.fori_loop(0, -(-length // BLOCK), write_block, (state, ids_NTB))
+    return state, ids_NTB.reshape(capacity, batch).T
