@@ -1,4 +1,4 @@
-"""Reads a command line and a --config file into the dataclasses of `arguments`, by tyro. Imports no jax."""
+"""Parses a command line and a --config file into the dataclasses of `arguments`, by tyro; imports no jax."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,8 @@ import io
 import re
 import shlex
 import tomllib
+import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,23 +19,24 @@ from charjax.cli.arguments import COMMANDS, Command
 from charjax.errors import UserError
 
 _DESCRIPTION = (
-    f"charjax {__version__}: trains character-level LSTM language models and generates text from them.\n\n"
-    "charjax COMMAND --help explains a command's options, charjax --version shows the version."
+    f"charjax {__version__}: train character-level LSTM language models and generate text with them.\n\n"
+    "charjax COMMAND --help explains the options of a command, charjax --version prints the version."
 )
 _NUMBERS = (int, float, int | None, float | None)
 _PATHS = (Path, Path | None)
 _NUMERAL = re.compile(r"-[0-9.]")
+(_POSITIONAL,) = tyro.conf.Positional[str].__metadata__  # type: ignore[attr-defined]
 
 
 class Parsed(NamedTuple):
-    """A command, and the names of the options that the user gave, on the command line or in --config."""
+    """A command and the names of the options that the user gave, on the command line or in --config."""
 
     command: Command
     given: frozenset[str]
 
 
 class _Flags(NamedTuple):
-    """The options on a command line: names in the order of the dataclasses', and the --config file."""
+    """Names of the options on a command line, and the --config file."""
 
     given: frozenset[str]
     config: str | None
@@ -46,8 +49,8 @@ def parse(argv: list[str]) -> Parsed:
         argv: the arguments, without the program's name.
 
     Raises:
-        UserError: an unknown command or option, a value missing, of the wrong type or out of range, or a --config file
-            that cannot be read.
+        UserError: unknown command or option, a value that is missing, of the wrong type or out of range, or a --config
+            file that cannot be read.
     """
     if argv == ["--version"]:
         print(f"charjax {__version__}")
@@ -62,26 +65,27 @@ def parse(argv: list[str]) -> Parsed:
             given |= from_file.keys()
             argv = [argv[0], *_as_flags(from_file), *argv[1:]]
     elif argv and not argv[0].startswith("-"):
-        raise UserError(f"unknown command {argv[0]!r}{_nearest(argv[0], COMMANDS)}; see charjax --help")
+        raise UserError(f"unknown command {argv[0]!r}{_suggestion(argv[0], COMMANDS)}; see charjax --help")
     return Parsed(_run_tyro(argv), given)
 
 
 def _options(kind: type) -> dict[str, Any]:
-    """Names of a command's options, with its nested configurations', and their types."""
+    """Returns name and type of a command's options, including those of its nested configurations."""
+    types = typing.get_type_hints(kind)  # without Annotated
     options: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            options |= _options(field.type)
-        elif not getattr(field.type, "__metadata__", ()):  # positional ones are Annotated
-            options[field.name] = field.type
+        if dataclasses.is_dataclass(field.type):
+            options |= _options(cast(type, field.type))
+        elif _POSITIONAL not in getattr(field.type, "__metadata__", ()):
+            options[field.name] = types[field.name]
     return options
 
 
 def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flags:
-    """Finds the options in a command line.
+    """Finds the options on a command line.
 
     Raises:
-        UserError: an option that the command does not have; it names the nearest. An option without its value.
+        UserError: an option that the command does not have, with the nearest that it has, or one without its value.
     """
     given, config, position = set(), None, 0
     while position < len(argv):
@@ -91,8 +95,8 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
             continue
         name = flag[2:].replace("-", "_")
         if name not in options or not flag.startswith("--"):
-            nearest = _nearest("--" + flag.lstrip("-"), list(map(_flag, options)))
-            raise UserError(f"unknown option {flag}{nearest}; see charjax {command} --help")
+            suggestion = _suggestion("--" + flag.lstrip("-"), map(_flag, options))
+            raise UserError(f"unknown option {flag}{suggestion}; see charjax {command} --help")
         given.add(name)
         if options[name] is bool:
             continue
@@ -113,36 +117,36 @@ def _is_flag(argument: str) -> bool:
     return argument.startswith("-") and argument != "-" and not _NUMERAL.match(argument)
 
 
-def _nearest(name: str, known: Any) -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", did you mean {found[0]}?" if found else ""
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {nearest[0]}?" if nearest else ""
 
 
 def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Reads options from a TOML file, whose tables, if any, only group them.
+    """Reads options from a TOML file; its tables, if any, only group them.
 
     Raises:
-        UserError: a file that cannot be read, an option that is unknown or given twice, a value of the wrong type.
+        UserError: a file that cannot be read, an unknown or repeated option, or a value of the wrong type.
     """
     try:
         values = _flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not TOML: {error}") from error
+        raise UserError(f"--config {path} is not valid TOML: {error}") from error
     names = [name for name, _ in values]
     for name, value in values:
         if name not in options or name == "config":
-            raise UserError(f"--config {path}: unknown option {name!r}{_nearest(name, options)}")
+            raise UserError(f"--config {path}: unknown option {name!r}{_suggestion(name, options)}")
         if names.count(name) > 1:
-            raise UserError(f"--config {path}: {name} is given twice; leave one out")
+            raise UserError(f"--config {path}: {name} is given twice; remove one")
         if not _fits(value, options[name]):
             raise UserError(f"--config {path}: {name} cannot be {value!r}")
     return dict(values)
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a TOML value is of an option's type, as far as bool, number and string go; tyro checks the rest."""
+    """Returns whether a TOML value suits an option of this type: boolean, number or string; tyro checks the rest."""
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     return isinstance(value, int | float if kind in _NUMBERS else str)
@@ -156,7 +160,7 @@ def _flatten(table: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _as_flags(values: dict[str, Any]) -> list[str]:
-    """Options of a file as a command line gives them; a false one is left out, as no option is true by default."""
+    """Writes options as command-line flags. False ones are left out: no option is true by default."""
     return [
         _flag(name) if value is True else f"{_flag(name)}={value}"
         for name, value in values.items()
@@ -169,14 +173,14 @@ def _flag(name: str) -> str:
 
 
 def _run_tyro(argv: list[str]) -> Command:
-    """Lets tyro parse; its boxed error messages become one line each.
+    """Lets tyro parse, and turns its boxed error messages into one line.
 
     Raises:
-        UserError: what tyro complained of.
+        UserError: tyro found a mistake.
     """
-    complaint = io.StringIO()
+    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(messages):
             command = tyro.extras.subcommand_cli_from_dict(
                 dict(COMMANDS),
                 prog="charjax",
@@ -187,15 +191,15 @@ def _run_tyro(argv: list[str]) -> Command:
             return cast(Command, command)
     except SystemExit as error:
         if error.code:
-            # The configurations know their fields by Python's names.
-            message = re.sub(r"^(\w+)(?= must be )", lambda name: _flag(name[1]), _first_part(complaint.getvalue()))
+            # The dataclasses name their fields in Python's spelling.
+            message = re.sub(r"^(\w+)(?= must be )", lambda name: _flag(name[1]), _first_message(messages.getvalue()))
             command_help = " ".join(["charjax", *(name for name in argv[:1] if name in COMMANDS), "--help"])
             raise UserError(f"{message}; see {command_help}") from None
         raise
 
 
-def _first_part(box: str) -> str:
-    """The text of a message that tyro framed, up to its first rule; in plain ASCII, one stands below the title, too."""
+def _first_message(box: str) -> str:
+    """Extracts the first message from a box drawn by tyro, in Unicode or ASCII; a rule ends it."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()][1:]
     lines = ["" if set(line) == {"-"} else line for line in lines]
     lines = lines[lines[:1] == [""] :]
