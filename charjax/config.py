@@ -7,16 +7,18 @@ The docstring under a field is also the help text of its command-line option, wh
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal, NamedTuple, Optional, TypeVar, get_args, get_origin
+import sys
+from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin
 
 from charjax.errors import UserError, in_short
 
 ConfigT = TypeVar("ConfigT", "DataConfig", "ModelConfig", "TrainConfig")
 _LARGEST_FLOAT32 = 3.4e38
-_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+_ABOVE_0, _BELOW_1 = sys.float_info.min, math.nextafter(1, 0)
 
 
-class Bounds(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Bounds:
     """The numbers that a field accepts, or lengths of text: `low` to `high`, both included. `rule` says it in words."""
 
     rule: str
@@ -56,12 +58,13 @@ def _check(name: str, value: Any, kind: Any) -> None:
     if get_origin(kind) is Literal:
         valid, rule = value in parts, f"{', '.join(parts[:-1])} or {parts[-1]}"
     elif parts and isinstance(parts[-1], Bounds):
-        base, (rule, low, high) = parts
+        base, bounds = parts
+        rule = bounds.rule
         typed = isinstance(value, int | float if base is float else base) and not isinstance(value, bool)
         size = len(value) if typed and base is str else value
-        valid = typed and low <= size <= high
-        if typed and "at least" in rule and high < size < math.inf:
-            rule = f"at most {high}"
+        valid = typed and bounds.low <= size <= bounds.high
+        if typed and "at least" in rule and bounds.high < size < math.inf:
+            rule = f"at most {bounds.high}"
     else:
         return
     if not valid:

@@ -111,7 +111,7 @@ class EvalCommand:
     run: RunArgument
     """Run folder."""
 
-    text: Annotated[tyro.conf.Positional[Optional[Path]], tyro.conf.arg(metavar="TEXT")] = None
+    text: Annotated[tyro.conf.Positional[Optional[Path]], tyro.conf.arg(metavar="[TEXT]")] = None
     """Text file; by default the validation part of the text that the run was trained on."""
 
 

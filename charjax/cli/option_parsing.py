@@ -22,7 +22,8 @@ _DESCRIPTION = (
     f"charjax {__version__}: train character-level LSTM language models and generate text with them.\n\n"
     "charjax COMMAND --help explains the options of a command, charjax --version prints the version."
 )
-_NUMBERS = (int, float, int | None, float | None)
+_WHOLE_NUMBERS = (int, int | None)
+_NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
 _PATHS = (Path, Path | None)
 _NUMERAL = re.compile(r"-[0-9.]")
 (_POSITIONAL,) = tyro.conf.Positional[str].__metadata__  # type: ignore[attr-defined]
@@ -36,10 +37,11 @@ class Parsed(NamedTuple):
 
 
 class _Flags(NamedTuple):
-    """Names of the options on a command line, and the --config file."""
+    """Names of the options on a command line, the --config file, and how many arguments are not options."""
 
     given: frozenset[str]
     config: str | None
+    positionals: int
 
 
 def parse(argv: list[str]) -> Parsed:
@@ -55,8 +57,12 @@ def parse(argv: list[str]) -> Parsed:
     if argv == ["--version"]:
         print(f"charjax {__version__}")
         raise SystemExit(0)
+    if not argv:
+        raise UserError(f"give a command, one of {', '.join(COMMANDS)}; see charjax --help")
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        raise UserError(f"unknown command {argv[0]!r}{_suggestion(argv[0], COMMANDS)}; see charjax --help")
     given: frozenset[str] = frozenset()
-    if argv and argv[0] in COMMANDS:
+    if argv[0] in COMMANDS:
         options = _options(COMMANDS[argv[0]])
         flags = _read_flags(argv[0], argv[1:], options)
         given = flags.given
@@ -64,8 +70,9 @@ def parse(argv: list[str]) -> Parsed:
             from_file = _read_config(Path(flags.config), options)
             given |= from_file.keys()
             argv = [argv[0], *_as_flags(from_file), *argv[1:]]
-    elif argv and not argv[0].startswith("-"):
-        raise UserError(f"unknown command {argv[0]!r}{_suggestion(argv[0], COMMANDS)}; see charjax --help")
+        missing = _missing(COMMANDS[argv[0]], flags.positionals, given)
+        if missing and not {"-h", "--help"} & set(argv):
+            raise UserError(f"{argv[0]} needs {' and '.join(missing)}; see charjax {argv[0]} --help")
     return Parsed(_run_tyro(argv), given)
 
 
@@ -76,22 +83,40 @@ def _options(kind: type) -> dict[str, Any]:
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type):
             options |= _options(cast(type, field.type))
-        elif _POSITIONAL not in getattr(field.type, "__metadata__", ()):
+        elif not _is_positional(field):
             options[field.name] = types[field.name]
     return options
+
+
+def _is_positional(field: "dataclasses.Field[Any]") -> bool:
+    return _POSITIONAL in getattr(field.type, "__metadata__", ())
+
+
+def _missing(kind: type, positionals: int, given: frozenset[str]) -> list[str]:
+    """Returns the required arguments and options that a command line does not have, as the help names them."""
+    required = [
+        field
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    arguments = [field.name.upper() for field in required if _is_positional(field)]
+    flags = [_flag(field.name) for field in required if not _is_positional(field) and field.name not in given]
+    return arguments[positionals:] + flags
 
 
 def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flags:
     """Finds the options on a command line.
 
     Raises:
-        UserError: an option that the command does not have, with the nearest that it has, or one without its value.
+        UserError: an option that the command does not have, with the nearest that it has, one without its value, or
+            text where a number belongs.
     """
-    given, config, position = set(), None, 0
+    given, config, positionals, position = set(), None, 0, 0
     while position < len(argv):
         flag, equals, value = argv[position].partition("=")
         position += 1
         if not _is_flag(flag) or flag in ("-h", "--help"):
+            positionals += not _is_flag(flag)
             continue
         name = flag[2:].replace("-", "_")
         if name not in options or not flag.startswith("--"):
@@ -108,9 +133,19 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
             position += 1
         if not value and options[name] in _PATHS:
             raise UserError(f"{flag} needs a value, not an empty one; see charjax {command} --help")
+        if options[name] in _NUMBERS and value != "None":
+            _check_number(flag, value, command, whole=options[name] in _WHOLE_NUMBERS)
         if name == "config":
             config = value
-    return _Flags(frozenset(given), config)
+    return _Flags(frozenset(given), config, positionals)
+
+
+def _check_number(flag: str, value: str, command: str, *, whole: bool) -> None:
+    try:
+        int(value) if whole else float(value)
+    except ValueError:
+        kind = "whole number" if whole else "number"
+        raise UserError(f"{flag} must be a {kind}, not {value!r}; see charjax {command} --help") from None
 
 
 def _is_flag(argument: str) -> bool:
@@ -149,7 +184,7 @@ def _fits(value: Any, kind: Any) -> bool:
     """Returns whether a TOML value suits an option of this type: boolean, number or string; tyro checks the rest."""
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
-    return isinstance(value, int | float if kind in _NUMBERS else str)
+    return isinstance(value, int if kind in _WHOLE_NUMBERS else int | float if kind in _NUMBERS else str)
 
 
 def _flatten(table: dict[str, Any]) -> list[tuple[str, Any]]:
