@@ -63,7 +63,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
         typed = isinstance(value, int | float if base is float else base) and not isinstance(value, bool)
         size = len(value) if typed and base is str else value
         valid = typed and bounds.low <= size <= bounds.high
-        if typed and "at least" in rule and bounds.high < size < math.inf:
+        if typed and base is int and "at least" in rule and size > bounds.high:
             rule = f"at most {bounds.high}"
     else:
         return

@@ -63,13 +63,13 @@ class TrainCommand(Checked):
         if not given:
             return
         if not self.distributed:
-            raise UserError(f"{given[0]} needs --distributed")
+            raise UserError(f"--{given[0].replace('_', '-')} needs --distributed")
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
-            raise UserError("coordinator, num_processes and process_id belong together: give all three or none")
+            raise UserError("--coordinator, --num-processes and --process-id belong together: give all three or none")
         if not re.fullmatch(r".+:[0-9]{1,5}", self.coordinator):
             raise UserError(f"coordinator must be HOST:PORT, not {self.coordinator!r}")
         if self.process_id >= self.num_processes:
-            raise UserError(f"process_id must be below num_processes {self.num_processes}, not {self.process_id}")
+            raise UserError(f"--process-id must be below --num-processes {self.num_processes}, not {self.process_id}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
