@@ -1,4 +1,4 @@
-"""A training whose terminal is closed, or whose output nobody can write any more."""
+"""Training whose terminal is closed, or whose output can no longer be written."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ from helpers.real_runs import assert_same_run, command, environment, run, starte
 from charjax.runs.checkpoint import read_header
 
 SHORT = ("--epochs", "3")
-# Makes the terminal on standard input its own, as a shell does, and goes on as the command.
+# Makes the terminal on standard input its controlling terminal, as a shell does, and becomes the command.
 ON_TERMINAL = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -31,34 +31,34 @@ def uninterrupted(tmp_path_factory):
 
 @contextmanager
 def terminal():
-    """A terminal that somebody looks at: -> (its file descriptor, what closes its window)."""
+    """Opens a terminal whose output is read: -> (its file descriptor, a function that closes it)."""
     controller, end = pty.openpty()
     closing, close_now = os.pipe()
 
-    def look():
+    def read():
         while closing not in select.select([controller, closing], [], [])[0]:
             os.read(controller, 1 << 16)
         os.close(controller)
 
-    looker = threading.Thread(target=look)
-    looker.start()
+    reader = threading.Thread(target=read)
+    reader.start()
 
     def close():
         os.close(end)
         os.write(close_now, b"x")
-        looker.join()
+        reader.join()
 
     try:
         yield end, close
     finally:
-        if looker.is_alive():
+        if reader.is_alive():
             close()
         os.close(closing)
         os.close(close_now)
 
 
 def train_until_the_terminal_closes(text, out, on_hangup, errors=None):
-    """Trains on a terminal that is closed after the first checkpoint: -> the exit code."""
+    """Trains on a terminal that closes after the first checkpoint: -> the exit code."""
     arguments = [sys.executable, "-c", ON_TERMINAL, on_hangup, *command(text, out, *SHORT)]
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -88,21 +88,21 @@ def test_a_closed_terminal_saves_first(uninterrupted, tmp_path, errors):
 
 
 @pytest.mark.parametrize("errors", ["in a file", "on the terminal"])
-def test_under_nohup_training_goes_on_without_its_terminal(uninterrupted, tmp_path, errors):
+def test_under_nohup_training_continues_without_its_terminal(uninterrupted, tmp_path, errors):
     text, whole = uninterrupted
     out, log = tmp_path / "run", tmp_path / "errors"
     with log.open("w") as file:
         code = train_until_the_terminal_closes(text, out, "SIG_IGN", file if errors == "in a file" else None)
     assert code == 0
     if errors == "in a file":
-        # Two lines told what was chosen.
+        # Two lines log what was chosen.
         assert log.read_text().splitlines()[2:] == [
-            "charjax: standard output can no longer be written (Input/output error); training goes on"
+            "charjax: standard output can no longer be written (Input/output error); training continues"
         ]
     assert_same_run(out, whole)
 
 
-def test_a_pipe_that_nobody_reads_any_more_does_not_end_training(uninterrupted, tmp_path):
+def test_a_closed_pipe_does_not_end_training(uninterrupted, tmp_path):
     text, whole = uninterrupted
     out, log = tmp_path / "run", tmp_path / "errors"
     with (
@@ -112,14 +112,14 @@ def test_a_pipe_that_nobody_reads_any_more_does_not_end_training(uninterrupted, 
         process.stdout.close()
         assert process.wait() == 0
     assert log.read_text().splitlines()[2:] == [
-        "charjax: standard output can no longer be written (Broken pipe); training goes on"
+        "charjax: standard output can no longer be written (Broken pipe); training continues"
     ]
     assert_same_run(out, whole)
 
 
 @pytest.mark.parametrize("redirection", ["> /dev/full 2> /dev/full", "<&- >&- 2>&-"])
-def test_output_that_never_could_be_written_does_not_end_training(uninterrupted, tmp_path, redirection):
-    """A full disk under the log, or no standard streams at all, whose numbers no file of the run must get."""
+def test_output_that_could_never_be_written_does_not_end_training(uninterrupted, tmp_path, redirection):
+    """A full disk, or no standard streams at all, whose descriptors no file of the run must get."""
     text, whole = uninterrupted
     out = tmp_path / "run"
     shell = ["bash", "-c", f'exec "$@" {redirection}', "bash", *command(text, out, *SHORT)]
@@ -127,7 +127,7 @@ def test_output_that_never_could_be_written_does_not_end_training(uninterrupted,
     assert_same_run(out, whole)
 
 
-def test_other_commands_tell_of_a_full_disk_and_nothing_more(uninterrupted):
+def test_other_commands_report_a_full_disk_in_one_line(uninterrupted):
     _, whole = uninterrupted
     shell = ["bash", "-c", '"$@" > /dev/full', "bash", sys.executable, "-m", "charjax", "info", str(whole)]
     done = subprocess.run(shell, env=environment(), capture_output=True, text=True, check=False)
