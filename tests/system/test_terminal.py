@@ -71,7 +71,7 @@ def train_until_the_terminal_closes(text, out, on_hangup, errors=None):
             return process.wait()
 
 
-@pytest.mark.parametrize("errors", ["in a file", "on the terminal"])
+@pytest.mark.parametrize("errors", ["in a file", pytest.param("on the terminal", marks=pytest.mark.slow)])
 def test_a_closed_terminal_saves_first(uninterrupted, tmp_path, errors):
     text, whole = uninterrupted
     out, log = tmp_path / "run", tmp_path / "errors"
@@ -87,7 +87,7 @@ def test_a_closed_terminal_saves_first(uninterrupted, tmp_path, errors):
     assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("errors", ["in a file", "on the terminal"])
+@pytest.mark.parametrize("errors", ["in a file", pytest.param("on the terminal", marks=pytest.mark.slow)])
 def test_under_nohup_training_continues_without_its_terminal(uninterrupted, tmp_path, errors):
     text, whole = uninterrupted
     out, log = tmp_path / "run", tmp_path / "errors"
@@ -117,7 +117,9 @@ def test_a_closed_pipe_does_not_end_training(uninterrupted, tmp_path):
     assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("redirection", ["> /dev/full 2> /dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "redirection", ["<&- >&- 2>&-", pytest.param("> /dev/full 2> /dev/full", marks=pytest.mark.slow)]
+)
 def test_output_that_could_never_be_written_does_not_end_training(uninterrupted, tmp_path, redirection):
     """A full disk, or no standard streams at all, whose descriptors no file of the run must get."""
     text, whole = uninterrupted
