@@ -6,7 +6,6 @@ characters that would reorder or hide text, or that HTML cannot contain, are sho
 """
 
 import html
-import os
 import shutil
 import tempfile
 import unicodedata
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from charjax.errors import UserError
+from charjax.host.atomic_file import replacing
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_template import ExcerptTable, class_of, escape, page_around_text
 from charjax.rendering.visible_text import BIDI_CONTROLS, name_character
@@ -107,19 +107,12 @@ class PageWriter:
         self._end_run()
         self._body.seek(0)
         before, after = page_around_text(title, facts, note, self._scale, excerpts)
-        with tempfile.NamedTemporaryFile("wb", dir=self._path.parent, prefix=".charjax-", delete=False) as file:
-            try:
-                file.write(before.encode())
-                shutil.copyfileobj(self._body, file)
-                file.write(after.encode())
-                file.flush()
-                os.fsync(file.fileno())
-                # Temporary files are private; the page gets the mode of the file it replaces, or of any new file.
-                os.chmod(file.name, self._path.stat().st_mode & 0o777 if self._path.exists() else 0o666 & ~_umask())
-                os.replace(file.name, self._path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(self._path) as file:
+            file.write(before.encode())
+            shutil.copyfileobj(self._body, file)
+            file.write(after.encode())
+            if self._path.exists():
+                shutil.copymode(self._path, file.name)
 
     def __enter__(self) -> Self:
         return self
@@ -144,9 +137,3 @@ def _mark(character: str, *, colored: bool) -> str:
         return {"\n": "N", "\t": "T"}[character] if colored else ""
     hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in BIDI_CONTROLS
     return "X" if hidden else "Z"
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
