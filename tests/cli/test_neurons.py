@@ -132,8 +132,8 @@ def test_hostile_text_stays_text(run, tmp_path, capsys):
     written = page.read_text()
     assert "<script>alert" not in written
     assert written.count("<script>") == 1
-    painted = re.sub("<[^>]*>", "", written.partition('id="text"')[2])
-    assert '<script>alert("1")</script></div>&amp;' in html.unescape(painted)
+    colored = re.sub("<[^>]*>", "", written.partition('id="text"')[2])
+    assert '<script>alert("1")</script></div>&amp;' in html.unescape(colored)
     assert "<b title=x>" not in written
     assert not set(written) & set("\x1b\x07\x00")
 
@@ -150,12 +150,12 @@ def test_the_page_has_the_text_once_per_unit_with_every_value(run, text, tmp_pat
     values = activations(model, params, Vocab.ascii().encode(TEXT)[None, :60])[0, :, 0]
     tips = re.findall(r'title="(\S+)  unit (\S+)  ([+-][\d.]+)"', written)
     for unit in (LATCH, COUNTER):
-        told = [(name, float(value)) for name, which, value in tips if which == str(unit)]
+        shown = [(name, float(value)) for name, which, value in tips if which == str(unit)]
         expected = [(name_character(c), v) for c, v in zip(TEXT, values[:, unit.unit].tolist(), strict=False)]
         # Neighbors with the same tooltip share an element.
-        assert told[0][0] == expected[0][0].replace('"', "&quot;")
-        assert {name for name, _ in told} == {name.replace('"', "&quot;") for name, _ in expected}
-        assert {f"{value:+.3f}" for _, value in told} <= {f"{value:+.3f}" for _, value in expected}
+        assert shown[0][0] == expected[0][0].replace('"', "&quot;")
+        assert {name for name, _ in shown} == {name.replace('"', "&quot;") for name, _ in expected}
+        assert {f"{value:+.3f}" for _, value in shown} <= {f"{value:+.3f}" for _, value in expected}
 
 
 def test_the_page_colors_by_the_best_unit_of_each_feature(run, text, tmp_path, capsys):

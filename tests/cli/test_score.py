@@ -172,19 +172,19 @@ def test_bytes_and_characters_are_both_reported(bytes_run, tmp_path, capsys):
     path.write_text("Grüße aus Köln, 日本\n")
     model, params, vocab = load_model(bytes_run)
     nats = score(model, params, vocab.encode(path.read_text())[None])
-    told = facts(shows(capsys, "score", bytes_run, path))
-    assert told["characters"] == "19; the first does not count"
-    assert told["loss"] == f"{nats.mean(dtype=np.float64):.6f} nats/byte"
-    assert float(told["bits/byte"]) == pytest.approx(nats.mean() / math.log(2), abs=1e-4)
-    assert float(told["bits/char"]) == pytest.approx(nats.sum() / 18 / math.log(2), abs=1e-3)
+    printed = facts(shows(capsys, "score", bytes_run, path))
+    assert printed["characters"] == "19; the first does not count"
+    assert printed["loss"] == f"{nats.mean(dtype=np.float64):.6f} nats/byte"
+    assert float(printed["bits/byte"]) == pytest.approx(nats.mean() / math.log(2), abs=1e-4)
+    assert float(printed["bits/char"]) == pytest.approx(nats.sum() / 18 / math.log(2), abs=1e-3)
 
 
 def test_characters_of_several_bytes(tmp_path, capsys):
     run = save(tmp_path / "run", Vocab.from_text("Grüße aKöln,日本\n"))
     path = tmp_path / "text.txt"
     path.write_text("Grüße\n日本")
-    told = facts(shows(capsys, "score", run, path))
-    assert float(told["bits/byte"]) == pytest.approx(float(told["bits/char"]) * 7 / 13, abs=1e-4)
+    printed = facts(shows(capsys, "score", run, path))
+    assert float(printed["bits/byte"]) == pytest.approx(float(printed["bits/char"]) * 7 / 13, abs=1e-4)
     path.write_text("Gra\n")
     assert "bits/byte" not in facts(shows(capsys, "score", run, path))
 

@@ -80,9 +80,9 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(trained, tmp_path, capsys):
     os.truncate(victim, victim.stat().st_size // 2)
     capsys.readouterr()
     assert main(["train", str(text), "--out", str(run), "--resume"]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if f"checkpoint {steps[-1]} of " in line]
-    assert len(told) == 1
-    assert f"using checkpoint {steps[0]} in" in told[0]
+    logged = [line for line in capsys.readouterr().err.splitlines() if f"checkpoint {steps[-1]} of " in line]
+    assert len(logged) == 1
+    assert f"using checkpoint {steps[0]} in" in logged[0]
 
 
 def test_what_cannot_be_resumed(trained, text, tmp_path, capsys, train_fails):

@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.txt: what is written, cut off and read back."""
+"""metrics.jsonl and samples.txt: writing, truncation and reading back."""
 
 import json
 import math
