@@ -1,17 +1,17 @@
-"""`python -m charjax`, and the command `charjax`."""
+"""Entry point of `python -m charjax` and of the command `charjax`."""
 
 import gc
 import sys
 
-from charjax.cli.startup import collecting_nothing, leaving_at_once
+from charjax.cli.startup import exit_on_interrupt, garbage_collection_off
 
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    with leaving_at_once(), collecting_nothing():
-        from charjax.cli.main import main as run  # noqa: PLC0415 -- takes its time, in which the user may want to leave
+    with exit_on_interrupt(), garbage_collection_off():
+        from charjax.cli.main import main as run  # noqa: PLC0415 -- slow, and the user may press Ctrl-C meanwhile
     code = run()
-    # Python looks for garbage once more while it ends, among all that was imported: it takes longer than the rest.
+    # Python's last garbage collection would go through everything imported, which takes longer than the rest of exit.
     gc.freeze()
     sys.exit(code)
 

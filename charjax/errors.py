@@ -1,16 +1,16 @@
-"""The errors that the command line tells in one line."""
+"""Errors that the command line reports in one line, and its exit codes for them."""
 
 import reprlib
 
 USER_ERROR = 2
-# As shells have it for what SIGPIPE ended, which other systems may not know.
+# 128 + SIGPIPE, as a shell reports it; not every system has that signal.
 BROKEN_PIPE = 128 + 13
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 class UserError(ValueError):
-    """A path, flag, value or file content that the user has to change; the message says what and how.
+    """A path, option, value or file that the user has to change; the message says what is wrong and what to do.
 
     The command line prints it and exits with `USER_ERROR`.
     """
@@ -31,5 +31,5 @@ class Interrupted(Exception):  # noqa: N818 -- nothing went wrong
 
 
 def in_short(value: object) -> str:
-    """A value as messages show it: of one line, and of no great length whatever a file holds."""
+    """Returns a value for use in a message: on one line and of bounded length, whatever a file contains."""
     return _SHORT.repr(value)

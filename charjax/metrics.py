@@ -6,7 +6,6 @@ import math
 from typing import Any, Self
 
 import jax.numpy as jnp
-import optax
 
 from charjax.array_types import Array
 from charjax.errors import in_short
@@ -22,6 +21,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Returns:
         [...] float32, nats per character; the exponential of its mean is the perplexity.
     """
+    import optax  # noqa: PLC0415 -- only training needs it, and sampling starts sooner without
+
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
 
 

@@ -1,4 +1,4 @@
-"""Configurations: every bound is checked, and a wrong value is named."""
+"""Configurations: every bound is checked, and the message names a wrong value."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ COUNTS = {
     ],
     SampleConfig: ["top_k", "num_samples"],
 }
-# The values at which a number is just inside, and those at which it is just outside.
+# Values just inside the bounds, and just outside.
 BOUNDS = [
     (DataConfig, "train_frac", [1e-9, 1 - 1e-9], [0, 1, -0.5, 2]),
     (ModelConfig, "hidden_layers", [1, 1000], [0, 1001, 1.5]),
@@ -77,6 +77,13 @@ def test_they_survive_json(kind):
     assert from_dict(kind, dataclasses.asdict(kind())) == kind()
 
 
+def test_counts_have_a_limit_that_the_message_names():
+    with pytest.raises(UserError, match="hidden_dim must be at most 1000000000000, not 1000000000001"):
+        ModelConfig(hidden_dim=10**12 + 1)
+    with pytest.raises(UserError, match="steps_per_call must be at most 2147483647"):
+        TrainConfig(steps_per_call=2**31)
+
+
 def test_unknown_names_and_other_types_are_refused():
     with pytest.raises(UserError, match="ModelConfig has no field 'hidden'"):
         from_dict(ModelConfig, {"hidden": 3})
@@ -91,7 +98,7 @@ def test_every_field_has_its_help():
     from charjax import config
 
     for node in ast.walk(ast.parse(inspect.getsource(config))):
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign):
                     assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id}"

@@ -1,4 +1,4 @@
-"""What all commands do before anything else."""
+"""Process-wide settings of the command line: quiet libraries and a persistent compilation cache; imports jax."""
 
 import hashlib
 import os
@@ -10,12 +10,19 @@ from pathlib import Path
 import absl.logging
 import jax
 
-# Orbax tells through absl of what charjax tells in its own words.
-absl.logging.set_verbosity(absl.logging.FATAL)
+
+def set_up() -> None:
+    """Applies all settings."""
+    _quieten_orbax()
+    _keep_compiled_programs()
 
 
-# Where one write of a save fails, Orbax gives up: those not begun are dropped, and those that end find nobody to tell.
-warnings.filterwarnings("ignore", "coroutine .*serialize.* was never awaited", RuntimeWarning)
+def _quieten_orbax() -> None:
+    """Hides what Orbax logs or lets slip about failed saves, which charjax reports in its own words."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    # When one write of a save fails, Orbax drops the writes that have not begun, and nobody awaits those that end.
+    warnings.filterwarnings("ignore", "coroutine .*serialize.* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _show_unraisable
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -23,23 +30,20 @@ def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
-sys.unraisablehook = _show_unraisable
-
-
-def keep_compiled_programs() -> None:
-    """Turns JAX's persistent compilation cache on, in the user's cache folder, unless the user has set it up."""
+def _keep_compiled_programs() -> None:
+    """Turns on JAX's persistent compilation cache, in the user's cache folder, unless the user has configured it."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # Programs compiled for one processor do not run on every other: each kind gets a folder of its own.
-        kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
+        # Programs compiled for one kind of CPU may not run on another, so each kind has its own folder.
+        kind = hashlib.sha256(_cpu_features().encode()).hexdigest()[:12]
         jax.config.update("jax_compilation_cache_dir", str(caches / "charjax" / kind))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        # A process that was killed while it wrote a program leaves half a file, which JAX passes over with a warning.
+        # A process killed while it writes a program leaves a truncated file, which JAX skips with a warning.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
 
 
-def _processor() -> str:
-    """What this processor can do, or its name where the system does not tell."""
+def _cpu_features() -> str:
+    """Returns the instruction sets of this CPU, or its name where the system does not list them."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

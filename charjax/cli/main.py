@@ -1,9 +1,10 @@
-"""The command line: runs a command and tells of its failure in one line."""
+"""Runs a command line, and reports its failure in one line."""
 
 import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TextIO
@@ -18,19 +19,19 @@ from charjax.cli.arguments import (
     TrainCommand,
 )
 from charjax.cli.option_parsing import parse
-from charjax.cli.output import lasting_output
-from charjax.cli.startup import collecting_nothing, leaving_at_once
+from charjax.cli.output import tolerate_lost_output
+from charjax.cli.startup import exit_on_interrupt, garbage_collection_off
 from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError
-from charjax.rendering.visible_text import printable
+from charjax.rendering.visible_text import one_line
 
-SIGINT = 2
-_FUNCTION_OF: dict[type, str] = {
-    TrainCommand: "train:train",
-    SampleCommand: "sample:sample",
-    EvalCommand: "evaluate:evaluate_text",
-    ScoreCommand: "score:score_text",
-    InfoCommand: "info:show_info",
-    NeuronsCommand: "neurons:show_neurons",
+# Module and function of each command.
+_FUNCTION_OF: dict[type, tuple[str, str]] = {
+    TrainCommand: ("train", "train"),
+    SampleCommand: ("sample", "sample"),
+    EvalCommand: ("evaluate", "evaluate_text"),
+    ScoreCommand: ("score", "score_text"),
+    InfoCommand: ("info", "show_info"),
+    NeuronsCommand: ("neurons", "show_neurons"),
 }
 
 
@@ -41,28 +42,38 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        The exit code: 0; 2 for what the user can mend; 128 + the signal's number where one ended it (129, 130, 143).
+        The exit code: 0, 2 for a mistake of the user, or 128 + the signal that ended the command (129, 130, 143).
     """
-    _open_what_is_closed()
+    _open_missing_streams()
     try:
         return _exit_code(sys.argv[1:] if argv is None else argv)
     finally:
         for file in (sys.stdout, sys.stderr):
-            _let_go(file)
+            _drop_unwritable(file)
 
 
-def _open_what_is_closed() -> None:
-    """Opens standard streams that are closed: a file of the run would get their number, and what C libraries write."""
+def _open_missing_streams() -> None:
+    """Opens closed standard streams: else the next file opened gets such a number, and C libraries write into it."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- open to the end
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- open until the end
+
+
+def _drop_unwritable(file: TextIO) -> None:
+    """Drops buffered output that cannot be written: Python would retry at exit, complain and exit with code 120."""
+    try:
+        file.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
 
 
 def _exit_code(argv: list[str]) -> int:
     try:
         _run(argv)
     except BrokenPipeError:
-        # What read the output, `head` for example, has enough.
+        # The reader of the output, `head` for example, has closed it.
         return BROKEN_PIPE
     except (UserError, NotImplementedError) as error:
         return _fail(str(error), USER_ERROR)
@@ -73,53 +84,26 @@ def _exit_code(argv: list[str]) -> int:
     except Interrupted as error:
         return _fail(str(error), 128 + error.signum)
     except KeyboardInterrupt:
-        return _fail("interrupted", 128 + SIGINT)
+        return _fail("interrupted", 128 + signal.SIGINT)
     return 0
 
 
 def _fail(message: str, code: int) -> int:
     kind = "error: " if code == USER_ERROR else ""
-    with contextlib.suppress(OSError):  # a terminal that is gone
-        print(_one_line(f"charjax: {kind}{message}"), file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(_for_stderr(f"charjax: {kind}{message}"), file=sys.stderr)
     return code
 
 
-def _let_go(file: TextIO) -> None:
-    """Drops what cannot be written: Python would try once more at exit, complain, and exit with 120."""
-    try:
-        file.flush()
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())
-        os.close(nowhere)
-
-
-def _one_line(message: str) -> str:
-    """A message harmless for a terminal, whatever names of files and options are in it."""
-    return printable(message, sys.stderr.encoding or "utf-8").replace("\n", "\\n")
-
-
-class _OneLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return _one_line(super().format(record))
-
-
-def _set_up_log(level: int) -> None:
-    """Shows what the library logs on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("charjax: %(message)s"))
-    logger = logging.getLogger("charjax")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    # Other libraries set the root logger up, which would print everything once more.
-    logger.propagate = False
+def _for_stderr(message: str) -> str:
+    return one_line(message, sys.stderr.encoding or "utf-8")
 
 
 def _run(argv: list[str]) -> None:
     parsed = parse(argv)
     _require_current_directory()
     if isinstance(parsed.command, TrainCommand):
-        with lasting_output():
+        with tolerate_lost_output():
             _set_up_log(logging.INFO)
             _import_function(parsed.command)(parsed.command, parsed.given)
     else:
@@ -128,23 +112,38 @@ def _run(argv: list[str]) -> None:
         sys.stdout.flush()
 
 
-def _import_function(command: Command) -> Callable[..., None]:
-    """What runs a command; with it come jax and its company, which take seconds to import."""
-    with leaving_at_once(), collecting_nothing():
-        set_up = importlib.import_module("charjax.cli.environment")
-        module, name = _FUNCTION_OF[type(command)].split(":")
-        run: Callable[..., None] = getattr(importlib.import_module(f"charjax.cli.commands.{module}"), name)
-    set_up.keep_compiled_programs()
-    return run
-
-
 def _require_current_directory() -> None:
-    """Checks for the folder that relative paths start from.
+    """Checks that the current directory, where relative paths start, was not deleted.
 
     Raises:
-        UserError: it was deleted.
+        UserError: it was.
     """
     try:
         os.getcwd()
     except FileNotFoundError as error:
         raise UserError("the current directory was deleted; change to another one (cd) and try again") from error
+
+
+class _OneLineFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _for_stderr(super().format(record))
+
+
+def _set_up_log(level: int) -> None:
+    """Prints the library's log on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLineFormatter("charjax: %(message)s"))
+    logger = logging.getLogger("charjax")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    # Other libraries configure the root logger, which would print everything a second time.
+    logger.propagate = False
+
+
+def _import_function(command: Command) -> Callable[..., None]:
+    """Imports the function that runs a command and, with it, JAX, which takes about a second."""
+    module, name = _FUNCTION_OF[type(command)]
+    with exit_on_interrupt(), garbage_collection_off():
+        importlib.import_module("charjax.cli.environment").set_up()
+        function: Callable[..., None] = getattr(importlib.import_module(f"charjax.cli.commands.{module}"), name)
+    return function

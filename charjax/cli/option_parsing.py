@@ -1,4 +1,4 @@
-"""Reads a command line and a --config file into the dataclasses of `arguments`, by tyro. Imports no jax."""
+"""Parses a command line and a --config file into the dataclasses of `arguments`, by tyro; imports no jax."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,8 @@ import io
 import re
 import shlex
 import tomllib
+import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,26 +19,29 @@ from charjax.cli.arguments import COMMANDS, Command
 from charjax.errors import UserError
 
 _DESCRIPTION = (
-    f"charjax {__version__}: trains character-level LSTM language models and generates text from them.\n\n"
-    "charjax COMMAND --help explains a command's options, charjax --version shows the version."
+    f"charjax {__version__}: train character-level LSTM language models and generate text with them.\n\n"
+    "charjax COMMAND --help explains the options of a command, charjax --version prints the version."
 )
-_NUMBERS = (int, float, int | None, float | None)
+_WHOLE_NUMBERS = (int, int | None)
+_NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
 _PATHS = (Path, Path | None)
 _NUMERAL = re.compile(r"-[0-9.]")
+(_POSITIONAL,) = tyro.conf.Positional[str].__metadata__  # type: ignore[attr-defined]
 
 
 class Parsed(NamedTuple):
-    """A command, and the names of the options that the user gave, on the command line or in --config."""
+    """A command and the names of the options that the user gave, on the command line or in --config."""
 
     command: Command
     given: frozenset[str]
 
 
 class _Flags(NamedTuple):
-    """The options on a command line: names in the order of the dataclasses', and the --config file."""
+    """Names of the options on a command line, the --config file, and how many arguments are not options."""
 
     given: frozenset[str]
     config: str | None
+    positionals: int
 
 
 def parse(argv: list[str]) -> Parsed:
@@ -46,14 +51,18 @@ def parse(argv: list[str]) -> Parsed:
         argv: the arguments, without the program's name.
 
     Raises:
-        UserError: an unknown command or option, a value missing, of the wrong type or out of range, or a --config file
-            that cannot be read.
+        UserError: unknown command or option, a value that is missing, of the wrong type or out of range, or a --config
+            file that cannot be read.
     """
     if argv == ["--version"]:
         print(f"charjax {__version__}")
         raise SystemExit(0)
+    if not argv:
+        raise UserError(f"give a command, one of {', '.join(COMMANDS)}; see charjax --help")
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        raise UserError(f"unknown command {argv[0]!r}{_suggestion(argv[0], COMMANDS)}; see charjax --help")
     given: frozenset[str] = frozenset()
-    if argv and argv[0] in COMMANDS:
+    if argv[0] in COMMANDS:
         options = _options(COMMANDS[argv[0]])
         flags = _read_flags(argv[0], argv[1:], options)
         given = flags.given
@@ -61,38 +70,58 @@ def parse(argv: list[str]) -> Parsed:
             from_file = _read_config(Path(flags.config), options)
             given |= from_file.keys()
             argv = [argv[0], *_as_flags(from_file), *argv[1:]]
-    elif argv and not argv[0].startswith("-"):
-        raise UserError(f"unknown command {argv[0]!r}{_nearest(argv[0], COMMANDS)}; see charjax --help")
+        missing = _missing(COMMANDS[argv[0]], flags.positionals, given)
+        if missing and not {"-h", "--help"} & set(argv):
+            raise UserError(f"{argv[0]} needs {' and '.join(missing)}; see charjax {argv[0]} --help")
     return Parsed(_run_tyro(argv), given)
 
 
 def _options(kind: type) -> dict[str, Any]:
-    """Names of a command's options, with its nested configurations', and their types."""
+    """Returns name and type of a command's options, including those of its nested configurations."""
+    types = typing.get_type_hints(kind)  # without Annotated
     options: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            options |= _options(field.type)
-        elif not getattr(field.type, "__metadata__", ()):  # positional ones are Annotated
-            options[field.name] = field.type
+        if dataclasses.is_dataclass(field.type):
+            options |= _options(cast(type, field.type))
+        elif not _is_positional(field):
+            options[field.name] = types[field.name]
     return options
 
 
+def _is_positional(field: "dataclasses.Field[Any]") -> bool:
+    return _POSITIONAL in getattr(field.type, "__metadata__", ())
+
+
+def _missing(kind: type, positionals: int, given: frozenset[str]) -> list[str]:
+    """Returns the required arguments and options that a command line does not have, as the help names them."""
+    required = [
+        field
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    arguments = [field.name.upper() for field in required if _is_positional(field)]
+    flags = [_flag(field.name) for field in required if not _is_positional(field) and field.name not in given]
+    return arguments[positionals:] + flags
+
+
 def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flags:
-    """Finds the options in a command line.
+    """Finds the options on a command line.
 
     Raises:
-        UserError: an option that the command does not have; it names the nearest. An option without its value.
+        UserError: an option that the command does not have, with the nearest that it has, one without its value, or
+            text where a number belongs.
     """
-    given, config, position = set(), None, 0
+    given, config, positionals, position = set(), None, 0, 0
     while position < len(argv):
         flag, equals, value = argv[position].partition("=")
         position += 1
         if not _is_flag(flag) or flag in ("-h", "--help"):
+            positionals += not _is_flag(flag)
             continue
         name = flag[2:].replace("-", "_")
         if name not in options or not flag.startswith("--"):
-            nearest = _nearest("--" + flag.lstrip("-"), list(map(_flag, options)))
-            raise UserError(f"unknown option {flag}{nearest}; see charjax {command} --help")
+            suggestion = _suggestion("--" + flag.lstrip("-"), map(_flag, options))
+            raise UserError(f"unknown option {flag}{suggestion}; see charjax {command} --help")
         given.add(name)
         if options[name] is bool:
             continue
@@ -104,48 +133,58 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
             position += 1
         if not value and options[name] in _PATHS:
             raise UserError(f"{flag} needs a value, not an empty one; see charjax {command} --help")
+        if options[name] in _NUMBERS and value != "None":
+            _check_number(flag, value, command, whole=options[name] in _WHOLE_NUMBERS)
         if name == "config":
             config = value
-    return _Flags(frozenset(given), config)
+    return _Flags(frozenset(given), config, positionals)
+
+
+def _check_number(flag: str, value: str, command: str, *, whole: bool) -> None:
+    try:
+        int(value) if whole else float(value)
+    except ValueError:
+        kind = "whole number" if whole else "number"
+        raise UserError(f"{flag} must be a {kind}, not {value!r}; see charjax {command} --help") from None
 
 
 def _is_flag(argument: str) -> bool:
     return argument.startswith("-") and argument != "-" and not _NUMERAL.match(argument)
 
 
-def _nearest(name: str, known: Any) -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", did you mean {found[0]}?" if found else ""
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {nearest[0]}?" if nearest else ""
 
 
 def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Reads options from a TOML file, whose tables, if any, only group them.
+    """Reads options from a TOML file; its tables, if any, only group them.
 
     Raises:
-        UserError: a file that cannot be read, an option that is unknown or given twice, a value of the wrong type.
+        UserError: a file that cannot be read, an unknown or repeated option, or a value of the wrong type.
     """
     try:
         values = _flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not TOML: {error}") from error
+        raise UserError(f"--config {path} is not valid TOML: {error}") from error
     names = [name for name, _ in values]
     for name, value in values:
         if name not in options or name == "config":
-            raise UserError(f"--config {path}: unknown option {name!r}{_nearest(name, options)}")
+            raise UserError(f"--config {path}: unknown option {name!r}{_suggestion(name, options)}")
         if names.count(name) > 1:
-            raise UserError(f"--config {path}: {name} is given twice; leave one out")
+            raise UserError(f"--config {path}: {name} is given twice; remove one")
         if not _fits(value, options[name]):
             raise UserError(f"--config {path}: {name} cannot be {value!r}")
     return dict(values)
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a TOML value is of an option's type, as far as bool, number and string go; tyro checks the rest."""
+    """Returns whether a TOML value suits an option of this type: boolean, number or string; tyro checks the rest."""
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
-    return isinstance(value, int | float if kind in _NUMBERS else str)
+    return isinstance(value, int if kind in _WHOLE_NUMBERS else int | float if kind in _NUMBERS else str)
 
 
 def _flatten(table: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -156,7 +195,7 @@ def _flatten(table: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _as_flags(values: dict[str, Any]) -> list[str]:
-    """Options of a file as a command line gives them; a false one is left out, as no option is true by default."""
+    """Writes options as command-line flags. False ones are left out: no option is true by default."""
     return [
         _flag(name) if value is True else f"{_flag(name)}={value}"
         for name, value in values.items()
@@ -169,14 +208,14 @@ def _flag(name: str) -> str:
 
 
 def _run_tyro(argv: list[str]) -> Command:
-    """Lets tyro parse; its boxed error messages become one line each.
+    """Lets tyro parse, and turns its boxed error messages into one line.
 
     Raises:
-        UserError: what tyro complained of.
+        UserError: tyro found a mistake.
     """
-    complaint = io.StringIO()
+    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(messages):
             command = tyro.extras.subcommand_cli_from_dict(
                 dict(COMMANDS),
                 prog="charjax",
@@ -187,15 +226,15 @@ def _run_tyro(argv: list[str]) -> Command:
             return cast(Command, command)
     except SystemExit as error:
         if error.code:
-            # The configurations know their fields by Python's names.
-            message = re.sub(r"^(\w+)(?= must be )", lambda name: _flag(name[1]), _first_part(complaint.getvalue()))
+            # The dataclasses name their fields in Python's spelling.
+            message = re.sub(r"^(\w+)(?= must be )", lambda name: _flag(name[1]), _first_message(messages.getvalue()))
             command_help = " ".join(["charjax", *(name for name in argv[:1] if name in COMMANDS), "--help"])
             raise UserError(f"{message}; see {command_help}") from None
         raise
 
 
-def _first_part(box: str) -> str:
-    """The text of a message that tyro framed, up to its first rule; in plain ASCII, one stands below the title, too."""
+def _first_message(box: str) -> str:
+    """Extracts the first message from a box drawn by tyro, in Unicode or ASCII; a rule ends it."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()][1:]
     lines = ["" if set(line) == {"-"} else line for line in lines]
     lines = lines[lines[:1] == [""] :]

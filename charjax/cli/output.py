@@ -1,4 +1,4 @@
-"""Text of a model on standard output."""
+"""Output of the commands: facts, text of a model and heatmaps, on standard output."""
 
 import contextlib
 import logging
@@ -13,20 +13,12 @@ from rich.text import Text
 
 from charjax.errors import UserError
 from charjax.rendering.color_scale import Scale
-from charjax.rendering.terminal_heatmap import has_colours, legend, marks_for, paint, trace
-from charjax.rendering.visible_text import printable
+from charjax.rendering.terminal_heatmap import color_lines, has_colors, legend, mark_lines, marks_for
+from charjax.rendering.visible_text import one_line, printable
 
+Facts = list[tuple[str, str]]
 
-def check_page(page: Path, *, text: Path, run: Path) -> None:
-    """Checks that a page to be written takes the place of nothing that is still needed.
-
-    Raises:
-        UserError: it would replace the text, or a file of the run.
-    """
-    if page.exists() and text.exists() and page.samefile(text):
-        raise UserError(f"--html {page} is the text itself, which the page would replace; name another file")
-    if page.exists() and page.resolve().is_relative_to(run.resolve()):
-        raise UserError(f"--html {page} is a file of the run, which the page would replace; name another file")
+_log = logging.getLogger("charjax")
 
 
 def write(text: str) -> None:
@@ -34,37 +26,42 @@ def write(text: str) -> None:
     _write(printable(text, sys.stdout.encoding) if sys.stdout.isatty() else text)
 
 
-def write_painted(characters: Iterable[tuple[str, float]], scale: Scale) -> None:
-    """Writes a text in colours, or with marks under its lines where there are none, and before it what they mean.
+def write_facts(facts: Facts) -> None:
+    """Writes names and values in two columns. Values are made harmless: a run by someone else may name any file."""
+    width = max(len(name) for name, _ in facts)
+    write("".join(f"{name:<{width}}  {one_line(value, stdout_encoding())}\n" for name, value in facts))
+
+
+def write_heatmap(characters: Iterable[tuple[str, float]], scale: Scale) -> None:
+    """Writes a legend, then text in colors or, on an output without colors, with marks below each line.
 
     Args:
-        characters: characters and their numbers, taken as they are shown.
-        scale: the colours.
+        characters: characters and their values, consumed as they are shown.
+        scale: the colors.
     """
-    console = stdout_console()
-    encoding = (sys.stdout.encoding if sys.stdout.isatty() else None) or "utf-8"
-    width = shutil.get_terminal_size().columns
-    if has_colours(console):
-        _write_text(console, legend(scale))
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    encoding, width = stdout_encoding(), shutil.get_terminal_size().columns
+    if has_colors(console):
+        _write_colored(console, legend(scale))
         write("\n")
-        for line in paint(characters, scale, width=width, encoding=encoding):
-            _write_text(console, line)
+        for line in color_lines(characters, scale, width=width, encoding=encoding):
+            _write_colored(console, line)
         return
     marks = marks_for(encoding)
     sign = "+" if scale.low < 0 else ""
     ends = f"{marks[0]} is {scale.low:g}, {marks[-1]} is {scale.high:{sign}g}"
     write(f"{scale.name} under each character: {ends}, of {marks}\n\n")
-    for text in trace(characters, scale, width=width, encoding=encoding):
+    for text in mark_lines(characters, scale, width=width, encoding=encoding):
         write(text + "\n")
 
 
-def stdout_console() -> Console:
-    """Standard output as rich sees it."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+def stdout_encoding() -> str:
+    """Returns the encoding of the terminal, or UTF-8, which files and pipes get."""
+    return (sys.stdout.encoding if sys.stdout.isatty() else None) or "utf-8"
 
 
-def _write_text(console: Console, text: Text) -> None:
-    """Writes a line of harmless characters with its colours; folded as it is, not as rich would."""
+def _write_colored(console: Console, text: Text) -> None:
+    """Writes a line of harmless characters with its colors, without rich's own folding."""
     with console.capture() as captured:
         console.print(text, soft_wrap=True)
     _write(captured.get())
@@ -81,17 +78,26 @@ def _write(text: str) -> None:
 def _encode(text: str) -> bytes:
     try:
         return text.encode("utf-8", errors="surrogateescape")
-    except UnicodeEncodeError:  # half a character, as a vocabulary from someone else may have
+    except UnicodeEncodeError:  # a lone surrogate, which a vocabulary by someone else may have
         return text.encode("utf-8", errors="backslashreplace")
 
 
-_log = logging.getLogger("charjax")
+def check_page_path(page: Path, *, text: Path, run: Path) -> None:
+    """Checks that writing a page does not replace a file that is still needed.
+
+    Raises:
+        UserError: it would replace the text or a file of the run.
+    """
+    if page.exists() and text.exists() and page.samefile(text):
+        raise UserError(f"--html {page} is the text itself, which the page would replace; name another file")
+    if page.exists() and page.resolve().is_relative_to(run.resolve()):
+        raise UserError(f"--html {page} is a file of the run, which the page would replace; name another file")
 
 
-class LastingFile:
-    """A text file that loses what it cannot write: the terminal was closed, nobody reads the pipe, the disk is full.
+class _TolerantFile:
+    """A text file that drops what cannot be written: terminal closed, pipe without a reader, disk full.
 
-    It says so once in the log, and goes on to try. All else is the file's own.
+    The first loss is logged, and later writes are tried again. Everything else is delegated to the file.
     """
 
     def __init__(self, file: TextIO, name: str) -> None:
@@ -99,34 +105,34 @@ class LastingFile:
         self._has_failed = False
 
     def write(self, text: str) -> int:
-        """Writes a text, or loses it."""
-        with self._losing():
+        """Writes a text, or drops it."""
+        with self._dropping():
             self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Writes what is buffered, or keeps it for the next time."""
-        with self._losing():
+        with self._dropping():
             self._file.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     @contextlib.contextmanager
-    def _losing(self) -> Iterator[None]:
+    def _dropping(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if not self._has_failed:
-                # Before the log, which may come here.
+                # Before the log, which may be written to this file.
                 self._has_failed = True
-                _log.warning("%s can no longer be written (%s); training goes on", self._name, error.strerror)
+                _log.warning("%s can no longer be written (%s); training continues", self._name, error.strerror)
 
 
 @contextlib.contextmanager
-def lasting_output() -> Iterator[None]:
-    """While entered, standard output and standard error lose what cannot be written."""
-    output = cast(TextIO, LastingFile(sys.stdout, "standard output"))
-    errors = cast(TextIO, LastingFile(sys.stderr, "standard error"))
+def tolerate_lost_output() -> Iterator[None]:
+    """Lets standard output and standard error drop what cannot be written, inside a with block."""
+    output = cast(TextIO, _TolerantFile(sys.stdout, "standard output"))
+    errors = cast(TextIO, _TolerantFile(sys.stderr, "standard error"))
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         yield

@@ -1,4 +1,4 @@
-"""Python's garbage collector, which importing JAX and its company keeps busy for nothing."""
+"""Settings for the seconds in which JAX and other large modules are imported: no garbage collection, a clean Ctrl-C."""
 
 import contextlib
 import gc
@@ -11,11 +11,10 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def collecting_nothing() -> Iterator[None]:
-    """While entered, Python looks for no garbage.
+def garbage_collection_off() -> Iterator[None]:
+    """Turns Python's garbage collector off inside a with block, if it was on.
 
-    Made for imports: they make about a million objects, nearly all of which stay, and the collector would go over them
-    again and again. Where it is turned off already, this does nothing.
+    Imports create about a million objects, nearly all of which stay; the collector would scan them again and again.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -27,27 +26,27 @@ def collecting_nothing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """While entered, SIGINT ends the process with one line and exit code 130.
+def exit_on_interrupt() -> Iterator[None]:
+    """Makes SIGINT end the process with one line and exit code 130 inside a with block.
 
-    Made for imports, which have nothing to save: KeyboardInterrupt in the middle of one can come out as another
-    error, or not at all, where C code made it. Where SIGINT is ignored or handled otherwise, as in the background of
-    a shell, or in another thread than the main one, this does nothing.
+    For imports, which have nothing to save: KeyboardInterrupt in the middle of one may surface as another error or, in
+    C code, not at all. Does nothing where SIGINT is ignored or has another handler, as in background jobs of a shell,
+    and outside the main thread.
     """
     previous = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or previous is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGINT, _exit)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     del frame
-    with contextlib.suppress(OSError):  # a terminal that is gone
+    with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(sys.stderr.fileno(), b"charjax: interrupted\n")
     os._exit(128 + number)

@@ -1,1 +1,1 @@
-"""The machine underneath: cores, memory, signals."""
+"""The machine: CPU cores, memory, signals."""

@@ -1,4 +1,4 @@
-"""How the C library deals with the memory that training works in."""
+"""Free memory of the machine and its devices, and glibc's allocator settings for training."""
 
 import ctypes
 import os
@@ -8,35 +8,39 @@ from pathlib import Path
 
 import jax
 
-# glibc's <malloc.h>
+# From glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_MOST = 2**31 - 1
+_LARGEST_INT = 2**31 - 1
+
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+# Limit and usage of a control group, in versions 2 and 1 of the interface.
+_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 def reuse_memory() -> None:
-    """Makes glibc keep what is freed for what is allocated next, in place of giving it back to the system.
+    """Makes glibc keep freed memory for the next allocation instead of returning it to the system.
 
-    XLA allocates a program's working memory, hundreds of megabytes for a training step, anew for each call, and by
-    default each page of it is fetched from the system, zeroed, at its first use: up to a third of a step's time
-    (benchmarks/NOTES.md). Best called before JAX is used for the first time. The process keeps its largest size until
-    it ends. Other C libraries, and what the user has set in GLIBC_TUNABLES or MALLOC_ARENA_MAX, are left alone.
+    XLA allocates the working memory of a program, hundreds of megabytes for a training step, again for each call. By
+    default the system has to map and zero every page again at first use: up to a third of a step's time
+    (benchmarks/NOTES.md). Call it before JAX is first used. The process keeps its largest size until it ends. Does
+    nothing with other C libraries, or if the user has set GLIBC_TUNABLES or MALLOC_ARENA_MAX.
     """
-    chosen = "GLIBC_TUNABLES" in os.environ or "MALLOC_ARENA_MAX" in os.environ
-    if chosen or not sys.platform.startswith("linux"):
+    set_by_user = "GLIBC_TUNABLES" in os.environ or "MALLOC_ARENA_MAX" in os.environ
+    if set_by_user or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _MOST)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
 
 
 def release_unused_memory() -> None:
-    """Makes glibc give back to the system what is free at this moment.
+    """Makes glibc return the memory that is free now to the system; does nothing with other C libraries.
 
-    While a program is compiled and in its first calls, small pieces come to lie between large ones; the holes are
-    then a little too small for what was in them, and are never used again. Called between the first calls of a program
-    it takes nothing from those that follow: their holes are other ones. Elsewhere than with glibc it does nothing.
+    Compilation and the first calls of a program leave small allocations between large ones, and holes that are a little
+    too small for the next large one, so they would never be used again. Call it between the first calls of a program;
+    later calls leave other holes and lose nothing.
     """
     if sys.platform.startswith("linux"):
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -44,26 +48,10 @@ def release_unused_memory() -> None:
             malloc_trim(0)
 
 
-_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-
-
-# Files of a control group, in versions 2 and 1 of the interface: limit and use.
-_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-
-
-def available_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that are free: of the device with the least, or for processors of the system; None where nothing tells."""
-    if devices[0].platform == "cpu":
-        return system_memory()
-    # Other hosts' devices cannot be asked.
-    told = [_device_memory(device) for device in devices if device.process_index == jax.process_index()]
-    return min((size for size in told if size is not None), default=None)
-
-
 def room_for_text(devices: Sequence[jax.Device] = ()) -> int | None:
-    """Bytes that a text may take in this process, and on its devices, of which each has its share of the text.
+    """Returns the bytes that a text may take in this process and on its devices, each of which has a share of the text.
 
-    A quarter of what is free, of the system or the devices, whichever have less; None where nothing tells.
+    That is a quarter of the free memory, of the system or of the devices, whichever is less; None if it is unknown.
     """
     rooms = [system_memory()]
     if devices and devices[0].platform != "cpu":
@@ -73,10 +61,13 @@ def room_for_text(devices: Sequence[jax.Device] = ()) -> int | None:
     return min((room // 4 for room in rooms if room is not None), default=None)
 
 
-def system_memory() -> int | None:
-    """Bytes that the system and the process's control groups leave free; None where nothing tells."""
-    told = (_available_memory(), _cgroup_memory())
-    return min((size for size in told if size is not None), default=None)
+def available_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Returns the free bytes of the fullest device or, for CPUs, of the system; None if they are unknown."""
+    if devices[0].platform == "cpu":
+        return system_memory()
+    # Devices of other hosts cannot be asked.
+    sizes = [_device_memory(device) for device in devices if device.process_index == jax.process_index()]
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def _device_memory(device: jax.Device) -> int | None:
@@ -85,8 +76,14 @@ def _device_memory(device: jax.Device) -> int | None:
     return None if limit is None else limit - stats.get("bytes_in_use", 0)
 
 
+def system_memory() -> int | None:
+    """Returns the bytes that the system and this process's control groups leave free; None if they are unknown."""
+    sizes = (_available_memory(), _cgroup_memory())
+    return min((size for size in sizes if size is not None), default=None)
+
+
 def _available_memory() -> int | None:
-    """What Linux takes to be available without swapping."""
+    """Returns what Linux counts as available without swapping, which is psutil's number without its 30 ms of import."""
     for line in _lines(_PROC / "meminfo"):
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -95,21 +92,21 @@ def _available_memory() -> int | None:
 
 
 def _cgroup_memory() -> int | None:
-    """What the control groups that the process is in, those of a container for example, leave to it."""
+    """Returns what the control groups of this process, such as those of a container, leave free."""
     rooms = []
     for line in _lines(_PROC / "self" / "cgroup"):
         _, controllers, name = line.split(":", 2)
         if controllers in ("", "memory"):
             group = _CGROUP / controllers / name.lstrip("/")
-            rooms += [_room_of(folder) for folder in (group, *group.parents) if folder.is_relative_to(_CGROUP)]
+            rooms += [_room_in(folder) for folder in (group, *group.parents) if folder.is_relative_to(_CGROUP)]
     return min((room for room in rooms if room is not None), default=None)
 
 
-def _room_of(group: Path) -> int | None:
+def _room_in(group: Path) -> int | None:
     for limit, used in _CGROUP_FILES:
         sizes = [int(line) for name in (limit, used) for line in _lines(group / name)[:1] if line.isdecimal()]
         if len(sizes) == 2:
-            # Cached files count as used, but make room.
+            # Cached files count as used, but can be dropped.
             return sizes[0] - sizes[1] + _cached_files(group)
     return None
 
@@ -120,7 +117,7 @@ def _cached_files(group: Path) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file of the system; none where it does not tell: other systems have no such file, or hide it."""
+    """Returns the lines of a system file, none if it is missing or unreadable, as it may be on other systems."""
     try:
         return path.read_text().splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""What a training shows while it runs."""
+"""What `fit` shows while it trains."""

@@ -1,4 +1,4 @@
-"""The lines that progress is told in: aligned columns that fit 80 characters."""
+"""Formats lines of progress: aligned columns that fit 80 characters."""
 
 import math
 
@@ -6,41 +6,41 @@ from charjax.metrics import Evaluation
 from charjax.progress.pace import Pace
 
 
-def start_of_row(pace: Pace, step: int, epoch: float) -> str:
-    """Elapsed time, epoch and step, as wide at the first step as at the last."""
-    epoch_width, step_width = len(f"{pace.epochs:.2f}"), len(f"{pace.total_steps:,}")
-    return f"{duration(pace.elapsed_seconds)}  epoch {epoch:{epoch_width}.2f}  step {step:{step_width},}"
-
-
 def training_row(pace: Pace) -> str:
-    """A line between two evaluations."""
+    """Formats a line between two evaluations."""
     return (
-        f"{start_of_row(pace, pace.step, pace.epoch)}  train {loss(pace.loss)}  "
+        f"{_start_of_row(pace, pace.step, pace.epoch)}  train {loss(pace.loss)}  "
         f"{quantity(pace.chars_per_second)} char/s  {duration(pace.seconds_left)} left"
     )
 
 
 def evaluation_row(pace: Pace, evaluation: Evaluation) -> tuple[str, str]:
-    """A line for an evaluation, in two parts: up to the training loss, and what validation measured."""
+    """Formats a line for an evaluation, in two parts: up to the training loss, and the validation results."""
     return (
-        f"{start_of_row(pace, evaluation.step, evaluation.epoch)}  train {loss(evaluation.train_loss)}  ",
+        f"{_start_of_row(pace, evaluation.step, evaluation.epoch)}  train {loss(evaluation.train_loss)}  ",
         f"val {loss(evaluation.val_loss)}  perplexity {four_digits(evaluation.perplexity)}",
     )
 
 
+def _start_of_row(pace: Pace, step: int, epoch: float) -> str:
+    """Formats elapsed time, epoch and step, as wide at the first step as at the last."""
+    epoch_width, step_width = len(f"{pace.epochs:.2f}"), len(f"{pace.total_steps:,}")
+    return f"{duration(pace.elapsed_seconds)}  epoch {epoch:{epoch_width}.2f}  step {step:{step_width},}"
+
+
 def loss(nats: float) -> str:
-    """Nats per character, 6 wide; a dash while it is not known."""
+    """Formats nats per character, 6 wide; a dash if unknown."""
     return f"{nats:6.4f}" if math.isfinite(nats) else f"{'-':>6}"
 
 
 def four_digits(value: float) -> str:
-    """Four digits that count of a number of at least 1, 5 wide: 4.290, 42.90, 429.0."""
+    """Formats a number of at least 1 with four significant digits, 5 wide: 4.290, 42.90, 429.0."""
     decimals = max(0, 4 - len(str(int(value)))) if math.isfinite(value) else 0
     return f"{value:5.{decimals}f}"
 
 
 def quantity(value: float) -> str:
-    """Three digits that count, 5 wide with SI prefix: 9.87k, 123k, 1.23M; a dash while it is not known."""
+    """Formats a number with three significant digits and an SI prefix, 5 wide: 9.87k, 123k, 1.23M; a dash if NaN."""
     if not math.isfinite(value):
         return f"{'-':>5}"
     for prefix in ("", "k", "M", "G"):
@@ -53,7 +53,7 @@ def quantity(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """h:mm:ss; dashes while it is not known."""
+    """Formats seconds as h:mm:ss; dashes if unknown."""
     if not math.isfinite(seconds):
         return "-:--:--"
     minutes, second = divmod(round(seconds), 60)

@@ -1,15 +1,25 @@
-"""The course of a training, kept in memory: for loss curves and samples in a notebook."""
+"""A reporter that keeps what it is given, for loss curves and samples in a notebook."""
 
 from charjax.metrics import Evaluation
 from charjax.progress.reporter import NullReporter
 
 
 class History(NullReporter):
-    """Keeps what `fit(..., reporter=history)` measures and the model writes.
+    """Keeps the evaluations and samples of `fit(..., reporter=history)`.
 
     Attributes:
-        evaluations: one at each evaluation.
-        samples: the text that the model wrote at each, empty with sample_length=0.
+        evaluations: one per evaluation.
+        samples: the sample of each evaluation; empty strings with sample_length=0.
+
+    Examples:
+        >>> from charjax import History
+        >>> from charjax.metrics import Evaluation
+        >>> history = History()
+        >>> losses = dict(train_loss=1.9, val_loss=2.0)
+        >>> measured = Evaluation(step=100, epoch=1.0, **losses, chars_per_second=1e6, elapsed_seconds=3.0)
+        >>> history.evaluation(measured, "ROMEO:")  # fit(model, corpus, reporter=history) calls this
+        >>> [evaluation.val_loss for evaluation in history.evaluations], history.samples
+        ([2.0], ['ROMEO:'])
     """
 
     def __init__(self) -> None:

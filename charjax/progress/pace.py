@@ -1,22 +1,22 @@
-"""How far a training is and how fast it goes."""
+"""Measures how far training is and how fast it runs."""
 
 import math
 from collections import deque
 from collections.abc import Callable
 
-WINDOW_SECONDS = 10.0
+RECENT_SECONDS = 10.0
 
 
 class Pace:
-    """Step, loss and speed of a training under way.
+    """Step, loss and speed of a running training.
 
-    The speed is that of the last ten seconds or so. Compilation comes before the first update and evaluation
-    within a pause: neither is counted.
+    The speed is that of about the last ten seconds, without compilation, which precedes the first update, and without
+    evaluations, which are pauses.
 
     Attributes:
         total_steps: steps of the whole training.
         step: steps dispatched.
-        epochs: passes over the training text that total_steps make.
+        epochs: passes over the training text in total_steps.
         loss: latest training loss in nats per character; NaN before the first.
     """
 
@@ -32,7 +32,7 @@ class Pace:
         self._seconds, self._steps = 0.0, 0
 
     def update(self, step: int, loss: float) -> None:
-        """Takes note of the steps dispatched up to `step`."""
+        """Records that the steps up to `step` were dispatched."""
         now = self._clock()
         if self._updated_at is not None:
             # The host dispatches one call ahead of the device: this time went into the call before.
@@ -42,12 +42,12 @@ class Pace:
         self.step, self.loss, self._updated_at = step, loss, now
 
     def pause(self) -> None:
-        """Leaves the time up to the next update out of the speed."""
+        """Excludes the time until the next update from the speed."""
         self._updated_at = None
 
     @property
     def epoch(self) -> float:
-        """Passes over the training text taken."""
+        """Passes over the training text so far."""
         return self.step * self.epochs / self.total_steps
 
     @property
@@ -57,12 +57,12 @@ class Pace:
 
     @property
     def chars_per_second(self) -> float:
-        """Characters trained on per second of late; NaN before two updates."""
+        """Characters trained on per second, recently; NaN before two updates."""
         return self._steps_per_second * self._chars_per_step
 
     @property
     def seconds_left(self) -> float:
-        """Seconds that the steps to come will take at this speed; NaN while it is not known."""
+        """Seconds that the remaining steps take at this speed; NaN if it is unknown."""
         speed = self._steps_per_second
         return (self.total_steps - self.step) / speed if speed > 0 else math.nan
 
@@ -76,7 +76,7 @@ class Pace:
         self._steps += steps
 
     def _forget(self) -> None:
-        while self._seconds - self._intervals[0][0] >= WINDOW_SECONDS:
+        while self._seconds - self._intervals[0][0] >= RECENT_SECONDS:
             seconds, steps = self._intervals.popleft()
             self._seconds -= seconds
             self._steps -= steps

@@ -10,15 +10,15 @@ from charjax.progress.formatting import evaluation_row, training_row
 from charjax.progress.pace import Pace
 from charjax.rendering.visible_text import printable
 
-LINE_SECONDS = 10.0
-FIRST_LINE_SECONDS = 2.0
-INDENT = "    "
+_LINE_SECONDS = 10.0
+_FIRST_LINE_SECONDS = 2.0
+_INDENT = "    "
 
 
 class PlainReporter:
-    """One line per evaluation, and between them at most one every ten seconds; each is flushed.
+    """Writes a line per evaluation, and between evaluations at most one every ten seconds; each is flushed.
 
-    A pipe that was closed at its other end raises BrokenPipeError.
+    A closed pipe raises BrokenPipeError.
     """
 
     def __init__(self, file: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,33 +27,33 @@ class PlainReporter:
         self._next_line_at = 0.0
 
     def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
-        """Training starts; see `Reporter`."""
+        """Starts the clock; see `Reporter`."""
         self._pace = Pace(total_steps, step, chars_per_step, epochs, self._clock)
-        self._next_line_at = self._clock() + FIRST_LINE_SECONDS
+        self._next_line_at = self._clock() + _FIRST_LINE_SECONDS
 
     def update(self, step: int, loss: float) -> None:
-        """Writes a line if none was written for ten seconds; the first comes soon, to show the speed."""
+        """Writes a line if the last one was ten seconds ago; the first comes sooner, to show the speed."""
         assert self._pace is not None, "update() before start()"
         self._pace.update(step, loss)
         if self._clock() >= self._next_line_at and math.isfinite(self._pace.chars_per_second):
             self._write(training_row(self._pace))
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
-        """Writes a line, and the sample indented."""
+        """Writes a line and, indented, the sample."""
         assert self._pace is not None, "evaluation() before start()"
         self._pace.pause()
         self._write("".join(evaluation_row(self._pace, evaluation)))
         if sample_text:
             lines = printable(sample_text).split("\n")
-            self._write("\n".join([(INDENT + line).rstrip() for line in ["", *lines, ""]]))
+            self._write("\n".join([(_INDENT + line).rstrip() for line in ["", *lines, ""]]))
 
     def message(self, text: str) -> None:
         """Writes a line."""
         self._write(text)
 
     def stop(self) -> None:
-        """Has nothing to clear away."""
+        """Does nothing: every line is written."""
 
     def _write(self, text: str) -> None:
         print(printable(text, self._file.encoding or "utf-8"), file=self._file, flush=True)
-        self._next_line_at = self._clock() + LINE_SECONDS
+        self._next_line_at = self._clock() + _LINE_SECONDS

@@ -1,4 +1,4 @@
-"""Progress of a training, told to whoever watches: a live bar on a terminal, plain lines elsewhere."""
+"""The interface through which `fit` reports progress, and the choice between a live bar and plain lines."""
 
 import os
 import sys
@@ -12,38 +12,38 @@ from charjax.progress.terminal import TerminalReporter
 
 
 class Reporter(Protocol):
-    """What `fit` tells of a training; any class with these methods will do."""
+    """Receives the progress of `fit`; any class with these methods will do."""
 
     def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
-        """Training starts.
+        """Called when training starts.
 
         Args:
             total_steps: optimizer steps of the whole training.
-            step: steps taken before, by the run that this one goes on from.
+            step: steps already taken, by the run that is resumed.
             chars_per_step: characters that one step trains on.
-            epochs: passes over the training text that total_steps make.
+            epochs: passes over the training text in total_steps.
         """
         ...
 
     def update(self, step: int, loss: float) -> None:
-        """Steps up to `step` were dispatched; `loss` is the latest known, in nats/character, NaN at first."""
+        """Called when the steps up to `step` were dispatched; `loss` is the latest known in nats/char, NaN at first."""
         ...
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
-        """An evaluation was made, and the model wrote `sample_text`."""
+        """Called after each evaluation, with a sample of the model."""
         ...
 
     def message(self, text: str) -> None:
-        """Something else worth a line happened, perhaps before `start`."""
+        """Called for anything else worth a line, perhaps before `start`."""
         ...
 
     def stop(self) -> None:
-        """Training ended, well or not; called twice, or without `start`, it does no harm."""
+        """Called when training ends, successfully or not; perhaps twice, or without `start`."""
         ...
 
 
 class NullReporter:
-    """Tells nothing."""
+    """Shows nothing."""
 
     def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
         """Does nothing."""
@@ -62,13 +62,13 @@ class NullReporter:
 
 
 def make_reporter(file: TextIO | None = None) -> Reporter:
-    """Picks by where it writes: a live bar on a terminal that can move its cursor, else plain lines.
+    """Returns a live bar for a terminal that can move its cursor, else a reporter of plain lines.
 
     Args:
-        file: where to; by default standard output.
+        file: where to write; by default standard output.
     """
     file = file or sys.stdout
-    # Not rich's own test, which FORCE_COLOR also answers: a live bar would fill a log file.
+    # Not rich's own test, which FORCE_COLOR overrides: a live bar would fill a log file.
     if file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         return TerminalReporter(Console(file=file, highlight=False, markup=False, emoji=False))
     return PlainReporter(file)

@@ -1,4 +1,4 @@
-"""Progress on a terminal: a bar and the latest numbers at the bottom, evaluations and samples above."""
+"""Progress on a terminal: a live bar and the latest numbers at the bottom, evaluations and samples above."""
 
 import math
 import time
@@ -17,7 +17,10 @@ from charjax.rendering.visible_text import printable
 
 
 class TerminalReporter:
-    """A live bar with epoch, step and time left, and below it loss, perplexity and speed."""
+    """Shows a live bar with epoch, step and time left, and below it loss, perplexity and speed.
+
+    Its time left is that of `Pace`: rich.progress would count compilation and evaluations as slow steps.
+    """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
@@ -27,21 +30,21 @@ class TerminalReporter:
         self._best_val_loss = math.inf
 
     def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
-        """Training starts: shows the bar; see `Reporter`."""
+        """Shows the bar; see `Reporter`."""
         self._pace = Pace(total_steps, step, chars_per_step, epochs, self._clock)
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
         self._live.start()
 
     def update(self, step: int, loss: float) -> None:
-        """Takes the numbers in; the bar draws itself a few times a second."""
+        """Records the numbers; the bar redraws itself a few times per second."""
         assert self._pace is not None, "update() before start()"
         self._pace.update(step, loss)
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
-        """Writes a line, green where the validation loss is the lowest so far, and the sample under it."""
+        """Writes a line, green if the validation loss is the lowest so far, and below it the sample."""
         assert self._pace is not None, "evaluation() before start()"
         self._pace.pause()
-        # Updates bring the loss of the call before; nothing else would tell the bar's last frame of the last call.
+        # An update brings the loss of the previous call, so only this gives the last frame the final loss.
         self._pace.loss = evaluation.train_loss
         self._latest = evaluation
         best = evaluation.val_loss < self._best_val_loss
@@ -56,7 +59,7 @@ class TerminalReporter:
         self._print(Text(self._printable(text)))
 
     def stop(self) -> None:
-        """Leaves the bar as it last was and gives the terminal back."""
+        """Leaves the bar as it is and releases the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -68,7 +71,7 @@ class TerminalReporter:
         return printable(text, self._console.encoding)
 
     def _framed(self, sample_text: str) -> list[Text]:
-        """The sample wrapped to the terminal's width behind a rule at its left, between empty lines."""
+        """Wraps a sample to the width of the terminal, with a rule at its left and empty lines around."""
         rule = "  | " if self._console.options.ascii_only else "  │ "
         text = Text(self._printable(sample_text), tab_size=4)
         wrapped = text.wrap(self._console, max(1, self._console.width - len(rule)))
@@ -101,7 +104,7 @@ class TerminalReporter:
         if self._latest is not None:
             numbers.append(("val", loss(self._latest.val_loss), "bold"))
             numbers.append(("perplexity", four_digits(self._latest.perplexity), "bold"))
-            # With an evaluation after every call, nothing but its own measure tells the speed.
+            # If every call is evaluated, only the evaluation has measured the speed.
             speed = speed if math.isfinite(speed) else self._latest.chars_per_second or math.nan
         numbers.append(("", quantity(speed).strip() + " characters/s", "cyan"))
         text = Text(no_wrap=True, overflow="ellipsis")

@@ -1,1 +1,1 @@
-"""Text coloured by numbers, in a terminal and as an HTML page."""
+"""Text colored by numbers, in a terminal and as an HTML page."""

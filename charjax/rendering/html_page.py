@@ -1,12 +1,11 @@
-"""One page of HTML that paints a text, each character in the colour of a number.
+"""An HTML page with text in which a number sets the color of each character.
 
-The page is a file by itself: it asks nothing of a network, and its policy (CSP) lets it run no script but its own, by
-its digest. It can be read without that, too: the script shows at once what a browser by itself shows late. All text is
-escaped; what would reorder or hide text, or what HTML cannot hold, is shown by its name in a frame.
+The page is one file that loads nothing from a network, and its content security policy (CSP) allows only its own
+script, by digest. It works without the script, too, which only shows tooltips sooner. All text is escaped, and
+characters that would reorder or hide text, or that HTML cannot contain, are shown by name in a frame.
 """
 
 import html
-import os
 import shutil
 import tempfile
 import unicodedata
@@ -15,20 +14,21 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from charjax.errors import UserError
+from charjax.host.atomic_file import replacing
 from charjax.rendering.color_scale import Scale
-from charjax.rendering.html_template import TAIL, Places, class_of, escape, head
+from charjax.rendering.html_template import ExcerptTable, class_of, escape, page_around_text
 from charjax.rendering.visible_text import BIDI_CONTROLS, name_character
 
 _LONGEST_RUN = 4096
 
 
 class Painted(NamedTuple):
-    """A character and what is known of it.
+    """A character with its number and tooltip.
 
     Attributes:
-        text: the character, or several that share all else.
-        value: the number that it is painted by; NaN leaves it unpainted.
-        tip: what is shown when it is pointed at, of several lines if need be; empty for nothing.
+        text: the character, or several that share number and tooltip.
+        value: number that gives the color; NaN for none.
+        tip: tooltip, of one or more lines; empty for none.
     """
 
     text: str
@@ -36,51 +36,27 @@ class Painted(NamedTuple):
     tip: str = ""
 
 
-def write_page(
-    path: str | Path,
-    *,
-    title: str,
-    facts: Sequence[tuple[str, str]],
-    characters: Iterable[Painted],
-    scale: Scale,
-    note: str = "",
-) -> None:
-    """Writes a page in one go; see `PageWriter` for one whose facts are known last.
-
-    Args:
-        path: the file; one that is there is replaced when the new one is complete.
-        title: heading.
-        facts: names and values, in a table above the text.
-        characters: the text, taken as it comes and never held as a whole.
-        scale: the colours.
-        note: a sentence between the facts and the text.
-
-    Raises:
-        UserError: a folder that does not exist, or something else than a file in the file's place.
-    """
-    with PageWriter(path, scale) as page:
-        page.paint(characters)
-        page.finish(title=title, facts=facts, note=note)
-
-
 class PageWriter:
-    """Takes a text as it comes, then what stands above it; a context manager, which leaves nothing without `finish`."""
+    """Writes a page whose text comes before its heading and facts are known; a context manager.
+
+    Only `finish` creates the file, or replaces it; until then the text is in an unnamed file in the same folder.
+    """
 
     def __init__(self, path: str | Path, scale: Scale) -> None:
-        """Begins a page, in a file without a name.
+        """Starts a page.
 
         Args:
             path: the file to write in the end.
-            scale: the colours.
+            scale: the colors.
 
         Raises:
-            UserError: a folder that does not exist, or something else than a file in the file's place.
-            OSError: the folder cannot be written in.
+            UserError: the folder does not exist, or `path` exists and is not a regular file.
+            OSError: the folder is not writable.
         """
-        # The file that a symbolic link stands for is replaced, not the link.
+        # Replace the target of a symbolic link, not the link.
         self._path, self._scale = Path(path).resolve(), scale
         if not self._path.parent.is_dir():
-            raise UserError(f"{path} cannot be written: there is no folder {self._path.parent}; make it first")
+            raise UserError(f"{path} cannot be written: there is no folder {self._path.parent}; create it first")
         if self._path.exists() and not self._path.is_file():
             kind = "folder" if self._path.is_dir() else "pipe or device"
             raise UserError(f"{path} is a {kind}; name a file to write the page to")
@@ -89,26 +65,26 @@ class PageWriter:
         self._key = "", ""
 
     def paint(self, characters: Iterable[Painted]) -> None:
-        """Goes on with the text."""
+        """Appends text, consumed as it comes."""
         for text, value, tip in characters:
             level = self._scale.level(value)
-            colour = "" if level == self._scale.neutral else class_of(level)
+            color = "" if level == self._scale.neutral else class_of(level)
             for character in text:
-                mark = _mark(character, painted=bool(colour))
-                # Neighbours that differ in nothing share an element.
-                key = (f"{colour} {mark}".strip(), tip)
+                mark = _mark(character, colored=bool(color))
+                # Neighbors with the same color and tooltip share an element.
+                key = (f"{color} {mark}".strip(), tip)
                 if key != self._key or mark or len(self._run) == _LONGEST_RUN:
                     self._end_run()
                     self._key = key
                 self._run.append(name_character(character) if mark == "X" else character)
 
     def heading(self, text: str) -> None:
-        """Begins another text, below the one before."""
+        """Starts another text with a heading, below the previous one."""
         self._end_run()
         self._body.write(f"<h2>{escape(text)}</h2>".encode())
 
     def line(self, number: int) -> None:
-        """Begins a line: its number stands beside it, and places can point to it."""
+        """Starts a line, which shows its number and can be linked to."""
         self._end_run()
         self._body.write(f'<i id="{number}"></i>'.encode())
 
@@ -118,31 +94,25 @@ class PageWriter:
         title: str,
         facts: Sequence[tuple[str, str]],
         note: str = "",
-        places: Places | None = None,
+        excerpts: ExcerptTable | None = None,
     ) -> None:
-        """Puts the page together and in its place.
+        """Puts the page together and moves it into place.
 
         Args:
-            title: heading.
+            title: heading of the page.
             facts: names and values, in a table above the text.
-            note: a sentence between the facts and the text.
-            places: places in the text, in a table of their own.
+            note: paragraph between the facts and the text.
+            excerpts: parts of the text, in a table of their own.
         """
         self._end_run()
         self._body.seek(0)
-        with tempfile.NamedTemporaryFile("wb", dir=self._path.parent, prefix=".charjax-", delete=False) as file:
-            try:
-                file.write(head(title, facts, note, self._scale, places).encode())
-                shutil.copyfileobj(self._body, file)
-                file.write(TAIL.encode())
-                file.flush()
-                os.fsync(file.fileno())
-                # Temporary files are closed to others; this one becomes what any new file is, or what it replaces was.
-                os.chmod(file.name, self._path.stat().st_mode & 0o777 if self._path.exists() else 0o666 & ~_umask())
-                os.replace(file.name, self._path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        before, after = page_around_text(title, facts, note, self._scale, excerpts)
+        with replacing(self._path) as file:
+            file.write(before.encode())
+            shutil.copyfileobj(self._body, file)
+            file.write(after.encode())
+            if self._path.exists():
+                shutil.copymode(self._path, file.name)
 
     def __enter__(self) -> Self:
         return self
@@ -159,17 +129,11 @@ class PageWriter:
             self._run = []
 
 
-def _mark(character: str, *, painted: bool) -> str:
-    """The class of a character that cannot be seen as it is: X shows its name, the others add to it."""
+def _mark(character: str, *, colored: bool) -> str:
+    """Returns the CSS class of an invisible character: X replaces it by its name, N, T and Z add a symbol."""
     if character.isprintable() or character == " ":
         return ""
     if character in "\n\t":
-        return {"\n": "N", "\t": "T"}[character] if painted else ""
+        return {"\n": "N", "\t": "T"}[character] if colored else ""
     hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in BIDI_CONTROLS
     return "X" if hidden else "Z"
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""`charjax sample`: contexts of files, stop strings, turns, beams, texts without end, and mistakes told in a line."""
+"""`charjax sample`: prompts from files, stop strings, turns, beams, endless texts, and one line for every mistake."""
 
 import functools
 import io
@@ -13,8 +13,8 @@ from helpers.command_line import fails
 from helpers.small_run import save_run, small_corpus, small_model
 
 from charjax import generate_text, load_model
-from charjax.cli import main as cli
-from charjax.cli.commands import sample as command_module
+from charjax.cli.commands import sample as sample_module
+from charjax.cli.main import main
 from charjax.config import SampleConfig
 from charjax.data.vocab import Vocab
 from charjax.generation import decoder
@@ -24,7 +24,7 @@ from charjax.ops.lstm.native.steps import library_for_steps
 
 
 def save(folder, vocab):
-    """Saves a run whose weights are as they were drawn, but larger, so that it prefers some characters."""
+    """Saves an untrained run with larger weights, so that it prefers some characters."""
     corpus = small_corpus(vocab=vocab)
     larger = functools.partial(jax.tree.map, lambda leaf: 4 * leaf)
     return save_run(folder, corpus, small_model(corpus, hidden_dim=8, dropout=0.0), larger)
@@ -48,10 +48,10 @@ def context_file(tmp_path):
     return path
 
 
-def shows(capfdbinary, *argv):
-    """Runs the command: -> what it prints, to the byte."""
+def samples(capfdbinary, *argv):
+    """Runs the command: -> its output, to the byte."""
     capfdbinary.readouterr()
-    code = cli.main(["sample", *map(str, argv)])
+    code = main(["sample", *map(str, argv)])
     out, err = capfdbinary.readouterr()
     assert code == 0, err
     assert err == b""
@@ -59,7 +59,7 @@ def shows(capfdbinary, *argv):
 
 
 def texts(out):
-    """What stands under the headings of several texts."""
+    """Returns the texts below their headings."""
     parts = out.split("\n--- ")
     return [part.partition(" ---\n")[2] for part in [parts[0].removeprefix("--- "), *parts[1:]]]
 
@@ -69,19 +69,24 @@ def started(*argv, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-# ---- a file to go on from
+# ---- a prompt from the command line or a file
 
 
-def test_a_file_to_go_on_from_is_read_whole_and_not_shown(run, loaded, context_file, capfdbinary):
+def test_the_prompt_is_printed_before_its_continuation(run, loaded, capfdbinary):
+    (expected,) = generate_text(*loaded, "The ", seed=3, length=70)
+    assert samples(capfdbinary, run, "--context", "The ", "--length", 70, "--seed", 3) == f"The {expected}\n"
+
+
+def test_a_prompt_file_is_read_whole_and_not_printed(run, loaded, context_file, capfdbinary):
     text = context_file.read_text()
     (expected,) = generate_text(*loaded, text, length=70, seed=3)
-    out = shows(capfdbinary, run, "--context-file", context_file, "--length", 70, "--seed", 3)
+    out = samples(capfdbinary, run, "--context-file", context_file, "--length", 70, "--seed", 3)
     assert out == expected + "\n"
-    # Of its end alone, something else would follow.
+    # Its end only would be continued differently.
     assert generate_text(*loaded, text[-3:], length=70, seed=3) != [expected]
 
 
-def test_files_that_are_no_context(run, context_file, tmp_path, capsys):
+def test_files_that_are_not_prompts(run, context_file, tmp_path, capsys):
     wrong = tmp_path / "wrong.txt"
     assert "wrong.txt does not exist" in fails(capsys, "sample", run, "--context-file", wrong)
     wrong.write_text("")
@@ -99,18 +104,18 @@ def test_files_that_are_no_context(run, context_file, tmp_path, capsys):
 # ---- a stop string
 
 
-def test_a_text_ends_right_after_the_stop_also_across_pieces(run, loaded, capfdbinary):
+def test_a_text_ends_right_after_the_stop_even_across_pieces(run, loaded, capfdbinary):
     options = [run, "--context", "a", "--length", 400, "--seed", 5]
     (whole,) = generate_text(*loaded, "a", length=400, seed=5)
-    assert shows(capfdbinary, *options) == f"a{whole}\n"
+    assert samples(capfdbinary, *options) == f"a{whole}\n"
     for place in (3, 14, 46, 300):  # the first piece ends after 16 characters
         stop = whole[place : place + 4]
         until = whole[: whole.index(stop) + 4]
-        assert shows(capfdbinary, *options, f"--stop={stop}") == f"a{until}\n"
-    assert shows(capfdbinary, *options[:-4], "--seed", 5, "--length", 0, f"--stop={stop}") == f"a{until}\n"
-    several = texts(shows(capfdbinary, *options, "--num-samples", 2, f"--stop={stop}"))
+        assert samples(capfdbinary, *options, f"--stop={stop}") == f"a{until}\n"
+    assert samples(capfdbinary, *options[:-4], "--seed", 5, "--length", 0, f"--stop={stop}") == f"a{until}\n"
+    several = texts(samples(capfdbinary, *options, "--num-samples", 2, f"--stop={stop}"))
     assert several[0] == f"a{until}"
-    assert shows(capfdbinary, *options, "--stop", "a stop that never comes") == f"a{whole}\n"
+    assert samples(capfdbinary, *options, "--stop", "a stop that never comes") == f"a{whole}\n"
 
 
 @pytest.mark.parametrize("options", [[], ["--num-samples", "2"], ["--interactive"], ["--beam-width", "2"]])
@@ -123,24 +128,24 @@ def test_a_stop_that_cannot_occur(run, capsys, options):
 
 
 def take_turns(monkeypatch, typed, *argv):
-    """Runs the command with something typed, through a pipe: -> its exit code."""
+    """Runs the command with input from a pipe: -> its exit code."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
-    return cli.main(["sample", "--interactive", *map(str, argv)])
+    return main(["sample", "--interactive", *map(str, argv)])
 
 
 def in_turns(loaded, config, turns, stop=None):
-    """What a session writes after each turn."""
+    """Yields what a session writes after each turn."""
     session = Session(*loaded, config, stop=stop)
     for turn in turns:
         session.read(loaded[2].encode(turn))
         yield "".join(session.write(config.length or None)) + "\n"
 
 
-def test_turns_go_on_with_one_text(run, loaded, monkeypatch, capsys):
+def test_turns_continue_one_text(run, loaded, monkeypatch, capsys):
     expected = list(in_turns(loaded, SampleConfig(length=21, seed=2), ["Once upon", " a time", "\n"]))
     assert take_turns(monkeypatch, b"Once upon\n a time\n\n", run, "--length", 21, "--seed", 2) == 0
     assert capsys.readouterr() == ("".join(expected), "")
-    # Alone, the second turn is gone on with otherwise.
+    # By itself, the second turn is continued differently.
     assert list(in_turns(loaded, SampleConfig(length=21, seed=2), [" a time"])) != expected[1:2]
 
 
@@ -154,18 +159,18 @@ def test_turns_end_with_the_stop_and_begin_after_the_context(run, loaded, contex
     assert all(turn.index("e") == len(turn) - 2 for turn in expected)
 
 
-def test_a_bad_line_is_told_of_and_the_text_goes_on(run, loaded, monkeypatch, capsys):
+def test_a_bad_line_is_reported_and_the_conversation_continues(run, loaded, monkeypatch, capsys):
     expected = list(in_turns(loaded, SampleConfig(length=9), ["one", "two"]))
     assert take_turns(monkeypatch, b"one\ncaf\xc3\xa9\n\xff\ntwo\n", run, "--length", 9) == 0
     out, err = capsys.readouterr()
     assert out == "".join(expected)
-    told = err.splitlines()
-    assert len(told) == 2
-    assert told[0].startswith("charjax: the context has characters that the ascii vocabulary lacks: 'é' (U+00E9)")
-    assert "U+DCFF" in told[1]
+    first, second = err.splitlines()
+    assert first.startswith("charjax: ")
+    assert "'é' (U+00E9)" in first
+    assert "U+DCFF" in second
 
 
-def test_nothing_typed_writes_nothing(run, monkeypatch, capsys):
+def test_no_input_writes_nothing(run, monkeypatch, capsys):
     assert take_turns(monkeypatch, b"", run) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -180,10 +185,10 @@ def test_any_bytes_may_be_typed_for_a_model_of_bytes(tmp_path, monkeypatch, capf
     assert capfdbinary.readouterr().out.decode() == "".join(session.write(30)) + "\n"
 
 
-# ---- a text without end
+# ---- an endless text
 
 
-def test_without_a_length_it_goes_on_until_interrupted_and_loses_nothing(run, loaded):
+def test_without_a_length_it_continues_until_interrupted_and_loses_nothing(run, loaded):
     with started(run, "--length", 0, "--seed", 4) as process:
         first = process.stdout.read(3000)
         process.send_signal(signal.SIGINT)
@@ -195,7 +200,7 @@ def test_without_a_length_it_goes_on_until_interrupted_and_loses_nothing(run, lo
     assert out == expected + "\n"
 
 
-def test_without_a_length_it_goes_on_until_nobody_reads(run):
+def test_without_a_length_it_continues_until_nobody_reads(run):
     with started(run, "--length", 0) as process:
         assert len(process.stdout.read(3000)) == 3000
         process.stdout.close()
@@ -206,28 +211,28 @@ def test_without_a_length_it_goes_on_until_nobody_reads(run):
 # ---- beams
 
 
-def test_a_single_beam_is_the_likeliest_character_each_time(run, capfdbinary):
+def test_a_single_beam_takes_the_most_likely_character_each_time(run, capfdbinary):
     options = [run, "--context", "The ", "--length", 40]
-    greedy = shows(capfdbinary, *options, "--temperature", 0)
-    assert shows(capfdbinary, *options, "--beam-width", 1) == greedy
+    greedy = samples(capfdbinary, *options, "--temperature", 0)
+    assert samples(capfdbinary, *options, "--beam-width", 1) == greedy
     assert greedy.startswith("The ")
 
 
 def test_the_best_of_several_beams(run, loaded, capfdbinary):
     options = [run, "--context", "The ", "--length", 12, "--beam-width", 4]
     expected = beam_search_text(*loaded, "The ", length=12, beam_width=4)
-    assert shows(capfdbinary, *options) == f"The {expected[0]}\n"
-    out = shows(capfdbinary, *options, "--num-samples", 2)
+    assert samples(capfdbinary, *options) == f"The {expected[0]}\n"
+    out = samples(capfdbinary, *options, "--num-samples", 2)
     first, second = expected[:2]
     assert out == f"--- 1 of 2 ---\nThe {first}\n--- 2 of 2 ---\nThe {second}\n"
     assert first != second
 
 
-def test_beams_end_with_the_stop_and_prefer_by_the_length_penalty(run, loaded, capfdbinary):
+def test_beams_end_with_the_stop_and_heed_the_length_penalty(run, loaded, capfdbinary):
     for penalty in (-5.0, 5.0):
         found = beam_search_text(*loaded, "a", length=12, beam_width=3, end="e", length_penalty=penalty)
         options = [run, "--context", "a", "--length", 12, "--beam-width", 3, "--stop", "e"]
-        assert shows(capfdbinary, *options, f"--length-penalty={penalty}") == f"a{found[0]}\n"
+        assert samples(capfdbinary, *options, f"--length-penalty={penalty}") == f"a{found[0]}\n"
         assert "e" not in found[0][:-1]
 
 
@@ -243,13 +248,13 @@ def test_length_penalties_out_of_range(run, capsys, penalty):
     assert message in fails(capsys, "sample", run, "--beam-width", 2, "--length-penalty", penalty)
 
 
-def test_a_search_for_what_it_cannot_end_with(run, capsys):
+def test_prompts_and_stops_that_a_search_cannot_use(run, capsys):
     message = fails(capsys, "sample", run, "--beam-width", 2, "--stop", "ab")
     assert message == "--stop must be a single character with --beam-width, not 'ab'"
-    assert "the context has characters" in fails(capsys, "sample", run, "--beam-width", 2, "--context", "é")
+    assert "'é' (U+00E9)" in fails(capsys, "sample", run, "--beam-width", 2, "--context", "é")
 
 
-# ---- drawing
+# ---- sampling
 
 
 @pytest.mark.parametrize(
@@ -264,46 +269,44 @@ def test_a_search_for_what_it_cannot_end_with(run, capsys):
     ],
     ids=str,
 )
-def test_settings_reach_the_draws(run, loaded, capfdbinary, settings):
+def test_settings_reach_the_sampler(run, loaded, capfdbinary, settings):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     (expected,) = generate_text(*loaded, "a", length=60, seed=7, **settings)
-    assert shows(capfdbinary, run, "--context", "a", "--length", 60, "--seed", 7, *options) == f"a{expected}\n"
+    assert samples(capfdbinary, run, "--context", "a", "--length", 60, "--seed", 7, *options) == f"a{expected}\n"
 
 
 def test_weights_of_eight_bits(run, loaded, capfdbinary):
     if library_for_steps() is None:
         pytest.skip("no kernel on this machine")
     (expected,) = generate_text(*loaded, "a", length=60, weights="int8")
-    assert shows(capfdbinary, run, "--context", "a", "--length", 60, "--weights", "int8") == f"a{expected}\n"
+    assert samples(capfdbinary, run, "--context", "a", "--length", 60, "--weights", "int8") == f"a{expected}\n"
 
 
 def test_weights_of_eight_bits_without_the_kernel(run, monkeypatch, capsys):
     monkeypatch.setattr(decoder, "library_for_steps", lambda: None)
-    jax.clear_caches()  # with it, they may have been arranged before
+    jax.clear_caches()  # weights may have been packed with the kernel before
     try:
-        assert "int8 weights take the compiled kernel for processors" in fails(
-            capsys, "sample", run, "--weights", "int8"
-        )
+        assert "int8" in fails(capsys, "sample", run, "--weights", "int8")
     finally:
         jax.clear_caches()
 
 
 @pytest.mark.parametrize("option", ["--top-k=1", "--top-p=0.000001", "--min-p=1"])
-def test_settings_that_leave_the_likeliest_alone(run, capfdbinary, option):
+def test_settings_that_leave_only_the_most_likely(run, capfdbinary, option):
     options = [run, "--context", "a", "--length", 60]
-    greedy = shows(capfdbinary, *options, "--temperature", 0)
-    assert shows(capfdbinary, *options, option) == greedy
-    assert shows(capfdbinary, *options) != greedy
+    greedy = samples(capfdbinary, *options, "--temperature", 0)
+    assert samples(capfdbinary, *options, option) == greedy
+    assert samples(capfdbinary, *options) != greedy
 
 
-def test_a_seed_draws_the_same_texts_again(run, capfdbinary):
+def test_a_seed_samples_the_same_texts_again(run, capfdbinary):
     options = [run, "--num-samples", 3, "--length", 50]
-    first = shows(capfdbinary, *options, "--seed", 6)
-    assert shows(capfdbinary, *options, "--seed", 6) == first
-    assert shows(capfdbinary, *options, "--seed", 8) != first
+    first = samples(capfdbinary, *options, "--seed", 6)
+    assert samples(capfdbinary, *options, "--seed", 6) == first
+    assert samples(capfdbinary, *options, "--seed", 8) != first
     assert len(set(texts(first))) == 3
-    # The first is what is drawn alone.
-    assert texts(first)[0] + "\n" == shows(capfdbinary, run, "--length", 50, "--seed", 6)
+    # The first is the one sampled by itself.
+    assert texts(first)[0] + "\n" == samples(capfdbinary, run, "--length", 50, "--seed", 6)
 
 
 @pytest.mark.parametrize(
@@ -333,24 +336,24 @@ def test_settings_out_of_range(run, capsys, option, rule):
     ("options", "message"),
     [
         ("--context a --context-file b", "--context and --context-file are both given"),
-        ("--length-penalty 1", "--length-penalty takes --beam-width"),
-        ("--interactive --num-samples 2", "--interactive goes on with one text; leave --num-samples out"),
-        ("--interactive --beam-width 2", "--interactive goes on with one text; leave --beam-width out"),
+        ("--length-penalty 1", "--length-penalty needs --beam-width"),
+        ("--interactive --num-samples 2", "--interactive continues a single text; leave --num-samples out"),
+        ("--interactive --beam-width 2", "--interactive continues a single text; leave --beam-width out"),
         ("--length 0 --num-samples 2", "give a --length with --num-samples"),
         ("--length 0 --beam-width 2", "give a --length with --beam-width"),
         ("--num-samples 2 --context-file b", "leave --num-samples out, or use --context"),
         ("--beam-width 2 --context-file b", "leave --beam-width out, or use --context"),
         ("--interactive --length 0", "--interactive needs a --length or a --stop to end a turn"),
         ("--beam-width 2 --num-samples 3", "--beam-width 2 finds no more than 2 texts; raise it to 3, or lower"),
-        ("--beam-width 2 --temperature 0.5", "--temperature goes with drawing; leave it or --beam-width out"),
-        ("--beam-width 2 --top-k 3", "--top-k goes with drawing"),
-        ("--beam-width 2 --top-p 0.5", "--top-p goes with drawing"),
-        ("--beam-width 2 --min-p 0.5", "--min-p goes with drawing"),
-        ("--beam-width 2 --weights int8", "--weights goes with drawing"),
+        ("--beam-width 2 --temperature 0.5", "--temperature is for sampling; leave it or --beam-width out"),
+        ("--beam-width 2 --top-k 3", "--top-k is for sampling"),
+        ("--beam-width 2 --top-p 0.5", "--top-p is for sampling"),
+        ("--beam-width 2 --min-p 0.5", "--min-p is for sampling"),
+        ("--beam-width 2 --weights int8", "--weights is for sampling"),
     ],
 )
 def test_options_that_do_not_go_together(capsys, options, message):
-    """They are told of before the run is looked at."""
+    """This is reported before the run is read."""
     assert message in fails(capsys, "sample", "nowhere", *options.split())
 
 
@@ -361,10 +364,10 @@ def test_a_config_file_gives_options(run, tmp_path, capfdbinary):
         "[sampling]\nlength = 40\ntop-p = 0.9\nmin_p = 0\nseed = 9\n"
     )
     options = ["--stop=.", "--top-p=0.9", "--length=40"]
-    assert shows(capfdbinary, run, "--config", config) == shows(
+    assert samples(capfdbinary, run, "--config", config) == samples(
         capfdbinary, run, "--context", "so\n", "--seed", 9, *options
     )
-    assert shows(capfdbinary, run, "--config", config, "--seed", 1) == shows(
+    assert samples(capfdbinary, run, "--config", config, "--seed", 1) == samples(
         capfdbinary, run, "--context", "so\n", "--seed", 1, *options
     )
 
@@ -386,7 +389,7 @@ def test_config_files_that_cannot_be_used(run, tmp_path, capsys, content, messag
     assert message in fails(capsys, "sample", run, "--config", tmp_path / "sample.toml")
 
 
-# ---- where the text goes
+# ---- output
 
 
 class _Terminal(io.StringIO):
@@ -396,32 +399,36 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_is_sent_what_is_harmless_and_a_file_what_is_drawn(run, loaded, monkeypatch, capfdbinary):
+def test_a_terminal_gets_harmless_text_and_a_file_the_sampled_text(run, loaded, monkeypatch, capfdbinary):
     options = [run, "--length", 300, "--temperature", 20, "--seed", 3]
-    (drawn,) = generate_text(*loaded, temperature=20, length=300, seed=3)
-    assert {"\x1b", "\x07"} & set(drawn)  # it has what would steer a terminal
-    assert shows(capfdbinary, *options) == drawn + "\n"
+    (sampled,) = generate_text(*loaded, temperature=20, length=300, seed=3)
+    assert {"\x1b", "\x07"} & set(sampled)  # it has characters that control a terminal
+    assert samples(capfdbinary, *options) == sampled + "\n"
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert cli.main(["sample", *map(str, options)]) == 0
+    assert main(["sample", *map(str, options)]) == 0
     shown = terminal.getvalue()
     assert all(character in {"\n", "\t"} or character.isprintable() for character in shown)
-    assert shown != drawn + "\n"
-    assert len(shown) == len(drawn.replace("\r\n", "\n")) + 1
+    assert shown != sampled + "\n"
+    assert len(shown) == len(sampled.replace("\r\n", "\n")) + 1
 
 
-def test_a_pipe_gets_what_a_file_gets(run, capfdbinary):
-    """Whatever the encoding; pytest puts a file in the place of standard output."""
+def test_a_pipe_gets_what_a_file_gets(run, capfdbinary, monkeypatch):
+    """Whatever the encoding; under pytest standard output is a file."""
     options = [run, "--length", 40, "--context", "a"]
-    with started(*options, env={**os.environ, "PYTHONIOENCODING": "ascii"}) as process:
-        piped, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, b"")
-    assert piped.decode() == shows(capfdbinary, *options)
+    expected = samples(capfdbinary, *options)
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as reader, open(write_end, "w", encoding="ascii") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["sample", *map(str, options)]) == 0
+        monkeypatch.undo()
+        pipe.close()
+        assert reader.read().decode() == expected
 
 
 def test_a_line_break_is_not_cut_in_two(monkeypatch):
     written = []
-    monkeypatch.setattr(command_module, "write", written.append)
-    command_module._write_all(iter(["a\r", "\nb\r", "\r", "c\r"]))
+    monkeypatch.setattr(sample_module, "write", written.append)
+    sample_module._write_all(iter(["a\r", "\nb\r", "\r", "c\r"]))
     assert "".join(written) == "a\r\nb\r\rc\r\n"
     assert not any(text.startswith("\n") for text in written[:-1])

@@ -1,11 +1,8 @@
-"""`charjax score`: the loss is that of training, the text stays text, and mistakes are told in a line."""
+"""`charjax score`: the loss is that of training, hostile text stays text, and mistakes are one line."""
 
 import functools
 import math
-import os
 import re
-import subprocess
-import sys
 import tracemalloc
 
 import jax
@@ -18,9 +15,9 @@ from helpers.small_run import TEXT, save_run, small_model
 from rich.cells import cell_len
 
 from charjax import Corpus, evaluate, load_model, score
-from charjax.analysis import scored_characters as surprise
-from charjax.cli.commands import score as command
-from charjax.data import corpus
+from charjax.analysis import scored_characters
+from charjax.cli.commands import score as score_module
+from charjax.data import corpus as corpus_module
 from charjax.data.batching import make_streams
 from charjax.data.vocab import Vocab
 from charjax.distributed.mesh import make_mesh, put_streams
@@ -58,10 +55,10 @@ ONE_DEVICE = make_mesh(jax.devices()[:1])
 
 
 def save(folder, vocab, *, spoil=1.0):
-    """Saves a run of which nothing was trained; its weights are large, so that its predictions differ."""
-    texts = Corpus.from_text(TEXT if vocab.kind != "chars" else vocab.characters * 9, vocab=vocab)
+    """Saves an untrained run with large weights, so that its predictions differ."""
+    corpus = Corpus.from_text(TEXT if vocab.kind != "chars" else vocab.characters * 9, vocab=vocab)
     larger = functools.partial(jax.tree.map, lambda leaf: 3 * spoil * leaf)
-    return save_run(folder, texts, small_model(texts, hidden_dim=6), larger)
+    return save_run(folder, corpus, small_model(corpus, hidden_dim=6), larger)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +79,7 @@ def text(tmp_path):
 
 
 def facts(out):
-    """The lines above the table."""
+    """Returns the lines above the table as a dictionary."""
     rows = (line.split(maxsplit=1) for line in out.split("\n\nThe most surprising")[0].splitlines())
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
@@ -92,7 +89,7 @@ def loss(out):
 
 
 def rows(out):
-    """The table: place, bits, probability and what stands there, and the lines below each."""
+    """Returns the table: position, bits, probability and character, and the lines below each."""
     lines = out.partition("\n\nThe most surprising places")[2].split("\n")[3:-1]
     return [(lines[at].split(maxsplit=4), *lines[at + 1 : at + 3]) for at in range(0, len(lines), 3)]
 
@@ -120,8 +117,7 @@ def test_the_loss_is_that_of_evaluation(run, text, capsys):
     assert facts(out)["read"] == "in one pass"
 
 
-def test_the_loss_is_that_of_a_training_step_which_learns_nothing(run, tmp_path, capsys):
-    """The same window of text, read by the training step at a learning rate of 0."""
+def test_the_loss_is_that_of_a_training_step_with_a_learning_rate_of_zero(run, tmp_path, capsys):
     model, params, vocab = load_model(run)
     length = 64
     path = tmp_path / "window.txt"
@@ -136,44 +132,32 @@ def test_the_loss_is_that_of_a_training_step_which_learns_nothing(run, tmp_path,
     assert loss(shows(capsys, "score", run, path)) == pytest.approx(float(metrics.nats) / length, abs=1e-5)
 
 
-def test_the_size_of_what_is_read_does_not_matter_at_all(run, text, tmp_path, capsys, monkeypatch):
+def test_the_size_of_chunks_does_not_matter_at_all(run, text, tmp_path, capsys, monkeypatch):
     options = ("--html", tmp_path / "page.html", "--paint", "300", "--separator", "\n")
     found = []
     for read_bytes, block in ((1 << 22, 4096), (7, 1), (100, 64), (1000, 4096)):
-        monkeypatch.setattr(corpus, "READ_BYTES", read_bytes)
-        monkeypatch.setattr(surprise, "BLOCK", block)
+        monkeypatch.setattr(corpus_module, "READ_BYTES", read_bytes)
+        monkeypatch.setattr(scored_characters, "BLOCK", block)
         found.append((shows(capsys, "score", run, text, *options), (tmp_path / "page.html").read_bytes()))
     assert all(each == found[0] for each in found)
 
 
-def test_streams_are_near(run, text, capsys):
-    exact, near = shows(capsys, "score", run, text), shows(capsys, "score", run, text, "--streams", "3")
-    assert loss(near) == pytest.approx(loss(exact), abs=1e-3)
-    assert facts(near)["read"] == "as 3 streams; --streams 1 reads in one pass, exactly"
+def test_streams_are_close(run, text, capsys):
+    exact, close = shows(capsys, "score", run, text), shows(capsys, "score", run, text, "--streams", "3")
+    assert loss(close) == pytest.approx(loss(exact), abs=1e-3)
+    assert facts(close)["read"] == "as 3 streams; --streams 1 reads in one pass, exactly"
 
 
 def test_long_texts_are_read_as_streams_unless_the_user_says(run, text, capsys, monkeypatch):
     work = 1000 * sum(leaf.size for leaf in jax.tree.leaves(load_model(run)[1]))
-    monkeypatch.setattr(command, "EXACT_UP_TO", work - 1)
-    assert facts(shows(capsys, "score", run, text))["read"].startswith(f"as {command.STREAMS} streams")
+    monkeypatch.setattr(score_module, "MOST_WORK_IN_ONE_PASS", work - 1)
+    assert facts(shows(capsys, "score", run, text))["read"].startswith(f"as {score_module.STREAMS} streams")
     assert facts(shows(capsys, "score", run, text, "--streams", "1"))["read"] == "in one pass"
-    monkeypatch.setattr(command, "EXACT_UP_TO", work)
+    monkeypatch.setattr(score_module, "MOST_WORK_IN_ONE_PASS", work)
     assert facts(shows(capsys, "score", run, text))["read"] == "in one pass"
 
 
-def test_help_tells_of_the_automatic_choice_and_imports_no_jax():
-    code = (
-        "import sys; from charjax.cli.main import main\ntry: main(sys.argv[1:])\nfinally: print('jax' in sys.modules)"
-    )
-    called = [sys.executable, "-c", code, "score", "--help"]
-    done = subprocess.run(called, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "300"})
-    assert done.stdout.endswith("False\n")
-    told = re.sub(r"[\s│]+", " ", done.stdout)
-    most = f"{command.EXACT_UP_TO:.0e}".replace("e+", "e")
-    assert f"1 up to {most} characters times parameters, about half a minute, else {command.STREAMS}." in told
-
-
-def test_every_document_is_read_by_itself(run, text, capsys):
+def test_every_document_is_read_on_its_own(run, text, capsys):
     documents = TEXT[:1000].split("\n")
     out = shows(capsys, "score", run, text, "--separator", "\n")
     model, params, vocab = load_model(run)
@@ -183,24 +167,24 @@ def test_every_document_is_read_by_itself(run, text, capsys):
     assert facts(out)["characters"] == f"1,000; the {len(documents)} that begin a document do not count"
 
 
-def test_bytes_and_characters_are_told_apart(bytes_run, tmp_path, capsys):
+def test_bytes_and_characters_are_both_reported(bytes_run, tmp_path, capsys):
     path = tmp_path / "text.txt"
     path.write_text("Grüße aus Köln, 日本\n")
     model, params, vocab = load_model(bytes_run)
     nats = score(model, params, vocab.encode(path.read_text())[None])
-    told = facts(shows(capsys, "score", bytes_run, path))
-    assert told["characters"] == "19; the first does not count"
-    assert told["loss"] == f"{nats.mean(dtype=np.float64):.6f} nats/byte"
-    assert float(told["bits/byte"]) == pytest.approx(nats.mean() / math.log(2), abs=1e-4)
-    assert float(told["bits/char"]) == pytest.approx(nats.sum() / 18 / math.log(2), abs=1e-3)
+    printed = facts(shows(capsys, "score", bytes_run, path))
+    assert printed["characters"] == "19; the first does not count"
+    assert printed["loss"] == f"{nats.mean(dtype=np.float64):.6f} nats/byte"
+    assert float(printed["bits/byte"]) == pytest.approx(nats.mean() / math.log(2), abs=1e-4)
+    assert float(printed["bits/char"]) == pytest.approx(nats.sum() / 18 / math.log(2), abs=1e-3)
 
 
 def test_characters_of_several_bytes(tmp_path, capsys):
     run = save(tmp_path / "run", Vocab.from_text("Grüße aKöln,日本\n"))
     path = tmp_path / "text.txt"
     path.write_text("Grüße\n日本")
-    told = facts(shows(capsys, "score", run, path))
-    assert float(told["bits/byte"]) == pytest.approx(float(told["bits/char"]) * 7 / 13, abs=1e-4)
+    printed = facts(shows(capsys, "score", run, path))
+    assert float(printed["bits/byte"]) == pytest.approx(float(printed["bits/char"]) * 7 / 13, abs=1e-4)
     path.write_text("Gra\n")
     assert "bits/byte" not in facts(shows(capsys, "score", run, path))
 
@@ -232,7 +216,7 @@ def test_no_places(run, text, capsys):
     assert "most surprising" not in shows(capsys, "score", run, text, "--worst", "0")
 
 
-def test_marks_stand_under_wide_characters_and_names(bytes_run, tmp_path, capsys):
+def test_carets_are_below_wide_characters_and_names(bytes_run, tmp_path, capsys):
     path = tmp_path / "text.txt"
     path.write_text("日本\x1b" * 12)
     for (_, _, _, name, _), around, mark in rows(shows(capsys, "score", bytes_run, path, "--worst", "9")):
@@ -243,22 +227,22 @@ def test_marks_stand_under_wide_characters_and_names(bytes_run, tmp_path, capsys
         assert mark.count("^") == cell_len(name)
 
 
-# ---- painting
+# ---- colors
 
 
-def test_the_text_is_painted_with_marks_where_there_are_no_colours(run, text, capsys, monkeypatch):
+def test_without_colors_the_text_has_marks(run, text, capsys, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     out = shows(capsys, "score", run, text, "--paint", "20")
-    painted, _, rest = out.partition("\n\nmodel ")
+    colored, _, rest = out.partition("\n\nmodel ")
     assert rest
-    legend, empty, line, marks = painted.splitlines()
+    legend, empty, line, marks = colored.splitlines()
     assert legend == "surprise in bits under each character: ▁ is 0, █ is 10, of ▁▂▃▄▅▆▇█"
     assert (empty, line) == ("", TEXT[:20])
     assert re.fullmatch(" [▁▂▃▄▅▆▇█]{19}", marks)
     assert "\x1b" not in out
 
 
-def test_the_text_is_painted_in_colours_where_there_are_some(run, text, capsys, monkeypatch):
+def test_a_terminal_with_colors_gets_them(run, text, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -271,7 +255,7 @@ def test_the_text_is_painted_in_colours_where_there_are_some(run, text, capsys, 
     assert "\x1b" not in shows(capsys, "score", run, text, "--paint", "20")
 
 
-def test_painting_begins_at_a_line(run, text, tmp_path, capsys):
+def test_coloring_begins_at_a_line(run, text, tmp_path, capsys):
     out = shows(capsys, "score", run, text, "--paint", "10", "--start-line", "3")
     assert out.splitlines()[2] == TEXT.splitlines()[2][:10]
     page = page_of(capsys, tmp_path, run, text, "--html-chars", "100", "--start-line", "3")
@@ -292,7 +276,7 @@ def test_the_page_holds_the_text_with_its_surprise(run, text, tmp_path, capsys):
     assert "all characters" in page.facts
     model, params, vocab = load_model(run)
     nats = score(model, params, vocab.encode(TEXT[:1000])[None])[0]
-    assert page.tips[0][2] == f"{TEXT[0]}  nothing is before it; it does not count"
+    assert page.tips[0][2] == f"{TEXT[0]}  nothing comes before it, so it does not count"
     for (character, _, tip), expected in zip(page.tips[1:], nats.tolist(), strict=True):
         first, *others = tip.split("\n")
         name, bits, probability = re.fullmatch(r"(.+)  ([\d.]+) bits  ([\d.e-]+)%", first).groups()
@@ -342,16 +326,16 @@ def test_hostile_bytes_stay_text(bytes_run, tmp_path, capsys):
     page = PaintedPage(written)
     check_is_harmless(page, written)
     assert page.text.encode("utf-8", errors="surrogateescape") == content
-    assert any(tip.startswith("日  ") and "\nin place of 0x" in tip for _, _, tip in page.tips)
+    assert any(tip.startswith("日  ") and "\ninstead of 0x" in tip for _, _, tip in page.tips)
 
 
 # ---- memory
 
 
-def test_a_longer_text_takes_no_more_memory(run, tmp_path, capsys, monkeypatch):
-    """All the way to the page: kept, the scores and the page of the longer one would be over 1 MB more."""
-    monkeypatch.setattr(corpus, "READ_BYTES", 2000)
-    monkeypatch.setattr(surprise, "BLOCK", 512)
+def test_a_longer_text_needs_no_more_memory(run, tmp_path, capsys, monkeypatch):
+    """The scores and the page of the longer text would be over 1 MB more, if they were kept."""
+    monkeypatch.setattr(corpus_module, "READ_BYTES", 2000)
+    monkeypatch.setattr(scored_characters, "BLOCK", 512)
     path, page, peaks = tmp_path / "long.txt", tmp_path / "page.html", []
     path.write_text(TEXT)
     options = (run, path, "--html", page, "--paint", "100")
@@ -369,21 +353,21 @@ def test_a_longer_text_takes_no_more_memory(run, tmp_path, capsys, monkeypatch):
 # ---- mistakes
 
 
-def test_texts_that_are_none(run, tmp_path, capsys):
+def test_files_that_cannot_be_scored(run, tmp_path, capsys):
     assert "does not exist" in fails(capsys, "score", run, tmp_path / "nowhere.txt")
     assert "is a folder" in fails(capsys, "score", run, tmp_path)
     path = tmp_path / "text.txt"
     path.write_text("")
     assert "is empty" in fails(capsys, "score", run, path)
     path.write_text("a")
-    assert "has 1 character, and so nothing to predict" in fails(capsys, "score", run, path)
+    assert "has 1 character, which leaves nothing to predict" in fails(capsys, "score", run, path)
     path.write_text("so\ncafé")
     assert "line 2, column 4: 'é' (U+00E9) is not in the ascii vocabulary" in fails(capsys, "score", run, path)
     path.write_text("aa")
     assert "every character of" in fails(capsys, "score", run, path, "--separator", "a")
 
 
-def test_a_run_that_is_none(tmp_path, text, capsys):
+def test_a_run_that_does_not_exist(tmp_path, text, capsys):
     assert str(tmp_path / "nowhere") in fails(capsys, "score", tmp_path / "nowhere", text)
 
 
@@ -398,14 +382,14 @@ def test_numbers_out_of_range(run, text, capsys, flag, least):
 
 def test_options_that_the_text_does_not_fit(run, text, capsys):
     assert "--streams must be at most 4096, not 5000" in fails(capsys, "score", run, text, "--streams", "5000")
-    assert f"--start-line must be at most 12, the lines of {text}" in fails(
+    assert f"--start-line must be at most 12, the number of lines in {text}" in fails(
         capsys, "score", run, text, "--start-line", "13"
     )
     assert "separator must be at least one character" in fails(capsys, "score", run, text, "--separator=")
     assert "--separator: not in the ascii vocabulary: 'é'" in fails(capsys, "score", run, text, "--separator", "é")
 
 
-def test_where_no_page_can_be(run, text, tmp_path, capsys):
+def test_paths_where_no_page_can_be_written(run, text, tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
     assert "there is no folder" in fails(capsys, "score", run, text, "--html", tmp_path / "nowhere" / "page.html")
     assert "is a folder; name a file" in fails(capsys, "score", run, text, "--html", tmp_path)
@@ -420,7 +404,7 @@ def test_a_model_that_went_wrong_leaves_no_page(text, tmp_path, capsys):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_page_takes_the_place_of_nothing_that_is_needed(capsys, tmp_path, run):
+def test_a_page_replaces_nothing_that_is_needed(capsys, tmp_path, run):
     text = tmp_path / "text.txt"
     text.write_text("plain text\n")
     link = tmp_path / "link.html"

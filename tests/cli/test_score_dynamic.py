@@ -1,4 +1,4 @@
-"""`charjax score --dynamic`: what `dynamic_score` finds, beside what the weights as they were make of it."""
+"""`charjax score --dynamic`: the results of `dynamic_score` beside those of the original weights."""
 
 import html
 import re
@@ -15,7 +15,7 @@ SPOKEN = TEXT[:600]
 
 
 def save(folder, corpus):
-    """Saves a run of which nothing was trained."""
+    """Saves an untrained run."""
     return save_run(folder, corpus, small_model(corpus, hidden_dim=6))
 
 
@@ -39,37 +39,37 @@ def text(tmp_path):
 
 
 def facts(out):
-    """The lines above the table."""
+    """Returns the lines above the table as a dictionary."""
     rows = (line.split(maxsplit=1) for line in out.split("\n\n")[0].splitlines())
     return {row[0]: row[1] for row in rows}
 
 
 def numbers(fact):
-    """The two numbers of a line, dynamic and static."""
+    """Returns the two numbers of a line, dynamic and static."""
     return [float(number) for number in re.findall(r"\d+\.\d+", fact)]
 
 
-def test_both_losses_are_told_side_by_side(run, text, trained_on, capsys):
+def test_both_losses_are_printed_side_by_side(run, text, trained_on, capsys):
     out = shows(capsys, "score", run, text, "--dynamic")
     model, params, vocab = load_model(run)
     ids = vocab.encode(SPOKEN)
     found = dynamic_score(model, params, ids, train_ids=Corpus.from_file(trained_on).train)
-    told = facts(out)
-    assert re.fullmatch(r"\d\.\d{6} nats/char, static \d\.\d{6} nats/char", told["loss"])
+    printed = facts(out)
+    assert re.fullmatch(r"\d\.\d{6} nats/char, static \d\.\d{6} nats/char", printed["loss"])
     static = score(model, params, ids[None])[0].mean(dtype=np.float64)
-    assert numbers(told["loss"]) == pytest.approx([found.loss, static], abs=2e-6)
-    assert numbers(told["perplexity"]) == pytest.approx(np.exp([found.loss, static]), abs=2e-3)
-    assert numbers(told["bits/char"]) == pytest.approx(np.array([found.loss, static]) / np.log(2), abs=1e-4)
+    assert numbers(printed["loss"]) == pytest.approx([found.loss, static], abs=2e-6)
+    assert numbers(printed["perplexity"]) == pytest.approx(np.exp([found.loss, static]), abs=2e-3)
+    assert numbers(printed["bits/char"]) == pytest.approx(np.array([found.loss, static]) / np.log(2), abs=1e-4)
     assert found.loss < static - 0.01
-    assert told["read"] == "in one pass, by weights that learn after every 20 characters"
-    assert told["gradients"] == f"measured on {trained_on}, which the run was trained on, then on the text itself"
-    # The place that is worst is so for the weights that learn.
+    assert printed["read"] == "in one pass, by weights that learn after every 20 characters"
+    assert printed["gradients"] == f"measured on {trained_on}, which the run was trained on, then on the text itself"
+    # The worst place is that of the weights that learn.
     worst, as_they_were = found.nats.max() / np.log(2), found.static_nats.max() / np.log(2)
     assert re.search(rf"\s{worst:.2f}\s", out)
     assert f"{worst:.2f}" != f"{as_they_were:.2f}"
 
 
-def test_learning_is_as_it_is_told(run, text, capsys):
+def test_learning_follows_the_options(run, text, capsys):
     still = facts(shows(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "0"))
     learned, static = numbers(still["loss"])
     assert learned == pytest.approx(static, abs=2e-6)
@@ -91,19 +91,19 @@ def test_without_its_training_text_gradients_are_measured_on_the_text(text, tmp_
     model, params, vocab = load_model(from_file)
     expected = dynamic_score(model, params, vocab.encode(SPOKEN))
 
-    def told(run):
+    def source_of(run):
         found = facts(shows(capsys, "score", run, text, "--dynamic"))
         assert numbers(found["loss"])[0] == pytest.approx(expected.loss, abs=2e-6)
         return found["gradients"].removeprefix("measured on the text itself: ")
 
     corpus.write_text("é" + TEXT)
-    assert told(from_file) == f"{corpus} has changed since the run was trained on it"
+    assert source_of(from_file) == f"{corpus} has changed since the run was trained on it"
     corpus.unlink()
-    assert told(from_file) == f"{corpus}, which the run was trained on, is not there"
-    assert told(from_none) == "the run was trained on a text that came from no file"
+    assert source_of(from_file) == f"{corpus}, which the run was trained on, does not exist"
+    assert source_of(from_none) == "the run was not trained on a file"
 
 
-def test_learning_that_does_harm_is_said_to(run, text, capsys):
+def test_learning_that_does_harm_logs_a_warning(run, text, capsys):
     hint = "learning from this text made its loss higher; try a lower --dynamic-learning-rate"
     learned, static = numbers(
         facts(shows(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "9", warns=hint))["loss"]
@@ -116,15 +116,15 @@ def test_learning_that_does_harm_is_said_to(run, text, capsys):
 def test_bytes_documents_and_the_page(text, tmp_path, capsys):
     text.write_text("Grüße aus Köln\n\n" * 40)
     run, page = save(tmp_path / "run", Corpus.from_text(TEXT, vocab=Vocab.bytes())), tmp_path / "page.html"
-    told = facts(shows(capsys, "score", run, text, "--dynamic", "--separator", "\n\n", "--html", page))
-    assert told["documents"] == "40"
-    per_byte, per_char = numbers(told["bits/byte"]), numbers(told["bits/char"])
+    printed = facts(shows(capsys, "score", run, text, "--dynamic", "--separator", "\n\n", "--html", page))
+    assert printed["documents"] == "40"
+    per_byte, per_char = numbers(printed["bits/byte"]), numbers(printed["bits/char"])
     # Of the 16 characters of a document, three of which take two bytes, the first does not count.
     assert per_char == pytest.approx(np.array(per_byte) * 18 / 15, abs=2e-3)
-    assert numbers(told["loss"])[0] < numbers(told["loss"])[1]
+    assert numbers(printed["loss"])[0] < numbers(printed["loss"])[1]
     shown = html.unescape(re.sub("<[^>]*>", " ", page.read_text()))
-    assert told["loss"] in shown
-    assert told["gradients"] in shown
+    assert printed["loss"] in shown
+    assert printed["gradients"] in shown
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_bytes_documents_and_the_page(text, tmp_path, capsys):
     [
         (
             ["--dynamic", "--streams", "2"],
-            "--streams must be 1 with --dynamic, which learns from all that comes before",
+            "--streams must be 1 with --dynamic, which learns from all the text before",
         ),
         (["--dynamic", "--dynamic-seq-len", "0"], "--dynamic-seq-len must be a whole number from 1 to 4000, not 0"),
         (
@@ -140,7 +140,7 @@ def test_bytes_documents_and_the_page(text, tmp_path, capsys):
             "--dynamic-learning-rate must be at least 0 and finite, not -1.0",
         ),
         (["--dynamic", "--dynamic-decay", "nan"], "--dynamic-decay must be at least 0 and finite, not nan"),
-        (["--dynamic-decay", "0.5"], "--dynamic must be given for the other --dynamic options to mean something"),
+        (["--dynamic-decay", "0.5"], "--dynamic-learning-rate, --dynamic-decay and --dynamic-seq-len need --dynamic"),
     ],
 )
 def test_options_that_do_not_go_together_or_are_out_of_range(run, text, capsys, argv, message):

@@ -1,17 +1,17 @@
-"""A page with a painted text, read back."""
+"""Parses a page of colored text."""
 
 import html.parser
 
 
 class PaintedPage(html.parser.HTMLParser):
-    """What a page is made of: its elements, the painted text as it was, and what was said of each piece of it.
+    """Parses a page: its elements, the original text, and the tooltips.
 
     Attributes:
         elements: tags, in order.
         attributes: (tag, name, value) of all of them.
-        content: by tag, the text in it.
+        content: text inside each kind of tag.
         facts: the text of each cell of its tables.
-        text: the painted text.
+        text: the colored text.
         tips: (piece, class, title or "") of each element in it.
     """
 

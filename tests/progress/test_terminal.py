@@ -1,134 +1,115 @@
-"""A training whose terminal is closed, or whose output nobody can write any more."""
+"""Progress on a terminal."""
 
-import os
-import pty
-import select
-import signal
-import subprocess
-import sys
-import threading
-from contextlib import contextmanager
+import io
 
-import pytest
-from helpers.real_runs import assert_same_run, command, environment, run, started, uninterrupted_run
+from helpers.progress import HOSTILE, Clock, make_evaluation
+from rich.console import Console
 
-from charjax.runs.checkpoint import read_header
-
-SHORT = ("--epochs", "3")
-# Makes the terminal on standard input its own, as a shell does, and goes on as the command.
-ON_TERMINAL = """
-import fcntl, os, signal, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+from charjax.progress.terminal import TerminalReporter
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"), *SHORT)
+def make_terminal(width=80, **changes):
+    file = changes.pop("file", None) or io.StringIO()
+    return Console(file=file, width=width, height=24, force_terminal=True, _environ={}, **changes)
 
 
-@contextmanager
-def terminal():
-    """A terminal that somebody looks at: -> (its file descriptor, what closes its window)."""
-    controller, end = pty.openpty()
-    closing, close_now = os.pipe()
-
-    def look():
-        while closing not in select.select([controller, closing], [], [])[0]:
-            os.read(controller, 1 << 16)
-        os.close(controller)
-
-    looker = threading.Thread(target=look)
-    looker.start()
-
-    def close():
-        os.close(end)
-        os.write(close_now, b"x")
-        looker.join()
-
-    try:
-        yield end, close
-    finally:
-        if looker.is_alive():
-            close()
-        os.close(closing)
-        os.close(close_now)
+def run_terminal(console, sample=HOSTILE):
+    clock = Clock()
+    reporter = TerminalReporter(console, clock=clock)
+    reporter.start(1000, 0, 6400, epochs=4)
+    reporter.message("[red]watch[/red]")
+    for step in range(250, 1001, 250):
+        for part in (step - 200, step - 100, step):
+            clock.sleep(1)
+            reporter.update(part, 2.25)
+        reporter.evaluation(make_evaluation(step), sample)
+    reporter.stop()
+    reporter.stop()
+    return console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
 
 
-def train_until_the_terminal_closes(text, out, on_hangup, errors=None):
-    """Trains on a terminal that is closed after the first checkpoint: -> the exit code."""
-    arguments = [sys.executable, "-c", ON_TERMINAL, on_hangup, *command(text, out, *SHORT)]
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        terminal() as (end, close),
-    ):
-        patch.setenv("TERM", "xterm-256color")
-        options = {"stdin": end, "stdout": end, "stderr": errors or end, "start_new_session": True}
-        with started(arguments, out, **options) as process:
-            close()
-            return process.wait()
+def plain_text(output):
+    """Returns what stays on a terminal, without styles and the lines that the live bar cleared."""
+    screen, row = [""], 0
+    index = 0
+    while index < len(output):
+        character = output[index]
+        if output.startswith("\x1b[", index):
+            end = index + 2
+            while not output[end].isalpha():
+                end += 1
+            count, command = output[index + 2 : end], output[end]
+            if command == "A":
+                row -= int(count)
+            elif command == "K":
+                screen[row] = ""
+            index = end + 1
+            continue
+        if character == "\n":
+            row += 1
+            if row == len(screen):
+                screen.append("")
+        elif character != "\r":
+            screen[row] += character
+        index += 1
+    return "\n".join(line.rstrip() for line in screen).rstrip("\n")
 
 
-@pytest.mark.parametrize("errors", ["in a file", "on the terminal"])
-def test_a_closed_terminal_saves_first(uninterrupted, tmp_path, errors):
-    text, whole = uninterrupted
-    out, log = tmp_path / "run", tmp_path / "errors"
-    with log.open("w") as file:
-        code = train_until_the_terminal_closes(text, out, "SIG_DFL", file if errors == "in a file" else None)
-    assert code == 128 + signal.SIGHUP
-    step = read_header(out).progress.step
-    assert 0 < step < read_header(whole).progress.step
-    if errors == "in a file":
-        assert log.read_text().splitlines()[-1].startswith(f"charjax: interrupted at step {step} of ")
-        assert "Traceback" not in log.read_text()
-    run(text, out, "--resume", *SHORT)
-    assert_same_run(out, whole)
-
-
-@pytest.mark.parametrize("errors", ["in a file", "on the terminal"])
-def test_under_nohup_training_goes_on_without_its_terminal(uninterrupted, tmp_path, errors):
-    text, whole = uninterrupted
-    out, log = tmp_path / "run", tmp_path / "errors"
-    with log.open("w") as file:
-        code = train_until_the_terminal_closes(text, out, "SIG_IGN", file if errors == "in a file" else None)
-    assert code == 0
-    if errors == "in a file":
-        # Two lines told what was chosen.
-        assert log.read_text().splitlines()[2:] == [
-            "charjax: standard output can no longer be written (Input/output error); training goes on"
-        ]
-    assert_same_run(out, whole)
-
-
-def test_a_pipe_that_nobody_reads_any_more_does_not_end_training(uninterrupted, tmp_path):
-    text, whole = uninterrupted
-    out, log = tmp_path / "run", tmp_path / "errors"
-    with (
-        log.open("w") as file,
-        started(command(text, out, *SHORT), out, stdout=subprocess.PIPE, stderr=file) as process,
-    ):
-        process.stdout.close()
-        assert process.wait() == 0
-    assert log.read_text().splitlines()[2:] == [
-        "charjax: standard output can no longer be written (Broken pipe); training goes on"
+def test_a_terminal_shows_evaluations_samples_and_the_bar_in_its_width():
+    lines = plain_text(run_terminal(make_terminal())).splitlines()
+    assert "[red]watch[/red]" in lines
+    assert "0:00:03  epoch 1.00  step   250  train 1.5000  val 1.3863  perplexity 4.000" in lines
+    assert "  │ [bold]art[/] ␛[31mred␛[0m␇ \\x9b2J a␍b" in lines
+    bar, numbers = lines[-2:]
+    assert bar.startswith("epoch 4.00/4  ━━━━")
+    assert bar.endswith("step 1,000/1,000  0:00:12 in all")
+    assert numbers.split() == [
+        "train",
+        "1.5000",  # from the evaluation, which is newer than the last update
+        "val",
+        "1.3863",
+        "perplexity",
+        "4.000",
+        "480k",
+        "characters/s",
     ]
-    assert_same_run(out, whole)
+    assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize("redirection", ["> /dev/full 2> /dev/full", "<&- >&- 2>&-"])
-def test_output_that_never_could_be_written_does_not_end_training(uninterrupted, tmp_path, redirection):
-    """A full disk under the log, or no standard streams at all, whose numbers no file of the run must get."""
-    text, whole = uninterrupted
-    out = tmp_path / "run"
-    shell = ["bash", "-c", f'exec "$@" {redirection}', "bash", *command(text, out, *SHORT)]
-    assert subprocess.run(shell, env=environment(), check=False).returncode == 0
-    assert_same_run(out, whole)
+def test_the_lowest_validation_loss_is_green():
+    console = make_terminal(color_system="standard")
+    output = run_terminal(console)
+    assert output.count("\x1b[1;32mval 1.3863") == 1  # later equal losses are not lower
+    assert output.count("\x1b[1mval 1.3863") == 3
 
 
-def test_other_commands_tell_of_a_full_disk_and_nothing_more(uninterrupted):
-    _, whole = uninterrupted
-    shell = ["bash", "-c", '"$@" > /dev/full', "bash", sys.executable, "-m", "charjax", "info", str(whole)]
-    done = subprocess.run(shell, env=environment(), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "charjax: error: No space left on device\n")
+def test_if_every_call_is_evaluated_the_speed_is_that_of_the_evaluation():
+    console = make_terminal()
+    reporter = TerminalReporter(console, clock=Clock())
+    reporter.start(10, 0, 6400)
+    for step in (1, 2):
+        reporter.update(step, 2.25)
+        reporter.evaluation(make_evaluation(step))
+    reporter.stop()
+    assert plain_text(console.file.getvalue()).endswith("1.20M characters/s")
+
+
+def test_control_characters_of_a_sample_do_not_reach_the_terminal():
+    output = run_terminal(make_terminal(color_system=None))
+    for dangerous in ("\x07", "\x9b", "\x7f", "\u202e", "\x1b[31mred"):
+        assert dangerous not in output
+
+
+def test_a_long_line_wraps_behind_its_rule():
+    output = plain_text(run_terminal(make_terminal(width=40), sample="word " * 30))
+    sample_lines = [line for line in output.splitlines() if line.startswith("  │")]
+    assert len(sample_lines) == 4 * 5
+    assert max(map(len, output.splitlines()[-2:])) <= 40
+
+
+def test_an_ascii_terminal_gets_ascii():
+    buffer = io.BytesIO()
+    file = io.TextIOWrapper(buffer, encoding="ascii")
+    run_terminal(make_terminal(file=file, color_system=None), sample="π")
+    file.flush()
+    assert b"  | \\u03c0" in buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The page of a painted text: what is in it is text, whatever it was, and is all there."""
+"""Pages of colored text: hostile text stays text, and nothing of it is lost."""
 
 import base64
 import hashlib
@@ -12,10 +12,9 @@ import pytest
 from helpers.painted_page import PaintedPage
 
 from charjax.errors import UserError
-from charjax.rendering.color_scale import DARK_INK, LIGHT_INK, Scale
-from charjax.rendering.html_page import PageWriter, Painted, write_page
-from charjax.rendering.html_template import Place, Places
-from charjax.rendering.visible_text import name_character
+from charjax.rendering.color_scale import Scale
+from charjax.rendering.html_page import PageWriter, Painted
+from charjax.rendering.html_template import Excerpt, ExcerptTable
 
 SURPRISE = Scale("surprise in bits", 0, 10, 20)
 ACTIVATION = Scale("activation", -1, 1, 21)
@@ -43,7 +42,9 @@ HOSTILE = (
 
 
 def write(path, characters, scale=SURPRISE, **options):
-    write_page(path, **{"title": "A text", "facts": [], "characters": characters, "scale": scale, **options})
+    with PageWriter(path, scale) as page:
+        page.paint(characters)
+        page.finish(**{"title": "A text", "facts": [], **options})
     return path.read_bytes().decode("utf-8")
 
 
@@ -60,17 +61,17 @@ def test_a_hostile_text_stays_text(tmp_path):
     assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", page)
 
 
-def test_places_above_the_text_point_to_its_lines(tmp_path):
-    places = [
-        Place(2, "2:1", ("9.00 bits", "0.2%"), "a↵", "b", 9.0, "c", "d 50%"),
-        Place(None, HOSTILE, (HOSTILE,), HOSTILE, HOSTILE, 0.0, HOSTILE, HOSTILE),
+def test_excerpts_above_the_text_link_to_its_lines(tmp_path):
+    excerpts = [
+        Excerpt(2, "2:1", ("9.00 bits", "0.2%"), "a↵", "b", 9.0, "c", "d 50%"),
+        Excerpt(None, HOSTILE, (HOSTILE,), HOSTILE, HOSTILE, 0.0, HOSTILE, HOSTILE),
     ]
     with PageWriter(tmp_path / "x.html", SURPRISE) as page:
         page.line(1)
         page.paint([Painted("a\n", 0)])
         page.line(2)
         page.paint([Painted("b", 9), Painted("c", 0)])
-        page.finish(title="t", facts=[("loss", "1")], places=Places(HOSTILE, ("where", HOSTILE), places))
+        page.finish(title="t", facts=[("loss", "1")], excerpts=ExcerptTable(HOSTILE, ("where", HOSTILE), excerpts))
     written = (tmp_path / "x.html").read_bytes().decode()
     assert '<i id="1"></i>a\n<i id="2"></i><b class="s">b</b>c</div>' in written
     reader = PaintedPage(written)
@@ -78,28 +79,36 @@ def test_places_above_the_text_point_to_its_lines(tmp_path):
     assert not reader.open
     assert set(reader.elements) == ELEMENTS | {"h2", "a", "i"}
     assert [value for tag, name, value in reader.attributes if tag == "a"] == ["#2"]
-    assert '<td class="E">a↵<b class="s">b</b>c</td><td>d 50%</td>' in written
+    assert '<td class="excerpt">a↵<b class="s">b</b>c</td><td>d 50%</td>' in written
     assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", written)
 
 
-def test_unpainted_characters_and_neighbours_that_differ_in_nothing_share_an_element(tmp_path):
+def test_uncolored_characters_and_equal_neighbors_share_an_element(tmp_path):
     characters = [Painted(c, 0) for c in "plain <"] + [Painted(c, 9.9, "same") for c in "both"] + [Painted("x", 9.9)]
     page = write(tmp_path / "x.html", characters)
     assert PaintedPage(page).tips == [("both", "t", "same"), ("x", "t", "")]
     assert '>plain &lt;<b class="t" title="same">both</b><b class="t">x</b></div>' in page
 
 
-def test_white_space_is_marked_where_it_is_painted(tmp_path):
+def test_white_space_is_marked_where_it_is_colored(tmp_path):
     page = write(tmp_path / "x.html", [Painted(" \t\n", 0), Painted(" ", 5), Painted("\t", 5), Painted("\n", 5)])
     assert PaintedPage(page).tips == [(" ", "k", ""), ("\t", "k T", ""), ("\n", "k N", "")]
 
 
-def test_nan_is_not_painted(tmp_path):
+def test_every_mark_has_a_style(tmp_path):
+    characters = [Painted("\t", 5), Painted("\n", 5), Painted("\0", 5), Painted("\u200d", 5)]
+    page = write(tmp_path / "x.html", characters)
+    assert [names for _, names, _ in PaintedPage(page).tips] == ["k T", "k N", "k X", "k Z"]
+    style = PaintedPage(page).content["style"]
+    assert all(re.search(rf"^\.{mark}\b.*{{.+}}$", style, re.MULTILINE) for mark in "TNXZ")
+
+
+def test_nan_is_not_colored(tmp_path):
     reader = PaintedPage(write(tmp_path / "x.html", [Painted("a", math.nan, "first")], ACTIVATION))
     assert reader.tips == [("a", "", "first")]
 
 
-def test_the_policy_lets_this_script_and_style_in_and_nothing_else(tmp_path):
+def test_the_policy_allows_this_script_and_style_and_nothing_else(tmp_path):
     page = write(tmp_path / "x.html", [Painted("a", 5)])
     (policy,) = re.findall('http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
@@ -113,13 +122,13 @@ def test_the_policy_lets_this_script_and_style_in_and_nothing_else(tmp_path):
     assert "innerHTML" not in page
 
 
-def test_facts_and_note_stand_above_the_text(tmp_path):
+def test_facts_and_note_are_above_the_text(tmp_path):
     page = write(tmp_path / "x.html", [Painted("a", 5)], facts=[("loss", "1.5 nats/char")], note="The first character.")
     assert "<tr><th>loss</th><td>1.5 nats/char</td></tr>" in page
     assert page.index("<h1>A text</h1>") < page.index("The first character.") < page.index('<div id="text"')
 
 
-def test_a_text_is_taken_as_it_comes(tmp_path):
+def test_text_is_written_as_it_comes(tmp_path):
     with PageWriter(tmp_path / "x.html", SURPRISE) as page:
         page.paint([Painted("ab", 0)])
         assert not list(tmp_path.iterdir())
@@ -134,12 +143,12 @@ def test_a_page_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     path.write_text("old")
     path.chmod(0o640)
 
-    def breaks_off():
+    def fails():
         yield Painted("a", 5)
-        raise RuntimeError("broken off")
+        raise RuntimeError("failed")
 
-    with pytest.raises(RuntimeError, match="broken off"):
-        write(path, breaks_off())
+    with pytest.raises(RuntimeError, match="failed"):
+        write(path, fails())
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
     write(path, [Painted("a", 5)])
     assert path.read_text().startswith("<!doctype html>")
@@ -156,7 +165,7 @@ def test_a_failure_to_replace_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_new_page_is_as_open_as_any_new_file_and_a_link_stays_one(tmp_path):
+def test_a_new_page_has_the_mode_of_any_new_file_and_a_link_stays_a_link(tmp_path):
     (tmp_path / "other").write_text("")
     (tmp_path / "link").symlink_to("x.html")
     write(tmp_path / "link", [])
@@ -164,46 +173,10 @@ def test_a_new_page_is_as_open_as_any_new_file_and_a_link_stays_one(tmp_path):
     assert (tmp_path / "x.html").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_where_no_page_can_be(tmp_path):
-    with pytest.raises(UserError, match=r"x\.html cannot be written: there is no folder .*nowhere; make it first"):
+def test_paths_where_no_page_can_be_written(tmp_path):
+    with pytest.raises(UserError, match=r"x\.html cannot be written: there is no folder .*nowhere; create it first"):
         PageWriter(tmp_path / "nowhere" / "x.html", SURPRISE)
     with pytest.raises(UserError, match="is a folder; name a file"):
         PageWriter(tmp_path, SURPRISE)
     with pytest.raises(UserError, match="/dev/null is a pipe or device; name a file"):
         PageWriter("/dev/null", SURPRISE)
-
-
-@pytest.mark.parametrize(
-    ("character", "name"),
-    [("a", "a"), (" ", "␣"), ("\n", "↵"), ("\t", "⇥"), ("↵", "U+21B5"), ("\0", "U+0000"), ("\u202e", "U+202E"),
-     ("\udcff", "0xFF"), ("\ud800", "U+D800"), ("é", "é"), ("\xa0", "U+00A0")],
-)  # fmt: skip
-def test_characters_have_names_that_can_be_seen(character, name):
-    assert name_character(character) == name
-
-
-@pytest.mark.parametrize("scale", [SURPRISE, ACTIVATION])
-def test_levels_rise_from_end_to_end(scale):
-    for level in range(scale.levels):
-        low, high = scale.bounds(level)
-        assert scale.level((low + high) / 2) == level
-    assert scale.level(-math.inf) == 0
-    assert scale.level(math.inf) == scale.levels - 1
-    assert scale.level(0.0) == scale.level(math.nan) == scale.neutral
-
-
-@pytest.mark.parametrize("scale", [SURPRISE, ACTIVATION])
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_ink_can_be_read_on_every_colour(scale, dark):
-    """WCAG 2 asks for a contrast of 4.5."""
-
-    def luminance(colour):
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour)]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    ink = luminance(DARK_INK if dark else LIGHT_INK)
-    colours = [scale.colour(level, dark=dark) for level in range(scale.levels)]
-    for colour in colours:
-        low, high = sorted((ink, luminance(colour)))
-        assert (high + 0.05) / (low + 0.05) >= 4.5
-    assert len(set(colours)) == scale.levels

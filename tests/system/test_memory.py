@@ -1,4 +1,4 @@
-"""reuse_memory and release_unused_memory: what was freed is used again, and what lies in holes goes back."""
+"""reuse_memory keeps freed memory for the next allocation; release_unused_memory returns it to the system."""
 
 import os
 import subprocess
@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
-# Counts the pages that the system has to hand out for the second of two equal arrays.
-CODE = """
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+
+# Counts the pages that the system maps for the second of two equal arrays.
+REUSE = """
 import resource, numpy as np
-from charjax.memory import reuse_memory
+from charjax.host.memory import reuse_memory
 reuse_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -22,23 +24,21 @@ print(faults())
 
 def second_allocation(**environment):
     environment = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", REUSE], env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_reused():
     assert second_allocation() < 100
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
-def test_what_the_user_set_stays():
+def test_settings_of_the_user_stay():
     assert second_allocation(MALLOC_ARENA_MAX="4") > 100
 
 
 RELEASE = """
 import numpy as np
-from charjax.memory import release_unused_memory, reuse_memory
+from charjax.host.memory import release_unused_memory, reuse_memory
 reuse_memory()
 def megabytes():
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmRSS"))
@@ -51,8 +51,7 @@ print(before - megabytes())
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
-def test_holes_go_back_to_the_system():
+def test_holes_are_returned_to_the_system():
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     done = subprocess.run([sys.executable, "-c", RELEASE], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 100  # two arrays of 64 MB

@@ -1,4 +1,4 @@
-"""SignalCatcher: the first signal is a flag, a second Ctrl-C or SIGTERM acts as it always did."""
+"""Signals: the first sets a flag, a second Ctrl-C or SIGTERM acts as usual, and Ctrl-C during imports is one line."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import threading
 import pytest
 from helpers.real_runs import handled_by_default
 
-from charjax.cli.startup import leaving_at_once
+from charjax.cli.startup import exit_on_interrupt
 from charjax.host.signals import SignalCatcher
 
 
@@ -20,7 +20,7 @@ def _as_outside_nohup():
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_is_kept(signum):
+def test_the_first_signal_is_recorded(signum):
     before = [signal.getsignal(number) for number in SignalCatcher.SIGNALS]
     with SignalCatcher() as catcher:
         assert catcher.received is None
@@ -29,7 +29,7 @@ def test_the_first_signal_is_kept(signum):
     assert [signal.getsignal(number) for number in SignalCatcher.SIGNALS] == before
 
 
-def test_the_second_acts_as_before():
+def test_the_second_signal_acts_as_before():
     with SignalCatcher() as catcher:
         os.kill(os.getpid(), signal.SIGINT)
         assert catcher.received == signal.SIGINT
@@ -39,11 +39,11 @@ def test_the_second_acts_as_before():
 
 CATCH = """
 import signal, sys
-from charjax.signals import SignalCatcher
+from charjax.host.signals import SignalCatcher
 first, *at_once = map(int, sys.argv[1:])
 with SignalCatcher() as catcher:
     signal.raise_signal(first)
-    # All of them have come before Python looks at any.
+    # All of them arrive before Python handles any.
     signal.pthread_sigmask(signal.SIG_BLOCK, at_once)
     for number in at_once:
         signal.raise_signal(number)
@@ -53,13 +53,13 @@ with SignalCatcher() as catcher:
 
 
 def catch(*numbers):
-    """A process that one signal comes to, and then others at once."""
+    """Runs a process that receives one signal and then several at once: -> exit code, output, errors."""
     command = [sys.executable, "-c", CATCH, *(str(int(number)) for number in numbers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_sigterm_at_once_after_ctrl_c_ends_it_without_complaint():
+def test_sigterm_right_after_ctrl_c_ends_the_process_without_complaint():
     assert catch(signal.SIGHUP, signal.SIGINT, signal.SIGTERM) == (-signal.SIGTERM, "", "")
 
 
@@ -72,7 +72,7 @@ def test_sigterm_at_once_after_ctrl_c_ends_it_without_complaint():
         (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP),
     ],
 )
-def test_a_terminal_that_closes_asks_for_nothing_twice(numbers):
+def test_a_closing_terminal_does_not_count_as_a_second_signal(numbers):
     assert catch(*numbers) == (0, f"received {int(numbers[0])}\n", "")
 
 
@@ -84,7 +84,7 @@ def test_nohup_is_respected():
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-def test_handlers_that_are_not_pythons_are_left_alone(monkeypatch):
+def test_handlers_not_set_by_python_are_left_alone(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     with SignalCatcher():
@@ -92,7 +92,7 @@ def test_handlers_that_are_not_pythons_are_left_alone(monkeypatch):
         assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_handlers_come_back_after_an_error():
+def test_handlers_are_restored_after_an_error():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ValueError, match="x"), SignalCatcher():
         raise ValueError("x")
@@ -132,13 +132,13 @@ main()
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with leaving_at_once():
+        with exit_on_interrupt():
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_the_handler_comes_back():
-    with leaving_at_once():
+def test_the_handler_is_restored():
+    with exit_on_interrupt():
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,1 +1,1 @@
-"""What each command of the command line does, once its arguments are parsed; a module per command."""
+"""The commands, one module each; imported when they are run."""

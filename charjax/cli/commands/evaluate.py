@@ -1,9 +1,10 @@
-"""`charjax eval`."""
+"""`charjax eval`: loss, perplexity and bits per character of a text."""
 
 from pathlib import Path
 
 from charjax.array_types import Ids
 from charjax.cli.arguments import EvalCommand
+from charjax.cli.output import write_facts
 from charjax.data.corpus import Corpus, read_ids
 from charjax.data.survey import digest
 from charjax.distributed.mesh import use_all_cores
@@ -23,25 +24,29 @@ def evaluate_text(command: EvalCommand) -> None:
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     if command.text is None:
-        ids, what = _validation(command.run, info)
+        ids, text = _validation_text(command.run, info)
     else:
         ids, _, sha256 = read_ids(command.text, info.vocab)
-        same = sha256 == info.corpus.sha256
-        note = " (most of which it was trained on: leave TEXT out for the validation part alone)" if same else ""
-        what = f"{command.text}{note}"
+        trained_on = " (the run was trained on most of it: leave TEXT out to measure its validation part only)"
+        text = f"{command.text}{trained_on if sha256 == info.corpus.sha256 else ''}"
     loss = evaluate(model, params, ids)
-    print(f"text        {what}")
-    print(f"characters  {len(ids):,}")
-    print(f"loss        {loss:.4f} nats/char")
-    print(f"perplexity  {perplexity(loss):.4f}")
-    print(f"bits/char   {bits_per_char(loss):.4f}")
+    write_facts(
+        [
+            ("text", text),
+            ("characters", f"{len(ids):,}"),
+            ("loss", f"{loss:.4f} nats/char"),
+            ("perplexity", f"{perplexity(loss):.4f}"),
+            ("bits/char", f"{bits_per_char(loss):.4f}"),
+        ]
+    )
 
 
-def _validation(run_dir: Path, info: RunInfo) -> tuple[Ids, str]:
+def _validation_text(run_dir: Path, info: RunInfo) -> tuple[Ids, str]:
+    """Returns the ids of the validation part of the training text, and its name."""
     path = info.corpus.path
     if not Path(path).is_file():
-        raise UserError(f"{path or info.corpus.name}, which {run_dir} was trained on, is not there; name a TEXT")
+        raise UserError(f"{path or info.corpus.name}, which {run_dir} was trained on, does not exist; give a TEXT")
     if digest(path) != info.corpus.sha256:
-        raise UserError(f"{path} has changed since {run_dir} was trained on it; name a TEXT")
+        raise UserError(f"{path} has changed since {run_dir} was trained on it; give a TEXT")
     corpus = Corpus.from_file(path, vocab=info.vocab, train_frac=info.data.train_frac)
     return corpus.validation, f"the validation part of {path}"

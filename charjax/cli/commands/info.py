@@ -1,17 +1,16 @@
-"""`charjax info`."""
+"""`charjax info`: configuration and progress of a run."""
 
 import dataclasses
-import sys
 
 from charjax.cli.arguments import InfoCommand
+from charjax.cli.output import write_facts
 from charjax.memory_budget import count_parameters
 from charjax.metrics import bits_per_char, perplexity
-from charjax.rendering.visible_text import printable
 from charjax.runs.checkpoint import read_header
 
 
 def show_info(command: InfoCommand) -> None:
-    """Prints what a run is made of and how far it came."""
+    """Prints the configuration of a run and how far it got."""
     _, run, progress = read_header(command.run)
     parameters = count_parameters(run.model, run.vocab.size)
     best = "not evaluated yet"
@@ -23,19 +22,20 @@ def show_info(command: InfoCommand) -> None:
         )
     minutes, seconds = divmod(round(progress.elapsed_seconds), 60)
     sizes = f"{run.model.hidden_layers} x {run.model.hidden_dim} LSTM"
-    rows = {
-        "model": f"{sizes}, {parameters:,} parameters, {run.model.dtype}",
-        "vocabulary": f"{run.vocab.kind}, {run.vocab.size} characters",
-        "text": f"{run.corpus.name}, {run.corpus.train_characters:,} characters to train on and "
-        f"{run.corpus.validation_characters:,} to validate",
-        "progress": f"step {progress.step:,}, epoch {progress.epoch:.2f} of {run.train.epochs}, "
-        f"{minutes} min {seconds} s",
-        "best": best,
-    }
+    facts = [
+        ("model", f"{sizes}, {parameters:,} parameters, {run.model.dtype}"),
+        ("vocabulary", f"{run.vocab.kind}, {run.vocab.size} characters"),
+        (
+            "text",
+            f"{run.corpus.name}, {run.corpus.train_characters:,} characters to train on and "
+            f"{run.corpus.validation_characters:,} to validate",
+        ),
+        (
+            "progress",
+            f"step {progress.step:,}, epoch {progress.epoch:.2f} of {run.train.epochs}, {minutes} min {seconds} s",
+        ),
+        ("best", best),
+    ]
     for config in (run.data, run.model, run.train):
-        rows |= {f"--{name.replace('_', '-')}": repr(value) for name, value in dataclasses.asdict(config).items()}
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        # A run from someone else may name its text by what commands the terminal.
-        shown = printable(value, sys.stdout.encoding or "utf-8").replace("\n", "\\n")
-        print(f"{name:<{width}}  {shown}")
+        facts += [(f"--{name.replace('_', '-')}", repr(value)) for name, value in dataclasses.asdict(config).items()]
+    write_facts(facts)

@@ -1,4 +1,4 @@
-"""`charjax neurons`."""
+"""`charjax neurons`: which units of a model follow which features of a text."""
 
 import difflib
 import re
@@ -12,7 +12,7 @@ from charjax.analysis.activations import Unit, check_units, excerpt_activations
 from charjax.analysis.correlations import Correlations, unit_correlations
 from charjax.analysis.features import FEATURES
 from charjax.cli.arguments import NeuronsCommand
-from charjax.cli.output import check_page, write, write_painted
+from charjax.cli.output import Facts, check_page_path, write, write_facts, write_heatmap
 from charjax.data.character_decoder import decode_characters
 from charjax.data.corpus import read_all_ids
 from charjax.data.vocab import Vocab
@@ -25,25 +25,25 @@ from charjax.runs.checkpoint import load_params
 
 SCALE = Scale("tanh(c)", -1.0, 1.0, 21)
 NAMES = [feature.name for feature in FEATURES]
-_WHOLE = (
-    "0:12 is unit 12 of layer 0. r, from -1 to 1, says how closely a unit's cell state, tanh(c),\n"
-    "goes with a feature, 0 not at all; it is negative where the unit falls as the feature rises.\n"
+_EXPLANATION = (
+    "0:12 is unit 12 of layer 0. r, from -1 to 1, is the correlation of its cell state, tanh(c), with a\n"
+    "feature: 0 is none, and it is negative if the unit falls as the feature rises.\n"
 )
-_HALVES = (
-    f"{_WHOLE}Units were chosen on every other stretch of the text, and r is that of the stretches\n"
-    "between, so that what chance brought together falls apart.\n"
+_EXPLANATION_OF_SEARCH = (
+    f"{_EXPLANATION}Units were chosen on every other stretch of the text, and r is that of the stretches\n"
+    "between, so a unit that fits by chance has a small r.\n"
 )
 
 
-class Painting(NamedTuple):
-    """A part of the text, painted by a unit.
+class _Painting(NamedTuple):
+    """A part of the text, colored by a unit.
 
     Attributes:
-        unit: which.
-        why: what it goes with.
-        begin: the first character.
+        unit: the unit.
+        why: the features it correlates with.
+        begin: position of the first character.
         ids: [n], the characters.
-        values: [n] float32, the unit's tanh(c) after each.
+        values: [n] float32, tanh(c) of the unit after each.
     """
 
     unit: Unit
@@ -54,10 +54,10 @@ class Painting(NamedTuple):
 
 
 def show_neurons(command: NeuronsCommand) -> None:
-    """Prints which units follow what in a text, and paints the text by them."""
+    """Prints which units follow which features of a text, and colors the text by them."""
     features, units = _parse_features(command.feature), _parse_units(command.unit)
     if command.html is not None:
-        check_page(command.html, text=command.text, run=command.run)
+        check_page_path(command.html, text=command.text, run=command.run)
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     check_units(model, units)
@@ -68,24 +68,25 @@ def show_neurons(command: NeuronsCommand) -> None:
         ("model", f"{model.hidden_layers} x {model.hidden_dim} LSTM of {command.run}"),
         ("text", f"{command.text}, the first {found.characters:,} of {len(ids):,} characters"),
     ]
-    table = unit_rows(found, units, command.top) if units else feature_rows(found, features, command.top)
-    write("".join(f"{name:<7} {value}\n" for name, value in facts) + "\n" + "".join(f"{row}\n" for row in table))
-    write("\n" + (_WHOLE if units else _HALVES))
+    write_facts(facts)
+    table = _unit_rows(found, units, command.top) if units else _feature_rows(found, features, command.top)
+    write("\n" + "".join(f"{row}\n" for row in table))
+    write("\n" + (_EXPLANATION if units else _EXPLANATION_OF_SEARCH))
 
-    def paint(unit: Unit, feature: int | None, why: str) -> Painting:
-        begin = _begin(command, found, feature, ids, info.vocab)
+    def paint(unit: Unit, feature: int | None, why: str) -> _Painting:
+        begin = _first_to_color(command, found, feature, ids, info.vocab)
         part = slice(begin, min(begin + command.chars, len(ids)))
         values = excerpt_activations(model, params, info.vocab, ids, part, [unit])[:, 0]
-        return Painting(unit, why, begin, ids[part], values)
+        return _Painting(unit, why, begin, ids[part], values)
 
-    chosen = [(unit, None, _goes_with(found, unit, command.top)) for unit in units] or _best_units(found, features)
-    # Without a wish the terminal shows the unit that goes with anything most closely.
+    chosen = [(unit, None, _features_of(found, unit, command.top)) for unit in units] or _best_units(found, features)
+    # Unless the user chose, the terminal shows the single unit with the highest correlation.
     in_terminal = chosen if units or command.feature else chosen[:1]
     if command.chars:
         for one in in_terminal:
-            _show(paint(*one), info.vocab)
+            _color_in_terminal(paint(*one), info.vocab)
         if not chosen:
-            write("\nNo feature changes often enough: name units to paint the text by, as --unit 0:0.\n")
+            write("\nNo feature changes often enough: name units to color the text by, such as --unit 0:0.\n")
     if command.html is not None:
         title = f"Units of {command.run.resolve().name} on {command.text.name}"
         _write_page(command, title, facts, [paint(*one) for one in chosen], info.vocab)
@@ -93,105 +94,103 @@ def show_neurons(command: NeuronsCommand) -> None:
 
 
 def _parse_features(names: str) -> list[int]:
-    """Places in FEATURES of names separated by commas; all of them for none."""
+    """Returns the indices in FEATURES of names separated by commas, or all of them if there is none."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f", did you mean {near[0]}?" if near else ""
-            raise UserError(f"--feature: there is no feature {name!r}{hint}; there are {', '.join(NAMES)}")
+            nearest = difflib.get_close_matches(name, NAMES, n=1)
+            hint = f", did you mean {nearest[0]}?" if nearest else ""
+            raise UserError(f"--feature: unknown feature {name!r}{hint}; choose from {', '.join(NAMES)}")
     return [NAMES.index(name) for name in dict.fromkeys(wanted)] or list(range(len(NAMES)))
 
 
 def _parse_units(text: str) -> list[Unit]:
-    """Units written as LAYER:UNIT, separated by commas."""
+    """Parses units, written as LAYER:UNIT and separated by commas."""
     units = []
     for written in filter(None, (one.strip() for one in text.split(","))):
         numbers = re.fullmatch(r"(-?\d{1,9}):(-?\d{1,9})", written, re.ASCII)
         if not numbers:
-            raise UserError(f"--unit: {written!r} is no unit; write LAYER:UNIT, both counted from 0, as 0:12")
+            raise UserError(f"--unit: {written!r} is not a unit; write LAYER:UNIT, both counted from 0, such as 0:12")
         units.append(Unit(int(numbers[1]), int(numbers[2])))
     return list(dict.fromkeys(units))
 
 
 def _check_text(command: NeuronsCommand, characters: int) -> None:
     if characters < 2:
-        raise UserError(f"{command.text} has 1 character; units take at least 2 to be told apart")
+        raise UserError(f"{command.text} has 1 character; give a text of at least 2 to compare units on")
     if command.start is not None and command.start >= characters:
         raise UserError(
             f"--start must be less than the {characters:,} characters of {command.text}, not {command.start}"
         )
 
 
-def feature_rows(found: Correlations, features: list[int], top: int) -> Iterator[str]:
-    """A table: for each feature, how much of it there is, and the units that go with it most closely."""
+def _feature_rows(found: Correlations, features: list[int], top: int) -> Iterator[str]:
+    """Yields the lines of a table: how frequent each feature is, and the units that correlate best with it."""
     names, meanings = max(map(len, NAMES)), max(len(feature.meaning) for feature in FEATURES)
-    yield f"{'feature':<{names}}  {'what it is':<{meanings}}  {'in text':>7}  unit and r, the closest first"
+    yield f"{'feature':<{names}}  {'what it is':<{meanings}}  {'in text':>7}  units and r, best first"
     for number in features:
         name, meaning, most = FEATURES[number]
         mean = found.mean[number]
-        much, units = f"{mean:.2%}" if most == 1 else f"{mean:.2f}", ""
+        frequency, units = f"{mean:.2%}" if most == 1 else f"{mean:.2f}", ""
         if not found.varies[number]:
-            much, units = ("always" if mean else "never"), ""
+            frequency, units = ("always" if mean else "never"), ""
         elif not found.varies_in_both[number]:
             units = "too rare: it changes in few places"
         else:
             best = found.best(number, top)
             units = "  ".join(f"{unit} {found.check[number][unit]:+.2f}" for unit in best)
-        yield f"{name:<{names}}  {meaning:<{meanings}}  {much:>7}  {units}".rstrip()
+        yield f"{name:<{names}}  {meaning:<{meanings}}  {frequency:>7}  {units}".rstrip()
 
 
-def unit_rows(found: Correlations, units: list[Unit], top: int) -> Iterator[str]:
-    """A table: for each unit, the features that it goes with most closely."""
+def _unit_rows(found: Correlations, units: list[Unit], top: int) -> Iterator[str]:
+    """Yields the lines of a table: the features that each unit correlates with best."""
     width = max(len("unit"), *(len(str(unit)) for unit in units))
-    yield f"{'unit':<{width}}  feature and r, the closest first"
+    yield f"{'unit':<{width}}  features and r, best first"
     for unit in units:
-        yield f"{unit!s:<{width}}  {_goes_with(found, unit, top)}"
+        yield f"{unit!s:<{width}}  {_features_of(found, unit, top)}"
 
 
-def _goes_with(found: Correlations, unit: Unit, top: int) -> str:
+def _features_of(found: Correlations, unit: Unit, top: int) -> str:
     r = found.whole[:, unit.layer, unit.unit]
     order = [number for number in np.argsort(-np.abs(r), kind="stable") if found.varies[number]]
-    return ", ".join(f"{NAMES[number]} {r[number]:+.2f}" for number in order[:top]) or "nothing: no feature varies"
+    return ", ".join(f"{NAMES[number]} {r[number]:+.2f}" for number in order[:top]) or "none: no feature varies"
 
 
 def _best_units(found: Correlations, features: list[int]) -> list[tuple[Unit, int, str]]:
-    """The best unit of each feature, the closest first, with the features that a unit is the best of."""
-    reasons: dict[Unit, list[tuple[float, int]]] = {}
+    """Returns the best unit of each feature, highest correlation first: (unit, best feature, its features in words)."""
+    features_of: dict[Unit, list[tuple[float, int]]] = {}
     for number in features:
         if found.varies_in_both[number]:
             (unit,) = found.best(number, 1)
-            reasons.setdefault(unit, []).append((float(found.check[number][unit]), number))
-    ranked = {unit: sorted(each, key=lambda one: -abs(one[0])) for unit, each in reasons.items()}
+            features_of.setdefault(unit, []).append((float(found.check[number][unit]), number))
+    ranked = {unit: sorted(each, key=lambda one: -abs(one[0])) for unit, each in features_of.items()}
     return [
         (unit, each[0][1], ", ".join(f"{NAMES[number]} {r:+.2f}" for r, number in each))
         for unit, each in sorted(ranked.items(), key=lambda item: -abs(item[1][0][0]))
     ]
 
 
-def _begin(command: NeuronsCommand, found: Correlations, feature: int | None, ids: np.ndarray, vocab: Vocab) -> int:
-    """Where painting begins: where the user says, else at the text's beginning, unless the feature comes later."""
+def _first_to_color(
+    command: NeuronsCommand, found: Correlations, feature: int | None, ids: np.ndarray, vocab: Vocab
+) -> int:
+    """Returns the user's --start or 0 or, if the feature first changes later, the start of some line before that."""
     if command.start is not None:
         return command.start
     change = 0 if feature is None else int(found.first_change[feature])
     if change < command.chars // 2:
         return 0
-    # Some lines before, from the beginning of one.
     before = max(0, change - command.chars // 4)
     breaks = np.flatnonzero(vocab.codes()[ids[before:change]] == ord("\n"))
     return before + int(breaks[0]) + 1 if breaks.size else before
 
 
-def _show(painting: Painting, vocab: Vocab) -> None:
-    """Paints a text in the terminal, or writes marks under its lines where there are no colours."""
+def _color_in_terminal(painting: _Painting, vocab: Vocab) -> None:
     write(f"\nunit {painting.unit}: {painting.why}; from character {painting.begin:,} on\n")
     characters = ((character, painting.values[place]) for character, place in decode_characters(vocab, painting.ids))
-    write_painted(characters, SCALE)
+    write_heatmap(characters, SCALE)
 
 
-def _write_page(
-    command: NeuronsCommand, title: str, facts: list[tuple[str, str]], paintings: list[Painting], vocab: Vocab
-) -> None:
+def _write_page(command: NeuronsCommand, title: str, facts: Facts, paintings: list[_Painting], vocab: Vocab) -> None:
     """Writes a page that shows the text once per unit."""
     assert command.html is not None
     with PageWriter(command.html, SCALE) as page:
@@ -201,4 +200,4 @@ def _write_page(
                 Painted(character, values[place], f"{name_character(character)}  unit {unit}  {values[place]:+.3f}")
                 for character, place in decode_characters(vocab, ids)
             )
-        page.finish(title=title, facts=facts, note=_HALVES.replace("\n", " "))
+        page.finish(title=title, facts=facts, note=_EXPLANATION_OF_SEARCH.replace("\n", " "))

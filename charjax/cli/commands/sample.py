@@ -1,4 +1,4 @@
-"""`charjax sample`."""
+"""`charjax sample`: generates text with a trained model."""
 
 import contextlib
 import importlib
@@ -25,14 +25,14 @@ from charjax.runs.checkpoint import load_params
 
 
 def sample(command: SampleCommand) -> None:
-    """Prints the context and what the model goes on with: one text as it comes, several one after another."""
+    """Prints the prompt and its continuation: one text as it is generated, several one after another."""
     _check(command)
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     if command.beam_width is not None:
-        _show(command, _search(command, model, params, info.vocab)[: command.sampling.num_samples])
+        _write_texts(command, _search(command, model, params, info.vocab)[: command.sampling.num_samples])
     elif command.sampling.num_samples > 1:
-        _show(command, _draw(command, model, params, info.vocab))
+        _write_texts(command, _sample_texts(command, model, params, info.vocab))
     else:
         session = Session(model, params, info.vocab, command.sampling, stop=command.stop)
         if command.interactive:
@@ -51,16 +51,16 @@ def _check(command: SampleCommand) -> None:
     if command.context and command.context_file is not None:
         raise UserError("--context and --context-file are both given; leave one out")
     if command.beam_width is None and command.length_penalty:
-        raise UserError("--length-penalty takes --beam-width; give it, or leave --length-penalty out")
+        raise UserError("--length-penalty needs --beam-width; give it, or leave --length-penalty out")
     for given, flag in ((several, "--num-samples"), (command.beam_width is not None, "--beam-width")):
         if given and command.interactive:
-            raise UserError(f"--interactive goes on with one text; leave {flag} out")
+            raise UserError(f"--interactive continues a single text; leave {flag} out")
         if given and endless:
-            raise UserError(f"--length 0 goes on with one text for ever; give a --length with {flag}")
+            raise UserError(f"--length 0 continues a single text forever; give a --length with {flag}")
     if several and command.context_file is not None:
-        raise UserError("--context-file goes with one text; leave --num-samples out, or use --context")
+        raise UserError("--context-file continues a single text; leave --num-samples out, or use --context")
     if command.beam_width is not None and command.context_file is not None:
-        raise UserError("--context-file goes with drawing; leave --beam-width out, or use --context")
+        raise UserError("--context-file is for sampling; leave --beam-width out, or use --context")
     if command.interactive and endless and command.stop is None:
         raise UserError("--interactive needs a --length or a --stop to end a turn")
     if command.beam_width is not None:
@@ -75,20 +75,20 @@ def _check_search(beam_width: int, sampling: SampleConfig) -> None:
         )
     for name in ("temperature", "top_k", "top_p", "min_p", "weights"):
         if getattr(sampling, name) != getattr(SampleConfig, name):
-            raise UserError(f"--{name.replace('_', '-')} goes with drawing; leave it or --beam-width out")
+            raise UserError(f"--{name.replace('_', '-')} is for sampling; leave it or --beam-width out")
 
 
 def _stream(command: SampleCommand, session: Session, vocab: Vocab) -> None:
     session.read(_context(command, vocab))
     pieces = session.write(_length(command))
-    first = next(pieces, "")  # what is wrong with the settings is told of before anything is printed
+    first = next(pieces, "")  # raises if something is wrong with the settings, before anything is printed
     _write_all(itertools.chain([command.context + first], pieces))
 
 
 def _write_all(pieces: Iterator[str]) -> None:
-    """Writes a text and ends its last line, also where it is interrupted."""
+    """Writes a text and ends its last line, even if it is interrupted."""
     try:
-        for piece in _whole_line_breaks(pieces):
+        for piece in _join_line_breaks(pieces):
             write(piece)
     except KeyboardInterrupt:
         write("\n")
@@ -96,37 +96,37 @@ def _write_all(pieces: Iterator[str]) -> None:
     write("\n")
 
 
-def _whole_line_breaks(pieces: Iterator[str]) -> Iterator[str]:
-    r"""The same text, with no \r\n cut in two: a terminal is sent a line break for it, a picture for \r alone."""
-    held = ""
+def _join_line_breaks(pieces: Iterator[str]) -> Iterator[str]:
+    r"""Moves an \r at the end of a piece to the next: a terminal gets a line break for \r\n, a picture for \r."""
+    pending = ""
     for piece in pieces:
-        text = held + piece
-        held = "\r" if text.endswith("\r") else ""
-        yield text.removesuffix(held)
-    yield held
+        text = pending + piece
+        pending = "\r" if text.endswith("\r") else ""
+        yield text.removesuffix(pending)
+    yield pending
 
 
 def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
     if command.context or command.context_file is not None:
         session.read(_context(command, vocab))
-    for line in _lines():
+    for line in _input_lines():
         try:
             session.read(encode_context(vocab, line))
         except UserError as error:
-            # A slip of the keyboard must not cost the text so far.
+            # A typing mistake must not end the conversation.
             print(f"charjax: {error}", file=sys.stderr)
             continue
         _write_all(session.write(_length(command)))
 
 
-def _lines() -> Iterator[str]:
-    """Lines of input without their ends; on a terminal they are prompted for and can be edited."""
-    # Bytes that are no UTF-8 come as surrogates, which the vocabulary has, or whose line is told of.
+def _input_lines() -> Iterator[str]:
+    """Yields lines of input without their ends; on a terminal, with a prompt and line editing."""
+    # Bytes that are not UTF-8 become surrogates, which the vocabulary has or reports as unknown.
     cast(io.TextIOWrapper, sys.stdin).reconfigure(errors="surrogateescape")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
-    with contextlib.suppress(ImportError):  # not every system has it
+    with contextlib.suppress(ImportError):  # not on every system
         importlib.import_module("readline")
     while True:
         try:
@@ -146,7 +146,7 @@ def _length(command: SampleCommand) -> int | None:
     return command.sampling.length or None
 
 
-def _draw(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
+def _sample_texts(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
     config = command.sampling
     return generate_text(
         model,
@@ -166,7 +166,7 @@ def _draw(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab)
 
 
 def _search(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
-    assert command.beam_width is not None  # who calls has looked
+    assert command.beam_width is not None  # checked by the caller
     encode_context(vocab, command.context)
     if command.stop is not None and len(encode_stop(vocab, command.stop)) > 1:
         unit = "byte" if vocab.kind == "bytes" else "character"
@@ -183,7 +183,7 @@ def _search(command: SampleCommand, model: CharLSTM, params: Params, vocab: Voca
     )
 
 
-def _show(command: SampleCommand, texts: list[str]) -> None:
+def _write_texts(command: SampleCommand, texts: list[str]) -> None:
     if len(texts) == 1:
         write(f"{command.context}{texts[0]}\n")
         return

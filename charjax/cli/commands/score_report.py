@@ -1,8 +1,7 @@
-"""The page of `charjax score`."""
+"""The report of `charjax score`: facts, a table of the most surprising places, and a page."""
 
 import itertools
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
@@ -10,38 +9,119 @@ from typing import Self
 import numpy as np
 from rich.cells import cell_len
 
-from charjax.analysis.scored_characters import Alternatives, Characters, Expected
+from charjax.analysis.scored_characters import Alternatives, Characters, Expected, Totals
 from charjax.analysis.worst_places import AROUND, STRETCH, Place
-from charjax.metrics import bits_per_char
-from charjax.rendering import html_template as page_frame
+from charjax.cli.arguments import ScoreCommand
+from charjax.cli.output import Facts, stdout_encoding
+from charjax.errors import UserError
+from charjax.metrics import bits_per_char, perplexity
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_page import PageWriter, Painted
-from charjax.rendering.html_template import Places
+from charjax.rendering.html_template import Excerpt, ExcerptTable
 from charjax.rendering.visible_text import name_character, printable
 
 SCALE = Scale("surprise in bits", 0.0, 10.0, 20)
+HEADING = f"The most surprising places, at most one per {STRETCH} characters of a line"
 _NOTE = (
-    "Each character is painted by its surprise: -log2 of the probability that the model gave it, having read all "
-    "before it. 1 bit is a probability of 1/2, 10 bits are one of 1/1024. Point at a character to see what the model "
-    "expected in its place."
+    "The color of each character shows its surprise: -log2 of the probability that the model gave it after reading "
+    "everything before it. 1 bit is a probability of 1/2, 10 bits are 1/1024. Hover over a character to see what the "
+    "model expected instead."
 )
 
 
+def character_facts(command: ScoreCommand, totals: Totals) -> Facts:
+    """Returns the numbers of characters and documents.
+
+    Raises:
+        UserError: no character counts.
+    """
+    if not totals.counted:
+        raise UserError(f"every character of {command.text} begins a document; choose another --separator")
+    if command.separator is None:
+        return [("characters", f"{totals.characters:,}; the first does not count")]
+    uncounted = f"the {totals.ids - totals.counted:,} that begin a document do not count"
+    return [("characters", f"{totals.characters:,}; {uncounted}"), ("documents", f"{totals.documents:,}")]
+
+
+def loss_facts(totals: Totals, *, bytewise: bool, static_nats: float | None = None) -> Facts:
+    """Returns the loss per character of the vocabulary, as `charjax eval` measures it, and what follows from it.
+
+    Args:
+        totals: the sums over the text.
+        bytewise: whether the vocabulary is bytes.
+        static_nats: the loss of weights that did not learn, to be shown beside that of weights that did.
+    """
+    unit, other, others = "char", "byte", totals.counted_bytes
+    if bytewise:
+        unit, other, others = "byte", "char", totals.counted_characters
+    facts = _loss_facts(totals.nats, totals.counted, others, unit, other)
+    if static_nats is not None:
+        static = _loss_facts(static_nats, totals.counted, others, unit, other)
+        facts = [(name, f"{value}, static {before}") for (name, value), (_, before) in zip(facts, static, strict=True)]
+    return facts if totals.counted_bytes != totals.counted_characters else facts[:-1]
+
+
+def _loss_facts(nats: float, counted: int, others: int, unit: str, other: str) -> Facts:
+    loss = nats / counted
+    return [
+        ("loss", f"{loss:.6f} nats/{unit}"),
+        ("perplexity", f"{perplexity(loss):.4f}"),
+        (f"bits/{unit}", f"{bits_per_char(loss):.4f}"),
+        (f"bits/{other}", f"{bits_per_char(nats / others):.4f}"),
+    ]
+
+
+def colored_part(start_line: int, number: int, characters: int) -> str:
+    """Returns how much of the text is colored, in words."""
+    if number == characters:
+        return "all characters"
+    return f"{number:,} of {characters:,} characters, from line {start_line:,} on"
+
+
+def bits_of(found: Characters) -> list[float]:
+    """Returns the surprise of each character in bits."""
+    return (found.nats / math.log(2)).tolist()
+
+
+def excerpt(found: Iterable[Characters], start_line: int, number: int) -> Iterator[Characters]:
+    """Yields `number` characters from a line on; consumes no more blocks than necessary."""
+    blocks = iter(found)
+    while number and (block := next(blocks, None)) is not None:
+        part = block.part(slice(int((block.lines < start_line).sum()), None)).part(slice(number))
+        number -= len(part.points)
+        yield part
+
+
+def table_of_places(places: list[Place]) -> Iterator[str]:
+    """Yields the lines of a table: each place, what was expected, and below it the text around with a caret."""
+    positions = [f"{place.line}:{place.column}" for place in places]
+    width = max(len("line:column"), *map(len, positions))
+    yield f"{'line:column':<{width}}   bits  probability  what    expected"
+    for position, place in zip(positions, places, strict=True):
+        bits, probability = bits_per_char(place.nats), _percent(math.exp(-place.nats))
+        name = _for_stdout(place.character)
+        start = f"{position:<{width}}  {bits:>5.2f}  {probability:>11}  {name}{' ' * (6 - cell_len(name))}"
+        yield f"{start}  {_expectations(place.expected, place.byte)}".rstrip()
+        before = _shorten(_for_stdout(place.before)[::-1], AROUND)[::-1]
+        yield f"    {before}{name}{_shorten(_for_stdout(place.after), AROUND)}"
+        yield f"    {' ' * cell_len(before)}{'^' * max(1, cell_len(name))}"
+
+
 class SurprisePage:
-    """A page with a text painted by surprise; a context manager, which leaves nothing without `finish`."""
+    """A page with a text colored by surprise; a context manager that leaves no file unless `finish` is called."""
 
     def __init__(self, path: Path, alternatives: Alternatives, *, start_line: int, most: int) -> None:
-        """Begins a page; errors as `PageWriter`.
+        """Starts a page; raises the same errors as `PageWriter`.
 
         Args:
             path: the file.
             alternatives: names what was expected.
-            start_line: the line to begin at.
-            most: how many characters to paint at most.
+            start_line: first line to color.
+            most: largest number of characters to color.
         """
         self._writer = PageWriter(path, SCALE)
         self._alternatives, self._start_line, self._left = alternatives, start_line, most
-        self.painted, self._last_line = 0, 0
+        self.colored, self._last_line = 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -50,22 +130,23 @@ class SurprisePage:
         self._writer.__exit__(*exception)
 
     def add(self, found: Characters) -> None:
-        """Goes on with the text, as far as it is wanted."""
-        for part in cut([found], self._start_line, self._left):
+        """Appends the next part of the text, as far as it is wanted."""
+        for part in excerpt([found], self._start_line, self._left):
             begins = [0, *np.flatnonzero(part.columns[1:] == 1) + 1]
             for begin, end in itertools.pairwise([*begins, len(part.points)]):
-                if begin < end and (part.columns[begin] == 1 or not self.painted):
+                if begin < end and (part.columns[begin] == 1 or not self.colored):
                     self._last_line = int(part.lines[begin])
                     self._writer.line(self._last_line)
                 self._writer.paint(self._paint(part.part(slice(begin, end))))
-                self.painted += end - begin
+                self.colored += end - begin
             self._left -= len(part.points)
 
-    def finish(self, title: str, facts: list[tuple[str, str]], places: list[Place]) -> None:
-        """Puts the page in its place, with facts and the most surprising places above the text."""
-        rows = [place_on_page(place, linked=self._start_line <= place.line <= self._last_line) for place in places]
-        table = Places(HEADING, ("line:column", "surprise", "probability", "in the text", "expected"), rows)
-        self._writer.finish(title=title, facts=facts, note=_NOTE, places=table if rows else None)
+    def finish(self, title: str, facts: Facts, places: list[Place]) -> None:
+        """Writes the file, with facts and the most surprising places above the text."""
+        rows = [_excerpt_of(place, linked=self._start_line <= place.line <= self._last_line) for place in places]
+        columns = ("line:column", "surprise", "probability", "in the text", "expected")
+        table = ExcerptTable(HEADING, columns, rows) if rows else None
+        self._writer.finish(title=title, facts=facts, note=_NOTE, excerpts=table)
 
     def _paint(self, part: Characters) -> Iterator[Painted]:
         for index, (point, bits) in enumerate(zip(part.points.tolist(), bits_of(part), strict=True)):
@@ -73,87 +154,50 @@ class SurprisePage:
 
     def _tip(self, part: Characters, index: int, name: str, bits: float) -> str:
         if math.isnan(bits):
-            return f"{name}  nothing is before it; it does not count"
-        lines = [f"{name}  {bits:.2f} bits  {percent(2.0**-bits)}"]
+            return f"{name}  nothing comes before it, so it does not count"
+        lines = [f"{name}  {bits:.2f} bits  {_percent(2.0**-bits)}"]
         expected = self._alternatives.of(part, index)
         if expected and part.sizes[index] > 1:
-            lines.append(f"in place of {self._alternatives.name(int(part.ids[index]))}:")
-        return "\n".join(lines + [f"{one.name}  {percent(one.probability)}" for one in expected])
+            lines.append(f"instead of {self._alternatives.name(int(part.ids[index]))}:")
+        return "\n".join(lines + [f"{one.name}  {_percent(one.probability)}" for one in expected])
 
 
-def bits_of(found: Characters) -> list[float]:
-    """What each surprises by, in bits."""
-    return (found.nats / math.log(2)).tolist()
-
-
-def cut(found: Iterable[Characters], start_line: int, number: int) -> Iterator[Characters]:
-    """Cuts `number` characters, from a line on, out of blocks; no more blocks are asked for than it takes."""
-    blocks = iter(found)
-    while number and (block := next(blocks, None)) is not None:
-        part = block.part(slice(int((block.lines < start_line).sum()), None)).part(slice(number))
-        number -= len(part.points)
-        yield part
-
-
-HEADING = f"The most surprising places, at most one of any {STRETCH} characters of a line"
-
-
-def rows_of_places(places: list[Place]) -> Iterator[str]:
-    """A table: each place, what was expected there, and below it the text around, with a mark under the character."""
-    at = [f"{place.line}:{place.column}" for place in places]
-    width = max(len("line:column"), *map(len, at))
-    yield f"{'line:column':<{width}}   bits  probability  what    expected"
-    for where, place in zip(at, places, strict=True):
-        bits = bits_per_char(place.nats)
-        name = shown(place.character)
-        start = (
-            f"{where:<{width}}  {bits:>5.2f}  {percent(math.exp(-place.nats)):>11}  {name}{' ' * (6 - cell_len(name))}"
-        )
-        yield f"{start}  {expectations(place.expected, place.byte)}".rstrip()
-        before, after = shown(place.before)[::-1], shown(place.after)
-        before = _cut(before, AROUND)[::-1]
-        yield f"    {before}{name}{_cut(after, AROUND)}"
-        yield f"    {' ' * cell_len(before)}{'^' * max(1, cell_len(name))}"
-
-
-def place_on_page(place: Place, *, linked: bool) -> page_frame.Place:
-    """A place as a page shows it, with a link to its line where that is on the page."""
+def _excerpt_of(place: Place, *, linked: bool) -> Excerpt:
     bits = bits_per_char(place.nats)
-    return page_frame.Place(
+    return Excerpt(
         place.line if linked else None,
         f"{place.line}:{place.column}",
-        (f"{bits:.2f} bits", percent(math.exp(-place.nats))),
-        _cut(_named(place.before)[::-1], AROUND // 2)[::-1],
+        (f"{bits:.2f} bits", _percent(math.exp(-place.nats))),
+        _shorten(_named(place.before)[::-1], AROUND // 2)[::-1],
         _named(place.character),
         bits,
-        _cut(_named(place.after), AROUND // 2),
-        expectations(place.expected, place.byte),
+        _shorten(_named(place.after), AROUND // 2),
+        _expectations(place.expected, place.byte),
     )
 
 
-def expectations(expected: list[Expected], byte: str) -> str:
-    """What was expected, in a line; of a character of several bytes in place of which of them."""
-    names = "  ".join(f"{one.name} {percent(one.probability)}" for one in expected)
-    return f"in place of {byte}: {names}" if byte and names else names
+def _expectations(expected: list[Expected], byte: str) -> str:
+    """Lists what was expected; for a character of several bytes, names the byte that it was expected instead of."""
+    names = "  ".join(f"{one.name} {_percent(one.probability)}" for one in expected)
+    return f"instead of {byte}: {names}" if byte and names else names
 
 
-def percent(probability: float) -> str:
-    """A probability with three digits that count."""
+def _percent(probability: float) -> str:
+    """Formats a probability with three significant digits."""
     return f"{100 * probability:.3g}%" if probability >= 1e-5 else f"{100 * probability:.1e}%"
 
 
-def shown(text: str) -> str:
-    """Text in one line of standard output, whatever is in it."""
-    encoding = (sys.stdout.encoding if sys.stdout.isatty() else None) or "utf-8"
-    return printable(_named(text), encoding)
+def _for_stdout(text: str) -> str:
+    """Makes any text safe to show on one line of standard output."""
+    return printable(_named(text), stdout_encoding())
 
 
 def _named(text: str) -> str:
     return "".join(c if c == " " else name_character(c) for c in text)
 
 
-def _cut(text: str, most: int) -> str:
-    """As much of a text as some columns hold; names of characters, and wide ones, take several."""
+def _shorten(text: str, most: int) -> str:
+    """Cuts text to a number of columns; wide characters and names take several each."""
     columns = 0
     for place, character in enumerate(text):
         columns += cell_len(character)

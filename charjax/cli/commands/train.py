@@ -1,4 +1,4 @@
-"""`charjax train`."""
+"""`charjax train`: trains a model, or resumes a run."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import logging
 from typing import TypeVar
 
 from charjax.cli.arguments import TrainCommand
-from charjax.cli.startup import leaving_at_once
+from charjax.cli.startup import exit_on_interrupt
 from charjax.config import DataConfig, ModelConfig, TrainConfig
 from charjax.data.corpus import Corpus
 from charjax.data.survey import digest
@@ -24,7 +24,7 @@ _Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
 
 
 def train(command: TrainCommand, given: frozenset[str]) -> None:
-    """Trains, and says how to go on.
+    """Trains, and says how to generate text then.
 
     Args:
         command: the arguments.
@@ -35,7 +35,7 @@ def train(command: TrainCommand, given: frozenset[str]) -> None:
     if not command.distributed:
         _train(command, given)
         return
-    with leaving_at_once():
+    with exit_on_interrupt():
         join_processes(command.coordinator, num_processes=command.num_processes, process_id=command.process_id)
     with leaving_together():
         if not is_main():
@@ -67,6 +67,6 @@ def _saved_info(command: TrainCommand) -> bytes:
 
 
 def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:
-    """The saved configuration, but for what the user gave this time."""
+    """Returns the saved configuration with the options that the user gave this time."""
     names = {field.name for field in dataclasses.fields(saved)} & given
     return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})

@@ -1,0 +1,48 @@
+"""Exit codes of the command line, and output that nobody can read."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from charjax.cli import main as main_module
+from charjax.errors import BROKEN_PIPE, Interrupted, UserError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("no\nsuch text"), 2, "charjax: error: no\\nsuch text"),
+        (NotImplementedError("not here"), 2, "charjax: error: not here"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            2,
+            "charjax: error: x: Permission denied; check its permissions",
+        ),
+        (OSError(28, "No space left on device"), 2, "charjax: error: No space left on device"),
+        (Interrupted(signal.SIGTERM, "interrupted at step 3"), 143, "charjax: interrupted at step 3"),
+        (KeyboardInterrupt(), 130, "charjax: interrupted"),
+        (BrokenPipeError(), BROKEN_PIPE, None),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code_and_line(monkeypatch, capsys, error, code, line):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(main_module, "_run", fail)
+    assert main_module.main(["info", "run"]) == code
+    assert capsys.readouterr() == ("", f"{line}\n" if line else "")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(main_module, "_run", lambda argv: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main_module.main(["info", "run"])
+
+
+def test_a_reader_that_has_enough_is_no_error(trained):
+    command = f"{sys.executable} -m charjax sample {trained.run} --length 3000 | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert len(done.stdout) == 10
+    assert done.stderr == ""

@@ -1,0 +1,249 @@
+"""Parsing of the command line: every mistake is one line with what to do, and the help explains every option."""
+
+import dataclasses
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.command_line import fails
+
+from charjax._version import __version__
+from charjax.analysis.features import FEATURES
+from charjax.cli.arguments import COMMANDS
+from charjax.cli.commands import score
+from charjax.cli.main import main
+from charjax.cli.option_parsing import parse
+from charjax.config import DataConfig, ModelConfig, SampleConfig, TrainConfig
+from charjax.errors import UserError
+from charjax.ops.lstm import api
+
+
+def error_of(*argv):
+    """Parses a command line that must be refused: -> the message."""
+    with pytest.raises(UserError) as error:
+        parse([str(argument) for argument in argv])
+    return str(error.value)
+
+
+def train_error(*argv):
+    return error_of("train", "text.txt", "--out", "run", *argv)
+
+
+def help_of(capsys, monkeypatch, *command):
+    """Returns the help of a command as one line."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
+# ---- help
+
+
+def test_help_is_quick_because_it_imports_no_jax():
+    code = f"""
+import contextlib, sys
+from charjax.cli.main import main
+for command in ([], *([name] for name in {list(COMMANDS)})):
+    with contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+print(sorted({{"jax", "flax", "numpy", "orbax", "typeguard"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")
+    assert done.stdout.count("usage: charjax") == 1 + len(COMMANDS)
+
+
+@pytest.mark.parametrize("configs", [{"train": (DataConfig, ModelConfig, TrainConfig)}, {"sample": (SampleConfig,)}])
+def test_help_explains_every_option(capsys, monkeypatch, configs):
+    ((command, kinds),) = configs.items()
+    shown = help_of(capsys, monkeypatch, command)
+    fields = [field for kind in kinds for field in dataclasses.fields(kind)]
+    assert all(f"--{field.name.replace('_', '-')} " in shown for field in fields)
+    assert shown.count("(default:") + shown.count("(required)") >= len(fields)
+    assert ">>>" not in shown
+
+
+def test_help_names_the_version_implementations_and_features(capsys, monkeypatch):
+    assert "charjax --version" in help_of(capsys, monkeypatch)
+    shown = help_of(capsys, monkeypatch, "train")
+    explained = shown[shown.index("How the LSTM is computed") :].split("(default")[0]
+    assert all(name in explained for name in api.IMPLEMENTATIONS)
+    shown = help_of(capsys, monkeypatch, "neurons")
+    assert all(feature.name in shown for feature in FEATURES)
+
+
+def test_help_of_score_states_the_default_number_of_streams(capsys, monkeypatch):
+    most = f"{score.MOST_WORK_IN_ONE_PASS:.0e}".replace("e+", "e")
+    expected = f"By default 1 up to {most} characters times parameters (half a minute), else {score.STREAMS}."
+    assert expected in help_of(capsys, monkeypatch, "score")
+
+
+def test_the_installed_script_prints_the_version():
+    script = Path(sys.executable).parent / "charjax"
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"charjax {__version__}\n", "")
+
+
+# ---- commands, options and values
+
+
+def test_unknown_names_suggest_the_nearest():
+    assert error_of("trian", "x") == "unknown command 'trian', did you mean train?; see charjax --help"
+    assert "unknown option --hiden-dim, did you mean --hidden-dim?" in train_error("--hiden-dim", "3")
+    assert "unknown option --temprature, did you mean --temperature?" in error_of("sample", "r", "--temprature=1")
+
+
+def test_missing_arguments_are_named():
+    assert error_of() == "give a command, one of train, sample, eval, score, info, neurons; see charjax --help"
+    assert error_of("train") == "train needs TEXT and --out; see charjax train --help"
+    assert error_of("train", "x") == "train needs --out; see charjax train --help"
+    assert error_of("score", "run") == "score needs TEXT; see charjax score --help"
+    assert "surplus" in error_of("info", "run", "surplus")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--out"], "--out needs a value; see charjax train --help"),
+        (["--out", ""], "--out needs a value, not an empty one; see charjax train --help"),
+        (["--out="], "--out needs a value, not an empty one"),
+        (["--config", "--out", "x"], "--config needs a value; if --out is meant, write --config=--out;"),
+        (["--config"], "--config needs a value;"),
+        (["--sample-context", "--x"], "if --x is meant, write --sample-context=--x;"),
+        (["--hidden-dim", "--resume"], "--hidden-dim needs a value"),
+        (["-out", "x"], "unknown option -out, did you mean --out?; see charjax train --help"),
+        (["--schedule", "linear"], "see charjax train --help"),
+    ],
+)
+def test_values_that_are_missing(argv, message):
+    assert message in train_error(*argv)
+
+
+@pytest.mark.parametrize("value", ["0", "1", "-0.1", "1.5", "nan"])
+def test_train_frac_out_of_range(value):
+    assert train_error("--train-frac", value).startswith("--train-frac must be between 0 and 1")
+
+
+@pytest.mark.parametrize("flag", ["--hidden-dim", "--hidden-layers", "--batch-size", "--seq-len", "--epochs"])
+@pytest.mark.parametrize("value", ["0", "-3"])
+def test_sizes_that_are_not_positive(flag, value):
+    expected = "from 1 to 1000" if flag == "--hidden-layers" else "of at least 1"
+    assert f"{flag} must be a whole number {expected}, not {value}" in train_error(flag, value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--epochs", "ten"], "--epochs must be a whole number, not 'ten'; see charjax train --help"),
+        (["--eval-every=1.5"], "--eval-every must be a whole number, not '1.5'; see charjax train --help"),
+        (["--learning-rate", "fast"], "--learning-rate must be a number, not 'fast'; see charjax train --help"),
+        (["--learning-rate", "-.5"], "--learning-rate must be above 0 and finite, not -0.5; see charjax train --help"),
+    ],
+)
+def test_numbers_that_are_not(argv, message):
+    assert train_error(*argv) == message
+
+
+def test_none_stands_for_the_default():
+    assert parse(["train", "x", "--out", "y", "--eval-every", "None"]).command.train.eval_every is None
+    assert "--epochs" in train_error("--epochs", "None")
+
+
+def test_a_choice_that_does_not_exist():
+    message = train_error("--schedule", "linear")
+    assert "'linear'" in message
+    assert "cosine" in message
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_an_error_message_is_extracted_from_tyros_frame(monkeypatch, encoding):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    rule = "--epochs must be a whole number of at least 1, not 0; see charjax train --help"
+    assert train_error("--epochs", "0") == rule
+
+
+def test_the_names_of_given_options_are_kept():
+    parsed = parse(["train", "x", "--out=y", "--hidden-dim", "8", "--resume"])
+    assert parsed.given == {"out", "hidden_dim", "resume"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--coordinator=x:1", "--coordinator needs --distributed"),
+        ("--distributed --num-processes=2", "--num-processes and --process-id belong together: give all three or none"),
+        ("--distributed --coordinator=x --num-processes=2 --process-id=0", "--coordinator must be HOST:PORT, not 'x'"),
+        (
+            "--distributed --coordinator=x:1 --num-processes=2 --process-id=2",
+            "--process-id must be below --num-processes 2, not 2",
+        ),
+        (
+            "--distributed --coordinator=x:1 --num-processes=0 --process-id=0",
+            "--num-processes must be a whole number of at least 1, not 0",
+        ),
+    ],
+)
+def test_options_of_distributed_training(argv, message):
+    assert message in train_error(*argv.split())
+
+
+# ---- config files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("hiden_dim = 3", "unknown option 'hiden_dim', did you mean hidden_dim?"),
+        ("hidden_dim = ", "is not valid TOML"),
+        ("hidden_dim = [3]", "hidden_dim cannot be [3]"),
+        ("resume = 1", "resume cannot be 1"),
+        ("hidden_dim = true", "hidden_dim cannot be True"),
+        ("config = 'x'", "unknown option 'config'"),
+        ("learning_rate = 'x'", "learning_rate cannot be 'x'"),
+        ("hidden_dim = '8'", "hidden_dim cannot be '8'"),
+        ("eval_every = 8.5", "eval_every cannot be 8.5"),
+        ("sample_context = 5", "sample_context cannot be 5"),
+        ("[data]\nseed = 1\n[train]\nseed = 2", "seed is given twice"),
+        ("batch_size = 0", "--batch-size must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_config_files_that_cannot_be_used(tmp_path, content, message):
+    (tmp_path / "run.toml").write_text(content)
+    assert message in train_error("--config", tmp_path / "run.toml")
+
+
+def test_a_config_file_that_does_not_exist():
+    assert "--config nowhere.toml cannot be read" in train_error("--config", "nowhere.toml")
+
+
+def test_the_command_line_overrides_a_config_file(tmp_path):
+    (tmp_path / "run.toml").write_text(
+        "hidden-dim = 6\nlearning_rate = 0.02\nresume = false\n"
+        "[data]\nvocab = 'bytes'\n[train]\nsample_context = '--odd'\n"
+    )
+    parsed = parse(["train", "x", "--out=y", "--config", str(tmp_path / "run.toml"), "--hidden-dim", "7"])
+    command = parsed.command
+    assert (command.model.hidden_dim, command.train.learning_rate, command.data.vocab) == (7, 0.02, "bytes")
+    assert (command.train.sample_context, command.resume) == ("--odd", False)
+    assert {"hidden_dim", "learning_rate", "vocab", "sample_context"} <= parsed.given
+
+
+# ---- all of it on the command line
+
+
+def test_a_name_with_a_line_break_is_reported_on_one_line(capsys, tmp_path):
+    out = ["--out", tmp_path / "run"]
+    assert "a\\nb does not exist" in fails(capsys, "train", tmp_path / "a\nb", *out)
+    assert "unknown option --a\\nb" in fails(capsys, "train", "x", *out, "--a\nb")
+
+
+def test_the_current_directory_was_deleted(capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert fails(capsys, "info", "run").startswith("the current directory was deleted")

@@ -1,0 +1,54 @@
+"""Output of the commands: facts made harmless, and output that can no longer be written."""
+
+import io
+import sys
+
+import pytest
+
+from charjax.cli.output import check_page_path, tolerate_lost_output, write_facts
+from charjax.errors import UserError
+
+
+def test_facts_are_aligned_and_harmless(capsys):
+    write_facts([("a", "one\ntwo"), ("name", "\x1b[31mred\udcff")])
+    assert capsys.readouterr().out == "a     one\\ntwo\nname  ␛[31mred\\xff\n"
+
+
+class Broken(io.StringIO):
+    """A file that can be written again after some failures."""
+
+    failures = 2
+
+    def write(self, text):
+        if self.failures:
+            self.failures -= 1
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_lost_output_is_logged_once_and_writing_is_tried_again(monkeypatch, caplog):
+    output, errors = Broken(), Broken()
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", errors)
+    with tolerate_lost_output():
+        for number in range(4):
+            sys.stdout.write(str(number))
+            sys.stderr.write(str(number))
+    assert output.getvalue() == errors.getvalue() == "23"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"standard {name} can no longer be written (No space left on device); training continues"
+        for name in ("output", "error")
+    ]
+
+
+def test_a_page_may_replace_an_unrelated_file_only(tmp_path):
+    run, text, other = tmp_path / "run", tmp_path / "text.txt", tmp_path / "page.html"
+    run.mkdir()
+    for path in (run / "config.json", text, other):
+        path.write_text("x")
+    check_page_path(other, text=text, run=run)
+    check_page_path(tmp_path / "new.html", text=text, run=run)
+    with pytest.raises(UserError, match="is the text itself"):
+        check_page_path(text, text=text, run=run)
+    with pytest.raises(UserError, match="is a file of the run"):
+        check_page_path(run / "config.json", text=text, run=run)
