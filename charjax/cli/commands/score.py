@@ -24,8 +24,8 @@ from charjax.data.survey import digest
 from charjax.errors import UserError
 from charjax.metrics import bits_per_char, perplexity
 from charjax.model import CharLSTM, model_to_use
-from charjax.runs.checkpoint import load_params
 from charjax.runs.metadata import RunInfo
+from charjax.runs.model_file import load_params
 
 # Up to so much work, characters x parameters, which takes a processor about half a minute, a text is read in one pass,
 # beyond that as so many streams, unless the user says.

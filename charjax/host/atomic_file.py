@@ -1,0 +1,33 @@
+"""Files that are replaced all at once: readers see the old content or the new, never a part."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path`, and moves it to `path` once the block has written it.
+
+    After an error `path` is unchanged and the temporary file is gone; after a kill or a crash `.NAME.PID.new` may be
+    left. A symbolic link at either place is replaced, not followed.
+
+    Raises:
+        OSError: the file cannot be written; its filename is `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
