@@ -96,5 +96,7 @@ def _steps(run_dir: Path) -> list[int]:
     folder = run_dir / CHECKPOINTS
     steps = saved_steps(folder) if folder.is_dir() else []
     if not steps:
-        raise UserError(f"{run_dir} has no checkpoints; give the --out folder of a charjax train")
+        raise UserError(
+            f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a charjax train"
+        )
     return steps

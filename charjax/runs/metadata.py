@@ -13,17 +13,17 @@ _LARGEST = 1e15
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusInfo:
-    """Identifies the text that a model was trained on; empty where that is not known.
+    """Identifies the text that a model was trained on.
 
     Attributes:
         name: name of the file.
-        path: absolute path of the file, empty for a text that did not come from a file.
+        path: absolute path of the file, empty if the text did not come from a file.
         sha256: hex digest of the text's bytes.
         train_characters: length of the training split.
         validation_characters: length of the validation split.
     """
 
-    name: str = ""
+    name: str = "an unknown text"
     path: str = ""
     sha256: str = ""
     train_characters: int = 0

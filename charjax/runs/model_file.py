@@ -18,6 +18,7 @@ from charjax.errors import UserError
 from charjax.host.atomic_file import replacing
 from charjax.memory_budget import check_room_to_load
 from charjax.model import CharLSTM, model_to_use
+from charjax.runs.checkpoint_header import read_header
 from charjax.runs.layout import CHECKPOINTS, CONFIG, MODEL, VOCAB
 from charjax.runs.metadata import Progress, RunInfo
 from charjax.runs.safe_files import parse_json, read_json
@@ -79,7 +80,9 @@ def read_info(folder: str | Path) -> RunInfo:
     if not os.path.lexists(folder / MODEL):
         if (folder / CHECKPOINTS).is_dir():
             raise UserError(f"{folder} has no {MODEL}, as earlier versions of charjax left it; {_REWRITE}")
-        raise UserError(f"{folder} is not a model: it has no {MODEL}; give the --out folder of a charjax train")
+        raise UserError(
+            f"{folder} is not a run folder or a model: it has no {MODEL}; give the --out folder of a charjax train"
+        )
     parts = {}
     for name in (CONFIG, VOCAB):
         try:
@@ -94,10 +97,18 @@ def read_info(folder: str | Path) -> RunInfo:
         raise UserError(f"{folder} is not a valid model: {error}") from error
 
 
-def read_progress(folder: str | Path, info: RunInfo) -> Progress:
-    """Reads the progress at which a model was saved, without its parameters."""
-    path = Path(folder) / MODEL
-    return _progress(path, read_metadata(path, parameter_shapes(info)))
+def read_run(folder: str | Path) -> tuple[RunInfo, Progress]:
+    """Reads the configuration and progress of a run from its latest checkpoint, or of a model from its files.
+
+    Raises:
+        UserError: neither a run folder nor a model, or all checkpoints are damaged.
+    """
+    folder = Path(folder)
+    check_run_folder(folder)
+    if (folder / CHECKPOINTS).is_dir():
+        return read_header(folder)[1:]
+    info = read_info(folder)
+    return info, _progress(folder / MODEL, read_metadata(folder / MODEL, parameter_shapes(info)))
 
 
 def read_parameters(folder: Path, info: RunInfo) -> tuple[dict[str, np.ndarray], Progress]:

@@ -372,7 +372,7 @@ def test_a_config_file_that_is_not_there(capsys, text):
 def test_a_run_folder_that_exists(capsys, finished, text):
     before = sorted(finished.rglob("*"))
     message = fails(capsys, "train", text, "--out", finished, *SMALL)
-    assert "exists already; add --resume to go on with it, or choose another --out" in message
+    assert "already exists; add --resume to continue its run, or choose another --out" in message
     assert sorted(finished.rglob("*")) == before
 
 
@@ -430,13 +430,13 @@ def test_a_truncated_checkpoint_falls_back_and_says_so(finished, tmp_path, capsy
     victim = latest / "params" / "head.kernel" / "c" / "0" / "0"
     os.truncate(victim, victim.stat().st_size // 2)
     done = subprocess.run(
-        [sys.executable, "-m", "charjax", "sample", str(tmp_path / "run"), "--length", "5"],
+        [sys.executable, "-m", "charjax", "info", str(tmp_path / "run")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert f"checkpoint {steps[-1]} of " in line
-    assert line.endswith(f"using checkpoint {steps[0]} in its place")
+    assert line.endswith(f"using checkpoint {steps[0]} instead")
 
 
 def train_until_the_disk_is_full(text, out, *, after):
@@ -460,13 +460,13 @@ def train_until_the_disk_is_full(text, out, *, after):
 
 def test_a_disk_that_is_full_from_the_start_leaves_nothing_behind(text, tmp_path):
     message = train_until_the_disk_is_full(text, tmp_path / "run", after=0)
-    assert "cannot be written (File too large); nothing was kept: make room" in message
+    assert "cannot be written (File too large); nothing was kept: free some space" in message
     assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_that_fills_up_keeps_the_checkpoints_before(text, tmp_path):
     message = train_until_the_disk_is_full(text, tmp_path / "run", after=2)
-    assert "cannot be written (File too large); the checkpoints saved before are kept: make room" in message
+    assert "cannot be written (File too large); earlier checkpoints are kept: free some space" in message
     assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
     more = ["--checkpoint-every", "1000", "--resume"]
     assert cli.main(["train", str(text), "--out", str(tmp_path / "run"), *more]) == 0
@@ -542,7 +542,7 @@ for argv in (["info", run], ["info", copy], ["info", folder + "/closed"], ["eval
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     denied = "Permission denied; check its permissions\ncode 2\n"
     assert f"charjax: error: {folder}/run/checkpoints: {denied}" in done.stderr
-    assert "charjax_seal.json: Permission denied); using checkpoint 0 in its place\ncode 0\n" in done.stderr
+    assert "charjax_seal.json: Permission denied); using checkpoint 0 instead\ncode 0\n" in done.stderr
     assert f"charjax: error: {folder}/closed: {denied}" in done.stderr
     assert done.stderr.count(f"charjax: error: {folder}/closed.txt: {denied}") == 2
     assert "Traceback" not in done.stderr

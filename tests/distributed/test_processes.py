@@ -185,7 +185,7 @@ def test_a_folder_that_is_taken_is_refused_by_all_and_told_of_once(tmp_path, alo
     assert [code for code, _, _ in told] == [2, 2]
     assert (
         told[0][2][-1]
-        == f"charjax: error: {tmp_path} exists already; add --resume to go on with it, or choose another --out"
+        == f"charjax: error: {tmp_path} already exists; add --resume to continue its run, or choose another --out"
     )
     assert told[1][1:] == ([], [])
 
@@ -242,7 +242,7 @@ def test_a_log_that_cannot_be_written_ends_all_in_step(tmp_path, alone):
     text, _ = alone
     told = train(2, text, tmp_path / "run", "--sample-length", 300_000, "--eval-every", 5, largest_file_kb=400)
     assert [code for code, _, _ in told] == [2, 2], told
-    assert "cannot be written (File too large); the checkpoints saved before are kept" in told[0][2][-1]
+    assert "cannot be written (File too large); earlier checkpoints are kept" in told[0][2][-1]
     assert "--resume" in told[0][2][-1]
     assert sealed_steps(tmp_path / "run")
 

@@ -40,9 +40,9 @@ def test_the_second_is_refused_and_the_first_goes_on(uninterrupted, tmp_path):
     text, whole = uninterrupted
     out = tmp_path / "run"
     with halfway(text, out) as first:
-        assert refused(text, out).startswith(f"charjax: error: {out} exists already; ")
+        assert refused(text, out).startswith(f"charjax: error: {out} already exists; ")
         message = refused(text, out, "--resume")
-        assert message.startswith(f"charjax: error: {out} is being trained in by process {first.pid} on ")
+        assert message.startswith(f"charjax: error: {out} is in use by process {first.pid} on ")
         assert message.endswith("; wait until it ends, or choose another --out")
         first.send_signal(signal.SIGCONT)
         assert first.wait() == 0

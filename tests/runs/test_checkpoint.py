@@ -206,7 +206,7 @@ def test_digests_of_another_kind_are_damaged(tmp_path, content):
 @pytest.mark.parametrize("name", ["a\0b", "", "\ud800", "missing/x", "."])
 def test_digests_of_files_that_are_not_there_are_damage(tmp_path, name):
     (tmp_path / DIGESTS).write_text(json.dumps({name: "0" * 64}))
-    with pytest.raises(DamagedError, match="is missing|is not a regular file"):
+    with pytest.raises(DamagedError, match=r"is missing|is not a regular file"):
         check_digests(tmp_path)
 
 
@@ -310,7 +310,7 @@ def test_metadata_is_checked(run, places, value, message):
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.write_text("x"), "is a file, not a run folder"),
-        (lambda path: path.mkdir(), "has no checkpoints"),
+        (lambda path: path.mkdir(), "is not a run folder: it has no checkpoints"),
     ],
 )
 def test_what_is_not_a_run_is_named(tmp_path, make, message):

@@ -117,7 +117,7 @@ def test_a_model_of_others_needs_only_its_shape(model, capsys):
     (model / CONFIG).write_text('{"model": {"hidden_dim": 12, "hidden_layers": 2}}')
     assert load_model(model)[0].hidden_dim == 12
     assert cli.main(["info", str(model)]) == 0
-    assert "text                unknown" in capsys.readouterr().out
+    assert "text                an unknown text" in capsys.readouterr().out
     assert cli.main(["eval", str(model)]) == 2
     assert "name a TEXT" in capsys.readouterr().err
 
@@ -227,7 +227,7 @@ def test_a_model_of_another_machines_implementation_is_used_with_the_default(tmp
 def test_a_missing_file_is_named(model, name):
     (model / "README.md").write_text("A model with this file is not a run that was killed.")
     (model / name).unlink()
-    refused(model, f"is not a model: it has no {name}")
+    refused(model, f"a model: it has no {name}")
 
 
 @pytest.mark.parametrize("name", [MODEL, CONFIG, VOCAB])

@@ -2,21 +2,17 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
 from charjax.cli.arguments import InfoCommand
 from charjax.memory_budget import count_parameters
 from charjax.metrics import bits_per_char, perplexity
 from charjax.rendering.visible_text import printable
-from charjax.runs.checkpoint_header import read_header
-from charjax.runs.layout import CHECKPOINTS
-from charjax.runs.metadata import Progress, RunInfo
-from charjax.runs.model_file import read_info, read_progress
+from charjax.runs.model_file import read_run
 
 
 def show_info(command: InfoCommand) -> None:
     """Prints what a run is made of and how far it came."""
-    run, progress = _read(command.run)
+    run, progress = read_run(command.run)
     parameters = count_parameters(run.model, run.vocab.size)
     best = "not evaluated yet"
     if progress.best_val_loss is not None:
@@ -30,7 +26,7 @@ def show_info(command: InfoCommand) -> None:
     rows = {
         "model": f"{sizes}, {parameters:,} parameters, {run.model.dtype}",
         "vocabulary": f"{run.vocab.kind}, {run.vocab.size} characters",
-        "text": f"{run.corpus.name or 'unknown'}, {run.corpus.train_characters:,} characters to train on and "
+        "text": f"{run.corpus.name}, {run.corpus.train_characters:,} characters to train on and "
         f"{run.corpus.validation_characters:,} to validate",
         "progress": f"step {progress.step:,}, epoch {progress.epoch:.2f} of {run.train.epochs}, "
         f"{minutes} min {seconds} s",
@@ -43,11 +39,3 @@ def show_info(command: InfoCommand) -> None:
         # A run from someone else may name its text by what commands the terminal.
         shown = printable(value, sys.stdout.encoding or "utf-8").replace("\n", "\\n")
         print(f"{name:<{width}}  {shown}")
-
-
-def _read(folder: Path) -> tuple[RunInfo, Progress]:
-    """Reads the latest progress of a run, or that of the model if there are no checkpoints."""
-    if (folder / CHECKPOINTS).is_dir():
-        return read_header(folder)[1:]
-    info = read_info(folder)
-    return info, read_progress(folder, info)
