@@ -7,10 +7,10 @@ dtypes, shapes and sizes are checked against config.json before anything large i
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from charjax.array_types import Params
 from charjax.data.vocab import Vocab
@@ -22,7 +22,7 @@ from charjax.runs.checkpoint_header import read_header
 from charjax.runs.layout import CHECKPOINTS, CONFIG, MODEL, VOCAB
 from charjax.runs.metadata import Progress, RunInfo
 from charjax.runs.safe_files import parse_json, read_json
-from charjax.runs.safetensors_file import read_arrays, read_metadata, write_arrays
+from charjax.runs.safetensors_file import read_arrays, write_arrays
 from charjax.runs.unfinished import check_run_folder
 
 _REWRITE = "charjax train with --resume and the same --out writes it"
@@ -66,7 +66,7 @@ def load_params(folder: str | Path) -> tuple[Params, RunInfo, Progress]:
     check_room_to_load(info.model, info.vocab.size)
     arrays, progress = read_parameters(Path(folder), info)
     # Not jnp.asarray, which compiles a program for each shape.
-    return jax.device_put(_nested(arrays)), info, progress
+    return jax.device_put(unflatten_dict(arrays, sep=".")), info, progress
 
 
 def read_info(folder: str | Path) -> RunInfo:
@@ -108,7 +108,7 @@ def read_run(folder: str | Path) -> tuple[RunInfo, Progress]:
     if (folder / CHECKPOINTS).is_dir():
         return read_header(folder)[1:]
     info = read_info(folder)
-    return info, _progress(folder / MODEL, read_metadata(folder / MODEL, parameter_shapes(info)))
+    return info, read_parameters(folder, info)[1]
 
 
 def read_parameters(folder: Path, info: RunInfo) -> tuple[dict[str, np.ndarray], Progress]:
@@ -121,7 +121,8 @@ def read_parameters(folder: Path, info: RunInfo) -> tuple[dict[str, np.ndarray],
     path = folder / MODEL
     try:
         arrays, metadata = read_arrays(path, parameter_shapes(info))
-        return arrays, _progress(path, metadata)
+        progress = parse_json(metadata.get("progress", '{"step": 0}'), f"the progress in {path}")
+        return arrays, Progress.from_dict(progress)
     except UserError as error:
         advice = f"; {_REWRITE} again" if (folder / CHECKPOINTS).is_dir() else ""
         raise UserError(f"{error}{advice}") from error
@@ -151,8 +152,7 @@ def write_parameters(folder: Path, params: Params, progress: Progress) -> None:
     Raises:
         OSError: it cannot be written; the file before it stays.
     """
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    arrays = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in flat}
+    arrays = flatten_dict(jax.tree.map(np.asarray, params), sep=".")
     write_arrays(folder / MODEL, arrays, {"progress": json.dumps(progress.to_dict())})
 
 
@@ -165,20 +165,3 @@ def parameter_shapes(info: RunInfo) -> dict[str, tuple[int, ...]]:
         cell = {"w_ih": (inputs, gates), "w_hh": (hidden, gates), "bias": (gates,)}
         shapes |= {f"layer_{layer}.cell.{name}": shape for name, shape in cell.items()}
     return shapes
-
-
-def _progress(path: Path, metadata: dict[str, str]) -> Progress:
-    if "progress" not in metadata:
-        return Progress(step=0)
-    return Progress.from_dict(parse_json(metadata["progress"], f"the progress in {path}"))
-
-
-def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    params: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *groups, last = name.split(".")
-        inside = params
-        for group in groups:
-            inside = inside.setdefault(group, {})
-        inside[last] = array
-    return params

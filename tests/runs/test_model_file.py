@@ -260,7 +260,7 @@ def test_json_of_any_depth_and_size_is_refused(model, name, content):
             ("model", "hidden_dim"), 10**300, "hidden_dim must be at most 1000000000000", id="hidden_dim-huge"
         ),
         (("model", "hidden_layers"), 10**9, "hidden_layers must be a whole number from 1 to 1000"),
-        (("model", "hidden_dim"), 13, r"head.kernel' is F32\[12, 128\], not F32\[13, 128\]"),
+        (("model", "hidden_dim"), 13, r"head.kernel is F32\[12, 128\], not F32\[13, 128\]"),
         (("model", "hidden_layers"), 3, r"layer_2.cell.*missing"),
         (("model", "hidden_layers"), 1, r"layer_1.cell.*not missing"),
         (("model", "dtype"), "float8", "dtype must be"),
@@ -280,7 +280,7 @@ def test_the_configuration_is_checked(model, places, value, message):
     [
         (
             {"kind": "chars", "characters": "abc"},
-            r"does not match its configuration: 'head.bias' is F32\[128\], not F32\[3\]",
+            r"does not match its configuration: head.bias is F32\[128\], not F32\[3\]",
         ),
         ({"kind": "chars", "characters": "ba"}, "must be distinct and in the order"),
         ({"kind": "__import__('os')", "characters": ""}, "the vocabulary must be"),
@@ -303,7 +303,7 @@ def entry(**changes):
         ("head.kernel", entry(dtype="F64"), "does not match its configuration"),
         ("head.kernel", entry(dtype={"x": "y" * 10**4}), "does not match its configuration"),
         ("head.kernel", None, "does not match its configuration"),
-        ("more", entry(), "does not match its configuration: 'more' is"),
+        ("more", entry(), "does not match its configuration: more is"),
         ("../../x", entry(), "does not match its configuration"),
         ("head.kernel", entry(data_offsets=[512, 6657]), "damaged: head.kernel is at"),
         ("head.kernel", entry(data_offsets=[-6144, 0]), "damaged: head.kernel is at"),
