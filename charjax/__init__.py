@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from charjax.model import init_params as init_params
     from charjax.ops.lstm.reference import LSTMCell as LSTMCell
     from charjax.progress.history import History as History
-    from charjax.runs.checkpoint import load_model as load_model
     from charjax.runs.checkpoint import restore_checkpoint as restore_checkpoint
     from charjax.runs.checkpoint_store import save_checkpoint as save_checkpoint
+    from charjax.runs.model_file import load_model as load_model
     from charjax.train_state import TrainState as TrainState
     from charjax.train_state import init_train_state as init_train_state
     from charjax.training.evaluate import evaluate as evaluate
@@ -69,8 +69,9 @@ _NAMES_OF = {
     "model": ("CharLSTM", "init_carry", "init_params"),
     "ops.lstm.reference": ("LSTMCell",),
     "progress.history": ("History",),
-    "runs.checkpoint": ("load_model", "restore_checkpoint"),
+    "runs.checkpoint": ("restore_checkpoint",),
     "runs.checkpoint_store": ("save_checkpoint",),
+    "runs.model_file": ("load_model",),
     "train_state": ("TrainState", "init_train_state"),
     "training.evaluate": ("evaluate", "make_eval_step"),
     "training.fit": ("fit",),

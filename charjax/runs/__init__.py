@@ -1,1 +1,1 @@
-"""What a run leaves on disk: model, checkpoints, logs."""
+"""Run folders on disk: model files, checkpoints and logs (layout.py draws one)."""

@@ -1,6 +1,7 @@
-"""The checkpoints of a run, open for writing: saved in the background, sealed, and removed when superseded."""
+"""Saves the checkpoints and the model of a run, in the background."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -9,13 +10,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
+import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from charjax.array_types import Params
 from charjax.distributed.processes import is_main
-from charjax.runs.checkpoint import STEP_NAME, checkpoint_parts, saved_steps
-from charjax.runs.integrity import SEAL, seal
+from charjax.runs.checkpoint import checkpoint_parts
+from charjax.runs.checkpoint_header import STEP_NAME, saved_steps
+from charjax.runs.integrity import DIGESTS, write_digests
+from charjax.runs.layout import CHECKPOINTS
 from charjax.runs.metadata import Progress, RunInfo
-from charjax.runs.unfinished import CHECKPOINTS, remove_tree
+from charjax.runs.model_file import write_info, write_parameters
+from charjax.runs.unfinished import remove_temporary_files, remove_tree
 from charjax.train_state import TrainState
 
 KEEP_LATEST = 2
@@ -24,36 +31,40 @@ _REMOVED = ".removed"
 
 
 class CheckpointStore:
-    """The checkpoints of a run, open for writing; a context manager that waits for the last save.
+    """The checkpoints and model files of a run, open for writing; a context manager that waits for the last save.
 
-    A save copies the state, and writes it in the background while training goes on. Where several processes train
-    together, all open the same folder and save at the same time: each writes what it has, the main one the rest.
+    A save copies the state, and writes it in the background. With several processes, all open the same folder and save
+    at the same time: each writes its part of the checkpoint, the main one everything else.
     """
 
     def __init__(self, run_dir: str | Path, info: RunInfo, *, step: int | None = None) -> None:
-        """Opens or makes RUN/checkpoints.
+        """Creates the folder if needed, and writes config.json and vocab.json.
 
         Args:
             run_dir: the run folder.
-            info: what the run is made of.
-            step: the checkpoint that the run goes on from. Later ones, which could not be read, or led to numbers
-                that are not finite, are set aside under the name STEP.set-aside; of a save that was cut short nothing
-                is kept.
+            info: the configuration of the run.
+            step: the checkpoint that the run continues from. Later ones, which were damaged or led to numbers that are
+                not finite, are renamed to STEP.set-aside; incomplete ones are removed.
 
         Raises:
             OSError: the folder cannot be written.
         """
-        self.path = Path(run_dir).resolve() / CHECKPOINTS
+        self.run_dir = Path(run_dir).resolve()
+        self.path = self.run_dir / CHECKPOINTS
         self._info = info
         self._writer = ThreadPoolExecutor(1, "charjax checkpoints")
         self._pending: Future[None] | None = None
         if is_main():
-            self.path.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished(self.path)
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            remove_temporary_files(self.run_dir)
+            write_info(self.run_dir, info)
+            self.path.mkdir(exist_ok=True)
+            _remove_incomplete(self.path)
             if step is not None:
-                _set_aside_after(self.path, step)
+                _rename_later(self.path, step)
 
     def __enter__(self) -> Self:
+        logging.getLogger("absl").addFilter(_is_of_use)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -61,53 +72,58 @@ class CheckpointStore:
             self.wait()
         finally:
             self._writer.shutdown()
+            logging.getLogger("absl").removeFilter(_is_of_use)
             if is_main():
-                _remove_unfinished(self.path)
+                _remove_incomplete(self.path)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Begins to save; waits first for the save before, if it still goes on.
+        """Starts to save a checkpoint, and the model if it is the best so far; waits for the previous save first.
 
         The state may be donated as soon as this returns.
 
         Raises:
-            OSError: this or the save before failed, for want of space for example; earlier checkpoints remain.
-            ValueError: the step is saved already.
+            OSError: this or the previous save failed, for example on a full disk; earlier checkpoints are kept.
+            ValueError: the step is already saved.
         """
         self.wait()
         folder = self.path / str(progress.step)
-        with self._translated(), _stored_plainly():
+        with self._system_errors(), _context():
             response = ocp.save_checkpointables_async(
                 folder,
                 checkpoint_parts(state),
                 custom_metadata={"info": self._info.to_dict(), "progress": progress.to_dict()},
             )
-        self._pending = self._writer.submit(self._complete, response, folder, progress)
+        is_model = is_main() and progress.model_step == progress.step
+        params = jax.tree.map(np.array, state.params) if is_model else None
+        self._pending = self._writer.submit(self._complete, response, folder, progress, params)
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
             OSError: it could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with self._translated():
+            with self._system_errors():
                 pending.result()
 
-    def _complete(self, response: Any, folder: Path, progress: Progress) -> None:
-        """Waits for a save, seals it, and only then removes those that are not kept; runs in the background."""
-        with self._translated():
+    def _complete(self, response: Any, folder: Path, progress: Progress, params: Params | None) -> None:
+        """Runs in the background: waits for Orbax, writes digests and model, then removes old checkpoints."""
+        with self._system_errors():
             response.result()
         if not is_main():
             return
-        seal(folder)
+        write_digests(folder)
+        if params is not None:
+            write_parameters(self.run_dir, params, progress)
         steps = saved_steps(self.path)
         for step in {*steps} - {*steps[-KEEP_LATEST:], progress.best_step}:
             _remove_checkpoint(self.path / str(step))
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turns TensorStore's errors into the system's: they are ValueErrors that carry its number in their text."""
+    def _system_errors(self) -> Iterator[None]:
+        """Turns TensorStore's ValueErrors into the OSErrors whose number is in their text."""
         try:
             yield
         except ValueError as error:
@@ -118,55 +134,76 @@ class CheckpointStore:
 
 
 def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progress: Progress) -> None:
-    """Saves one checkpoint and waits until it is on disk.
+    """Saves one checkpoint, and the model if it is the best so far, and waits until they are on disk.
 
     Args:
-        run_dir: the run folder, made where there is none.
+        run_dir: the run folder, created if needed.
         state: what to save.
-        info: what the run is made of.
+        info: the configuration of the run.
         progress: how far it has come; its step names the checkpoint.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
-        ValueError: the step is saved already.
+        ValueError: the step is already saved.
+
+    Examples:
+        >>> import tempfile
+        >>> import jax
+        >>> from charjax import CharLSTM, Corpus, TrainConfig, init_train_state, load_model, make_mesh, make_optimizer
+        >>> from charjax import save_checkpoint
+        >>> from charjax.runs.compatibility import describe_run
+        >>> from charjax.runs.metadata import Progress
+        >>> corpus, config, mesh = Corpus.from_text("to be " * 9), TrainConfig(), make_mesh(jax.devices()[:1])
+        >>> model, optimizer = CharLSTM(corpus.vocab.size, hidden_dim=8, hidden_layers=1), make_optimizer(config, 9)
+        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=1, mesh=mesh)
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     save_checkpoint(run, state, describe_run(model, corpus, config), Progress(step=0))
+        ...     _, params, _ = load_model(run)
+        >>> bool((params["head"]["kernel"] == state.params["head"]["kernel"]).all())
+        True
     """
     with CheckpointStore(run_dir, info) as store:
         store.save(state, progress)
 
 
-def _stored_plainly() -> ocp.Context:
-    """Arrays as files of their own, each as it is in memory; see `stored_arrays`."""
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Filters out Orbax's warning at every save that there are no OCDBT files, which charjax does not use."""
+    return "Skipping merge of OCDBT" not in record.getMessage()
+
+
+def _context() -> ocp.Context:
+    """Returns options to store each array in a file of its own, uncompressed."""
     context = ocp.Context()
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False
-    # How arrays lay on devices does not matter: they are loaded to where they are wanted.
+    # Arrays are loaded to other devices than those they were saved on.
     context.array.saving.enable_write_sharding_file = False
-    # Orbax measures by the wall clock, which may be set forward, or have gone on while the machine slept.
+    # Orbax measures its timeout by the wall clock, which may jump, or continue while the machine sleeps.
     context.asynchronous.timeout_secs = A_MONTH
     context.asynchronous.create_directories_asynchronously = False
     return context
 
 
-def _remove_unfinished(path: Path) -> None:
-    """Removes what a save or a removal that was cut off left behind."""
+def _remove_incomplete(path: Path) -> None:
+    """Removes what a save or a removal that was killed left behind."""
     for pattern in ("*.orbax-checkpoint-tmp", f"*{_REMOVED}"):
-        for unfinished in path.glob(pattern):
-            remove_tree(unfinished)
+        for incomplete in path.glob(pattern):
+            remove_tree(incomplete)
 
 
 def _remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint, which is whole for whoever looks for it until it is gone."""
+    """Removes a checkpoint; readers never see a part of it under its name."""
     renamed = path.with_name(path.name + _REMOVED)
     path.rename(renamed)
     shutil.rmtree(renamed)
 
 
-def _set_aside_after(path: Path, step: int) -> None:
+def _rename_later(path: Path, step: int) -> None:
     for later in path.glob("*"):
         if STEP_NAME.fullmatch(later.name) and int(later.name) > step:
             target = later.with_name(later.name + ".set-aside")
             remove_tree(target)
-            if (later / SEAL).exists():
+            if (later / DIGESTS).exists():
                 later.rename(target)
             else:
                 remove_tree(later)

@@ -1,4 +1,4 @@
-"""What a run is made of, and whether a continuation may differ from it."""
+"""Builds the configuration of a run, and checks that a resumed run has the same."""
 
 import dataclasses
 from pathlib import Path
@@ -11,15 +11,15 @@ from charjax.errors import UserError
 from charjax.model import CharLSTM
 from charjax.runs.metadata import CorpusInfo, RunInfo
 
-# What shapes the state or the order of the text cannot change between a run and its continuation.
+# They determine the shapes of the state or the order of the text.
 _FIXED_TRAIN_FIELDS = ("batch_size", "seq_len", "seed")
 
 
 def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInfo:
-    """What a run is made of, as it stands in its folder.
+    """Builds the configuration that is saved with a run.
 
     Raises:
-        UserError: sizes of the model out of range, or a model made for another vocabulary than the text's.
+        UserError: a size of the model is out of range, or its vocabulary is not that of the text.
     """
     if model.vocab_size != corpus.vocab.size:
         raise UserError(f"the model's vocab_size is {model.vocab_size}, the text's vocabulary has {corpus.vocab.size}")
@@ -43,21 +43,21 @@ def check_same_text(earlier: RunInfo, sha256: str, text: str | Path, run_dir: st
     """Checks that a text is the one that a run was trained on.
 
     Raises:
-        UserError: it is another, or has changed.
+        UserError: it is another one, or has changed.
     """
     if earlier.corpus.sha256 != sha256:
         characters = earlier.corpus.train_characters + earlier.corpus.validation_characters
         raise UserError(
-            f"{run_dir} was trained on another text ({earlier.corpus.name}, {characters:,} characters) than {text} is "
-            "now; resume with that text, or choose another --out"
+            f"{run_dir} was trained on another text ({earlier.corpus.name}, {characters:,} characters), not on "
+            f"{text} as it is now; resume with that text, or choose another --out"
         )
 
 
 def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
-    """Checks that training can go on in a run folder.
+    """Checks that a run can be resumed with a configuration.
 
     Raises:
-        UserError: another text, architecture, vocabulary, split, batch_size, seq_len or seed.
+        UserError: it has another text, architecture, vocabulary, split, batch_size, seq_len or seed.
     """
     check_same_text(earlier, now.corpus.sha256, now.corpus.name, run_dir)
     old, new = _fixed(earlier), _fixed(now)
@@ -75,6 +75,6 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
 def _fixed(info: RunInfo) -> dict[str, Any]:
     train = dataclasses.asdict(info.train)
     fixed = dataclasses.asdict(info.data) | dataclasses.asdict(info.model)
-    # Every implementation computes the same, so a run may go on with another one.
+    # Every implementation computes the same result, so it may change.
     del fixed["implementation"]
     return fixed | {name: train[name] for name in _FIXED_TRAIN_FIELDS}

@@ -1,30 +1,33 @@
-"""A run folder while it is written to: checkpoints, config.json, metrics.jsonl and samples.txt, kept in step."""
+"""A run folder open for writing: model, checkpoints, config.json, metrics.jsonl and samples.txt, kept consistent."""
 
 import contextlib
 import dataclasses
+import enum
 import errno
-import json
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from charjax.array_types import Params
 from charjax.errors import UserError
 from charjax.metrics import Evaluation
-from charjax.runs.checkpoint import read_header
+from charjax.runs.checkpoint_header import Header, read_header, read_header_at
 from charjax.runs.checkpoint_store import CheckpointStore
 from charjax.runs.compatibility import check_same_run
-from charjax.runs.lock import LOCK, FolderLock
+from charjax.runs.integrity import DamagedError
+from charjax.runs.layout import CHECKPOINTS, LOCK, METRICS, SAMPLES
+from charjax.runs.lock import FolderLock
 from charjax.runs.logs import MetricsLog, SamplesLog
 from charjax.runs.metadata import Progress, RunInfo
-from charjax.runs.safe_files import open_here
-from charjax.runs.unfinished import CONFIG, is_leftover, remove_leftovers, remove_tree
+from charjax.runs.model_file import read_parameters, write_parameters
+from charjax.runs.unfinished import is_unfinished_start, remove_tree, remove_unfinished_start
 from charjax.train_state import TrainState
 
-# What the user can do where the system refuses to write.
+# What the user can do when the system refuses to write.
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
     errno.EROFS: "make its file system writable",
 }
@@ -32,57 +35,60 @@ _REMEDIES = {
 _log = logging.getLogger("charjax")
 
 
-class RunFolder:
-    """A run folder open for writing; a context manager that waits for what is still being saved.
+class _Stage(enum.Enum):
+    """What a run folder has on disk."""
 
-    One process at a time writes to a run folder; a lock sees to it. A new run that fails before its first checkpoint is
-    complete leaves nothing behind.
+    EMPTY = enum.auto()
+    """No folder yet, or an empty one."""
+    UNFINISHED = enum.auto()
+    """What a run left that was killed before its first checkpoint."""
+    STARTED = enum.auto()
+    """Files of this run, without a complete checkpoint: they are removed if the run fails."""
+    SAVED = enum.auto()
+    """At least one complete checkpoint."""
+
+
+class RunFolder:
+    """A run folder open for writing; a context manager that waits for the last save.
+
+    A lock keeps other processes from writing to it. A new run that fails before its first checkpoint is complete leaves
+    nothing behind.
 
     Attributes:
         path: the folder.
-        resumed: whether it goes on from an earlier checkpoint.
     """
 
     def __init__(self, path: str | Path, info: RunInfo, *, resume: bool) -> None:
-        """Checks the folder; nothing is written before the first save.
+        """Checks the folder; nothing is written before `begin` or `go_back_to`.
 
         Raises:
             UserError: without `resume`, a folder that is not empty, unless a run was killed in it before its first
-                checkpoint was complete; with it, one that is no run or does not match.
+                checkpoint; with `resume`, a folder without a run, or with one of another configuration.
         """
         # Path.resolve() raises on a link to itself.
         self.path = Path(os.path.realpath(path))
-        self.resumed = resume
         self._info = info
         self._lock = FolderLock(self.path)
         self._open = contextlib.ExitStack()
-        self._store: CheckpointStore
+        self._created: Path | None = None  # the topmost folder that this run created
+        self._store: CheckpointStore | None = None
         self._metrics: MetricsLog
         self._samples: SamplesLog
-        self._is_complete = resume
-        self._made: Path | None = None
-        self._has_leftovers = self._is_started = False
         if self.path.is_symlink():
-            raise UserError(f"{path} is a symbolic link that leads back to itself; choose another --out")
+            raise UserError(f"{path} is a symbolic link to itself; choose another --out")
         if resume:
             check_same_run(read_header(path, quiet=True).info, info, path)
-        elif self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{path} is a file; give --out a folder")
-        elif self.path.exists() and is_leftover(self.path):
-            self._has_leftovers = True
-            _log.info(
-                "%s holds a run that was stopped before its first checkpoint was complete: starting it over", path
-            )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise UserError(f"{path} exists already; add --resume to go on with it, or choose another --out")
+            self._stage = _Stage.SAVED
+        else:
+            self._stage = _examine_new(self.path, path)
 
     def __enter__(self) -> Self:
-        """Opens it; a folder to go on in is locked from here on, a new one as soon as it is made.
+        """Locks the folder of a run that is resumed; the folder of a new run is locked by `begin`.
 
         Raises:
             UserError: another process writes to it, or it may not be written.
         """
-        if self.resumed:
+        if self._stage is _Stage.SAVED:
             with self._advised():
                 self._lock.acquire()
         return self
@@ -92,56 +98,89 @@ class RunFolder:
             with self._advised():
                 self._open.close()
         finally:
-            if self._is_started and not self._is_complete:
-                # What refused to be written may refuse to be removed: the error under way tells of it.
+            if self._stage is _Stage.STARTED:
+                # If the files cannot be removed either, the first error says why.
                 with contextlib.suppress(OSError):
                     self._remove()
             self._lock.release()
 
-    def go_on_from(self, progress: Progress) -> None:
-        """Takes metrics.jsonl and samples.txt back to where they stood at a checkpoint, and sets later ones aside.
+    def begin(self, progress: Progress) -> None:
+        """Creates the folder of a new run.
 
-        A run that is resumed begins so; called in the middle of a run, it goes back.
+        Raises:
+            UserError: another process created it first, or it cannot be written.
+        """
+        with self._advised():
+            missing = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
+            self._created = missing[-1] if missing else None
+            found, self._stage = self._stage, _Stage.STARTED
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._claim(found)
+            if found is _Stage.UNFINISHED:
+                remove_unfinished_start(self.path)
+            self._open_files(progress, step=None)
+
+    def go_back_to(self, progress: Progress) -> None:
+        """Cuts metrics.jsonl and samples.txt to their length at a checkpoint, and renames later checkpoints.
+
+        A resumed run starts with it; a run that diverged rolls back with it.
         """
         with self._advised():
             self._open.close()
-            self.resumed = True
-            self._start(progress, step=progress.step)
-
-    def begin(self, progress: Progress) -> None:
-        """Makes the folder of a new run; nothing is written before.
-
-        Raises:
-            UserError: the disk is full or may not be written.
-        """
-        with self._advised():
-            self._start(progress, step=None)
+            self._open_files(progress, step=progress.step)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Saves a checkpoint while training goes on, and waits for the first one.
+        """Saves a checkpoint in the background; waits for the first one.
 
         Raises:
-            UserError: the disk is full or may not be written; checkpoints saved before stay as they are.
+            UserError: the disk is full or may not be written; earlier checkpoints are kept.
         """
+        assert self._store is not None  # begin or go_back_to came first
         with self._advised():
             sizes = {"metrics_bytes": self._metrics.size, "samples_bytes": self._samples.size}
             self._store.save(state, dataclasses.replace(progress, **sizes))
-            if not self._is_complete:
+            if self._stage is _Stage.STARTED:
                 self._store.wait()
-        self._is_complete = True
+        self._stage = _Stage.SAVED
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        if self._is_started:
+        """Waits until the last save is on disk."""
+        if self._store is not None:
             with self._advised():
                 self._store.wait()
 
     def record(self, evaluation: Evaluation, sample: str) -> None:
-        """Appends an evaluation to metrics.jsonl and its sample, where there is one, to samples.txt."""
+        """Appends an evaluation to metrics.jsonl and its sample, unless empty, to samples.txt."""
         with self._advised():
             self._metrics.append(evaluation)
             if sample:
                 self._samples.append(evaluation, sample)
+
+    def outdated_model(self, latest: Header) -> Header | None:
+        """Returns the checkpoint to rewrite model.safetensors from, or None if it is up to date.
+
+        It is not in run folders of earlier versions, after a kill between the checkpoint and the model, after a
+        rollback, or if the file is damaged.
+
+        Args:
+            latest: the checkpoint to continue from; the model comes from it if the best one is damaged.
+        """
+        progress = latest.progress
+        with contextlib.suppress(UserError, OSError):
+            saved = read_parameters(self.path, self._info)[1]
+            if (saved.step, saved.best_val_loss) == (progress.model_step, progress.best_val_loss):
+                return None
+        try:
+            return read_header_at(self.path / CHECKPOINTS / str(progress.model_step))
+        except DamagedError as error:
+            what = f"checkpoint {progress.model_step} of {self.path}, the best one, cannot be read ({error})"
+            _log.warning("%s; using checkpoint %d instead", what, progress.step)
+            return latest
+
+    def write_model(self, params: Params, progress: Progress) -> None:
+        """Replaces model.safetensors."""
+        with self._advised():
+            write_parameters(self.path, params, progress)
 
     @contextlib.contextmanager
     def _advised(self) -> Iterator[None]:
@@ -150,57 +189,53 @@ class RunFolder:
             yield
         except OSError as error:
             remedy = _REMEDIES.get(error.errno or 0)
-            if self._is_complete:
-                advice = f"the checkpoints saved before are kept: {remedy or 'mend that'}, and go on with --resume"
+            if self._stage is _Stage.SAVED:
+                advice = f"earlier checkpoints are kept: {remedy or 'fix that'}, and continue with --resume"
             else:
                 advice = f"nothing was kept: {remedy + ', or ' if remedy else ''}choose another --out"
             where = error.filename or self.path
             raise UserError(f"{where} cannot be written ({error.strerror or error}); {advice}") from error
 
-    def _start(self, progress: Progress, *, step: int | None) -> None:
-        """Makes and opens what the folder holds."""
-        missing = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
-        self._made = missing[-1] if missing else None
-        self._is_started = True
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not self.resumed:
-            self._claim()
-        if self._has_leftovers:
-            remove_leftovers(self.path)
-            self._has_leftovers = False
-        _write_json(self.path / CONFIG, self._info.to_dict())
-        # Before the logs are cut: a process killed in between goes on from the checkpoint that they then belong to.
-        self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
-        metrics = MetricsLog(self.path / "metrics.jsonl", size=progress.metrics_bytes)
-        self._metrics = self._open.enter_context(metrics)
-        samples = SamplesLog(self.path / "samples.txt", size=progress.samples_bytes)
-        self._samples = self._open.enter_context(samples)
-
-    def _claim(self) -> None:
-        """Locks the folder of a new run, and sees that it is still as it was found.
+    def _claim(self, found: _Stage) -> None:
+        """Locks the folder of a new run, and checks that it has not changed since.
 
         Raises:
             UserError: another process was faster.
         """
         try:
             self._lock.acquire()
-            if not self._has_leftovers and any(path.name != LOCK for path in self.path.iterdir()):
-                raise UserError(f"{self.path} was made by another process at the same time; choose another --out")
+            if found is _Stage.EMPTY and any(path.name != LOCK for path in self.path.iterdir()):
+                raise UserError(f"{self.path} was created by another process at the same time; choose another --out")
         except UserError:
-            self._is_started = False  # what it holds is the other's
+            self._stage = _Stage.EMPTY  # its files are the other's: they are not removed
             raise
 
+    def _open_files(self, progress: Progress, *, step: int | None) -> None:
+        # The store before the logs are cut: if the process is killed in between, the checkpoint that is then the latest
+        # still fits them.
+        self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
+        metrics = MetricsLog(self.path / METRICS, size=progress.metrics_bytes)
+        self._metrics = self._open.enter_context(metrics)
+        samples = SamplesLog(self.path / SAMPLES, size=progress.samples_bytes)
+        self._samples = self._open.enter_context(samples)
+
     def _remove(self) -> None:
-        """Removes what a failed start made, and no more: the folder may have been there, empty."""
-        if self._made is not None:
-            remove_tree(self._made)
+        """Removes what a failed start created; the folder itself may have existed before, empty."""
+        if self._created is not None:
+            remove_tree(self._created)
         elif self.path.is_dir():
-            remove_leftovers(self.path)
+            remove_unfinished_start(self.path)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    """Replaces a file in one go, so that it is never half there."""
-    new = path.with_name(path.name + ".new")
-    with os.fdopen(open_here(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
-        file.write(json.dumps(values, indent=2) + "\n")
-    new.replace(path)
+def _examine_new(path: Path, name: str | Path) -> _Stage:
+    """Checks that a new run may be written to a folder, called `name` by the user."""
+    if not path.exists():
+        return _Stage.EMPTY
+    if not path.is_dir():
+        raise UserError(f"{name} is a file; give --out a folder")
+    if is_unfinished_start(path):
+        _log.info("%s has a run that was stopped before its first checkpoint was complete: starting it over", name)
+        return _Stage.UNFINISHED
+    if any(path.iterdir()):
+        raise UserError(f"{name} already exists; add --resume to continue its run, or choose another --out")
+    return _Stage.EMPTY

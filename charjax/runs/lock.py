@@ -1,4 +1,4 @@
-"""A lock on a folder that one process at a time can hold, and that is gone with the process, however it ends."""
+"""A lock on a folder for one process at a time, which the system releases however the process ends."""
 
 import contextlib
 import errno
@@ -9,19 +9,19 @@ import sys
 from pathlib import Path
 
 from charjax.errors import UserError
-from charjax.runs.safe_files import open_here
+from charjax.runs.layout import LOCK
+from charjax.runs.safe_files import open_for_writing
 
-LOCK = ".lock"
-# What file systems answer that have no locks.
+# Errors of file systems without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 _log = logging.getLogger("charjax")
 
 
 class FolderLock:
-    """An advisory lock (flock) on the file `.lock` in a folder, which is removed when it is released.
+    """An advisory lock (flock) on the file `.lock` in a folder; releasing it removes the file.
 
-    The file of a process that was killed stays, unlocked, and stands in nobody's way.
+    The file of a process that was killed stays, unlocked, and does no harm.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,17 +29,17 @@ class FolderLock:
         self._file: int | None = None
 
     def acquire(self) -> None:
-        """Takes the lock; where the file system, or Windows, has none, it warns of that and goes on.
+        """Takes the lock; logs a warning where the file system, or Windows, has no locks.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process has it; the message names the process.
             OSError: the folder cannot be written.
         """
         while self._file is None:
-            file = open_here(self._path, os.O_RDWR | os.O_CREAT)
+            file = open_for_writing(self._path, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(file)
-                # Its holder may have removed the file since it was opened: then another one counts.
+                # The process that had it may have removed the file after it was opened here: lock the new file instead.
                 if not self._is(file):
                     continue
                 os.ftruncate(file, 0)
@@ -50,14 +50,14 @@ class FolderLock:
                     os.close(file)
 
     def release(self) -> None:
-        """Removes the file and gives the lock up; without it, does nothing."""
+        """Removes the file and releases the lock, if it was acquired."""
         if self._file is None:
             return
         file, self._file = self._file, None
-        # A file that cannot be removed, or is gone with its folder, stands in nobody's way.
+        # It does no harm if the file cannot be removed, or was removed with its folder.
         with contextlib.suppress(OSError):
             if self._is(file):
-                if sys.platform == "win32":  # which removes no file that is open
+                if sys.platform == "win32":  # which does not remove open files
                     os.close(file)
                     file = -1
                 self._path.unlink()
@@ -68,14 +68,14 @@ class FolderLock:
         if sys.platform == "win32":
             self._warn()
             return
-        import fcntl  # noqa: PLC0415 -- Windows has none
+        import fcntl  # noqa: PLC0415 -- not on Windows
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(file, 200, 0).decode(errors="replace") or "another process"
             raise UserError(
-                f"{self._path.parent} is being trained in by {holder}; wait until it ends, or choose another --out"
+                f"{self._path.parent} is in use by {holder}; wait until it ends, or choose another --out"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -83,10 +83,10 @@ class FolderLock:
             self._warn()
 
     def _warn(self) -> None:
-        _log.warning("%s cannot be locked here; see that no other process trains in it", self._path.parent)
+        _log.warning("%s cannot be locked; make sure that no other process trains in it", self._path.parent)
 
     def _is(self, file: int) -> bool:
-        """Whether the path still leads to this file."""
+        """Returns True if the path still leads to this file."""
         try:
             return os.path.samestat(os.fstat(file), self._path.stat())
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A text file that grows by whole entries, and can be taken back to where it stood at a checkpoint."""
+"""metrics.jsonl and samples.txt: text files that grow by whole entries and can be cut to an earlier length."""
 
 import os
 from collections.abc import Iterator
@@ -7,33 +7,33 @@ from typing import BinaryIO, Self
 
 from charjax.errors import UserError
 from charjax.metrics import Evaluation
-from charjax.runs.safe_files import open_file, open_here
+from charjax.runs.safe_files import open_file, open_for_writing
 
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 32  # bytes
 _LONGEST_EVALUATION = 100_000  # bytes; an evaluation takes a few hundred
 
 
 class AppendLog:
-    """A UTF-8 file open for appending, flushed at every entry; a context manager. Surrogates become escapes.
+    """A UTF-8 file open for appending, flushed after every entry; a context manager. Lone surrogates become escapes.
 
     Attributes:
         path: the file.
     """
 
     def __init__(self, path: str | Path, *, size: int | None = None) -> None:
-        """Opens the file, made where there is none, and drops a last line that was cut off by a crash.
+        """Opens or creates the file, and drops a last line that a crash cut off.
 
         Args:
             path: the file; its folder must exist.
-            size: bytes of the file to go on from, the rest is cut away; 0 starts afresh, None keeps all.
+            size: length in bytes to cut the file to; None keeps all of it.
 
         Raises:
-            UserError: it is a link, no file, or of no lines.
+            UserError: it is a symbolic link, not a regular file, or has no line breaks.
             OSError: the file cannot be opened for writing.
         """
         self.path = Path(path)
-        self._file = os.fdopen(open_here(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
+        self._file = os.fdopen(open_for_writing(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
         try:
             if size is not None and size < self.size:
                 self._file.truncate(size)
@@ -44,7 +44,7 @@ class AppendLog:
 
     @property
     def size(self) -> int:
-        """Length of the file in bytes, to go on from later."""
+        """Length of the file in bytes."""
         return self._file.seek(0, os.SEEK_END)
 
     def write(self, entry: str) -> None:
@@ -65,15 +65,15 @@ class AppendLog:
     def _drop_cut_line(self) -> None:
         end = size = self.size
         while end > 0:
-            # From its end, a piece at a time: it may be larger than memory.
-            start = max(0, end - _PIECE)
+            # From its end, a chunk at a time: the file may be larger than memory.
+            start = max(0, end - _CHUNK)
             self._file.seek(start)
             found = self._file.read(end - start).rfind(b"\n")
             if found >= 0:
                 self._file.truncate(start + found + 1)
                 return
             if size - start > _LONGEST_LINE:
-                raise UserError(f"{self.path} is not of lines: remove it, or choose another --out")
+                raise UserError(f"{self.path} has no line breaks: remove it, or choose another --out")
             end = start
         self._file.truncate(0)
 
@@ -87,10 +87,10 @@ class MetricsLog(AppendLog):
 
 
 def read_metrics(path: str | Path) -> list[Evaluation]:
-    """Reads a metrics.jsonl, also while it is being written: a last line without its end is left out.
+    """Reads a metrics.jsonl; while it is being written, an incomplete last line is left out.
 
     Raises:
-        UserError: no such file, or a line that is not an evaluation.
+        UserError: the file cannot be read, or a line is not an evaluation.
     """
     try:
         with open_file(Path(path)) as file:
@@ -104,7 +104,7 @@ def _read_lines(file: BinaryIO, path: str | Path) -> Iterator[Evaluation]:
     while line := file.readline(_LONGEST_EVALUATION):
         number += 1
         if not line.endswith(b"\n") and len(line) < _LONGEST_EVALUATION:
-            return  # it is still being written
+            return  # still being written
         try:
             yield Evaluation.from_json(line)
         except (ValueError, RecursionError) as error:

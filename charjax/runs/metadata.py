@@ -1,4 +1,4 @@
-"""What a run is made of and how far it has come, as JSON can hold it."""
+"""The configuration of a run and its progress, and their form in JSON."""
 
 import dataclasses
 from typing import Any, Self
@@ -7,42 +7,45 @@ from charjax.config import DataConfig, ModelConfig, TrainConfig, from_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError, in_short
 
-# Beyond any count or time of a training, and small enough for whatever is computed from one.
+# Above any count or duration of a training run, and small enough to compute with.
 _LARGEST = 1e15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusInfo:
-    """By what a run knows its text again.
+    """Identifies the text that a model was trained on.
 
     Attributes:
         name: name of the file.
-        path: absolute path of the file, empty for a text that came from none.
+        path: absolute path of the file, empty if the text did not come from a file.
         sha256: hex digest of the text's bytes.
         train_characters: length of the training split.
         validation_characters: length of the validation split.
     """
 
-    name: str
-    path: str
-    sha256: str
-    train_characters: int
-    validation_characters: int
+    name: str = "an unknown text"
+    path: str = ""
+    sha256: str = ""
+    train_characters: int = 0
+    validation_characters: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a run is made of: enough to build its model, vocabulary and optimizer again."""
+    """Everything needed to build a run's model, vocabulary and optimizer again.
 
-    charjax_version: str
-    data: DataConfig
+    A model that charjax did not train needs only `model` and `vocab`.
+    """
+
     model: ModelConfig
-    train: TrainConfig
-    corpus: CorpusInfo
     vocab: Vocab
+    charjax_version: str = ""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    corpus: CorpusInfo = dataclasses.field(default_factory=CorpusInfo)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` takes, as JSON can hold it."""
+        """Returns JSON values for `from_dict`."""
         return {
             "charjax_version": self.charjax_version,
             "data": dataclasses.asdict(self.data),
@@ -57,39 +60,39 @@ class RunInfo:
         """Builds a RunInfo from JSON values.
 
         Raises:
-            UserError: a part that is missing, unknown, of the wrong type or out of range.
+            UserError: a part is missing, unknown, of the wrong type or out of range.
         """
         values = _check_names(cls, values)
-        version = values["charjax_version"]
+        version = values.get("charjax_version", "")
         if not isinstance(version, str):
             raise UserError(f"charjax_version must be a string, not {in_short(version)}")
         return cls(
             charjax_version=version,
-            data=from_dict(DataConfig, values["data"]),
+            data=from_dict(DataConfig, values.get("data", {})),
             model=from_dict(ModelConfig, values["model"]),
-            train=from_dict(TrainConfig, values["train"]),
-            corpus=_typed(CorpusInfo, values["corpus"]),
+            train=from_dict(TrainConfig, values.get("train", {})),
+            corpus=_typed(CorpusInfo, values.get("corpus", {})),
             vocab=Vocab.from_dict(values["vocab"]),
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run has come: what the host's loop goes on from, beside the TrainState.
+    """How far a run has come: what the training loop needs beside the TrainState to continue.
 
     Attributes:
         step: optimizer steps taken.
-        epoch: passes over the training text taken, with a fraction.
-        val_loss: validation loss in nats per character, where this very step was evaluated.
-        best_step: the step with the lowest validation loss so far.
+        epoch: passes over the training text, fractional.
+        val_loss: validation loss in nats per character, if this step was evaluated.
+        best_step: step with the lowest validation loss so far.
         best_val_loss: that loss.
-        elapsed_seconds: wall-clock time of training.
+        elapsed_seconds: wall-clock time spent training.
         metrics_bytes: length of metrics.jsonl.
         samples_bytes: length of samples.txt.
         train_nats: sum of -log p over the characters trained on since the last evaluation.
         train_count: number of those characters.
-        train_skipped: steps skipped since then, because their loss or gradient was not finite.
-        rollbacks: how often the run went back to an earlier checkpoint; each time its learning rate was halved.
+        train_skipped: steps skipped since the last evaluation because their loss or gradient was not finite.
+        rollbacks: number of rollbacks to an earlier checkpoint; each halved the learning rate.
     """
 
     step: int
@@ -107,11 +110,16 @@ class Progress:
 
     @property
     def is_best(self) -> bool:
-        """Whether this very step has the lowest validation loss so far."""
+        """True if this step has the lowest validation loss so far."""
         return self.best_step == self.step
 
+    @property
+    def model_step(self) -> int:
+        """Step whose parameters are the run's model: the best step, before the first evaluation the latest."""
+        return self.step if self.best_step is None else self.best_step
+
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` takes, as JSON can hold it."""
+        """Returns JSON values for `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -119,33 +127,34 @@ class Progress:
         """Builds a Progress from JSON values.
 
         Raises:
-            UserError: a number that is missing, unknown, of the wrong type, negative where it counts, or not finite.
+            UserError: a number is missing, unknown, of the wrong type, negative or not finite.
         """
         return _typed(cls, values)
 
 
 def _check_names(kind: Any, values: Any) -> dict[str, Any]:
-    """Checks that all fields are there but those with defaults, which an earlier version may not have had."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    """Checks for unknown and missing fields; those with defaults may be missing."""
+    fields = dataclasses.fields(kind)
+    names = {field.name for field in fields}
+    needed = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     if not isinstance(values, dict) or not needed <= set(values) <= names:
         found = in_short(list(values)) if isinstance(values, dict) else type(values).__name__
-        raise UserError(f"{kind.__name__} must hold {', '.join(sorted(names))}, not {found}")
+        raise UserError(f"{kind.__name__} must have the fields {', '.join(sorted(names))}, not {found}")
     return values
 
 
 def _typed(kind: Any, values: Any) -> Any:
-    """Builds a flat dataclass from JSON values of exactly its fields' types; whole numbers pass for floats.
+    """Builds a flat dataclass from JSON values of exactly its fields' types.
 
-    Its numbers are all counts or amounts.
+    Integers are accepted for floats. Every number is a count or an amount, so none may be negative.
     """
     values = _check_names(kind, values)
     for field in dataclasses.fields(kind):
         if field.name not in values:
             continue
         value = values[field.name]
-        whole_float = type(value) is int and field.type in (float, float | None)
-        if isinstance(value, bool) or not (whole_float or isinstance(value, field.type)):  # type: ignore[arg-type]
+        integer_for_float = type(value) is int and field.type in (float, float | None)
+        if isinstance(value, bool) or not (integer_for_float or isinstance(value, field.type)):  # type: ignore[arg-type]
             wanted = getattr(field.type, "__name__", field.type)
             raise UserError(f"{kind.__name__}.{field.name} must be {wanted}, not {in_short(value)}")
         if isinstance(value, int | float) and not 0 <= value < _LARGEST:

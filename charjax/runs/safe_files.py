@@ -1,4 +1,4 @@
-"""Reading files that may come from anyone: files alone, no more of them than was asked for, and JSON of any kind."""
+"""Opens and reads files in folders that may come from anyone: regular files only, no links, bounded sizes."""
 
 import io
 import json
@@ -14,56 +14,68 @@ LARGEST_JSON = 1 << 24
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Opens a file for reading; a pipe would be waited for, and a device may never end.
+    """Opens a regular file for reading.
 
     Raises:
-        UserError: it is no file.
+        UserError: it is a symbolic link, a folder, a pipe (which would block) or a device (which may never end).
         OSError: it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path} is no file")
-    return os.fdopen(descriptor, "rb")
+    return os.fdopen(_open_regular(path, os.O_RDONLY, "put the file itself there"), "rb")
+
+
+def open_for_writing(path: Path, flags: int) -> int:
+    """Opens a regular file with `os.open`; flags such as O_CREAT are passed on.
+
+    Returns:
+        The file descriptor.
+
+    Raises:
+        UserError: it is a symbolic link, which may lead to any file, or not a regular file.
+        OSError: it cannot be opened.
+    """
+    return _open_regular(path, flags, "remove it, or choose another --out")
 
 
 def read_json(path: Path, *, largest: int = LARGEST_JSON) -> Any:
-    """Reads a file of JSON.
+    """Reads a JSON file.
 
     Args:
         path: the file.
-        largest: bytes that it may have.
+        largest: most bytes that it may have.
 
     Raises:
-        UserError: it is no file, too large or no JSON.
+        UserError: it is not a regular file, too large or not valid JSON.
         OSError: it cannot be read.
     """
     with open_file(path) as file:
         content = file.read(largest + 1)
     if len(content) > largest:
         raise UserError(f"{path} is larger than {largest:,} bytes")
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes | str, name: object) -> Any:
+    """Parses JSON of any content and depth; `name` is what an error calls it.
+
+    Raises:
+        UserError: it is not valid JSON.
+    """
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON") from error
+        raise UserError(f"{name} is not valid JSON") from error
 
 
-def open_here(path: Path, flags: int) -> int:
-    """Opens a file for writing, as `os.open` does, where it is one: a folder from someone else may hold other things.
-
-    Raises:
-        UserError: it is a symbolic link, which may lead to any file, or a pipe or device.
-        OSError: it cannot be opened.
-    """
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # of which each system has some
+def _open_regular(path: Path, flags: int, advice: str) -> int:
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not every system has all three
         flags |= getattr(os, name, 0)
     try:
         file = os.open(path, flags, 0o644)
     except OSError as error:
         if path.is_symlink():
-            raise UserError(f"{path} is a symbolic link: remove it, or choose another --out") from error
+            raise UserError(f"{path} is a symbolic link; {advice}") from error
         raise
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise UserError(f"{path} is no file: remove it, or choose another --out")
+        raise UserError(f"{path} is not a regular file; {advice}")
     return file

@@ -1,4 +1,4 @@
-"""A run folder for processes that train together: the main one writes it, all save their part of each checkpoint."""
+"""A run folder shared by the processes of one training: the main one writes it, each saves its part of a checkpoint."""
 
 import contextlib
 import json
@@ -9,11 +9,12 @@ from pathlib import Path
 from charjax.distributed.processes import are_several, from_main, is_main, together
 from charjax.errors import UserError
 from charjax.metrics import Evaluation
-from charjax.runs.checkpoint import load_state, read_header
+from charjax.runs.checkpoint import load_checkpoint_params, load_state
+from charjax.runs.checkpoint_header import Header, read_header
 from charjax.runs.checkpoint_store import CheckpointStore
 from charjax.runs.folder import RunFolder
+from charjax.runs.layout import CHECKPOINTS
 from charjax.runs.metadata import Progress, RunInfo
-from charjax.runs.unfinished import CHECKPOINTS
 from charjax.train_state import TrainState
 
 
@@ -22,13 +23,13 @@ def open_run(out: str | Path | None, info: RunInfo, *, resume: bool) -> Iterator
     """Opens a run folder in all processes; errors as `RunFolder` has them.
 
     Args:
-        out: the folder, the same one for all processes; None keeps nothing.
-        info: what the run is made of.
-        resume: go on from the latest checkpoint.
+        out: the folder, the same in all processes; None keeps nothing on disk.
+        info: the configuration of the run.
+        resume: continue from the latest checkpoint.
     """
     if out is None:
         if resume:
-            raise UserError("resume needs the run folder to go on from: give out")
+            raise UserError("resume needs a run folder: give out")
         yield None
         return
     with contextlib.ExitStack() as stack:
@@ -40,10 +41,10 @@ def open_run(out: str | Path | None, info: RunInfo, *, resume: bool) -> Iterator
 
 
 class SharedRun:
-    """A run folder in one of the processes that train together, or in the only one.
+    """A run folder in one of several processes that train together, or in the only one.
 
-    What the main process cannot write to its logs it notes in `failure`, where there are others: they would wait for it
-    in the next computation. All learn of it at their next call, and leave together.
+    If there are several, the main process stores an error of its logs in `failure` instead of raising it: the others
+    would wait for it in the next computation. All learn of it at their next call, and stop together.
 
     Attributes:
         path: the folder.
@@ -57,42 +58,52 @@ class SharedRun:
         self._store: CheckpointStore | None = None
 
     def restore(self, abstract: TrainState, *, up_to: int | None = None) -> tuple[TrainState, Progress]:
-        """Reads a checkpoint, and takes metrics.jsonl and samples.txt back to where they stood then.
+        """Restores a checkpoint, cuts metrics.jsonl and samples.txt to match, and rewrites an outdated model.
 
         Args:
             abstract: shapes, dtypes and shardings; see `abstract_train_state`.
-            up_to: a step, to leave later checkpoints out where there is one of it or before it; by default the latest
-                is read. Checkpoints later than the one read are set aside.
+            up_to: a step; later checkpoints are ignored if there is one at or before it. By default the latest is
+                restored. Checkpoints later than the restored one are renamed.
 
         Raises:
-            UserError: none can be read, or the folder cannot be written.
+            UserError: all checkpoints are damaged, or the folder cannot be written.
         """
+        model: Header | None = None
 
         def choose() -> bytes:
+            nonlocal model
             assert self._folder is not None
             self._folder.wait()
-            return json.dumps(read_header(self.path, up_to=up_to).progress.to_dict()).encode()
+            latest = read_header(self.path, up_to=up_to)
+            model = self._folder.outdated_model(latest)
+            return json.dumps([latest.progress.to_dict(), model and model.progress.step]).encode()
 
         if self._store is not None:
             self._store.wait()
-        progress = Progress.from_dict(json.loads(from_main(choose)))
-        state = load_state(self.path / CHECKPOINTS / str(progress.step), abstract)
+        values, model_step = json.loads(from_main(choose))
+        progress = Progress.from_dict(values)
+        state = load_state(self._checkpoint(progress.step), abstract)
+        params = state.params
+        if model_step not in (None, progress.step):
+            params = load_checkpoint_params(self._checkpoint(model_step), abstract.params)
         with together():
             if self._folder is not None:
-                self._folder.go_on_from(progress)
+                self._folder.go_back_to(progress)
+                if model is not None:
+                    self._folder.write_model(params, model.progress)
         return state, progress
 
     def begin(self, progress: Progress) -> None:
-        """Makes the folder of a new run; errors as `RunFolder.begin`."""
+        """Creates the folder of a new run; errors as `RunFolder.begin`."""
         with together():
             if self._folder is not None:
                 self._folder.begin(progress)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Saves a checkpoint while training goes on; all processes must.
+        """Saves a checkpoint in the background; all processes must call it.
 
         Raises:
-            UserError: the disk is full or may not be written; checkpoints saved before stay as they are.
+            UserError: the disk is full or may not be written; earlier checkpoints are kept.
         """
         if self._folder is not None:
             self._folder.save(state, progress)
@@ -112,7 +123,7 @@ class SharedRun:
             self.failure = self.failure or error
 
     def check(self) -> None:
-        """Waits until what was saved is on disk, and tells of what could not be written, in all processes.
+        """Waits until the last save is on disk, and raises what could not be written in any process.
 
         Raises:
             UserError: something could not be written.
@@ -125,3 +136,6 @@ class SharedRun:
                 self._folder.wait()
             elif self._store is not None:
                 self._store.wait()
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.path / CHECKPOINTS / str(step)

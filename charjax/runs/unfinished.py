@@ -1,61 +1,87 @@
-"""What is left in a run folder where training was killed before its first checkpoint was complete."""
+"""Recognizes and removes what is left where training was killed before its first checkpoint was complete."""
 
 import re
 import shutil
 import time
 from pathlib import Path
 
+from charjax.data.vocab import Vocab
 from charjax.errors import UserError
-from charjax.runs.integrity import SEAL
-from charjax.runs.lock import LOCK
+from charjax.runs.integrity import DIGESTS
+from charjax.runs.layout import CHECKPOINTS, CONFIG, LOCK, METRICS, MODEL, SAMPLES, VOCAB
 from charjax.runs.metadata import RunInfo
 from charjax.runs.safe_files import read_json
 
-CHECKPOINTS = "checkpoints"
-CONFIG = "config.json"
-# Under its new name, a file is not complete yet.
-_CONFIG_NEW = CONFIG + ".new"
-_LOGS = ("metrics.jsonl", "samples.txt")
-_FILES = (CONFIG, _CONFIG_NEW, LOCK, *_LOGS)
+_LOGS = (METRICS, SAMPLES)
+# Not the model, which is written after the first checkpoint: a folder with one is a model.
+_FILES = (CONFIG, VOCAB, LOCK, *_LOGS)
+# A file that was being replaced; see `replacing`.
+_TEMPORARY = re.compile(rf"\.({'|'.join(map(re.escape, (CONFIG, VOCAB, MODEL)))})\.\d+\.new")
 # The first checkpoint's folder before and after Orbax commits it.
 _FIRST = re.compile(r"0(\.orbax-checkpoint-tmp.*)?")
 
 
-def is_leftover(folder: Path) -> bool:
-    """Whether a folder holds what charjax writes before its first checkpoint is complete, and nothing else.
+def check_run_folder(path: Path) -> None:
+    """Checks that a path is a folder in which a run got as far as its first checkpoint, or any other folder.
+
+    Raises:
+        UserError: it does not exist, is a file, or its run was killed before its first checkpoint.
+        OSError: it may not be read.
+    """
+    if not path.is_dir():
+        what = "is a file, not a run folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; give the --out folder of a charjax train")
+    if is_unfinished_start(path):
+        raise UserError(
+            f"{path} was stopped before its first checkpoint was complete; "
+            "start it over: charjax train without --resume"
+        )
+
+
+def is_unfinished_start(folder: Path) -> bool:
+    """Returns True for a folder with only what charjax writes before its first checkpoint is complete.
 
     Raises:
         OSError: it may not be read.
     """
     names = set()
     for path in folder.iterdir():
-        is_ours = path.is_dir() if path.name == CHECKPOINTS else path.name in _FILES and path.is_file()
+        is_known = path.name in _FILES or _TEMPORARY.fullmatch(path.name)
+        is_ours = path.is_dir() if path.name == CHECKPOINTS else is_known and path.is_file()
         if not is_ours or path.is_symlink():
             return False
         names.add(path.name)
     if CONFIG not in names:
-        return bool(names) and names <= {_CONFIG_NEW, LOCK}  # nothing else was written before it
+        return bool(names) and all(name == LOCK or _TEMPORARY.fullmatch(name) for name in names)
     logs_are_empty = all((folder / name).stat().st_size == 0 for name in names & {*_LOGS})
-    return logs_are_empty and _is_run_config(folder / CONFIG) and _has_no_checkpoint(folder / CHECKPOINTS)
+    return logs_are_empty and _is_run_config(folder / CONFIG) and _has_only_an_unfinished_one(folder / CHECKPOINTS)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what `is_leftover` found, and no more.
+def remove_unfinished_start(folder: Path) -> None:
+    """Removes what `is_unfinished_start` recognizes, except for the lock.
 
     Raises:
         OSError: it cannot be removed.
     """
-    for name in (CONFIG, _CONFIG_NEW, *_LOGS):
-        # A read-only file system refuses to remove even what is not there.
+    remove_temporary_files(folder)
+    for name in (CONFIG, VOCAB, MODEL, *_LOGS):
+        # Removing a file that does not exist is an error, too, on a read-only file system.
         if (folder / name).exists():
             (folder / name).unlink()
     remove_tree(folder / CHECKPOINTS)
 
 
-def remove_tree(path: Path) -> None:
-    """Removes a folder for good: where a save failed, writers in the background may still add files for a moment.
+def remove_temporary_files(folder: Path) -> None:
+    """Removes the temporary files of writes that were killed."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
 
-    Of a symbolic link, the link is removed, and not what it leads to.
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder, also while the writers of a failed save still add files to it.
+
+    A symbolic link is removed itself, not what it leads to.
     """
     if path.is_symlink() or path.is_file():
         path.unlink(missing_ok=True)
@@ -70,13 +96,17 @@ def remove_tree(path: Path) -> None:
 
 def _is_run_config(path: Path) -> bool:
     try:
-        RunInfo.from_dict(read_json(path))
+        info = RunInfo.from_dict({"vocab": Vocab.ascii().to_dict(), **_fields(read_json(path))})
     except UserError:
         return False
-    return True
+    return bool(info.charjax_version)
 
 
-def _has_no_checkpoint(folder: Path) -> bool:
+def _fields(values: object) -> dict[str, object]:
+    return values if isinstance(values, dict) else {}
+
+
+def _has_only_an_unfinished_one(folder: Path) -> bool:
     if not folder.exists():
         return True
-    return all(_FIRST.fullmatch(path.name) and not (path / SEAL).exists() for path in folder.iterdir())
+    return all(_FIRST.fullmatch(path.name) and not (path / DIGESTS).exists() for path in folder.iterdir())

@@ -170,7 +170,7 @@ def test_an_existing_folder_is_refused_by_all_and_reported_once(tmp_path, alone)
     (tmp_path / "taken").write_text("")
     found = train(2, text, tmp_path)
     assert [code for code, _, _ in found] == [2, 2]
-    assert found[0][2][-1].startswith(f"charjax: error: {tmp_path} exists already; ")
+    assert found[0][2][-1].startswith(f"charjax: error: {tmp_path} already exists; ")
     assert found[1][1:] == ([], [])
 
 
@@ -209,7 +209,7 @@ def test_a_log_that_cannot_be_written_ends_all_together(tmp_path, alone):
     text, _ = alone
     found = train(2, text, tmp_path / "run", "--sample-length", 150_000, "--eval-every", 5, largest_file_kb=200)
     assert [code for code, _, _ in found] == [2, 2], found
-    assert "cannot be written (File too large); the checkpoints saved before are kept" in found[0][2][-1]
+    assert "cannot be written (File too large); earlier checkpoints are kept" in found[0][2][-1]
     assert "--resume" in found[0][2][-1]
     assert sealed_steps(tmp_path / "run")
 

@@ -45,9 +45,9 @@ def test_the_second_is_refused_and_the_first_continues(uninterrupted, tmp_path, 
     text, whole = uninterrupted
     out = tmp_path / "run"
     with stopped_halfway(text, out) as first:
-        assert refused(capsys, text, out).startswith(f"charjax: error: {out} exists already; ")
+        assert refused(capsys, text, out).startswith(f"charjax: error: {out} already exists; ")
         message = refused(capsys, text, out, "--resume")
-        assert message.startswith(f"charjax: error: {out} is being trained in by process {first.pid} on ")
+        assert message.startswith(f"charjax: error: {out} is in use by process {first.pid} on ")
         assert message.endswith("; wait until it ends, or choose another --out")
         first.send_signal(signal.SIGCONT)
         assert first.wait() == 0

@@ -11,7 +11,9 @@ import jax
 
 from charjax.distributed.mesh import make_mesh
 from charjax.model import CharLSTM
-from charjax.runs.checkpoint import load_params, read_header, restore_checkpoint
+from charjax.runs.checkpoint import restore_checkpoint
+from charjax.runs.checkpoint_header import read_header
+from charjax.runs.model_file import load_params
 from charjax.train_state import abstract_train_state
 from charjax.training.optimizer import make_optimizer
 from helpers.small_run import TEXT, assert_same

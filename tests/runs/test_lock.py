@@ -1,4 +1,4 @@
-"""One process at a time writes to a run folder, and no process that is gone keeps another from it."""
+"""One process at a time writes to a run folder, and a lock is gone with its process."""
 
 import errno
 import fcntl
@@ -22,7 +22,7 @@ MODEL = small_model(CORPUS)
 HOLD = """
 import sys
 from pathlib import Path
-from charjax.lock import FolderLock
+from charjax.runs.lock import FolderLock
 FolderLock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
 sys.stdin.read()
@@ -31,7 +31,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds a lock on the folder tmp_path / "run"."""
+    """A process with a lock on the folder tmp_path / "run"."""
     (tmp_path / "run").mkdir()
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -44,8 +44,8 @@ def content(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_run_under_way_is_left_alone(holder, tmp_path):
-    with pytest.raises(UserError, match=f"run is being trained in by process {holder.pid} on .*; wait until it ends"):
+def test_a_folder_in_use_is_not_started_over(holder, tmp_path):
+    with pytest.raises(UserError, match=f"run is in use by process {holder.pid} on .*; wait until it ends"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
     holder.kill()
@@ -54,29 +54,29 @@ def test_a_run_under_way_is_left_alone(holder, tmp_path):
     assert not (tmp_path / "run" / LOCK).exists()
 
 
-def test_a_run_under_way_is_not_gone_on_with(tmp_path):
+def test_a_folder_in_use_is_not_resumed(tmp_path):
     fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
     lock = FolderLock(tmp_path)
     lock.acquire()
     before = content(tmp_path)
-    with pytest.raises(UserError, match="is being trained in by process"):
+    with pytest.raises(UserError, match="is in use by process"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True)
     assert content(tmp_path) == before
     lock.release()
     fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True)
 
 
-def test_a_folder_that_another_run_made_meanwhile(tmp_path):
+def test_a_folder_that_another_run_created_in_the_meantime(tmp_path):
     info = describe_run(MODEL, CORPUS, SMALL)
     with RunFolder(tmp_path / "run", info, resume=False) as folder:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "theirs").write_text("")
-        with pytest.raises(UserError, match="made by another process at the same time; choose another --out"):
+        with pytest.raises(UserError, match="created by another process at the same time; choose another --out"):
             folder.begin(Progress(step=0))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["theirs"]
 
 
-def test_a_file_removed_between_opening_and_locking_counts_no_longer(tmp_path, monkeypatch):
+def test_a_file_removed_between_opening_and_locking_is_not_locked(tmp_path, monkeypatch):
     lock, opened = FolderLock(tmp_path), []
 
     def remove_the_first(file, _):
@@ -90,17 +90,17 @@ def test_a_file_removed_between_opening_and_locking_counts_no_longer(tmp_path, m
     assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with caplog.at_level(logging.WARNING, logger="charjax"):
         FolderLock(tmp_path).acquire()
-    assert f"{tmp_path} cannot be locked here; see that no other process trains in it" in caplog.text
+    assert f"{tmp_path} cannot be locked; make sure that no other process trains in it" in caplog.text
 
 
-def test_other_refusals_are_told(tmp_path, monkeypatch):
+def test_other_errors_are_raised(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -109,7 +109,7 @@ def test_other_refusals_are_told(tmp_path, monkeypatch):
         FolderLock(tmp_path).acquire()
 
 
-def test_released_twice_or_after_the_folder_is_gone(tmp_path):
+def test_releasing_twice_or_after_the_folder_is_gone_is_harmless(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     lock = FolderLock(folder)

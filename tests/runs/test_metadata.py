@@ -1,4 +1,4 @@
-"""RunInfo and Progress: JSON there and back, and nothing else accepted."""
+"""RunInfo and Progress: to JSON and back, and nothing else accepted."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ def test_they_survive_json():
     assert Progress.from_dict(json.loads(json.dumps(PROGRESS.to_dict()))) == PROGRESS
 
 
-def test_a_whole_number_passes_for_a_float():
+def test_an_integer_is_accepted_for_a_float():
     assert Progress.from_dict({**PROGRESS.to_dict(), "epoch": 2}).epoch == 2.0
 
 
@@ -33,7 +33,7 @@ def test_numbers_of_another_type_are_named(name, value):
 
 @pytest.mark.parametrize("values", [None, [], {}, {"epoch": 1.0}, {**PROGRESS.to_dict(), "more": 1}])
 def test_other_fields_are_refused(values):
-    with pytest.raises(UserError, match="Progress must hold"):
+    with pytest.raises(UserError, match="Progress must have the fields"):
         Progress.from_dict(values)
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full, or may not be written, in the middle of a run: nothing is lost, and --resume goes on exactly."""
+"""A disk that is full or read-only during a run: nothing is lost, and --resume continues exactly."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ from charjax.runs.logs import AppendLog, read_metrics
 
 CORPUS = small_corpus()
 MODEL = small_model(CORPUS)
-# One step per call, whose losses are added up in the same order however often a run is stopped.
+# One step per call, so that losses are summed in the same order wherever a run is stopped.
 EVERY = {"eval_every": 8, "checkpoint_every": 4, "steps_per_call": 1}
 
 
@@ -39,19 +39,20 @@ def whole(tmp_path_factory):
 
 
 def check_exact(out, whole):
-    """Checks that a run goes on to the same end as one that was left alone."""
+    """Checks that a resumed run ends like an uninterrupted one, with the same model."""
     state, whole_out = whole
     assert_same(fits(out, resume=True), state)
     assert untimed(out) == untimed(whole_out)
     assert (out / "samples.txt").read_bytes() == (whole_out / "samples.txt").read_bytes()
+    assert_same(load_model(out)[1], load_model(whole_out)[1])
 
 
-# ---- refusals put in place of the system's
+# ---- errors raised instead of the system's
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
 @pytest.mark.parametrize("written", [0, 10])
-def test_a_line_that_is_cut_off_is_no_loss(whole, tmp_path, monkeypatch, name, written):
+def test_a_line_that_is_cut_off_loses_nothing(whole, tmp_path, monkeypatch, name, written):
     append, entries = AppendLog.write, []
 
     def write(self, entry):
@@ -64,17 +65,15 @@ def test_a_line_that_is_cut_off_is_no_loss(whole, tmp_path, monkeypatch, name, w
 
     with monkeypatch.context() as patch:
         patch.setattr(AppendLog, "write", write)
-        with pytest.raises(
-            UserError, match=f"{name} cannot be written .No space left on device.; the checkpoints saved"
-        ):
+        with pytest.raises(UserError, match=f"{name} cannot be written .No space left on device.; earlier checkpoints"):
             fits(tmp_path / "run")
     check_exact(tmp_path / "run", whole)
 
 
-# ---- a disk of a few megabytes, mounted where no other process sees it
+# ---- a disk of a few megabytes, mounted in a namespace of its own
 
 PRIVATELY = ["unshare", "--user", "--map-root-user", "--mount"]
-# From nothing, by the sizes of the files that a checkpoint is made of, up to nearly a whole one.
+# From nothing to nearly a whole checkpoint, in steps of the sizes of its files.
 KILOBYTES = [0, 4, 12, 32, 64, 96, 144]
 
 
@@ -86,9 +85,12 @@ def may_mount():
 
 
 def mounted(function, folder):
-    """Runs a function of this module in a process that may mount: -> what it prints."""
+    """Runs a function of this module in a process that may mount: -> the JSON lines that it prints."""
     code = f"import pathlib, sys, test_full_disk; test_full_disk.{function.__name__}(pathlib.Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "system"), str(ROOT / "tests"), str(ROOT)]),
+    }
     done = subprocess.run(
         [*PRIVATELY, sys.executable, "-c", code, str(folder)],
         env=environment, capture_output=True, text=True, check=False,
@@ -103,7 +105,7 @@ def mount(folder, *options):
 
 
 def fill(path, kilobytes):
-    """Writes a file that leaves so much room on its disk."""
+    """Writes a file that leaves this much free space on its disk."""
     with path.open("wb") as file:
         disk = os.fstatvfs(file.fileno())
         size = disk.f_bavail * disk.f_frsize - 1024 * kilobytes
@@ -112,19 +114,20 @@ def fill(path, kilobytes):
 
 
 class Filler(NullReporter):
-    """Fills the disk at a step."""
+    """Fills the disk at step 10, once the save of step 8 has removed checkpoint 0, which would free space."""
 
-    def __init__(self, path, kilobytes, at_step):
-        self.path, self.kilobytes, self.at_step = path, kilobytes, at_step
+    def __init__(self, run, path, kilobytes):
+        self.run, self.path, self.kilobytes = run, path, kilobytes
 
     def update(self, step, loss):
-        if step >= self.at_step and not self.path.exists():
-            time.sleep(1)  # until the save before is through: the checkpoint that it removes would make room
+        if step >= 10 and not self.path.exists():
+            while {path.name for path in (self.run / "checkpoints").iterdir()} != {"4", "8"}:
+                time.sleep(0.01)
             fill(self.path, self.kilobytes)
 
 
-def refused(out, **options):
-    """What a training is refused with, or an empty line."""
+def error_of(out, **options):
+    """The error of a training run, or an empty line."""
     try:
         fits(out, **options)
     except UserError as error:
@@ -136,18 +139,18 @@ def fill_disks(folder):
     whole, disk = (fits(folder / "whole"), folder / "whole"), folder / "disk"
     for kilobytes in KILOBYTES:
         mount(disk, "-t", "tmpfs", "-o", "size=4m", "none")
-        told = [refused(disk / "run", reporter=Filler(disk / "filler", kilobytes, at_step=10))]
-        told.append(refused(disk / "run", resume=True))
+        errors = [error_of(disk / "run", reporter=Filler(disk / "run", disk / "filler", kilobytes))]
+        errors.append(error_of(disk / "run", resume=True))
         (disk / "filler").unlink()
         check_exact(disk / "run", whole)
         shutil.rmtree(disk / "run")
         fill(disk / "filler", kilobytes)
-        told.append(refused(disk / "new" / "run"))
+        errors.append(error_of(disk / "new" / "run"))
         (disk / "filler").unlink()
         is_kept = (disk / "new").exists()
         if is_kept:
             check_exact(disk / "new" / "run", whole)
-        print(json.dumps([told, is_kept]), flush=True)
+        print(json.dumps([errors, is_kept]), flush=True)
         subprocess.run(["umount", str(disk)], check=True)
 
 
@@ -157,27 +160,27 @@ def forbid_writing(folder):
     mount(run, "--bind", str(run))
     mount(run, "-o", "remount,bind,ro")
     load_model(run)
-    told = refused(run, resume=True)
+    errors = error_of(run, resume=True)
     subprocess.run(["umount", str(run)], check=True)
     before = read_header(run).progress.step
     fits(run, resume=True)
-    print(json.dumps([told, before, read_header(run).progress.step]))
+    print(json.dumps([errors, before, read_header(run).progress.step]))
 
 
 needs_mounts = pytest.mark.skipif(not may_mount(), reason="no file system may be mounted here, even privately")
 
 
 @needs_mounts
-def test_what_does_not_fit_any_more_is_told_in_a_line_and_made_up_for(tmp_path):
-    for told, is_kept in mounted(fill_disks, tmp_path):
-        first, again, new = (line.partition(" cannot be written (No space left on device); ")[2] for line in told)
-        kept = "the checkpoints saved before are kept: make room, and go on with --resume"
-        assert (first, again) == (kept, kept), told
-        assert new == (kept if is_kept else "nothing was kept: make room, or choose another --out"), told
+def test_a_full_disk_is_told_in_one_line_and_made_up_for(tmp_path):
+    for errors, is_kept in mounted(fill_disks, tmp_path):
+        first, again, new = (line.partition(" cannot be written (No space left on device); ")[2] for line in errors)
+        kept = "earlier checkpoints are kept: free some space, and continue with --resume"
+        assert (first, again) == (kept, kept), errors
+        assert new == (kept if is_kept else "nothing was kept: free some space, or choose another --out"), errors
 
 
 @needs_mounts
-def test_a_file_system_mounted_for_reading(tmp_path):
-    ((told, before, after),) = mounted(forbid_writing, tmp_path)
-    assert "cannot be written (Read-only file system); the checkpoints saved before are kept: make its file" in told
+def test_a_read_only_file_system(tmp_path):
+    ((errors, before, after),) = mounted(forbid_writing, tmp_path)
+    assert "cannot be written (Read-only file system); earlier checkpoints are kept: make its file" in errors
     assert 0 < before < after

@@ -1,4 +1,4 @@
-"""A real process, killed at random moments and resumed, ends as one that was left alone."""
+"""A process killed at random moments and resumed ends like an uninterrupted one."""
 
 import random
 import signal
@@ -13,7 +13,7 @@ from charjax.runs.checkpoint import read_header
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs_of_their_own(tmp_path_factory):
-    """A process killed while it writes to the compilation cache leaves half a file, which no other must read."""
+    """A process killed while it writes to the compilation cache leaves half a file, which no other test must read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         yield
@@ -26,15 +26,17 @@ def uninterrupted(_compiled_programs_of_their_own, tmp_path_factory):
 
 def test_killed_at_three_random_moments(uninterrupted, tmp_path):
     text, whole = uninterrupted
-    draw, out, resume = random.Random(), tmp_path / "run", ()
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    rng, out, resume = random.Random(seed), tmp_path / "run", ()
     progress = []
     for _ in range(3):
         with started(command(text, out, *resume), out, stdout=subprocess.DEVNULL) as process:
             before = read_header(out).progress.step
-            # A few steps after whatever point start-up and compilation leave it at.
+            # A few steps after start-up and compilation.
             while read_header(out).progress.step == before and process.poll() is None:
                 time.sleep(0.005)
-            time.sleep(draw.uniform(0, 0.15))
+            time.sleep(rng.uniform(0, 0.15))
             process.kill()
         progress.append(read_header(out).progress.step)
         resume = ("--resume",)

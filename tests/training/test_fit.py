@@ -112,7 +112,14 @@ def test_a_run_folder_holds_everything(tmp_path):
     recorder = Recorder()
     fit(MODEL, CORPUS, SMALL, out=tmp_path / "deep" / "run", reporter=recorder)
     run = tmp_path / "deep" / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "samples.txt"]
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints",
+        "metrics.jsonl",
+        "samples.txt",
+        "model.safetensors",
+        "config.json",
+        "vocab.json",
+    }
     assert read_metrics(run / "metrics.jsonl") == [evaluation for evaluation, _ in recorder.evaluations]
     samples = (run / "samples.txt").read_text()
     assert all(text in samples for _, text in recorder.evaluations)
@@ -402,7 +409,7 @@ def test_resuming_nothing_is_refused(tmp_path):
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already; add --resume"):
+    with pytest.raises(UserError, match="already exists; add --resume"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

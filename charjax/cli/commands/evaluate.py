@@ -12,8 +12,8 @@ from charjax.errors import UserError
 from charjax.host.memory import reuse_memory
 from charjax.metrics import bits_per_char, perplexity
 from charjax.model import model_to_use
-from charjax.runs.checkpoint import load_params
 from charjax.runs.metadata import RunInfo
+from charjax.runs.model_file import load_params
 from charjax.training.evaluate import evaluate
 
 

@@ -6,12 +6,12 @@ from charjax.cli.arguments import InfoCommand
 from charjax.cli.output import write_facts
 from charjax.memory_budget import count_parameters
 from charjax.metrics import bits_per_char, perplexity
-from charjax.runs.checkpoint import read_header
+from charjax.runs.model_file import read_run
 
 
 def show_info(command: InfoCommand) -> None:
     """Prints the configuration of a run and how far it got."""
-    _, run, progress = read_header(command.run)
+    run, progress = read_run(command.run)
     parameters = count_parameters(run.model, run.vocab.size)
     best = "not evaluated yet"
     if progress.best_val_loss is not None:

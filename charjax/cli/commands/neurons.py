@@ -21,7 +21,7 @@ from charjax.model import model_to_use
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_page import PageWriter, Painted
 from charjax.rendering.visible_text import name_character
-from charjax.runs.checkpoint import load_params
+from charjax.runs.model_file import load_params
 
 SCALE = Scale("tanh(c)", -1.0, 1.0, 21)
 NAMES = [feature.name for feature in FEATURES]

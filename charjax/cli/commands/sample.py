@@ -21,7 +21,7 @@ from charjax.generation.beam_search import beam_search_text
 from charjax.generation.generate import generate_text
 from charjax.generation.session import Session
 from charjax.model import CharLSTM, model_to_use
-from charjax.runs.checkpoint import load_params
+from charjax.runs.model_file import load_params
 
 
 def sample(command: SampleCommand) -> None:

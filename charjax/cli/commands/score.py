@@ -33,8 +33,8 @@ from charjax.data.corpus import Corpus, TextPieces, read_pieces
 from charjax.data.survey import digest
 from charjax.errors import UserError
 from charjax.model import CharLSTM, model_to_use
-from charjax.runs.checkpoint import load_params
 from charjax.runs.metadata import RunInfo
+from charjax.runs.model_file import load_params
 
 # Largest work, in characters x parameters, that is done in one pass unless the user says otherwise: about half a minute
 # on a CPU. Beyond it, the text is read as this many streams.

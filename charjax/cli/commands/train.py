@@ -15,7 +15,7 @@ from charjax.distributed.processes import check_same, from_main, is_main, join_p
 from charjax.host.memory import reuse_memory
 from charjax.model import CharLSTM
 from charjax.progress.reporter import make_reporter
-from charjax.runs.checkpoint import read_header
+from charjax.runs.checkpoint_header import read_header
 from charjax.runs.compatibility import check_same_text
 from charjax.runs.metadata import RunInfo
 from charjax.training.fit import fit

@@ -1,0 +1,102 @@
+"""What a checkpoint says about its run, read from its JSON without importing Orbax."""
+
+import logging
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from charjax.errors import UserError
+from charjax.runs.integrity import DamagedError, check_digests
+from charjax.runs.layout import CHECKPOINTS
+from charjax.runs.metadata import Progress, RunInfo
+from charjax.runs.safe_files import read_json
+from charjax.runs.unfinished import check_run_folder
+
+STEP_NAME = re.compile("0|[1-9][0-9]*")
+_METADATA = "_CHECKPOINT_METADATA"
+
+_log = logging.getLogger("charjax")
+
+
+class Header(NamedTuple):
+    """The metadata of a checkpoint.
+
+    Attributes:
+        path: its folder.
+        info: the configuration of its run.
+        progress: how far that run had come.
+    """
+
+    path: Path
+    info: RunInfo
+    progress: Progress
+
+
+def read_header(run_dir: str | Path, *, quiet: bool = False, up_to: int | None = None) -> Header:
+    """Reads the metadata of the latest undamaged checkpoint.
+
+    Args:
+        run_dir: the run folder.
+        quiet: do not log a warning for each damaged checkpoint; the restore that follows does.
+        up_to: a step; later checkpoints are ignored if there is one at or before it.
+
+    Raises:
+        UserError: not a run folder, or all checkpoints are damaged.
+    """
+    steps = _steps(Path(run_dir))
+    wanted = [step for step in steps if up_to is None or step <= up_to] or steps
+    reasons: list[str] = []
+    for step in reversed(wanted):
+        try:
+            header = read_header_at(Path(run_dir).resolve() / CHECKPOINTS / str(step))
+        except DamagedError as error:
+            reasons.append(f"checkpoint {step} of {run_dir} cannot be read ({error})")
+            continue
+        for reason in [] if quiet else reasons:
+            _log.warning("%s; using checkpoint %d instead", reason, step)
+        return header
+    raise UserError(f"{reasons[0]}, nor can any other; train again with another --out")
+
+
+def read_header_at(path: Path) -> Header:
+    """Reads the metadata of one checkpoint after checking all of its files.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        DamagedError: the checkpoint is incomplete or damaged.
+        UserError: it was not written by this version of charjax.
+    """
+    check_digests(path)
+    metadata = read_json(path / _METADATA)
+    try:
+        metadata = metadata["custom_metadata"]
+        header = Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(f"{describe_checkpoint(path)} was written by another version of charjax: {error}") from error
+    if header.progress.step != int(path.name):
+        raise UserError(f"{path} is a checkpoint of step {header.progress.step}; rename it to {header.progress.step}")
+    return header
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Returns the steps in a checkpoints folder, ascending, complete or not."""
+    # Path.glob would find nothing in a folder that may not be read, instead of raising.
+    return sorted(int(path.name) for path in folder.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir())
+
+
+def describe_checkpoint(path: Path) -> str:
+    """Names a checkpoint's folder in messages."""
+    return f"checkpoint {path.name} of {path.parent.parent}"
+
+
+def _steps(run_dir: Path) -> list[int]:
+    check_run_folder(run_dir)
+    folder = run_dir / CHECKPOINTS
+    steps = saved_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise UserError(
+            f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a charjax train"
+        )
+    return steps

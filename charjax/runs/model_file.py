@@ -1,0 +1,167 @@
+"""Model files: model.safetensors (float32 parameters), config.json and vocab.json.
+
+A folder with these three files is a model, whoever made it: nothing in it is executed, no link is followed, and names,
+dtypes, shapes and sizes are checked against config.json before anything large is read.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from charjax.array_types import Params
+from charjax.data.vocab import Vocab
+from charjax.errors import UserError
+from charjax.host.atomic_file import replacing
+from charjax.memory_budget import check_room_to_load
+from charjax.model import CharLSTM, model_to_use
+from charjax.runs.checkpoint_header import read_header
+from charjax.runs.layout import CHECKPOINTS, CONFIG, MODEL, VOCAB
+from charjax.runs.metadata import Progress, RunInfo
+from charjax.runs.safe_files import parse_json, read_json
+from charjax.runs.safetensors_file import read_arrays, write_arrays
+from charjax.runs.unfinished import check_run_folder
+
+_REWRITE = "charjax train with --resume and the same --out writes it"
+
+
+def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
+    """Loads a model: the best one of a run so far, or any folder with the three files of a model.
+
+    Args:
+        run_dir: the folder; it is not written to, and needs no checkpoints.
+
+    Returns:
+        The model, its parameters on the default device, and its vocabulary.
+
+    Raises:
+        UserError: not a model, one that does not fit in memory, or a damaged one.
+
+    Examples:
+        >>> import tempfile
+        >>> from charjax import CharLSTM, Corpus, fit, load_model
+        >>> corpus = Corpus.from_text("to be or not to be, " * 9)
+        >>> model = CharLSTM(corpus.vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     _ = fit(model, corpus, out=run, batch_size=1, seq_len=8, epochs=1, sample_length=0)
+        ...     model, params, vocab = load_model(run)
+        >>> params["head"]["kernel"].shape, vocab.kind
+        ((8, 128), 'ascii')
+    """
+    params, info, _ = load_params(run_dir)
+    return model_to_use(info.model, info.vocab.size), params, info.vocab
+
+
+def load_params(folder: str | Path) -> tuple[Params, RunInfo, Progress]:
+    """Loads the parameters that `load_model` does, with the configuration of their run.
+
+    Returns:
+        The parameters on the default device, the configuration, and the progress at which they were saved (step 0 where
+        the file does not say); errors as `load_model` has them.
+    """
+    info = read_info(folder)
+    check_room_to_load(info.model, info.vocab.size)
+    arrays, progress = read_parameters(Path(folder), info)
+    # Not jnp.asarray, which compiles a program for each shape.
+    return jax.device_put(unflatten_dict(arrays, sep=".")), info, progress
+
+
+def read_info(folder: str | Path) -> RunInfo:
+    """Reads config.json and vocab.json.
+
+    Raises:
+        UserError: not a model's folder, or a file that is missing or not valid.
+    """
+    folder = Path(folder)
+    check_run_folder(folder)
+    if not os.path.lexists(folder / MODEL):
+        if (folder / CHECKPOINTS).is_dir():
+            raise UserError(f"{folder} has no {MODEL}, as earlier versions of charjax left it; {_REWRITE}")
+        raise UserError(
+            f"{folder} is not a run folder or a model: it has no {MODEL}; give the --out folder of a charjax train"
+        )
+    parts = {}
+    for name in (CONFIG, VOCAB):
+        try:
+            parts[name] = read_json(folder / name)
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} is not a model: it has no {name}") from error
+    if not isinstance(parts[CONFIG], dict):
+        raise UserError(f"{folder / CONFIG} is not a JSON object")
+    try:
+        return RunInfo.from_dict({**parts[CONFIG], "vocab": parts[VOCAB]})
+    except UserError as error:
+        raise UserError(f"{folder} is not a valid model: {error}") from error
+
+
+def read_run(folder: str | Path) -> tuple[RunInfo, Progress]:
+    """Reads the configuration and progress of a run from its latest checkpoint, or of a model from its files.
+
+    Raises:
+        UserError: neither a run folder nor a model, or all checkpoints are damaged.
+    """
+    folder = Path(folder)
+    check_run_folder(folder)
+    if (folder / CHECKPOINTS).is_dir():
+        return read_header(folder)[1:]
+    info = read_info(folder)
+    return info, read_parameters(folder, info)[1]
+
+
+def read_parameters(folder: Path, info: RunInfo) -> tuple[dict[str, np.ndarray], Progress]:
+    """Reads model.safetensors: the arrays by their dotted names, and the progress at which they were saved.
+
+    Raises:
+        UserError: it does not match the configuration, or is damaged.
+        OSError: it cannot be read.
+    """
+    path = folder / MODEL
+    try:
+        arrays, metadata = read_arrays(path, parameter_shapes(info))
+        progress = parse_json(metadata.get("progress", '{"step": 0}'), f"the progress in {path}")
+        return arrays, Progress.from_dict(progress)
+    except UserError as error:
+        advice = f"; {_REWRITE} again" if (folder / CHECKPOINTS).is_dir() else ""
+        raise UserError(f"{error}{advice}") from error
+
+
+def write_info(folder: Path, info: RunInfo) -> None:
+    """Writes config.json and vocab.json.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    values = info.to_dict()
+    vocab = values.pop("vocab")
+    for name, part in ((CONFIG, values), (VOCAB, vocab)):
+        with replacing(folder / name) as file:
+            file.write(f"{json.dumps(part, indent=2)}\n".encode())
+
+
+def write_parameters(folder: Path, params: Params, progress: Progress) -> None:
+    """Writes model.safetensors.
+
+    Args:
+        folder: the folder.
+        params: the model's parameters.
+        progress: the progress of their run, which is stored with them.
+
+    Raises:
+        OSError: it cannot be written; the file before it stays.
+    """
+    arrays = flatten_dict(jax.tree.map(np.asarray, params), sep=".")
+    write_arrays(folder / MODEL, arrays, {"progress": json.dumps(progress.to_dict())})
+
+
+def parameter_shapes(info: RunInfo) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each parameter by its dotted name, as `init_params` makes them."""
+    vocab_size, hidden, gates = info.vocab.size, info.model.hidden_dim, 4 * info.model.hidden_dim
+    shapes: dict[str, tuple[int, ...]] = {"head.kernel": (hidden, vocab_size), "head.bias": (vocab_size,)}
+    for layer in range(info.model.hidden_layers):
+        inputs = hidden if layer else vocab_size
+        cell = {"w_ih": (inputs, gates), "w_hh": (hidden, gates), "bias": (gates,)}
+        shapes |= {f"layer_{layer}.cell.{name}": shape for name, shape in cell.items()}
+    return shapes

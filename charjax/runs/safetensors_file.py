@@ -1,0 +1,97 @@
+"""Reads and writes float32 arrays as a safetensors file (https://huggingface.co/docs/safetensors).
+
+The file is the length of its header (8 bytes, little endian), the header (JSON: dtype, shape and offsets of each array
+by name, strings under `__metadata__`) and the arrays. charjax adds a SHA-256 of the arrays to the metadata; files of
+others may lack it.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from charjax.errors import UserError, in_short
+from charjax.host.atomic_file import replacing
+from charjax.runs.safe_files import open_file, parse_json
+
+# Most bytes that a header may take: its metadata, and the description of each array.
+_LARGEST_METADATA, _LARGEST_ENTRY = 1 << 16, 256
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Replaces a file by arrays, all at once.
+
+    Args:
+        path: the file.
+        arrays: float32 arrays by name.
+        metadata: what to store with them.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    contiguous = {name: np.ascontiguousarray(arrays[name], "<f4") for name in sorted(arrays)}
+    digest, entries, end = hashlib.sha256(), {}, 0
+    for name, array in contiguous.items():
+        digest.update(array.data)
+        begin, end = end, end + array.nbytes
+        entries[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
+    header = json.dumps({"__metadata__": {**metadata, "sha256": digest.hexdigest()}, **entries}).encode()
+    header += b" " * (-len(header) % 8)  # so that the arrays are aligned
+    with replacing(path) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for array in contiguous.values():
+            file.write(array.data)
+
+
+def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads the arrays of a file that may come from anyone.
+
+    Args:
+        path: the file.
+        shapes: the shape of each array that it must have by name; they bound what is read.
+
+    Returns:
+        The arrays, float32, by name, and the metadata.
+
+    Raises:
+        UserError: the file is not a safetensors file, has other arrays, or is damaged.
+        OSError: it cannot be read.
+    """
+    size = 4 * sum(map(math.prod, shapes.values()))
+    with open_file(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_METADATA + _LARGEST_ENTRY * len(shapes):
+            raise UserError(f"{path} is not a model file: its header takes {length:,} bytes")
+        entries = parse_json(file.read(length), f"the header of {path}")
+        metadata = entries.pop("__metadata__", {}) if isinstance(entries, dict) else None
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise UserError(f"{path} is not a model file: its header is not of strings and arrays")
+        offsets = {name: _check_entry(path, name, entries, shapes, size) for name in sorted({*entries, *shapes})}
+        found = os.fstat(file.fileno()).st_size - 8 - length
+        if found != size:
+            raise UserError(f"{path} is damaged: its arrays take {found:,} bytes, not {size:,}")
+        data = np.fromfile(file, np.uint8, size)
+    digest = hashlib.sha256(data.data).hexdigest()
+    if data.size != size or metadata.get("sha256", digest) != digest:
+        raise UserError(f"{path} is damaged")
+    return {name: data[part].view("<f4").reshape(shapes[name]) for name, part in offsets.items()}, metadata
+
+
+def _check_entry(path: Path, name: str, entries: Any, shapes: Mapping[str, tuple[int, ...]], size: int) -> slice:
+    """Checks the description of an array, and returns its bytes after the header."""
+    entry = entries.get(name)
+    found = f"{entry.get('dtype')}{entry.get('shape')}" if isinstance(entry, dict) else "missing"
+    expected = f"F32{list(shapes[name])}" if name in shapes else "missing"
+    if found != expected:
+        what = f"{in_short(name)} is {in_short(found)}, not {in_short(expected)}".replace("'", "")
+        raise UserError(f"{path} does not match its configuration: {what}")
+    match entry.get("data_offsets"):
+        case [int(begin), int(end)] if 0 <= begin <= end <= size and begin % 4 == 0:
+            if end - begin == 4 * math.prod(shapes[name]):
+                return slice(begin, end)
+    raise UserError(f"{path} is damaged: {name} is at {in_short(entry.get('data_offsets'))}")
