@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def torch_names(row: Row) -> list[str]:
     return [name for name in row["peers"] if name.startswith("torch")]
 
 
-def summarize(columns: dict[str, Iterable[Spread | None]]) -> dict[str, dict[str, float]]:
+def summarize(columns: Mapping[str, Iterable[Spread | None]]) -> dict[str, dict[str, float]]:
     """Returns the geometric mean, the least and the number of each column's medians; empty columns are left out."""
     medians = {name: [spread[0] for spread in column if spread] for name, column in columns.items()}
     return {

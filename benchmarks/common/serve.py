@@ -61,12 +61,12 @@ class Server:
             # Before the peer's libraries are imported: they count as its memory.
             self.before = reset_peak()
             self.peers[peer], about = _function(make)(**rest)
-            return about  # type: ignore[no-any-return]
+            return about
         if not peer:
-            return _function(do)(**rest)  # type: ignore[no-any-return]
+            return _function(do)(**rest)
         if peer not in self.peers:
             raise LookupError("it was lost with its process")
-        return getattr(self.peers[peer], do)(**rest)  # type: ignore[no-any-return]
+        return getattr(self.peers[peer], do)(**rest)
 
 
 def serve() -> None:

@@ -56,7 +56,7 @@ class Worker:
         answer = json.loads(line) if line else {"cannot_run": self._last_words(process), "ended": True}
         if "ended" in answer:
             self.close()
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def close(self) -> None:
         """Ends the process."""

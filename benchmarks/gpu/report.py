@@ -55,7 +55,7 @@ def training_rows(content: Content) -> list[Row]:
 
 def rows(content: Content, stage: str) -> list[Row]:
     """Returns a stage's points; none where it was not reached."""
-    return content["stages"].get(stage, {}).get("rows", [])  # type: ignore[no-any-return]
+    return content["stages"].get(stage, {}).get("rows", [])
 
 
 def full_text(content: Content) -> str:

@@ -53,7 +53,7 @@ class Run:
 
     def stage(self, name: str) -> dict[str, Any]:
         """Returns the part of the file that belongs to a stage."""
-        return self.file.content["stages"].setdefault(name, {"rows": [], "not_run": []})  # type: ignore[no-any-return]
+        return self.file.content["stages"].setdefault(name, {"rows": [], "not_run": []})
 
     def take(self, name: str, items: Iterable[dict[str, Any]], share: float, measure: Callable[..., Row]) -> None:
         """Measures the points that there is time for, and writes the file after each."""

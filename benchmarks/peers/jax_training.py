@@ -182,7 +182,7 @@ def _plain_step(make_model: Callable[[Sizes, str], Any], sizes: Sizes, dtype: st
                 state[2] = jax.tree.map(jnp.asarray, zero)
             *state, value = step(*state, ids[cursor])
             cursor = (cursor + 1) % WINDOWS
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     return start(run, losses)
 
