@@ -15,15 +15,16 @@ from pathlib import Path
 from benchmarks.common.fits import make_fit_parser, make_training, ratio_of_speeds, sizes_of, take_turns
 from benchmarks.common.problem import TEXT
 from benchmarks.common.results import ResultsFile
-from charjax.runs import integrity
-from charjax.runs.checkpoint import read_header
 
 TARGET = 0.95
 
 
 def checkpoint_megabytes(run: Path) -> float:
-    """Returns the size of the latest checkpoint on disk."""
-    return integrity.measure(read_header(run).path) / 1e6
+    """Returns the size of the latest checkpoint on disk; folders being written or removed have other names."""
+    latest = max(
+        (path for path in (run / "checkpoints").iterdir() if path.name.isdigit()), key=lambda path: int(path.name)
+    )
+    return sum(path.stat().st_size for path in latest.rglob("*") if path.is_file()) / 1e6
 
 
 def main(argv: Sequence[str] | None = None) -> None:

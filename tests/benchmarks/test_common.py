@@ -17,7 +17,7 @@ from benchmarks.common.results import ResultsFile
 from benchmarks.common.worker import Worker
 
 COMMANDS = ("train_step", "generation", "gpu", "saving", "streaming", "devices", "scaling", "compiled")
-STARTERS = ("train_step", "generation", "gpu.__main__", "scaling", "streaming", "devices")
+STARTERS = ("train_step", "generation", "gpu.__main__", "saving", "streaming", "devices", "scaling")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,16 +1,11 @@
 """`python -m benchmarks.saving`: what it measures on disk."""
 
-import shutil
-
-from helpers.small_run import save_run, small_corpus, small_model
-
 from benchmarks.saving import checkpoint_megabytes
 
 
-def test_a_checkpoint_that_is_being_removed_does_not_count(tmp_path):
-    corpus = small_corpus()
-    run = save_run(tmp_path / "run", corpus, small_model(corpus))
-    latest = run / "checkpoints" / "1"
-    shutil.copytree(latest, latest.with_name("0.removed"))
-    size = sum(path.stat().st_size for path in latest.rglob("*") if path.is_file())
-    assert checkpoint_megabytes(run) == size / 1e6 > 0
+def test_only_the_latest_whole_checkpoint_counts(tmp_path):
+    for name, size in (("9", 1), ("10", 20), ("11.orbax-checkpoint-tmp", 300), ("12.removed", 4000)):
+        (tmp_path / "checkpoints" / name / "state").mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "state" / "array").write_bytes(size * b"x")
+        (tmp_path / "checkpoints" / name / "metadata").write_bytes(b"{}")
+    assert checkpoint_megabytes(tmp_path) == 22e-6
