@@ -111,7 +111,11 @@ def measure(
     for peer in able(peers, results):
         result = results[peer.name]
         times = zip(result["text_seconds"], result["first_seconds"], strict=True)
-        result["characters_per_second"] = [(length - 1) * sizes["streams"] / (text - first) for text, first in times]
+        seconds_of_steps = [text - first for text, first in times]
+        if min(seconds_of_steps) <= 0:
+            result["cannot_run"] = "a text took no longer than its first character; use a larger --seconds"
+            continue
+        result["characters_per_second"] = [(length - 1) * sizes["streams"] / taken for taken in seconds_of_steps]
         result["median"] = statistics.median(result["characters_per_second"])
     return {"sizes": sizes, "length": length, "peers": results, "limits": limits}
 

@@ -40,7 +40,7 @@ STAGES: tuple[Stage, ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns 1 where a stage failed or a check found a difference, else 0."""
+    """Runs the benchmark; returns 1 where a stage or a check failed, or a check found a difference, else 0."""
     arguments = _parse(argv)
     plan = tiny_plan() if arguments.tiny else whole_plan()
     clock = Clock(arguments.seconds or plan.seconds)
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     content |= {"nvidia_smi_after": nvidia_smi(), "seconds": clock.elapsed(), "summary": report.summary(content)}
     print(report.full_text(content))
     print("written:", run.file.save())
-    differ = [row for row in report.rows(content, "correctness") if not row.get("agrees", True)]
+    wrong = [row for row in report.rows(content, "correctness") if not (row.get("agrees") or row.get("refused"))]
     peers = [result for row in report.training_rows(content) for result in row["peers"].values()]
     apart = any(not result.get("losses_agree", True) for result in peers)
-    return 1 if failed or differ or apart else 0
+    return 1 if failed or wrong or apart else 0
 
 
 def make_workers(compiled: str) -> dict[str, Worker]:

@@ -87,7 +87,7 @@ def correctness_table(measured: list[Row]) -> str:
     """Returns the errors of every implementation."""
     lines = []
     for row in measured:
-        cells = ["-", "-", why(row)]
+        cells = ["-", "-", ("" if "refused" in row else "FAILS: ") + why(row)]
         if "outputs" in row:
             cells = [f"{row['outputs']:.1e}", f"{row['gradients']:.1e}", "agrees" if row["agrees"] else "DIFFERS"]
         lines.append([row["implementation"], row["dtype"], str(row["hidden_dim"]), *cells])

@@ -117,6 +117,25 @@ def test_pytorch_takes_part_on_the_same_kind_of_device(tmp_path, capsys, monkeyp
     assert f"PyTorch: {'yes' if kept else 'no'}" in out
 
 
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"agrees": True}, 0),
+        ({"agrees": False}, 1),
+        ({"cannot_run": "float32 only", "refused": True}, 0),
+        ({"cannot_run": "illegal address"}, 1),
+    ],
+)
+def test_the_exit_code_tells_a_failure_from_a_refusal(tmp_path, capsys, monkeypatch, workers, row, code):
+    def check(run, share):
+        sizes = {"implementation": "kernel", "dtype": "float32", "hidden_dim": 8}
+        errors = {} if "cannot_run" in row else {"outputs": 1.0, "gradients": 1.0}
+        run.stage("correctness")["rows"].append({**sizes, **errors, **row})
+
+    monkeypatch.setattr(gpu, "STAGES", (("correctness", check, 1.0),))
+    assert rehearse(tmp_path, capsys, "--without-torch")[0] == code
+
+
 @pytest.fixture
 def make_run(tmp_path):
     def make(answer=lambda request: {}, *, torch=True):
@@ -145,7 +164,8 @@ def test_refusals_and_hangs_are_shown_with_their_words(make_run):
         if request["implementation"] == "kernel":
             return {"cannot_run": "no answer within 90 s", "ended": True, "hung": True}
         agrees = request["implementation"] == "scan"
-        return {"outputs": 1e-7, "gradients": 1e-6} if agrees else {"cannot_run": "only float32 [for now]"}
+        refused = {"cannot_run": "only float32 [for now]", "refused": True}
+        return {"outputs": 1e-7, "gradients": 1e-6} if agrees else refused
 
     run = make_run(answer)
     run_correctness(run, 1.0)
@@ -154,8 +174,8 @@ def test_refusals_and_hangs_are_shown_with_their_words(make_run):
     assert [request["implementation"] for request in run.workers["jax"].asked] == [
         "kernel", "cudnn", "cudnn", "scan", "scan",
     ]  # fmt: skip
-    assert "not tried again after: no answer within 90 s" in found
-    assert "only float32 [for now]" in found
+    assert "| FAILS: not tried again after: no answer within 90 s" in found
+    assert "| only float32 [for now]" in found
     assert "1.0e-07 | 1.0e-06   | agrees" in found
 
 
