@@ -1,31 +1,31 @@
-"""What the compilers for GPUs and TPUs make of charjax, on a machine that has neither.
+"""Compiles charjax for GPUs and TPUs on a machine that has neither, and reads the result.
 
     python -m benchmarks.compiled --target h100
 
 Compiles the whole training step and the generation loop of every implementation for one H100 or for TPU chips, and
-reads the compiled programs: kernels launched per time step, collectives, temporary memory, on TPU the cycles that the
-compiler expects, beside the estimates of a cost model. Nothing runs, and none of these figures is a speed.
+reads from the compiled programs the kernels launched per time step, collectives, temporary memory and, on TPU, the
+cycles that the compiler expects, beside the estimates of a cost model. Nothing runs, and no figure is a speed.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import cost_model, program, tpu_kernel
-from benchmarks.machine import RESULTS, save
-from benchmarks.peers import LEARNING_RATE, VOCAB, flax_model, make_jax_step
+from benchmarks.common.options import make_parser
+from benchmarks.common.problem import VOCAB
+from benchmarks.common.report import markdown, show
+from benchmarks.common.results import FOLDER, ResultsFile
+from benchmarks.peers.jax_training import flax_model, make_optimizer, make_plain_step
 from benchmarks.targets import TARGETS, make_target_mesh, one_device, placed
 from charjax.config import SampleConfig
 from charjax.data.batching import Streams
@@ -50,16 +50,11 @@ class Sizes:
     dtype: str = "bfloat16"
 
 
-def optimizer_of_the_benchmarks() -> optax.GradientTransformation:
-    """Clipping to a global norm of 1, and Adam."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
-
-
 def compile_train_step(sizes: Sizes, implementation: str | None, mesh: Mesh) -> Any:
-    """Compiles charjax's own training step for all devices of a mesh."""
+    """Compiles charjax's training step for all devices of a mesh."""
     batch_size = sizes.batch_size * mesh.size
     model = _model(sizes, implementation)
-    optimizer = optimizer_of_the_benchmarks()
+    optimizer = make_optimizer()
     state = abstract_train_state(model, optimizer, batch_size=batch_size, mesh=mesh)
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     streams = Streams(
@@ -75,12 +70,12 @@ def compile_train_step(sizes: Sizes, implementation: str | None, mesh: Mesh) -> 
 
 
 def compile_flax_step(sizes: Sizes, mesh: Mesh) -> Any:
-    """Compiles the step of `flax.linen.RNN` of `OptimizedLSTMCell`, for the first device of a mesh."""
-    params, apply, carry = flax_model(dataclasses.asdict(sizes))
+    """Compiles the step of `flax.linen.RNN` of `OptimizedLSTMCell` for the first device of a mesh."""
+    params, apply, carry = flax_model(dataclasses.asdict(sizes), sizes.dtype)
     # As in charjax, the cell state is float32.
     carry = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), carry)
-    optimizer = optimizer_of_the_benchmarks()
-    step = make_jax_step(apply, optimizer, sizes.dtype)
+    optimizer = make_optimizer()
+    step = make_plain_step(apply, optimizer, sizes.dtype)
     window = np.zeros((sizes.batch_size, sizes.seq_len + 1), np.int32)
     arguments = (params, jax.eval_shape(optimizer.init, params), carry, window)
     where = NamedSharding(one_device(mesh), PartitionSpec())
@@ -106,16 +101,16 @@ def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = No
 
 
 def compile_peer(name: str, sizes: Sizes, mesh: Mesh) -> Any:
-    """The training step of charjax by one implementation (None as "default"), or of flax's own RNN."""
+    """Compiles charjax's training step with one implementation ("default" for None), or that of flax's own RNN."""
     if name == "flax nn.RNN":
         return compile_flax_step(sizes, mesh)
     return compile_train_step(sizes, None if name == "default" else name, mesh)
 
 
 def figures(compiled: Any, steps: int) -> dict[str, Any]:
-    """Reads a program: a loop of which each trip takes `steps` time steps, or those steps without such a loop."""
+    """Reads a program: a loop whose trips take `steps` time steps each, or those steps without a loop."""
     read = program.whole(compiled.as_text())
-    # charjax takes many steps per call, in a loop of unknown length around the loops over time.
+    # charjax takes many training steps per call: a loop of unknown length is around the loops over time.
     loop = read.inner[0] if len(read.inner) == 1 else read
     trip = loop.one_trip()
     return {
@@ -128,7 +123,7 @@ def figures(compiled: Any, steps: int) -> dict[str, Any]:
 
 
 def examine_training(name: str, target: str, sizes: Sizes, mesh: Mesh, folder: Path) -> dict[str, Any]:
-    """Compiles and reads a training step, and asks the cost model; what does not serve leaves its message instead."""
+    """Compiles and reads a training step, and asks the cost model; a refusal leaves its message instead."""
     chip = target.partition(":")[0]
     row: dict[str, Any] = {"program": f"training, {name}"}
     try:
@@ -191,39 +186,37 @@ def _model(sizes: Sizes, implementation: str | None) -> CharLSTM:
     )
 
 
-def table(target: str, rows: list[dict[str, Any]]) -> Table:
-    """The figures as a table for the terminal."""
-    shown = Table(title=f"The compiler's figures for {target}; nothing ran", title_justify="left")
-    columns = ["program", "launches/step", "est. Mcycles", "temp. MB", "collectives", "in loops"]
-    for column in [*columns, "model: ms", "chars/s"]:
-        shown.add_column(column, justify="left" if column == "program" else "right")
-    for row in rows:
-        if "does_not_serve" in row:
-            shown.add_row(row["program"], row["does_not_serve"])
-            continue
-        modelled = "model_milliseconds" in row
-        shown.add_row(
-            row["program"],
-            f"{row['launches_per_time_step']:.1f}",
-            f"{row['estimated_cycles'] / 1e6:.3g}" if row["estimated_cycles"] else "-",
-            f"{row['temporary_bytes'] / 1e6:.0f}",
-            str(row["collectives"]),
-            str(row["collectives_inside_loops"]),
-            f"{row['model_milliseconds']:.2f}" if modelled else "-",
-            f"{row['model_chars_per_second'] / 1e6:.2f} M" if modelled else "-",
-        )
-    return shown
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the figures in Markdown."""
+    head = ["program", "launches/step", "est. Mcycles", "temp. MB", "collectives", "in loops", "model: ms", "chars/s"]
+    return markdown(head, [_line(row) for row in rows])
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Prints the table and writes the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__)
+def _line(row: dict[str, Any]) -> list[str]:
+    if "does_not_serve" in row:
+        return [row["program"], row["does_not_serve"], *("-" for _ in range(6))]
+    cycles, speed = row["estimated_cycles"], row.get("model_chars_per_second")
+    return [
+        row["program"],
+        f"{row['launches_per_time_step']:.1f}",
+        show(cycles and cycles / 1e6, ".3g"),
+        f"{row['temporary_bytes'] / 1e6:.0f}",
+        str(row["collectives"]),
+        str(row["collectives_inside_loops"]),
+        show(row.get("model_milliseconds"), ".2f"),
+        show(speed and speed / 1e6, ".2f") + (" M" if speed else ""),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark."""
+    parser = make_parser("compiled", __doc__)
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--peers", nargs="+", help="implementations, 'default' or 'flax nn.RNN'; all by default")
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 64, 1024], help="texts generated at once")
     for field in dataclasses.fields(Sizes):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON")
     arguments = parser.parse_args(argv)
     sizes = Sizes(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sizes)})
     kernel = "mosaic_gpu" if arguments.target == "h100" else "mosaic_tpu"
@@ -231,21 +224,23 @@ def main(argv: list[str] | None = None) -> None:
     rows = examine(arguments.target, sizes, peers, arguments.streams)
     flops = cost_model.training_flops(sizes.hidden_dim, sizes.hidden_layers, VOCAB, sizes.batch_size * sizes.seq_len)
     moved = sum(cost_model.training_bytes(sizes.hidden_dim, sizes.hidden_layers, sizes.batch_size, sizes.seq_len))
-    Console(width=120).print(table(arguments.target, rows))
+    print(f"The compiler's figures for {arguments.target}; nothing ran\n\n{table(rows)}\n")
     print(
         f"A training step takes {flops / 1e9:.0f} GFLOP and, by the cost model, moves {moved / 1e9:.2f} GB per device. "
         "Cycles are per training step, in generation per character; times and characters per second are that model's "
         "estimates (benchmarks/cost_model.py), not measurements."
     )
-    result = {
-        "target": arguments.target,
-        "note": "figures of the compiler and estimates of a cost model; nothing ran",
-        "sizes": dataclasses.asdict(sizes),
-        "training_flops": flops,
-        "training_bytes_by_cost_model": moved,
-        "programs": rows,
-    }
-    print(save(f"compiled-{arguments.target.replace(':', '-')}", result, arguments.out))
+    file = ResultsFile(
+        arguments.out,
+        f"compiled-{arguments.target.replace(':', '-')}",
+        target=arguments.target,
+        note="figures of the compiler and estimates of a cost model; nothing ran",
+        sizes=dataclasses.asdict(sizes),
+        training_flops=flops,
+        training_bytes_by_cost_model=moved,
+        programs=rows,
+    )
+    print("written:", file.save())
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""An estimate, no measurement, of how long a training step takes on a GPU or TPU: launches, bytes and arithmetic.
+"""Estimates how long a training step takes on a GPU or TPU from launches, bytes and arithmetic; nothing is measured.
 
-Assumptions, all of them:
+All assumptions:
 
 - A launch costs `launch_seconds` whatever it does: the time from the start of one small kernel to the start of the
-  next, which depends on it, inside a CUDA graph. 2 microseconds is what kernels of this size are commonly seen to
-  take; the host is taken never to be the slower one. On a TPU the compiler's own cycles stand in for the model.
-- Weights of a loop are read once per time step and direction, from the level-2 cache where they fit, else from memory.
-- Of the activations, each is written once and read once: per layer z and dz [B, 4H], h and c [B, H], in bfloat16.
-- Arithmetic and bytes overlap: a step takes the longer of the two, and the launches on top.
-- Products run at `efficiency` of the stated peak. The level-2 cache's bandwidth is no stated peak, but what is commonly
-  measured of an H100.
-- Where a kernel of `mosaic_gpu` runs a layer's sequence, a time step takes what NOTES.md works out from shared memory's
-  bandwidth, tanh and barriers (the middle of the range there), for 8 clusters of 16 sequences at once at 512 units. The
-  work of the loops that the kernels replace is not taken off, so the estimate is on the long side.
+  next, which depends on it, inside a CUDA graph. Kernels of this size commonly take 2 microseconds; the host is assumed
+  never to be slower. On a TPU the compiler's own cycles replace the model.
+- A loop reads its weights once per time step and direction, from the level-2 cache where they fit, else from memory.
+- Each activation is written once and read once: per layer z and dz [B, 4H], h and c [B, H], in bfloat16.
+- Arithmetic and bytes overlap: a step takes the longer of the two, plus the launches.
+- Matrix products run at `efficiency` of the stated peak. The level-2 cache's bandwidth is what is commonly measured on
+  an H100.
+- Where a kernel of `mosaic_gpu` runs a layer's sequence, a time step takes the middle of the range in
+  docs/performance.md, for 8 clusters of 16 sequences at once at 512 units. The work of the loops that the kernels
+  replace is not subtracted, so the estimate is too long rather than too short.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a device is taken to do; peaks as its maker states them.
+    """What a device is assumed to do; peaks as its maker states them.
 
     Attributes:
         flops: bfloat16 operations per second.
-        memory: bytes per second from its memory.
+        memory: bytes per second from memory.
         cache: bytes per second from the level-2 cache.
-        cache_bytes: size of that.
-        launch_seconds: see the module.
-        efficiency: part of the peak that products of this size reach.
-        hertz: clock, by which compilers' cycles become seconds; 0 where no cycles are given.
+        cache_bytes: its size.
+        launch_seconds: see above.
+        efficiency: share of the peak that matrix products of this size reach.
+        hertz: clock that turns the compiler's cycles into seconds; 0 where there are no cycles.
     """
 
     flops: float
@@ -52,18 +52,18 @@ V6E = Device(
 DEVICES = {"h100": H100, "v5e": V5E, "v6e": V6E}
 
 
-# Seconds of a time step forward and backward in the kernels for Hopper, by units, and how many sequences run at once.
+# Seconds of a time step, forward and backward, in the Hopper kernels, by units; and how many sequences run at once.
 HOPPER_STEP = {128: (1.3e-6, 1.0e-6), 256: (1.65e-6, 1.6e-6), 512: (2.3e-6, 2.25e-6)}
 HOPPER_SEQUENCES = {128: 132 * 16, 256: 33 * 16, 512: 8 * 16}
 
 
 def training_flops(hidden_dim: int, hidden_layers: int, vocab_size: int, chars: int) -> int:
-    """Multiplications and additions of a training step: three times those of the products forward."""
+    """Counts the operations of a training step: three times those of the forward matrix products."""
     return 3 * chars * (8 * hidden_dim**2 * (2 * hidden_layers - 1) + 2 * hidden_dim * vocab_size)
 
 
 def training_bytes(hidden_dim: int, hidden_layers: int, batch_size: int, seq_len: int) -> tuple[int, int]:
-    """(of weights in the loops, of activations) that a training step moves, in bfloat16."""
+    """Returns the bytes (of weights in the loops, of activations) that a training step moves, in bfloat16."""
     matrices = 2 * hidden_layers - 1
     weights = 2 * seq_len * matrices * 4 * hidden_dim**2 * 2
     activations = 2 * hidden_layers * seq_len * batch_size * (2 * 4 + 2) * hidden_dim * 2
@@ -73,7 +73,7 @@ def training_bytes(hidden_dim: int, hidden_layers: int, batch_size: int, seq_len
 def training_seconds(
     device: Device, *, launches_per_time_step: float, cycles: float | None, sizes: dict[str, Any], vocab_size: int
 ) -> float:
-    """The estimate for one step of [B, T] characters on one device, by the compiler's launches or cycles."""
+    """Estimates one step of [B, T] characters on one device, from the compiler's launches or cycles."""
     if cycles:
         return cycles / device.hertz
     hidden, layers, batch, time = (sizes[n] for n in ("hidden_dim", "hidden_layers", "batch_size", "seq_len"))
@@ -86,7 +86,7 @@ def training_seconds(
 
 
 def hopper_kernel_seconds(hidden_dim: int, hidden_layers: int, batch_size: int, seq_len: int) -> float:
-    """The estimate for all of a training step's `mosaic_gpu` kernels, which the launches outside of them add to."""
+    """Estimates all `mosaic_gpu` kernels of a training step; the other launches come on top."""
     units = next(size for size in HOPPER_STEP if hidden_dim <= size)
     rounds = -(-batch_size // HOPPER_SEQUENCES[units])
     return hidden_layers * seq_len * rounds * sum(HOPPER_STEP[units])

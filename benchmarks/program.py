@@ -1,10 +1,10 @@
-"""What a compiler made of a program, read from the text of the compiled program."""
+"""Reads from the text of a compiled program what it launches."""
 
 import dataclasses
 import itertools
 import re
 
-# Instructions that become a kernel of their own; the others are views, constants and control flow.
+# Instructions that become kernels; the others are views, constants and control flow.
 LAUNCHED = {
     "fusion", "custom-call", "copy", "dot", "convolution", "dynamic-slice", "dynamic-update-slice", "reduce", "scatter",
     "gather", "transpose", "concatenate", "convert", "broadcast", "sort",
@@ -14,7 +14,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "coll
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Figures of a piece of a program, or of all of it.
+    """Figures of a part of a program, or of all of it.
 
     Attributes:
         launches: kernels.
@@ -32,20 +32,24 @@ class Counts:
         return Counts(*(a + b for a, b in pairs))
 
     def __mul__(self, times: int) -> "Counts":
-        """The figures of a loop that runs so many times."""
+        """Returns the figures of a loop that runs so many times."""
         return Counts(*(figure * times for figure in dataclasses.astuple(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A loop: how often it runs (None where the program does not say), one trip of it, and the loops inside it."""
+    """A loop: how often it runs (None where the program does not say), one trip of it, and the loops inside."""
 
     trips: int | None
     body: Counts
     inner: tuple["Loop", ...]
 
     def one_trip(self) -> Counts:
-        """Figures of one trip, with all trips of the loops inside it."""
+        """Returns the figures of one trip, with all trips of the loops inside it.
+
+        Raises:
+            ValueError: a loop inside does not say how often it runs.
+        """
         total = self.body
         for loop in self.inner:
             if loop.trips is None:
@@ -54,12 +58,16 @@ class Loop:
         return total
 
     def collectives_inside(self) -> int:
-        """Operations between devices inside the loops of this loop, each counted once."""
+        """Counts the operations between devices in the loops inside this one, each once."""
         return sum(loop.body.collectives + loop.collectives_inside() for loop in self.inner)
 
 
 def whole(hlo: str) -> Loop:
-    """A compiled program's text (`compiled.as_text()`) as a loop that runs once."""
+    """Reads a compiled program's text (`compiled.as_text()`) as a loop that runs once.
+
+    Raises:
+        ValueError: the text has no ENTRY computation.
+    """
     bodies = _computations(hlo)
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.M)
     if not entry:
@@ -83,7 +91,7 @@ def _trips(line: str, condition: list[str]) -> int | None:
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
     if known:
         return int(known.group(1))
-    # Compilers that do not say it compare a counter, which starts at 0 in all loops that JAX makes, with a constant.
+    # Other compilers compare a counter with a constant; in all loops that JAX makes it starts at 0.
     limits = [match.group(1) for each in condition if (match := re.search(r" s32\[\]\S* constant\((\d+)\)", each))]
     return int(limits[0]) if len(limits) == 1 and any("direction=LT" in each for each in condition) else None
 
@@ -93,7 +101,7 @@ def _count(lines: list[str]) -> Counts:
     return Counts(
         sum(opcode in LAUNCHED for opcode in opcodes),
         sum(int(cycles) for line in lines for cycles in re.findall(r'"estimated_cycles":"(\d+)"', line)),
-        # Asynchronous ones come as a pair, -start and -done.
+        # An asynchronous operation is a pair, -start and -done.
         sum(opcode.startswith(COLLECTIVES) and not opcode.endswith("-done") for opcode in opcodes),
     )
 
@@ -104,7 +112,7 @@ def _computations(hlo: str) -> dict[str, list[str]]:
 
 
 def _opcode(line: str) -> str:
-    """The operation of `name = type operation(operands)`, where a tuple's type has parentheses of its own."""
+    """Returns the operation of `name = type operation(operands)`; a tuple's type has parentheses of its own."""
     _, found, right = line.partition(" = ")
     if not found:
         return ""

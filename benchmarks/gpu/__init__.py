@@ -1,1 +1,1 @@
-"""Everything worth knowing of one accelerator in one command: `python -m benchmarks.gpu`."""
+"""One accelerator, measured by one command: `python -m benchmarks.gpu`."""

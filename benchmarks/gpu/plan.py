@@ -1,4 +1,4 @@
-"""What is measured, and in which order: the points that matter come first, because time may run out."""
+"""What is measured and in which order: the points that matter come first, because time may run out."""
 
 import dataclasses
 import itertools
@@ -21,13 +21,13 @@ class Plan:
 
     Attributes:
         check_hidden: H of the correctness checks; the first is for every implementation, the others leave out those
-            that are there to be simple.
+            that only serve as a reference.
         check_batch: their B.
         check_time: their T.
-        important: training steps that come before all else, beside PyTorch in all its forms.
+        important: training steps that come before all others, beside PyTorch in all its forms.
         everyone: training steps at which every other peer is measured.
         rest: training steps for whatever time is left.
-        streams: texts side by side in generation.
+        streams: texts generated at once.
         generation_hidden: H in generation, with 2 layers.
         length: characters per call in generation.
         rounds: measurements of each peer, in turn with the others.
@@ -50,14 +50,14 @@ class Plan:
 
 
 def whole_plan() -> Plan:
-    """H in 128, 256, 512, 1024; L in 1, 2, 3; B in 64, 256, 1024."""
+    """Returns the plan for H in 128, 256, 512, 1024; L in 1, 2, 3; B in 64, 256, 1024."""
     # One batch size for all models before the next, so that a run cut short has seen many models.
     grid = (Size(h, n, b) for b, n, h in itertools.product((64, 1024, 256), (2, 3, 1), (256, 128, 1024, 512)))
     return Plan(rest=tuple(size for size in grid if size not in Plan.important))
 
 
 def tiny_plan() -> Plan:
-    """Every stage and every peer, at sizes at which a processor needs no time."""
+    """Returns a plan of every stage and every peer, at sizes that take a CPU no time."""
     return Plan(
         check_hidden=(8,), check_batch=3, check_time=5,
         important=(Size(8, 2, 8),), everyone=(Size(8, 2, 8),), rest=(Size(8, 1, 8),),
@@ -66,21 +66,21 @@ def tiny_plan() -> Plan:
 
 
 class Clock:
-    """The time that a run has: each stage may go on until a share of it is used up."""
+    """The time that a run has; each stage may use it up to a share of the whole."""
 
     def __init__(self, seconds: float) -> None:
         self._start, self.limit = time.monotonic(), seconds
 
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Returns the seconds since the start."""
         return time.monotonic() - self._start
 
     def timeout(self) -> float:
-        """Seconds to wait for one answer: enough to compile in, and few enough to outlive a kernel that hangs."""
+        """Returns the seconds to wait for one answer: enough to compile, few enough to outlive a kernel that hangs."""
         return max(20.0, min(90.0, self.limit - self.elapsed()))
 
     def take(self, items: Iterable[Any], share: float, run: Callable[[Any], None]) -> list[Any]:
-        """Runs items while another one like the longest so far fits: -> those that were not run."""
+        """Runs items while another one like the longest so far fits, and returns those that were not run."""
         longest, left = 0.0, list(items)
         while left and self.elapsed() + longest < share * self.limit:
             begin = self.elapsed()

@@ -1,216 +1,194 @@
-"""`python -m benchmarks.gpu`: rehearsed whole, cut short, and with peers that fail, crash and hang."""
+"""`python -m benchmarks.gpu`: its stages, cut short and with failures; the processes are fake here."""
 
-import importlib.util
 import json
-import subprocess
-import sys
-import types
 
-import numpy as np
 import pytest
-from helpers.lstm_reference import lstm_float64, lstm_gradients_float64, numerical_gradient
-from rich.console import Console
 
 import benchmarks.gpu.__main__ as gpu
+from benchmarks.common.contest import Contest
+from benchmarks.common.results import ResultsFile
 from benchmarks.gpu import report
 from benchmarks.gpu.plan import Clock, Size, tiny_plan, whole_plan
-from benchmarks.gpu.results import Results
-from benchmarks.gpu.run import Peer, Run
-from benchmarks.gpu.train_step import OURS, against_everyone, against_torch
-from benchmarks.gpu.worker import Worker
+from benchmarks.gpu.stages import OURS, Run, against_everyone, against_torch, generators, run_correctness, run_rest
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
+ABOUT = {
+    "jax": {"platform": "gpu", "device": "fake", "implementations": ["scan", "kernel", "cudnn"]},
+    "torch": {"platform": "cuda"},
+}
+
+
+class FakeWorker:
+    """Describes itself, takes a second per step, and answers all else by a function of the request."""
+
+    def __init__(self, side="jax", answer=lambda request: {}):
+        self.side, self.answer, self.asked, self.closed = side, answer, [], False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self.closed = True
+
+    def ask(self, do, *, timeout, **request):
+        self.asked.append({"do": do, **request})
+        if do.endswith(":describe"):
+            return ABOUT[self.side]
+        if do == "time":
+            return {"seconds": 1.0}
+        return {} if do == "drop" else self.answer(self.asked[-1])
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    made = {side: FakeWorker(side) for side in ("jax", "torch")}
+    monkeypatch.setattr(gpu, "make_workers", lambda compiled: dict(made))
+    return made
 
 
 def rehearse(tmp_path, capsys, *arguments):
     code = gpu.main(["--tiny", "--results", str(tmp_path), *arguments])
-    (path,) = tmp_path.glob("gpu-*-cpu.json")
+    (path,) = tmp_path.glob("gpu-*-fake.json")
     return code, json.loads(path.read_text()), capsys.readouterr().out
 
 
-def test_every_stage_rehearsed(tmp_path, capsys):
-    code, content, out = rehearse(tmp_path, capsys)
-    assert code == 0
-    assert {"date", "command", "machine", "about", "nvidia_smi", "nvidia_smi_after", "summary"} <= content.keys()
-    assert set(content["stages"]) == {name for name, _, _ in gpu.STAGES}
-    assert not any(stage["not_run"] or "failed" in stage for stage in content["stages"].values())
-    checks = content["stages"]["correctness"]["rows"]
-    assert {check["implementation"] for check in checks} == set(content["about"]["jax"]["implementations"])
-    assert all(check["agrees"] for check in checks if "outputs" in check)
-    assert {check["implementation"] for check in checks if "does_not_serve" in check} >= {"cudnn", "mosaic_gpu"}
-    assert {"charjax", "charjax float32", "recompute bfloat16", "scan bfloat16", "flax nn.RNN bfloat16"} <= {
-        peer for row in content["stages"]["train_step_peers"]["rows"] for peer in row["peers"]
-    }
-    check_rows(content, ("train_step", "train_step_rest", "generation"), torch=HAS_TORCH)
-    for row in report.training_rows(content) + report.rows(content, "train_step_peers"):
-        assert all(result.get("losses_agree", True) for result in row["peers"].values())
-    assert ("torch / charjax, training step" in content["summary"]) == HAS_TORCH
-    assert "Largest error against float64" in out
-    assert "Generation, characters/s" in out
+def stage_with(number):
+    def stage(run, share):
+        run.stage(f"stage {number}")["rows"].append({"number": number})
+
+    return stage
 
 
-def test_without_pytorch(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(gpu, "STAGES", tuple(stage for stage in gpu.STAGES if stage[0] == "generation"))
-    code, content, out = rehearse(tmp_path, capsys, "--without-torch")
-    assert code == 0
-    check_rows(content, ("generation",), torch=False)
-    assert "Generation, characters/s" in out
-
-
-def check_rows(content, stages, *, torch):
-    for stage in stages:
-        for row in content["stages"][stage]["rows"]:
-            assert all(result["median_seconds"] > 0 for result in row["peers"].values()), row
-            assert any(name.startswith("torch") for name in row["peers"]) == torch
-            assert (report.torch_ratio(row) is not None) == torch
-
-
-def test_a_stage_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
-    def good(run, share):
-        run.results.stage("good")["rows"].append({"number": 1})
-        run.results.save()
-
+def test_a_stage_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch, workers):
     def bad(run, share):
-        assert json.loads(run.results.path.read_text())["stages"]["good"]["rows"] == [{"number": 1}]
+        assert json.loads(run.file.path.read_text())["stages"]["stage 1"]["rows"] == [{"number": 1}]
         raise ZeroDivisionError("a stage with an error in it")
 
-    def after(run, share):
-        run.results.stage("after")["rows"].append({"number": 2})
-
-    monkeypatch.setattr(gpu, "STAGES", (("good", good, 0.3), ("bad", bad, 0.6), ("after", after, 1.0)))
+    monkeypatch.setattr(gpu, "STAGES", (("one", stage_with(1), 0.3), ("bad", bad, 0.6), ("two", stage_with(2), 1.0)))
     code, content, out = rehearse(tmp_path, capsys, "--without-torch")
     assert code == 1
-    assert content["stages"]["good"]["rows"] == [{"number": 1}]
     assert content["stages"]["bad"]["failed"] == "ZeroDivisionError: a stage with an error in it"
-    assert content["stages"]["after"]["rows"] == [{"number": 2}]
+    assert content["stages"]["stage 2"]["rows"] == [{"number": 2}]
     assert "bad FAILED: ZeroDivisionError" in out
+    assert {"date", "command", "machine", "about", "nvidia_smi", "nvidia_smi_after", "summary"} <= content.keys()
+    assert workers["jax"].closed
 
 
-def test_an_interrupted_run_leaves_what_it_has(tmp_path, capsys, monkeypatch):
-    def good(run, share):
-        run.results.stage("good")["rows"].append({"number": 1})
-
+def test_an_interrupted_run_leaves_what_it_has(tmp_path, capsys, monkeypatch, workers):
     def interrupted(run, share):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu, "STAGES", (("good", good, 0.5), ("interrupted", interrupted, 1.0)))
+    monkeypatch.setattr(gpu, "STAGES", (("one", stage_with(1), 0.5), ("interrupted", interrupted, 1.0)))
     with pytest.raises(KeyboardInterrupt):
-        rehearse(tmp_path, capsys, "--without-torch")
+        rehearse(tmp_path, capsys)
     (path,) = tmp_path.glob("gpu-*.json")
-    assert json.loads(path.read_text())["stages"]["good"]["rows"] == [{"number": 1}]
+    assert json.loads(path.read_text())["stages"]["stage 1"]["rows"] == [{"number": 1}]
+    assert workers["jax"].closed
 
 
-def test_what_there_is_no_time_for_is_listed(tmp_path, capsys):
-    code, content, out = rehearse(tmp_path, capsys, "--without-torch", "--seconds", "0.001")
+def test_points_without_time_are_listed(tmp_path, capsys, workers):
+    code, content, out = rehearse(tmp_path, capsys, "--seconds", "0.000001")
     assert code == 0
+    assert set(content["stages"]) == {name for name, _, _ in gpu.STAGES}
     assert content["stages"]["train_step"]["not_run"] == [Size(8, 2, 8)._asdict()]
     assert len(content["stages"]["generation"]["not_run"]) == 4
     assert "train_step: 1 points not run" in out
 
 
-def test_a_processor_is_told_to_rehearse(tmp_path):
-    with pytest.raises(SystemExit, match="--tiny rehearses"):
-        gpu.main(["--without-torch", "--results", str(tmp_path)])
+def test_without_a_device_only_a_rehearsal_runs(tmp_path, monkeypatch, workers):
+    monkeypatch.setitem(ABOUT["jax"], "platform", "cpu")
+    with pytest.raises(SystemExit, match="--tiny"):
+        gpu.main(["--results", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(ABOUT, "jax", {"cannot_run": "no jaxlib"})
+    with pytest.raises(SystemExit, match="JAX does not start: no jaxlib"):
+        gpu.main(["--tiny", "--results", str(tmp_path)])
 
 
-def test_a_worker_that_hangs_or_crashes_is_replaced(tmp_path):
-    worker = Worker("jax", tmp_path)
-    hung = worker.ask(0.01, do="describe")
-    assert hung == {"failed": "no answer within 0 s", "ended": True, "hung": True}
-    assert worker.ask(60.0, do="describe")["platform"] == "cpu"
-    assert worker.ask(60.0, do="time", name="nobody", steps=1)["failed"].startswith("LookupError")
-    worker._process.kill()
-    crashed = worker.ask(60.0, do="describe")
-    assert crashed["ended"]
-    assert "ended with -9" in crashed["failed"]
-    worker.close()
+@pytest.mark.parametrize(("platform", "kept"), [("cuda", True), ("cpu", False)])
+def test_pytorch_takes_part_on_the_same_kind_of_device(tmp_path, capsys, monkeypatch, workers, platform, kept):
+    if gpu.importlib.util.find_spec("torch") is None:
+        pytest.skip("needs PyTorch")
+    monkeypatch.setitem(ABOUT["torch"], "platform", platform)
+    monkeypatch.setattr(gpu, "STAGES", ())
+    _, _, out = rehearse(tmp_path, capsys)
+    assert f"PyTorch: {'yes' if kept else 'no'}" in out
 
 
-class FakeWorker:
-    """Replies by a function of the request, and remembers what was asked."""
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"agrees": True}, 0),
+        ({"agrees": False}, 1),
+        ({"cannot_run": "float32 only", "refused": True}, 0),
+        ({"cannot_run": "illegal address"}, 1),
+    ],
+)
+def test_the_exit_code_tells_a_failure_from_a_refusal(tmp_path, capsys, monkeypatch, workers, row, code):
+    def check(run, share):
+        sizes = {"implementation": "kernel", "dtype": "float32", "hidden_dim": 8}
+        errors = {} if "cannot_run" in row else {"outputs": 1.0, "gradients": 1.0}
+        run.stage("correctness")["rows"].append({**sizes, **errors, **row})
 
-    def __init__(self, reply):
-        self.reply, self.asked = reply, []
-
-    def ask(self, timeout, **request):
-        self.asked.append(request)
-        return {} if request["do"] == "drop" else self.reply(request)
+    monkeypatch.setattr(gpu, "STAGES", (("correctness", check, 1.0),))
+    assert rehearse(tmp_path, capsys, "--without-torch")[0] == code
 
 
 @pytest.fixture
 def make_run(tmp_path):
-    def make(platform="gpu", **workers):
-        about = {"jax": {"platform": platform, "implementations": ["scan", "kernel", "cudnn"]}}
-        about["torch"] = {"platform": "cuda"}
-        results = Results(tmp_path, "fake device")
-        return Run(tiny_plan(), Clock(100.0), results, workers, about, lambda line: None)
+    def make(answer=lambda request: {}, *, torch=True):
+        made = {side: FakeWorker(side, answer) for side in ("jax", *(["torch"] if torch else []))}
+        file = ResultsFile(tmp_path, "gpu", "fake", stages={})
+        return Run(tiny_plan(), Clock(100.0), file, made, ABOUT, lambda line: None, Contest())
 
     return make
 
 
-def test_a_graph_that_fails_is_done_without(make_run):
-    def reply(request):
-        if request["do"] == "train" and request["spec"]["graph"]:
-            return {"failed": "capture", "ended": True}
-        return {"seconds": 1.0} if request["do"] == "time" else {"losses": [1.0]}
+def test_losses_that_differ_are_marked(make_run):
+    def answer(request):
+        apart = request.get("peer") == "torch fp16"
+        return {"losses": [4.0, 3.0, 2.0, 2.0 if apart else 1.0]}
 
-    run = make_run(torch=FakeWorker(reply))
-    for _ in range(2):
-        row = run.measure("train", {}, [Peer("torch", "torch", {"graph": True})], 8)
-        assert row["peers"]["torch"]["median_seconds"] == 1 / 8
-        assert row["peers"]["torch"]["without_graph_because"] == "capture"
-    assert [request["spec"]["graph"] for request in run.workers["torch"].asked if request["do"] == "train"] == [
-        True, False, False,
+    run = make_run(answer)
+    run_rest(run, 1.0)
+    (row,) = run.stage("train_step_rest")["rows"]
+    assert [name for name, result in row["peers"].items() if not result["losses_agree"]] == ["torch fp16"]
+    assert "1000.00 !" in report.details_table([row])
+    assert run.workers["jax"].asked[-1] == {"do": "drop"}
+
+
+def test_refusals_and_hangs_are_shown_with_their_words(make_run):
+    def answer(request):
+        if request["implementation"] == "kernel":
+            return {"cannot_run": "no answer within 90 s", "ended": True, "hung": True}
+        agrees = request["implementation"] == "scan"
+        refused = {"cannot_run": "only float32 [for now]", "refused": True}
+        return {"outputs": 1e-7, "gradients": 1e-6} if agrees else refused
+
+    run = make_run(answer)
+    run_correctness(run, 1.0)
+    found = report.correctness_table(run.stage("correctness")["rows"])
+    # What hung is not tried again; implementations for the device come before the portable ones.
+    assert [request["implementation"] for request in run.workers["jax"].asked] == [
+        "kernel", "cudnn", "cudnn", "scan", "scan",
     ]  # fmt: skip
-
-
-def test_a_peer_that_takes_the_process_along_is_not_tried_again(make_run):
-    def reply(request):
-        if request["do"] == "time":
-            return {"seconds": 1.0}
-        return {"failed": "illegal address", "ended": True} if request["name"] == "bad" else {}
-
-    run = make_run(jax=FakeWorker(reply))
-    both = [Peer("good", "jax", {}), Peer("bad", "jax", {}), Peer("other", "elsewhere", {})]
-    row = run.measure("train", {}, both, 8)
-    assert row["peers"]["bad"] == {"failed": "illegal address", "ended": True}
-    assert row["peers"]["other"] == {"does_not_serve": "elsewhere is not there"}
-    assert row["peers"]["good"]["seconds"]
-    # Set up again in the new process.
-    assert [r["name"] for r in run.workers["jax"].asked if r["do"] == "train"] == ["good", "bad", "good"]
-    assert run.measure("train", {}, both, 8)["peers"]["bad"]["failed"] == "not tried again after: illegal address"
-
-
-def test_a_peer_that_does_not_serve_is_shown_with_its_words(make_run):
-    def reply(request):
-        if request["do"] == "time":
-            return {"seconds": 1.0}
-        return {} if request["name"] == OURS else {"does_not_serve": "float32 alone [for now]"}
-
-    run = make_run(jax=FakeWorker(reply))
-    stage = run.results.stage("train_step")
-    asked = [Peer(OURS, "jax", {}), Peer("kernel", "jax", {})]
-    stage["rows"].append(run.measure("train", Size(8, 2, 8)._asdict(), asked, 8))
-    console = Console(record=True, width=120)
-    report.show(run.results.content, console)
-    assert "float32 alone (for now)" in console.export_text()
+    assert "| FAILS: not tried again after: no answer within 90 s" in found
+    assert "| only float32 [for now]" in found
+    assert "1.0e-07 | 1.0e-06   | agrees" in found
 
 
 def test_the_peers_on_a_gpu(make_run):
-    names = [peer.name for peer in against_everyone(make_run()) + against_torch(make_run(torch=None))[1:]]
+    names = [peer.name for peer in against_everyone(make_run()) + against_torch(make_run())[1:]]
     assert len(names) == len(set(names))
     assert {"jax cudnn tf32", "kernel bfloat16", "torch fp16 stacked", "torch tf32"} <= set(names)
-    run = make_run()
+    run = make_run(torch=False)
     assert [peer.name for peer in against_torch(run)] == [OURS]
+    assert [peer.name for peer in generators(run)] == [OURS, "mosaic_gpu"]
     # Where charjax's own choice cannot run, its other kernels take part at every point.
-    run.given_up[OURS] = "hung"
+    run.contest.given_up[OURS] = "hung"
     assert [peer.name for peer in against_torch(run)] == [OURS, "kernel bfloat16"]
-
-
-def test_the_process_that_waits_holds_no_device(root):
-    program = "import sys, benchmarks.gpu.__main__; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
 
 
 def test_the_plan_covers_the_grid_once():
@@ -225,38 +203,10 @@ def test_the_headline_is_of_three_layers_of_512():
         "torch fp16": {"seconds": [0.02], "median_seconds": 0.02},
     }
     rows = [{"sizes": Size(512, 3, 64)._asdict(), "peers": measured}]
-    found = report.summary({"stages": {"train_step": {"rows": rows, "not_run": []}}})
+    content = {"stages": {"train_step": {"rows": rows, "not_run": []}}}
+    found = report.summary(content)
     assert found["torch / charjax, training step"] == {"geometric_mean": pytest.approx(2), "least": 2, "points": 1}
     ours = found["three layers of 512"][f"{OURS}, B 64"]
     assert ours == {"characters_per_second": 640_000, "thousand_epochs_of_1_MB_seconds": 1562.5}
-
-
-def test_nvidia_smi_is_read_or_its_absence_told(monkeypatch):
-    from benchmarks.gpu import results
-
-    monkeypatch.setattr(results.shutil, "which", lambda name: None)
-    assert results.nvidia_smi() == {"missing": "nvidia-smi is not there"}
-    monkeypatch.setattr(results.shutil, "which", lambda name: name)
-    done = types.SimpleNamespace(returncode=0, stdout="H100, 570.1, 1980 MHz, 1980 MHz, 2619 MHz, 70 W, 700 W, 30\n")
-    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: done)
-    assert results.nvidia_smi()["driver_version"] == "570.1"
-
-
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_the_references_gradients_against_central_differences(one_hot):
-    rng = np.random.default_rng(0)
-    w_ih, w_hh, bias = rng.standard_normal((3, 16)), rng.standard_normal((4, 16)), rng.standard_normal(16)
-    x = rng.integers(0, 3, (2, 5)) if one_hot else rng.standard_normal((2, 5, 3))
-    c, h = rng.standard_normal((2, 2, 4))
-    pulls = [rng.standard_normal(out.shape) for out in lstm_float64(w_ih, w_hh, bias, x, c, h)]
-    arguments = [w_ih, w_hh, bias, x, c, h]
-    found = lstm_gradients_float64(*arguments, dy=pulls[0], dc=pulls[1], dh=pulls[2])
-    assert (found.x is None) == one_hot
-    for place, gradient in enumerate(found):
-        if gradient is not None:
-
-            def scalar(array, place=place):
-                outputs = lstm_float64(*arguments[:place], array, *arguments[place + 1 :])
-                return sum(np.sum(out * pull) for out, pull in zip(outputs, pulls, strict=True))
-
-            np.testing.assert_allclose(gradient, numerical_gradient(scalar, arguments[place]), rtol=1e-6, atol=1e-7)
+    shown = report.full_text({**content, "summary": found})
+    assert "3 x 512, charjax, B 64: 640,000 characters/s, 1000 epochs of 1 MB in 0.43 h" in shown

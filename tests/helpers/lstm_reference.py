@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.reference import lstm_float64, lstm_gradients_float64, sigmoid
+from benchmarks.common.reference import lstm_float64, lstm_gradients_float64, sigmoid
 
 __all__ = ["lstm_float64", "lstm_gradients_float64", "numerical_gradient", "sigmoid"]
 

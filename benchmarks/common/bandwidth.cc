@@ -1,10 +1,10 @@
-// How fast a step's weights can be read: sums a buffer of so many bytes again and again, so that it lies in whatever
-// cache it fits in.
+// Measures how fast a step's weights can be read: sums a buffer of so many bytes again and again, so that it stays in
+// whatever cache it fits in.
 //
 //   bandwidth BYTES THREADS SECONDS   prints the least and the median seconds per pass
 //
-// Each thread reads its own share, in vectors as wide as the processor's, and waits for the others only between
-// batches of passes: no step of a network could wait less.
+// Each thread reads its own share, in vectors as wide as the CPU's, and waits for the others only between batches of
+// passes: no step of a network could wait less.
 
 #include <algorithm>
 #include <atomic>
@@ -28,7 +28,7 @@ constexpr size_t kWidth = 32;
 #endif
 // may_alias: the buffer has no type of its own.
 typedef uint64_t Vector __attribute__((vector_size(kWidth), may_alias));
-constexpr size_t kSums = 8;  // in flight at once: one alone would wait for each addition
+constexpr size_t kSums = 8;  // in flight at once: a single one would wait for each addition
 constexpr size_t kBlock = kSums * kWidth;
 constexpr double kBatchSeconds = 2e-3;
 
@@ -48,7 +48,7 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Threads that begin a batch of passes together.
+// Threads that start each batch of passes together.
 class Readers {
  public:
   Readers(const char* buffer, size_t blocks, int threads) : done_(0), batch_(0), passes_(0) {
@@ -67,7 +67,7 @@ class Readers {
     ++batch_;
     for (std::thread& thread : threads_) thread.join();
   }
-  // Seconds that `passes` passes take until the last thread is through.
+  // Returns the seconds until the last thread has made `passes` passes.
   double time(int64_t passes) {
     passes_ = passes;
     done_ = 0;
@@ -91,7 +91,7 @@ class Readers {
   static void read(const char* begin, const char* end, int64_t passes) {
     for (int64_t n = 0; n < passes; ++n) {
       Vector total = pass(begin, end);
-      // As if the sum were used, and the buffer written to: neither may the compiler leave a pass out.
+      // Pretends to use the sum and to write the buffer, so that the compiler cannot leave out a pass.
       asm volatile("" : : "m"(total) : "memory");
     }
   }
@@ -108,13 +108,13 @@ int main(int count, char** arguments) {
   const size_t bytes = std::strtoull(arguments[1], nullptr, 10);
   const int threads = std::atoi(arguments[2]);
   const double seconds = std::atof(arguments[3]);
-  // Whole blocks: what is left over is made up for by the rate.
+  // Whole blocks only; the times below are scaled to all bytes.
   const size_t blocks = std::max<size_t>(bytes / kBlock, threads), page = size_t{2} << 20;
   const size_t room = (blocks * kBlock + page - 1) / page * page;
   char* buffer = static_cast<char*>(std::aligned_alloc(page, room));
   if (!buffer) return std::fprintf(stderr, "no memory for %zu bytes\n", room), 1;
 #ifdef __linux__
-  madvise(buffer, room, MADV_HUGEPAGE);  // so that no time goes into finding pages
+  madvise(buffer, room, MADV_HUGEPAGE);  // so that page faults and TLB misses take no time
 #endif
   std::memset(buffer, 1, room);
 

@@ -1,4 +1,4 @@
-"""The weight-traffic limit: how often per second this machine can read the bytes of a step, by a program in C++."""
+"""The weight-traffic limit: how often per second this machine can read a step's weights, by a program in C++."""
 
 import os
 import shutil
@@ -13,10 +13,10 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-pthread")
 
 
 def build(folder: Path) -> Path | None:
-    """Compiles the program into a folder; None where the system has no C++ compiler.
+    """Compiles the program into a folder, and returns its path; None where the system has no C++ compiler.
 
     Raises:
-        subprocess.CalledProcessError: the compiler does not take it.
+        subprocess.CalledProcessError: the compiler rejects it.
     """
     compiler = next(
         (path for name in (os.environ.get("CXX"), "g++", "c++") if name and (path := shutil.which(name))), None
@@ -32,8 +32,8 @@ def measure(program: Path, count: int, seconds: float) -> dict[str, Any]:
     """Reads `count` bytes from the same place over and over, by one thread and by one per core.
 
     Returns:
-        "seconds", the least time of a pass, "threads" that took it, and "gigabytes_per_second" for each number of
-        threads.
+        "seconds", the least time of a pass, "threads", how many took it, and "gigabytes_per_second" for each number
+        of threads.
     """
     least = {}
     for threads in sorted({1, available_cores()}):

@@ -1,4 +1,4 @@
-"""An LSTM layer in plain NumPy, float64, one step and one gate at a time: the numbers that all others must give."""
+"""An LSTM layer in plain float64 NumPy, one step and one gate at a time: what every implementation must compute."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Gradients(NamedTuple):
-    """What a scalar's gradient is with respect to all that a layer takes; `x` for float inputs alone."""
+    """A scalar's gradients with respect to a layer's arguments; `x` is None for integer inputs."""
 
     w_ih: np.ndarray
     w_hh: np.ndarray
@@ -17,12 +17,12 @@ class Gradients(NamedTuple):
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x))."""
+    """Returns 1 / (1 + exp(-x))."""
     return 1 / (1 + np.exp(-x))
 
 
 def lstm_float64(w_ih: Any, w_hh: Any, bias: Any, x: Any, c: Any, h: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """X [B, T, D] or [B, T] integer -> (y [B, T, H], c [B, H], h [B, H]), float64."""
+    """Maps x [B, T, D] or integer [B, T] to (y [B, T, H], c [B, H], h [B, H]), float64."""
     w_ih, w_hh, bias, c, h = (np.asarray(a, np.float64) for a in (w_ih, w_hh, bias, c, h))
     x = _dense(x, w_ih.shape[0])
     outputs = []
@@ -38,7 +38,7 @@ def lstm_float64(w_ih: Any, w_hh: Any, bias: Any, x: Any, c: Any, h: Any) -> tup
 def lstm_gradients_float64(
     w_ih: Any, w_hh: Any, bias: Any, x: Any, c: Any, h: Any, *, dy: Any, dc: Any, dh: Any
 ) -> Gradients:
-    """The gradients for the cotangents dy [B, T, H], dc and dh [B, H] of what `lstm_float64` returns."""
+    """Returns the gradients for the cotangents dy [B, T, H], dc and dh [B, H] of the outputs of `lstm_float64`."""
     one_hot = np.issubdtype(np.asarray(x).dtype, np.integer)
     w_ih, w_hh, bias, c, h = (np.asarray(a, np.float64) for a in (w_ih, w_hh, bias, c, h))
     dc, dh = np.asarray(dc, np.float64), np.asarray(dh, np.float64)
@@ -66,6 +66,6 @@ def lstm_gradients_float64(
 
 
 def _dense(x: Any, size: int) -> np.ndarray:
-    """[B, T, D] float64; integers as one-hot rows."""
+    """Returns [B, T, D] float64; integers become one-hot rows."""
     x = np.asarray(x)
     return np.eye(size)[x] if np.issubdtype(x.dtype, np.integer) else x.astype(np.float64)

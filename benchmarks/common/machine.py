@@ -1,23 +1,25 @@
 """What a result was measured on."""
 
-import datetime
 import importlib.metadata
-import json
 import platform
-import sys
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from charjax.host.cpu import available_cores
 
-RESULTS = Path(__file__).parent / "results"
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 PACKAGES = ("charjax", "jax", "flax", "optax", "numpy", "torch", "equinox")
+SMI_FIELDS = (
+    "name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit",
+    "temperature.gpu",
+)  # fmt: skip
 
 
 def describe() -> dict[str, Any]:
-    """Processor, its features that matter to matrix products, cores, and versions."""
-    info = {}
+    """Returns the CPU, those of its features that speed up matrix products, the cores and the versions."""
+    info: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -32,20 +34,19 @@ def describe() -> dict[str, Any]:
     }
 
 
+def nvidia_smi() -> dict[str, str]:
+    """Returns driver, clocks, power and temperature of the first GPU, or under "missing" why they are unknown."""
+    if not shutil.which("nvidia-smi"):
+        return {"missing": "nvidia-smi is not installed"}
+    query = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        return {"missing": (done.stderr or done.stdout).strip()[:200]}
+    return dict(zip(SMI_FIELDS, (value.strip() for value in done.stdout.split(",")), strict=False))
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def save(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Writes a result with its date, command and machine into a folder; -> the file."""
-    now = datetime.datetime.now(datetime.UTC)
-    module = Path(sys.argv[0]).stem
-    command = " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{now:%Y-%m-%d-%H%M}.json"
-    content = {"date": f"{now:%Y-%m-%dT%H:%M:%SZ}", "command": command, "machine": describe(), **result}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path

@@ -1,1 +1,0 @@
-"""Generation on a processor: charjax beside PyTorch and flax, and beside what reading the weights allows."""

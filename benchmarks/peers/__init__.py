@@ -1,0 +1,1 @@
+"""What the benchmarks compare; every module runs in a worker process (`benchmarks.common.serve`)."""

@@ -1,0 +1,170 @@
+"""The real benchmarks with tiny sizes, their peers in processes of their own; started by hand: pytest -m slow."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.common import problem
+from benchmarks.gpu import report
+from benchmarks.gpu.__main__ import STAGES
+from benchmarks.peers import jax_generation
+
+pytestmark = pytest.mark.slow
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
+SIZES = {"hidden_dim": 8, "hidden_layers": 2, "streams": 64}
+FIT = ["--hidden-dim", "8", "--hidden-layers", "1", "--batch-size", "8", "--seq-len", "16", "--every", "5"]
+
+
+@pytest.fixture
+def rehearse(root, tmp_path):
+    def run(benchmark, *arguments, results="--results"):
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments, results, str(tmp_path)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        written = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob(f"{benchmark}-*.json")}
+        assert all({"date", "command", "machine"} <= content.keys() for content in written.values())
+        return written, done.stdout
+
+    return run
+
+
+def test_the_training_step(rehearse):
+    peers = ["flax", "lax.scan", "torch"]
+    sizes = ["--hidden-dim", "8", "--hidden-layers", "2", "--batch-size", "8", "--dtypes", "float32", "--rounds", "1"]
+    written, out = rehearse("train_step", *sizes, "--peers", *peers)
+    (content,) = written.values()
+    assert {"peak_gflops", "summary", "rows"} <= content.keys()
+    measured = content["rows"][0]["peers"]
+    assert set(measured) == {"charjax", *peers}
+    assert [peer for peer in measured if "cannot_run" in measured[peer]] == ([] if HAS_TORCH else ["torch"])
+    assert measured["charjax"]["peak_megabytes"] > 0
+    assert (content["rows"][0]["losses_agree"] is not None) == HAS_TORCH
+    assert "torch / charjax" in out
+
+
+def test_generation(rehearse):
+    written, out = rehearse("generation", "--tiny", "--seconds", "0.3", results="--out")
+    (content,) = written.values()
+    assert content["dtype"] == "float32"
+    assert {"peak_gflops", "rounds", "summary", "rows"} <= content.keys()
+    (row,) = content["rows"]
+    able = {name for name, result in row["peers"].items() if "cannot_run" not in result}
+    assert able == {"charjax float32", "flax float32"} | ({"torch loop float32"} if HAS_TORCH else set())
+    for name in able:
+        result = row["peers"][name]
+        assert len(result["text_seconds"]) == len(result["first_seconds"]) == 1, name
+        assert result["logits_difference"] < 1e-4, name
+    assert row["limits"]["float32"]["step_bytes"] == problem.step_bytes(row["sizes"], "float32")
+    assert "charjax / better torch" in out
+
+
+@needs_torch
+def test_generation_compiled_by_pytorch(rehearse):
+    from benchmarks.peers.torch_generation import MOST_TO_UNROLL, UNROLLED
+
+    arguments = ("--tiny", "--peers", "torch compiled", "--dtypes", "float32", "bfloat16", "int8")
+    written, _ = rehearse("generation", *arguments, "--seconds", "0.3", results="--out")
+    assert {content["dtype"] for content in written.values()} == {"float32", "bfloat16", "int8"}
+    for content in written.values():
+        for dtype in ("float32", "bfloat16"):
+            tried = content["rows"][0]["peers"][f"torch compiled {dtype}"]["tried"]
+            unrolled = [UNROLLED] if tried[1]["seconds_per_step"] < MOST_TO_UNROLL else []
+            assert [trial["steps_per_call"] for trial in tried] == [1, 1, *unrolled]
+            assert all(trial["compile_seconds"] > 0 for trial in tried)
+
+
+def test_every_stage_on_an_accelerator(rehearse):
+    written, out = rehearse("gpu", "--tiny", "--seconds", "3600")
+    (content,) = written.values()
+    assert {"about", "nvidia_smi", "nvidia_smi_after", "summary"} <= content.keys()
+    assert set(content["stages"]) == {name for name, _, _ in STAGES}
+    assert not any(stage["not_run"] or "failed" in stage for stage in content["stages"].values())
+    checks = content["stages"]["correctness"]["rows"]
+    assert {check["implementation"] for check in checks} == set(content["about"]["jax"]["implementations"])
+    assert all(check["agrees"] for check in checks if "outputs" in check)
+    assert {check["implementation"] for check in checks if check.get("refused")} >= {"cudnn", "mosaic_gpu"}
+    assert {"charjax", "charjax float32", "recompute bfloat16", "scan bfloat16", "flax nn.RNN bfloat16"} <= {
+        peer for row in content["stages"]["train_step_peers"]["rows"] for peer in row["peers"]
+    }
+    for stage in ("train_step", "train_step_rest", "generation"):
+        for row in content["stages"][stage]["rows"]:
+            assert all(result["median_seconds"] > 0 for result in row["peers"].values()), row
+            assert bool(report.torch_names(row)) == HAS_TORCH
+    for row in report.training_rows(content) + report.rows(content, "train_step_peers"):
+        assert all(result.get("losses_agree", True) for result in row["peers"].values())
+    assert ("torch / charjax, training step" in content["summary"]) == HAS_TORCH
+    assert "Generation, characters/s" in out
+
+
+def test_saving(rehearse):
+    written, _ = rehearse("saving", *FIT, "--rounds", "2")
+    (content,) = written.values()
+    assert [set(seconds) for seconds in content["seconds"]] == [{"saving", "without"}] * 2
+    assert set(content["speed_saving_to_without"]) == {"median", "least", "most"}
+    assert content["checkpoint_megabytes"] > 0
+
+
+def test_a_training_that_ends_stops_the_benchmark(tmp_path, root):
+    command = [sys.executable, "-m", "benchmarks.saving", "--text", str(tmp_path / "nowhere.txt")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("the training 'without' ended: ")
+    assert "nowhere.txt does not exist" in last
+
+
+def test_streaming(rehearse):
+    written, _ = rehearse("streaming", *FIT, "--rounds", "1")
+    (content,) = written.values()
+    assert content["speed_from_file_to_memory"]["median"] > 0
+
+
+def test_devices(rehearse):
+    written, _ = rehearse("devices", *FIT, "--rounds", "1")
+    (content,) = written.values()
+    assert content["all_cores_to_a_core"] > 0
+    assert content["weak_to_one_device"].keys() == {"1 devices", "2 devices", "4 devices", "8 devices"}
+
+
+def test_scaling(rehearse):
+    written, _ = rehearse("scaling", "--quick")
+    (content,) = written.values()
+    assert all(row["chars_per_second"] > 0 for row in content["rows"])
+    assert [row["devices"] for row in content["rows"] if row["axis"] == "devices"] == [1, 2]
+    assert [row["megabytes"] for row in content["loading"]] == [1, 10]
+
+
+@needs_torch
+@pytest.mark.parametrize("name", ["lstm", "cells", "hand"])
+def test_every_way_of_pytorch_computes_the_model(name):
+    import torch
+
+    from benchmarks.generation import FORCED_TEXTS
+    from benchmarks.peers import torch_generation
+
+    # PyTorch reads a context in bfloat16 only where the CPU has instructions for it.
+    dtype = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    for network, context, autocast in torch_generation.networks(SIZES, dtype):
+        loop = torch_generation.Loop(network, context, name, 1, torch_generation.by_gumbel, autocast=autocast)
+        forced = problem.text(FORCED_TEXTS, problem.FORCED)
+        expected = np.asarray(jax_generation.reference(SIZES, forced.tolist())["logits"])
+        np.testing.assert_allclose(loop.logits(forced), expected, atol=0.1)
+        assert loop.sample(20, 0).shape == (64, 20)
+
+
+@needs_torch
+@pytest.mark.parametrize("way", ["by_multinomial", "by_exponentials", "by_gumbel"])
+def test_every_way_to_sample_samples_from_the_softmax(way):
+    import torch
+
+    from benchmarks.peers import torch_generation
+
+    torch.manual_seed(0)
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).expand(20_000, 4)
+    sampled = np.bincount(getattr(torch_generation, way)(logits).numpy(), minlength=4) / 20_000
+    np.testing.assert_allclose(sampled, torch.softmax(logits[0], -1).numpy(), atol=0.015)
