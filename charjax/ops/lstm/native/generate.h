@@ -20,7 +20,7 @@ struct Generate {
   const float* start;  // w_ih's rows plus bias of layer 0 [V + 1][P][TILE], biases [L - 1][P][TILE], head's [VP][TILE]
   const float* scale;  // for int8: [L][P][TILE] and [VP][TILE]
   const float *c0, *h0;  // [L, B, H]
-  // [B, T]: an id to read, SAMPLE to choose one, HOLD to leave a sequence as it is, or RESET - id to read id as the
+  // [B, T]: an id to read, SAMPLE to choose one, SKIP to skip the step, or RESET - id to read id as the
   // first of a new text
   const int32_t* given;
   const uint32_t* keys;  // [B, 2]; step t takes its noise from fold_in(key, position + t)
@@ -31,7 +31,7 @@ struct Generate {
   float* all_logits;                         // [B, T, V], the prediction of each character before it is read; or null
   float *c_last, *h_last;                    // [L, B, H]
 
-  static constexpr int32_t SAMPLE = -1, HOLD = -2, RESET = -3;
+  static constexpr int32_t SAMPLE = -1, SKIP = -2, RESET = -3;
   static constexpr int group = GROUP<E>;
   static constexpr int SAMPLE_BYTES = 64;  // the time that one logit's noise takes, as bytes read meanwhile
   Scratch scratch;
@@ -123,8 +123,8 @@ struct Generate {
     const int tiles = (rows + ROWS - 1) / ROWS, layer_bytes = padded() * TILE * static_cast<int>(sizeof(Weight<E>));
     int turn = 0;
     for (int t = 0; t < T; ++t) {
-      if (!any(t, first, rows, [](int32_t id) { return id != HOLD; })) {
-        for (int b = first; b < first + rows; ++b) ids[static_cast<size_t>(b) * T + t] = HOLD;
+      if (!any(t, first, rows, [](int32_t id) { return id != SKIP; })) {
+        for (int b = first; b < first + rows; ++b) ids[static_cast<size_t>(b) * T + t] = SKIP;
         continue;
       }
       for (int b = first; b < first + rows; ++b)
@@ -218,12 +218,12 @@ struct Generate {
       const int b = first + row;
       const float *scale = g.scale + (static_cast<size_t>(l) * g.panels() + p) * TILE, *offset = from(row, p);
       float *c_row = g.state(g.c, l, b) + p * W, *h_row = g.state(g.h, l, b) + p * W;
-      const bool hold = g.given[static_cast<size_t>(b) * g.T + t] == HOLD;
+      const bool skip = g.given[static_cast<size_t>(b) * g.T + t] == SKIP;
       const Vec before = load(c_row);
       const Vec i = sigmoid(sum(z, of, 0, scale, offset)), forget = sigmoid(sum(z, of, 1, scale, offset)),
                 in = tanh(sum(z, of, 2, scale, offset)), out = sigmoid(sum(z, of, 3, scale, offset));
-      const Vec c = hold ? before : forget * before + i * in;
-      const Vec h = hold ? load(h_row) : out * tanh(c);
+      const Vec c = skip ? before : forget * before + i * in;
+      const Vec h = skip ? load(h_row) : out * tanh(c);
       store(c_row, c);
       store(h_row, h);
       g.store_operand(h, 1 - turn, l, b, p);
