@@ -1,21 +1,18 @@
-"""Compiles the LSTM kernel for processors; all else about the package stands in pyproject.toml.
+"""Compiles the LSTM kernel for the CPU; pyproject.toml describes everything else about the package.
 
-The kernel is compiled once for each instruction set that pays, and charjax loads the best that the processor has. Where
-there is no C++ compiler the package installs without it, and trains by other means.
+The kernel is compiled once for each instruction set worth having, and charjax loads the best one that the CPU supports.
+Without a C++ compiler the package installs without the kernel and uses slower implementations.
 """
 
 import os
 import platform
 import sys
+from pathlib import Path
 
 import jax
 from setuptools import Extension, setup
 
 FOLDER = "charjax/ops/lstm/native"
-HEADERS = [
-    f"{FOLDER}/{name}.h"
-    for name in ("vectors", "products", "layer", "forward", "backward", "noise", "choice", "team", "generate", "lstm")
-]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 FLAGS: dict[str, list[str]] = {"generic": []}
@@ -24,12 +21,12 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 
 def extension(instructions: str) -> Extension:
-    """One form of the kernel: a library with C symbols, which no Python module stands behind."""
+    """Returns one build of the kernel: a shared library with C symbols, not a Python module."""
     common = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-isystem", jax.ffi.include_dir()]
     return Extension(
         f"{FOLDER.replace('/', '.')}._{instructions}",
         [f"{FOLDER}/{instructions}.cc"],
-        depends=HEADERS,
+        depends=sorted(map(str, Path(FOLDER).glob("*.h"))),
         extra_compile_args=[*common, *FLAGS[instructions]],
         language="c++",
         optional=True,

@@ -1,4 +1,4 @@
-"""Types of arrays, shared by every floor."""
+"""Types of arrays that every package shares."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ Params = Any  # flax's nested dict of arrays
 
 
 class Ids(Protocol):
-    """A text as ids, in memory (a NumPy array [N]) or in a file, of which a slice is read when it is asked for."""
+    """A text as ids: a NumPy array [N], or a file whose slices are read on demand."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -22,19 +22,37 @@ class Ids(Protocol):
 
 
 class LSTMCarry(NamedTuple):
-    """Recurrent state of one LSTM layer: cell state `c` and hidden state `h`, each [B, H] float32."""
+    """The recurrent state of one LSTM layer: cell state `c` and hidden state `h`, each [B, H] float32.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from charjax import LSTMCarry
+        >>> carry = LSTMCarry(c=jnp.zeros((2, 8)), h=jnp.zeros((2, 8)))
+        >>> carry.h.shape
+        (2, 8)
+    """
 
     c: Array
     h: Array
 
 
 class LSTMWeights(NamedTuple):
-    """Parameters of one LSTM layer, gates in the order i, f, g, o along the last axis (G = 4H), float32.
+    """The parameters of one LSTM layer, float32, gates in the order i, f, g, o along the last axis (G = 4H).
 
     Attributes:
-        w_ih: [D, G] input weights; row d is what a one-hot input d adds to the gates.
+        w_ih: [D, G] input weights; row d is what the one-hot input d adds to the gates.
         w_hh: [H, G] recurrent weights.
         bias: [G].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from charjax import LSTMCarry, LSTMWeights, ops
+        >>> weights = LSTMWeights(w_ih=jnp.zeros((5, 32)), w_hh=jnp.zeros((8, 32)), bias=jnp.zeros(32))
+        >>> carry = LSTMCarry(c=jnp.ones((2, 8)), h=jnp.zeros((2, 8)))
+        >>> ids = jnp.zeros((2, 3), jnp.uint8)  # each stands for a one-hot row of 5 inputs
+        >>> y, carry = ops.lstm(weights, ids, carry, implementation="scan")
+        >>> y.shape, float(carry.c[0, 0])  # every gate is sigmoid(0), so a step halves c
+        ((2, 3, 8), 0.125)
     """
 
     w_ih: Array

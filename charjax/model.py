@@ -11,7 +11,7 @@ from charjax.array_types import Array, LSTMCarry, LSTMWeights, Params
 from charjax.config import ModelConfig
 from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
 from charjax.ops.lstm.dropout import drop, keep_per_stream
-from charjax.ops.lstm.gates import product
+from charjax.ops.lstm.gates import matmul_in
 from charjax.ops.lstm.reference import Initializer, LSTMCell
 
 Carry = tuple[LSTMCarry, ...]
@@ -67,7 +67,7 @@ class Head(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         """Maps x [B, T, H] to logits [B, T, V] float32."""
-        return product(x, self.kernel, jnp.dtype(self.dtype)) + self.bias[None, None]
+        return matmul_in(x, self.kernel, jnp.dtype(self.dtype)) + self.bias[None, None]
 
 
 class CharLSTM(nn.Module):

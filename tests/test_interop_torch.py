@@ -14,17 +14,17 @@ B, T = 3, 17
 
 
 def make_params(layers, seed=0):
-    """Random everywhere, biases too: zeros would hide a wrong order of the gates."""
+    """Random parameters, biases too: zeros would hide a wrong order of the gates."""
     rng = np.random.default_rng(seed)
 
-    def draw(*shape):
+    def normal(*shape):
         return jnp.array(rng.normal(scale=0.5, size=shape), jnp.float32)
 
     params = {
-        f"layer_{n}": {"cell": {"w_ih": draw(H if n else V, 4 * H), "w_hh": draw(H, 4 * H), "bias": draw(4 * H)}}
+        f"layer_{n}": {"cell": {"w_ih": normal(H if n else V, 4 * H), "w_hh": normal(H, 4 * H), "bias": normal(4 * H)}}
         for n in range(layers)
     }
-    return params | {"head": {"kernel": draw(H, V), "bias": draw(V)}}
+    return params | {"head": {"kernel": normal(H, V), "bias": normal(V)}}
 
 
 def make_state_dict(layers=2):
@@ -37,14 +37,14 @@ def assert_same(left, right):
 
 
 @pytest.mark.parametrize("layers", [1, 3, 12])
-def test_params_come_back_from_torch_names(layers):
+def test_params_survive_the_round_trip(layers):
     params = make_params(layers)
     back = from_torch(to_torch(params))
     assert_same(back, params)
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(back))
 
 
-def test_state_dict_comes_back_with_the_two_biases_added():
+def test_the_round_trip_of_a_state_dict_adds_the_two_biases():
     state = make_state_dict()
     state["lstm.bias_hh_l1"] = np.arange(4 * H, dtype=np.float32)
     expected = {name: array.copy() for name, array in state.items()}
@@ -53,7 +53,7 @@ def test_state_dict_comes_back_with_the_two_biases_added():
     assert_same(to_torch(from_torch(state)), expected)
 
 
-def test_to_torch_gives_names_shapes_and_layout_of_torch():
+def test_to_torch_returns_torchs_names_shapes_and_layout():
     state = make_state_dict(2)
     assert {name: array.shape for name, array in state.items()} == {
         "lstm.weight_ih_l0": (4 * H, V),
@@ -84,7 +84,7 @@ def test_from_torch_shares_no_memory_with_its_input():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, jnp.bfloat16])
-def test_from_torch_turns_numpy_floats_into_float32(dtype):
+def test_from_torch_converts_numpy_floats_to_float32(dtype):
     state = {name: array.astype(dtype) for name, array in make_state_dict().items()}
     params = from_torch(state)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
@@ -95,10 +95,10 @@ def test_from_torch_turns_numpy_floats_into_float32(dtype):
     ("changes", "message"),
     [
         ({"lstm.weight_hh_l1": None}, "'lstm.weight_hh_l1'.*missing"),
-        ({"lstm.weight_ih_l0": None}, "missing|no place"),
+        ({"lstm.weight_ih_l0": None}, "missing|does not use"),
         ({"head.bias": None}, "'head.bias'.*missing"),
         ({"lstm.bias_hh_l0": None}, "'lstm.bias_hh_l0'.*missing"),
-        ({"embedding.weight": np.ones((V, H))}, "'embedding.weight'.*no place"),
+        ({"embedding.weight": np.ones((V, H))}, "'embedding.weight'.*does not use"),
         ({"lstm.weight_ih_l0_reverse": np.ones((4 * H, V))}, "'lstm.weight_ih_l0_reverse'.*bidirectional"),
         ({"lstm.weight_hr_l0": np.ones((2, H))}, "'lstm.weight_hr_l0'.*projections"),
         (
@@ -107,13 +107,13 @@ def test_from_torch_turns_numpy_floats_into_float32(dtype):
         ),
         ({"lstm.weight_ih_l1": np.ones((4 * H, V))}, "'lstm.weight_ih_l1' must be"),
         ({"lstm.weight_hh_l1": np.ones((4 * H, H + 1))}, "'lstm.weight_hh_l1' must be"),
-        ({"lstm.weight_hh_l0": np.ones(())}, "'lstm.weight_hh_l0' is a scalar"),
+        ({"lstm.weight_hh_l0": np.ones(())}, "'lstm.weight_hh_l0' must be an array"),
         ({"head.weight": np.ones((H, V))}, "'head.weight' must be"),
         ({"lstm.bias_ih_l0": np.ones((1, 4 * H))}, "'lstm.bias_ih_l0' must be"),
         ({"lstm.bias_ih_l0": np.ones(4 * H, np.int32)}, "'lstm.bias_ih_l0'.*float dtype, not int32"),
     ],
 )
-def test_from_torch_names_the_key_that_does_not_fit(changes, message):
+def test_from_torch_names_the_wrong_key(changes, message):
     state = make_state_dict() | changes
     state = {name: array for name, array in state.items() if array is not None}
     with pytest.raises(UserError, match=message) as caught:
@@ -127,7 +127,7 @@ def test_to_torch_refuses_other_trees(wrong):
         to_torch(wrong)
 
 
-def test_to_torch_refuses_a_tree_with_more_in_it():
+def test_to_torch_refuses_additional_entries():
     with pytest.raises(UserError, match="'norm'"):
         to_torch({**make_params(1), "norm": jnp.ones(3)})
 
@@ -149,14 +149,14 @@ def make_torch_model(layers):
     return torch, TorchCharLSTM()
 
 
-def draw_window(layers):
+def make_window(layers):
     rng = np.random.default_rng(2)
     ids = rng.integers(0, V, (B, T + 1))
     h, c = rng.normal(size=(2, layers, B, H)).astype(np.float32)
     return ids[:, :-1], ids[:, 1:], h, c
 
 
-def test_torch_loads_what_to_torch_gives():
+def test_torch_loads_what_to_torch_returns():
     torch, model = make_torch_model(2)
     state = make_state_dict(2)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
@@ -165,9 +165,9 @@ def test_torch_loads_what_to_torch_gives():
 
 @pytest.mark.parametrize("implementation", ["flax", "scan"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_logits_carry_and_gradients_are_those_of_torch(layers, implementation):
+def test_logits_carry_and_gradients_equal_those_of_torch(layers, implementation):
     torch, torch_model = make_torch_model(layers)
-    inputs, labels, h, c = draw_window(layers)
+    inputs, labels, h, c = make_window(layers)
 
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(inputs), V).float()
     torch_logits, (torch_h, torch_c) = torch_model(one_hot, (torch.from_numpy(h), torch.from_numpy(c)))
@@ -193,13 +193,13 @@ def test_logits_carry_and_gradients_are_those_of_torch(layers, implementation):
     np.testing.assert_allclose(jnp.stack([layer.c for layer in carry]), torch_c.detach().numpy(), atol=1e-5)
     ours = to_torch(grads)
     for name, parameter in torch_model.named_parameters():
-        # Both of torch's biases take the gradient that our one takes.
+        # Each of torch's two biases has the gradient of our single one.
         gradient = ours[name.replace("bias_hh", "bias_ih")]
         np.testing.assert_allclose(gradient, parameter.grad.numpy(), atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
-def test_from_torch_takes_parameters_of_any_float_dtype_that_require_gradients(dtype):
+def test_from_torch_accepts_any_float_dtype_and_gradients(dtype):
     torch, torch_model = make_torch_model(1)
     torch_model.to(getattr(torch, dtype))
     params = from_torch(dict(torch_model.named_parameters()))
@@ -208,9 +208,9 @@ def test_from_torch_takes_parameters_of_any_float_dtype_that_require_gradients(d
     assert params["head"]["kernel"].dtype == jnp.float32
 
 
-def test_from_torch_refuses_quantised_integers():
+def test_from_torch_refuses_integers():
     torch, torch_model = make_torch_model(1)
     state = torch_model.state_dict()
     state["head.bias"] = torch.zeros(V, dtype=torch.int32)
-    with pytest.raises(UserError, match=r"'head.bias' must be of a float dtype, not torch\.int32"):
+    with pytest.raises(UserError, match=r"'head.bias' must have a float dtype, not torch\.int32"):
         from_torch(state)

@@ -1,7 +1,5 @@
 """CharLSTM: shapes, one parameter tree for all implementations, dropout."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,6 @@ from charjax.model import CharLSTM, LSTMLayer, init_carry, init_params
 from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import IMPLEMENTATIONS
 from charjax.ops.lstm.dropout import drop, keep_per_stream
-from charjax.ops.lstm.experimental.mosaic_tpu.kernels import lstm_mosaic_tpu
 
 
 def make(**options):
@@ -49,8 +46,7 @@ SERVED = [
 
 
 @pytest.mark.parametrize(("implementation", "dtype", "tolerance"), SERVED)
-def test_all_implementations_take_the_same_parameters(implementation, dtype, tolerance, monkeypatch):
-    monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_tpu", functools.partial(lstm_mosaic_tpu, interpret=True))
+def test_all_implementations_take_the_same_parameters(implementation, dtype, tolerance):
     reference, params, ids = make(implementation="flax")
     model = CharLSTM(vocab_size=11, hidden_dim=6, hidden_layers=2, implementation=implementation, dtype=dtype)
     expected, expected_carry = reference.apply({"params": params}, ids, init_carry(reference, 4))

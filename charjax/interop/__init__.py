@@ -1,4 +1,4 @@
-"""Models to and from other formats; see the module of each."""
+"""Conversion of models to and from other formats."""
 
 from charjax.interop.torch import from_torch as from_torch
 from charjax.interop.torch import to_torch as to_torch

@@ -1,6 +1,6 @@
-"""Parameters to and from PyTorch, whose own LSTM has the same gates in the same order (i, f, g, o).
+"""Conversion of parameters to and from PyTorch, whose LSTM has the same gates in the same order (i, f, g, o).
 
-The torch model that shares its weights with a `CharLSTM`, its input one-hot::
+The torch model that corresponds to a `CharLSTM`, with one-hot inputs::
 
     class TorchCharLSTM(torch.nn.Module):
         def __init__(self, vocab_size, hidden_dim, hidden_layers):
@@ -15,7 +15,7 @@ The torch model that shares its weights with a `CharLSTM`, its input one-hot::
     torch_model.load_state_dict({name: torch.from_numpy(array) for name, array in to_torch(params).items()})
     params = from_torch(torch_model.state_dict())
 
-torch is not imported here and need not be installed.
+This module does not import torch, which need not be installed.
 """
 
 import re
@@ -35,10 +35,10 @@ _LAYER_KEYS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def to_torch(params: Params) -> dict[str, Float32]:
-    """Turns a model's parameters into a state_dict of numpy arrays for the torch model above.
+    """Converts a model's parameters to a state_dict of NumPy arrays for the torch model above.
 
     Args:
-        params: the tree of `CharLSTM`, float: per layer `w_ih` ([V, 4H] at layer 0, else [H, 4H]), `w_hh`
+        params: parameters of a `CharLSTM`, float: per layer `w_ih` ([V, 4H] in layer 0, otherwise [H, 4H]), `w_hh`
             [H, 4H] and `bias` [4H]; in the head `kernel` [H, V] and `bias` [V].
 
     Returns:
@@ -47,7 +47,16 @@ def to_torch(params: Params) -> dict[str, Float32]:
         order; C-contiguous, writable float32 copies.
 
     Raises:
-        UserError: not the tree of a CharLSTM; the message names the part.
+        UserError: not the parameters of a CharLSTM; the message names the part.
+
+    Examples:
+        >>> import jax
+        >>> from charjax import CharLSTM, init_params
+        >>> from charjax.interop import to_torch
+        >>> model = CharLSTM(vocab_size=5, hidden_dim=8, hidden_layers=1, implementation="scan")
+        >>> state_dict = to_torch(init_params(jax.random.key(0), model))
+        >>> state_dict["lstm.weight_hh_l0"].shape
+        (32, 8)
     """
     layers = max(1, sum(name.startswith("layer_") for name in params))
     _check_keys(params, [*(f"layer_{n}" for n in range(layers)), "head"], "the parameters")
@@ -68,21 +77,30 @@ def to_torch(params: Params) -> dict[str, Float32]:
 
 
 def from_torch(state_dict: Mapping[str, Any]) -> Params:
-    """Turns the state_dict of the torch model above into parameters of a `CharLSTM`.
+    """Converts the state_dict of the torch model above to parameters of a `CharLSTM`.
 
-    Names must be exactly those that `to_torch` gives; those of a model with other attribute names, or wrapped
-    in another module, have to be renamed first.
+    The names must be exactly those that `to_torch` returns; rename those of a model with other attribute names, or
+    wrapped in another module, first.
 
     Args:
-        state_dict: torch tensors (any device, any float dtype, requiring gradients or not) or numpy arrays.
+        state_dict: torch tensors (any device, any float dtype, requiring gradients or not) or NumPy arrays.
 
     Returns:
-        The tree that `to_torch` takes, of jax arrays in float32 that share no memory with the tensors. A
-        layer's `bias` is the sum of torch's two.
+        Parameters as `to_torch` takes them, JAX arrays in float32 that share no memory with the tensors. A layer's
+        `bias` is the sum of torch's two.
 
     Raises:
-        UserError: a name missing or one too many, an LSTM that is bidirectional or has projections, a wrong
-            shape or a dtype that is not float; the message names the key.
+        UserError: a missing or unknown name, an LSTM that is bidirectional or has projections, a wrong shape or a
+            dtype that is not float; the message names the key.
+
+    Examples:
+        >>> import numpy as np
+        >>> from charjax.interop import from_torch
+        >>> shapes = {"weight_ih": (32, 5), "weight_hh": (32, 8), "bias_ih": (32,), "bias_hh": (32,)}
+        >>> state_dict = {f"lstm.{name}_l0": np.ones(shape) for name, shape in shapes.items()}
+        >>> params = from_torch(state_dict | {"head.weight": np.ones((5, 8)), "head.bias": np.ones(5)})
+        >>> params["layer_0"]["cell"]["w_hh"].shape
+        (8, 32)
     """
     layers = sum(re.fullmatch(r"lstm\.weight_ih_l\d+", key) is not None for key in state_dict)
     _refuse_other_lstms(state_dict)
@@ -109,25 +127,25 @@ def _check_keys(tree: Any, expected: list[str], where: str) -> None:
         raise UserError(f"{where} must be a mapping with {', '.join(expected)}, not {type(tree).__name__}")
     for key in expected:
         if key not in tree:
-            raise UserError(f"{where} must hold {key!r}, but it is missing")
+            raise UserError(f"{where} must have {key!r}, but it is missing")
     for key in tree:
         if key not in expected:
-            raise UserError(f"{where} holds {key!r}, which a CharLSTM has no place for: rename or remove it")
+            raise UserError(f"{where} must not have {key!r}, which a CharLSTM does not use: rename or remove it")
 
 
 def _refuse_other_lstms(state_dict: Mapping[str, Any]) -> None:
     for key in state_dict:
         if key.endswith("_reverse"):
-            raise UserError(f"{key!r} belongs to a bidirectional LSTM: a CharLSTM reads forwards only")
+            raise UserError(f"{key!r} belongs to a bidirectional LSTM, but a CharLSTM only reads forwards")
         if key.startswith("lstm.weight_hr"):
-            raise UserError(f"{key!r} belongs to an LSTM with projections (proj_size): a CharLSTM has none")
+            raise UserError(f"{key!r} belongs to an LSTM with projections (proj_size), which a CharLSTM does not have")
 
 
 def _check_shapes(arrays: Mapping[str, Float32], layers: int) -> None:
     """Checks every array against H, the columns of layer 0's weight_hh, and V, the length of head.bias."""
     for key in ("lstm.weight_hh_l0", "head.bias"):
         if not arrays[key].shape:
-            raise UserError(f"{key!r} is a scalar where an array is needed")
+            raise UserError(f"{key!r} must be an array, not a scalar")
     hidden, vocab = arrays["lstm.weight_hh_l0"].shape[-1], arrays["head.bias"].shape[0]
     expected: dict[str, tuple[int, ...]] = {"head.weight": (vocab, hidden), "head.bias": (vocab,)}
     for n in range(layers):
@@ -145,12 +163,12 @@ def _check_shapes(arrays: Mapping[str, Float32], layers: int) -> None:
 def _to_numpy(key: str, value: Any) -> Float32:
     if hasattr(value, "detach"):
         if not value.is_floating_point():
-            raise UserError(f"{key!r} must be of a float dtype, not {value.dtype}")
-        # numpy has no bfloat16: torch widens it first.
+            raise UserError(f"{key!r} must have a float dtype, not {value.dtype}")
+        # NumPy has no bfloat16, so torch widens it first.
         return value.detach().cpu().float().numpy()
     array = np.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise UserError(f"{key!r} must be of a float dtype, not {array.dtype}")
+        raise UserError(f"{key!r} must have a float dtype, not {array.dtype}")
     return array.astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""The NumPy reference that tests and benchmarks share, and gradients by differences, for small arrays."""
+"""The NumPy reference that tests and benchmarks share, and numerical gradients for small arrays."""
 
 import numpy as np
 

@@ -1,9 +1,10 @@
-"""What the compilers for a GPU and for TPUs make of the programs, held to what was reached; and how it is read.
+"""Bounds on what the GPU and TPU compilers make of the programs, and tests of the parser that reads it.
 
-The compilers come with JAX's plug-ins: `pytest -m tpu_compiler` takes jax[tpu], `pytest -m gpu_compiler` jax[cuda12].
+The compilers come with JAX's plug-ins: `pytest -m tpu_compiler` needs jax[tpu], `pytest -m gpu_compiler` jax[cuda12].
 """
 
 import dataclasses
+import importlib.util
 import json
 
 import jax
@@ -11,6 +12,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import compiled, cost_model, program
+
+
+def compiler(marker, module, package):
+    """Returns a decorator for tests that need a compiler: slow, and skipped without the package."""
+    skip = pytest.mark.skipif(not importlib.util.find_spec(module), reason=f"needs {package}")
+    return lambda test: marker(pytest.mark.slow(skip(test)))
+
+
+tpu_compiler = compiler(pytest.mark.tpu_compiler, "libtpu", "jax[tpu]")
+gpu_compiler = compiler(pytest.mark.gpu_compiler, "jax_cuda12_plugin", "jax[cuda12]")
 
 HLO = """
 %condition.1 (state: (s32[], f32[8])) -> pred[] {
@@ -45,13 +56,13 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
 
 
-def test_programs_are_read():
+def test_programs_are_parsed():
     whole = program.whole(HLO)
     assert whole.body == program.Counts(launches=1)
     (outer,) = whole.inner
     assert outer.trips is None
     assert [loop.trips for loop in outer.inner] == [100, 7]
-    # A fusion and a call of six results each trip; operations between devices count once per pair of start and done.
+    # Per iteration a fusion and a call with six results; a collective counts once per pair of start and done.
     assert outer.inner[0].body == program.Counts(launches=2, cycles=30, collectives=1)
     assert outer.one_trip() == program.Counts(launches=1 + 2 * 107, cycles=5 + 30 * 107, collectives=107)
     assert outer.collectives_inside() == 2
@@ -89,7 +100,7 @@ def test_the_cost_model_adds_launches_to_the_longer_of_work_and_traffic():
     assert cost_model.hopper_kernel_seconds(400, 2, 200, 100) == pytest.approx(expected)
 
 
-@pytest.mark.tpu_compiler
+@tpu_compiler
 def test_a_training_step_on_tpus(tmp_path, capsys):
     peers, streams = ["--peers", "default", "mosaic_tpu"], ["--streams", "1", "64"]
     compiled.main(["--target", "v5e:2x2", *peers, *streams, "--out", str(tmp_path)])
@@ -102,12 +113,12 @@ def test_a_training_step_on_tpus(tmp_path, capsys):
     for row in (default, kernel):
         assert row["collectives"] == 1
         assert row["collectives_inside_loops"] == 0
-    # A product of one row is not taken out of the matrix units.
+    # A matmul of one row stays in the matrix units.
     assert one["estimated_cycles"] < 20e3
     assert many["estimated_cycles"] < 40e3
 
 
-@pytest.mark.gpu_compiler
+@gpu_compiler
 def test_a_training_step_on_an_h100():
     mesh = compiled.make_target_mesh("h100")
     ours = compiled.figures(compiled.compile_train_step(compiled.Sizes(), None, mesh), 100)
@@ -116,7 +127,7 @@ def test_a_training_step_on_an_h100():
     assert ours["temporary_bytes"] <= flax["temporary_bytes"] / 2
 
 
-@pytest.mark.gpu_compiler
+@gpu_compiler
 def test_generation_on_an_h100():
     mesh = compiled.make_target_mesh("h100")
     for batch_size in (1, 64):
@@ -124,20 +135,20 @@ def test_generation_on_an_h100():
         assert compiled.figures(loop, compiled.BLOCK)["launches_per_time_step"] <= 5 + 5 / compiled.BLOCK
 
 
-@pytest.mark.gpu_compiler
+@gpu_compiler
 @pytest.mark.parametrize(
     ("options", "once_a_block"), [({"batch_size": 1}, 5), ({}, 4), ({"batch_size": 1024}, 4), ({"hidden_dim": 100}, 4)]
 )
 def test_generation_with_a_kernel_on_an_h100(options, once_a_block):
     mesh = compiled.make_target_mesh("h100")
     loop = compiled.compile_generation(compiled.Sizes(**options), mesh, "mosaic_gpu")
-    # Of a character: the kernel, a product, layer 1's gates, a product. Of a block of characters: its keys, its noise,
-    # the ids put where they belong, the loop's counter, and for one text the last product in two parts.
+    # Per character: the kernel, a matmul, layer 1's gates, a matmul. Per block of characters: its keys, its noise,
+    # storing the ids, the loop's counter, and for a single sequence the last matmul in two parts.
     assert compiled.figures(loop, compiled.BLOCK)["launches_per_time_step"] <= 4 + once_a_block / compiled.BLOCK
 
 
-@pytest.mark.gpu_compiler
-def test_the_choice_follows_the_devices_compiled_for():
+@gpu_compiler
+def test_the_default_follows_the_devices_compiled_for():
     mesh = compiled.make_target_mesh("h100")
     sizes = compiled.Sizes(hidden_dim=128, batch_size=8, seq_len=20)
     default, wavefront = (compiled.compile_train_step(sizes, name, mesh) for name in (None, "wavefront"))

@@ -1,13 +1,13 @@
-"""The "cudnn" implementation around cuDNN itself: on the CPU, JAX's own reference computes what cuDNN would.
+"""The "cudnn" implementation, with cuDNN itself replaced by JAX's own reference on the CPU.
 
-What is tested is the order of weights, states and gates, the rules for integers and for shard_map, and what is refused.
+The tests cover the order of weights, states and gates, integers, shard_map, and what is refused.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.lstm_contract import TOLERANCE, gradients, make_inputs, reference, relative
+from helpers.lstm_contract import check, make_inputs
 from jax.experimental import rnn
 from jax.interpreters import mlir
 from jax.sharding import PartitionSpec
@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec
 from charjax.distributed.mesh import make_mesh
 from charjax.ops.lstm.api import lstm
 from charjax.ops.lstm.experimental import cudnn
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = []
 
@@ -38,7 +40,7 @@ def backward(dy, dh, dc, x, h, c, flat, y, reserved, lengths, *, input_size, hid
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """The CPU passes for a GPU with cuDNN."""
+    """Makes the CPU look like a GPU with cuDNN."""
     monkeypatch.setattr(cudnn, "target_platform", lambda: "gpu")
     sizes = lambda *_: (1, 1)  # noqa: E731
     monkeypatch.setattr(rnn.gpu_rnn, "compute_rnn_workspace_reserve_space_sizes", sizes, raising=False)
@@ -49,25 +51,13 @@ def on_gpu(monkeypatch):
 
 @pytest.mark.parametrize("one_hot", [False, True])
 @pytest.mark.parametrize("size", ["odd", "one", "tiles"])
-def test_forward(on_gpu, size, one_hot):
-    weights, x, carry = make_inputs(size, one_hot, scale=0.1)
-    y, after = jax.jit(lambda *a: lstm(*a, implementation="cudnn"))(weights, x, carry)
-    assert y.dtype == after.c.dtype == after.h.dtype == jnp.float32
-    for actual, expected in zip((y, *after), reference(weights, x, carry), strict=True):
-        assert relative(actual, expected) < TOLERANCE["float32"]
-
-
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_gradients(on_gpu, one_hot):
-    arguments = make_inputs("tiles", one_hot, scale=0.1)
-    expected = gradients("flax", "float32", *arguments)
-    for actual, right in zip(gradients("cudnn", "float32", *arguments), expected, strict=True):
-        assert relative(actual, np.asarray(right, np.float64)) < TOLERANCE["float32"]
+def test_outputs_and_gradients(on_gpu, size, one_hot):
+    check("cudnn", "float32", make_inputs(size, one_hot))
 
 
 def test_gradients_over_several_devices(on_gpu):
-    weights, x, carry = make_inputs("odd")
-    x, carry = jax.tree.map(lambda a: jnp.concatenate([a, -a, 2 * a, 3 * a]), (x, carry))
+    weights, x, carry = make_inputs()
+    x, carry = jax.tree.map(lambda a: jnp.concatenate([a, -a]), (x, carry))
     replicated, split = PartitionSpec(), PartitionSpec("data")
 
     def grads(implementation):
@@ -89,7 +79,7 @@ def test_gradients_over_several_devices(on_gpu):
 
 @pytest.mark.parametrize("wrong", [5, 200])
 def test_an_integer_out_of_range_gives_nan(on_gpu, wrong):
-    weights, x, carry = make_inputs("odd", one_hot=True)
+    weights, x, carry = make_inputs(one_hot=True)
     y, _ = lstm(weights, x.at[0, 2].set(wrong), carry, implementation="cudnn")
     assert np.isfinite(y[0, :2]).all()
     assert np.isnan(y[0, 2:]).all()
@@ -97,29 +87,29 @@ def test_an_integer_out_of_range_gives_nan(on_gpu, wrong):
 
 
 def test_no_steps_change_nothing(on_gpu):
-    weights, x, carry = make_inputs("odd")
+    weights, x, carry = make_inputs()
     y, after = lstm(weights, x[:, :0], carry, implementation="cudnn")
     assert y.shape == (3, 0, 6)
     assert after is carry
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [(None, False), ("highest", False), ("tensorfloat32", True)])
-def test_products_are_float32_unless_told_otherwise(on_gpu, precision, tf32):
+def test_matmuls_are_float32_unless_set_otherwise(on_gpu, precision, tf32):
     with jax.default_matmul_precision(precision):
         lstm(*make_inputs("one"), implementation="cudnn")
     assert [setting["cudnn_allow_tf32"] for setting in SETTINGS] == [tf32]
 
 
-def test_what_it_cannot_serve_is_named(on_gpu):
-    weights, x, carry = make_inputs("odd")
-    with pytest.raises(NotImplementedError, match="float32 alone, not bfloat16"):
+def test_what_it_does_not_support_is_named(on_gpu):
+    weights, x, carry = make_inputs()
+    with pytest.raises(NotImplementedError, match="only float32, not bfloat16"):
         lstm(weights, x, carry, implementation="cudnn", dtype="bfloat16")
-    with pytest.raises(NotImplementedError, match="needs inputs, not 0"):
+    with pytest.raises(NotImplementedError, match="needs at least one input"):
         lstm(weights._replace(w_ih=weights.w_ih[:0]), x[..., :0], carry, implementation="cudnn")
 
 
-def test_a_jaxlib_without_cudnn_is_told(monkeypatch):
+def test_a_jaxlib_without_cudnn_is_reported(monkeypatch):
     monkeypatch.setattr(cudnn, "target_platform", lambda: "gpu")
     with pytest.raises(NotImplementedError, match="no cuDNN"):
-        # A size of its own: JAX remembers what it has traced.
+        # A size of its own: JAX caches what it has traced.
         lstm(*make_inputs("wide"), implementation="cudnn")

@@ -1,8 +1,9 @@
-"""GPU kernels through NVIDIA's assembler for an H100, on a machine that has none: pytest -m gpu_compiler.
+"""GPU kernels compiled by NVIDIA's assembler for an H100, on a machine without one: pytest -m gpu_compiler.
 
-Takes jax[cuda12], whose plug-in brings the compiler, but no driver. Nothing runs.
+Needs jax[cuda12], whose plug-in has the compiler, but no driver. Nothing runs.
 """
 
+import importlib.util
 import re
 
 import jax
@@ -16,14 +17,18 @@ from benchmarks.targets import make_target_mesh
 from charjax.array_types import LSTMCarry, LSTMWeights
 from charjax.ops.lstm.api import lstm
 
-pytestmark = pytest.mark.gpu_compiler
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.gpu_compiler,
+    pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs jax[cuda12]"),
+]
 
-SHARED_MEMORY = 232_448  # bytes that one thread block of an H100 may ask for
+SHARED_MEMORY = 232_448  # bytes that a thread block of an H100 may request
 
 
 @pytest.fixture
 def h100():
-    """A mesh of one H100 to compile for."""
+    """Returns a mesh of one H100 to compile for."""
     yield make_target_mesh("h100")
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
@@ -47,22 +52,22 @@ def test_the_lstm_kernels_fit_and_spill_nothing(h100, hidden, tmp_path, monkeypa
     with jax.set_mesh(h100):
         jax.jit(jax.grad(loss)).lower(weights, array(40, 3, 5), carry).compile()
     for direction in ("forward", "backward"):
-        said = next(tmp_path.glob(f"lstm_{direction}*.ptxas")).read_text()
-        assert "for 'sm_90a'" in said
-        assert "0 bytes spill stores, 0 bytes spill loads" in said
-        assert "wgmma" not in said, "the assembler made the products wait for one another"
+        log = next(tmp_path.glob(f"lstm_{direction}*.ptxas")).read_text()
+        assert "for 'sm_90a'" in log
+        assert "0 bytes spill stores, 0 bytes spill loads" in log
+        assert "wgmma" not in log, "the assembler serialized the matmuls"
         passes = next(tmp_path.glob(f"lstm_{direction}*.mlir-passes.log")).read_text()
         bytes_used = [int(size) for size in re.findall(r"dynamic_shared_memory_size %c(\d+)_i32", passes)]
         assert 0 < max(bytes_used) <= SHARED_MEMORY
 
 
-# Sizes of no other test: what has been compiled in a process is not compiled again.
+# Sizes that no other test uses: a program is compiled only once per process.
 @pytest.mark.parametrize(("batch", "hidden"), [(3, 512), (1025, 100)])
 def test_the_sampling_kernel_spills_nothing(h100, batch, hidden, tmp_path, monkeypatch):
     monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
     for what in ("PTX", "PTXAS"):
         monkeypatch.setenv(f"MOSAIC_GPU_DUMP_{what}", "1")
     compiled.compile_generation(compiled.Sizes(batch_size=batch, hidden_dim=hidden), h100, "mosaic_gpu")
-    said = next(tmp_path.glob("sample_step*.ptxas")).read_text()
-    assert "for 'sm_90a'" in said
-    assert "0 bytes spill stores, 0 bytes spill loads" in said
+    log = next(tmp_path.glob("sample_step*.ptxas")).read_text()
+    assert "for 'sm_90a'" in log
+    assert "0 bytes spill stores, 0 bytes spill loads" in log

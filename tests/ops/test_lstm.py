@@ -1,140 +1,103 @@
-"""The contract of `charjax.ops.lstm`, held by every implementation against float64 NumPy."""
+"""The contract of `charjax.ops.lstm`: every implementation gives the numbers of NumPy in float64."""
 
 import functools
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.lstm_contract import NOT_ON_CPU, SIZES, TOLERANCE, gradients, make_inputs, reference, relative
-from helpers.lstm_reference import lstm_float64, numerical_gradient
+from helpers.lstm_contract import NOT_ON_CPU, SIZES, TOLERANCE, check, compiled, make_inputs, relative
+from helpers.lstm_reference import lstm_gradients_float64
 
 from charjax.array_types import LSTMCarry, LSTMWeights
 from charjax.ops.lstm import api, native, wavefront
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
-from charjax.ops.lstm.experimental.mosaic_tpu import kernels as mosaic_tpu
+from charjax.ops.lstm.experimental.mosaic_tpu.kernels import lstm_mosaic_tpu
 from charjax.ops.lstm.reference import LSTMCell
 
-# Every form of the native kernel that this processor runs is an implementation of its own here.
+# Every form of the native kernel that this CPU runs is an implementation of its own here.
 NATIVE = {f"native {library.instructions}": library for library in native.libraries()}
-# Kernels for TPUs are interpreted.
-INTERPRETED = {"mosaic_tpu interpreted": functools.partial(mosaic_tpu.lstm_mosaic_tpu, interpret=True)}
-NAMES = sorted({*IMPLEMENTATIONS} - {"native", "mosaic_tpu"} - NOT_ON_CPU | {*NATIVE, *INTERPRETED})
+BEST, OTHERS = [*NATIVE][:1], [*NATIVE][1:]
+PORTABLE = sorted({*IMPLEMENTATIONS} - {"native"} - NOT_ON_CPU)
+INTERPRETED = "mosaic_tpu interpreted"
 
 
-@pytest.fixture(params=NAMES)
-def implementation(request, monkeypatch):
-    # Its own length of trips is compiled in test_ops_lstm_stack.
-    monkeypatch.setattr(wavefront, "UNROLL", 3)
-    if request.param in NATIVE:
-        function = functools.partial(native.lstm_native, library=NATIVE[request.param])
-        monkeypatch.setitem(IMPLEMENTATIONS, request.param, function)
-    elif request.param in INTERPRETED:
-        monkeypatch.setitem(IMPLEMENTATIONS, request.param, INTERPRETED[request.param])
+def slow(names):
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def cases(names):
+    """(implementation, dtype) for every dtype that an implementation supports."""
+    dtypes = lambda name: NATIVE[name].dtypes if name in NATIVE else sorted(TOLERANCE)  # noqa: E731
+    return [(name, dtype) for name in names for dtype in dtypes(name)]
+
+
+def grid():
+    """(implementation, dtype, size, one_hot), of which the default tier runs the sizes where something differs."""
+    sizes = {name: {("odd", False), ("odd", True)} for name in PORTABLE}
+    sizes |= {name: {("odd", False), ("tiles", True)} for name in NATIVE}
+    sizes |= {name: sizes[name] | {("one", False), ("long", True), ("tiles", False)} for name in BEST}
+    return [
+        pytest.param(*case, size, one_hot, marks=() if (size, one_hot) in sizes.get(case[0], ()) else pytest.mark.slow)
+        for case in cases([*PORTABLE, *NATIVE, INTERPRETED])
+        for size in SIZES
+        for one_hot in (False, True)
+    ]
+
+
+@pytest.fixture(params=[*PORTABLE, *BEST, *slow([*OTHERS, INTERPRETED])])
+def implementation(request):
     return request.param
 
 
-def serves(implementation, dtype):
-    return implementation not in NATIVE or dtype in NATIVE[implementation].dtypes
+@pytest.fixture(autouse=True)
+def _implementations(monkeypatch):
+    for name, library in NATIVE.items():
+        monkeypatch.setitem(IMPLEMENTATIONS, name, functools.partial(native.lstm_native, library=library))
+    monkeypatch.setitem(IMPLEMENTATIONS, INTERPRETED, functools.partial(lstm_mosaic_tpu, interpret=True))
+    # Less to compile; test_lstm_stack.py tests other lengths.
+    monkeypatch.setattr(wavefront, "UNROLL", 3)
 
 
-@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
-@pytest.mark.parametrize("one_hot", [False, True])
-@pytest.mark.parametrize("size", ["odd", "one", "wide", "tiles"])
-def test_forward(implementation, size, one_hot, dtype):
-    if not serves(implementation, dtype):
-        return
-    weights, x, carry = make_inputs(size, one_hot, scale=0.1 if size == "tiles" else 0.5)
-    y, after = jax.jit(lambda *a: lstm(*a, implementation=implementation, dtype=dtype))(weights, x, carry)
-    expected_y, expected_c, expected_h = reference(weights, x, carry)
-    assert y.dtype == jnp.dtype(dtype)
-    assert after.c.dtype == after.h.dtype == jnp.float32
-    assert relative(y, expected_y) < TOLERANCE[dtype]
-    assert relative(after.c, expected_c) < TOLERANCE[dtype]
-    assert relative(after.h, expected_h) < TOLERANCE[dtype]
+@pytest.mark.parametrize(("implementation", "dtype", "size", "one_hot"), grid())
+def test_outputs_and_gradients(implementation, dtype, size, one_hot):
+    check(implementation, dtype, make_inputs(size, one_hot))
 
 
-@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_every_gradient(implementation, one_hot, dtype):
-    if not serves(implementation, dtype):
-        return
-    weights, x, carry = make_inputs("odd", one_hot)
-    rng = np.random.default_rng(1)
-    y, c, h = reference(weights, x, carry)
-    pull = [rng.standard_normal(a.shape).astype(np.float32) for a in (y, c, h)]
-
-    def scalar(weights, x, carry):
-        y, after = lstm(weights, x, carry, implementation=implementation, dtype=dtype)
-        return sum(jnp.sum(a * b) for a, b in zip((y, after.c, after.h), pull, strict=True))
-
-    arguments = (0, 2) if one_hot else (0, 1, 2)
-    gradients = jax.jit(jax.grad(scalar, argnums=arguments))(weights, x, carry)
-    flat, rebuild = jax.tree.flatten((weights, x, carry))
-    places = [n for n, leaf in enumerate(flat) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    actual = jax.tree.leaves(gradients)
-    assert len(actual) == len(places)
-    for place, gradient in zip(places, actual, strict=True):
-
-        def at(array, place=place):
-            leaves = [*flat[:place], array, *flat[place + 1 :]]
-            return sum(np.sum(a * b) for a, b in zip(reference(*rebuild.unflatten(leaves)), pull, strict=True))
-
-        assert relative(gradient, numerical_gradient(at, flat[place])) < TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
-@pytest.mark.parametrize("one_hot", [False, True])
-@pytest.mark.parametrize("size", ["long", "tiles"])
-def test_gradients_of_larger_sizes_are_those_of_the_reference(implementation, size, one_hot, dtype):
-    if not serves(implementation, dtype):
-        return
-    # Small weights, so that long sequences do not multiply rounding errors.
-    weights, x, carry = make_inputs(size, one_hot, scale=0.1)
-    expected = gradients("flax", "float32", weights, x, carry)
-    for actual, right in zip(gradients(implementation, dtype, weights, x, carry), expected, strict=True):
-        assert relative(actual, np.asarray(right, np.float64)) < TOLERANCE[dtype]
-
-
-def test_a_sequence_split_in_two_is_the_whole_sequence(implementation):
-    weights, x, carry = make_inputs("odd")
-    run = lambda x, carry: lstm(weights, x, carry, implementation=implementation)  # noqa: E731
-    y, after = run(x, carry)
-    first, between = run(x[:, :3], carry)
-    second, after_split = run(x[:, 3:], between)
+def test_a_sequence_split_in_two_gives_the_same(implementation):
+    weights, x, carry = make_inputs()
+    run = compiled(implementation)
+    y, after = run(weights, x, carry)
+    first, between = run(weights, x[:, :3], carry)
+    second, after_split = run(weights, x[:, 3:], between)
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), y, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(after_split.c, after.c, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(after_split.h, after.h, rtol=1e-6, atol=1e-6)
 
 
 def test_integers_are_one_hot_rows(implementation):
-    weights, x, carry = make_inputs("odd", one_hot=True)
-    y, _ = lstm(weights, x, carry, implementation=implementation)
-    dense, _ = lstm(weights, jax.nn.one_hot(x, weights.w_ih.shape[0]), carry, implementation=implementation)
-    np.testing.assert_allclose(y, dense, rtol=1e-6, atol=1e-6)
+    weights, x, carry = make_inputs(one_hot=True)
+    run = compiled(implementation)
+    dense, _ = run(weights, jax.nn.one_hot(x, weights.w_ih.shape[0]), carry)
+    np.testing.assert_allclose(run(weights, x, carry)[0], dense, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("outside", [5, -1, 200])
 def test_an_integer_out_of_range_gives_nan(implementation, outside):
-    weights, x, carry = make_inputs("odd", one_hot=True)
-    y, _ = lstm(weights, x.astype(jnp.int32).at[0, 2].set(outside), carry, implementation=implementation)
+    weights, x, carry = make_inputs(one_hot=True)
+    y, _ = compiled(implementation)(weights, x.astype(jnp.int32).at[0, 2].set(outside), carry)
     assert np.isfinite(y[0, :2]).all()
     assert np.isnan(y[0, 2:]).all()
     assert np.isfinite(y[1:]).all()
 
 
-def test_narrow_integers_choose_among_more_rows_than_they_can_count(implementation, monkeypatch):
-    monkeypatch.setitem(SIZES, "rows", (3, 7, 300, 6))
-    weights, x, carry = make_inputs("rows", one_hot=True, scale=0.1)
-    x = (x % 256).astype(jnp.uint8)
-    expected = gradients("flax", "float32", weights, x.astype(jnp.int32), carry)
-    for actual, right in zip(gradients(implementation, "float32", weights, x, carry), expected, strict=True):
-        assert relative(actual, np.asarray(right, np.float64)) < TOLERANCE["float32"]
+def test_narrow_integers_select_among_more_rows_than_they_can_count(implementation):
+    weights, x, carry = make_inputs((3, 7, 300, 6), one_hot=True, scale=0.1)
+    check(implementation, "float32", (weights, (x % 256).astype(jnp.uint8), carry))
 
 
-def test_no_sequences_and_no_units_are_nothing(implementation):
-    weights, x, carry = make_inputs("odd")
+def test_no_sequences_and_no_units_give_nothing(implementation):
+    weights, x, carry = make_inputs()
     none = LSTMCarry(carry.c[:0], carry.h[:0])
     gradient = jax.grad(lambda w: jnp.sum(lstm(w, x[:0], none, implementation=implementation)[0]))(weights)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -144,61 +107,22 @@ def test_no_sequences_and_no_units_are_nothing(implementation):
 
 
 def test_no_steps_change_nothing(implementation):
-    weights, x, carry = make_inputs("odd")
+    weights, x, carry = make_inputs()
     y, after = lstm(weights, x[:, :0], carry, implementation=implementation)
     assert y.shape == (3, 0, 6)
     np.testing.assert_array_equal(after.c, carry.c)
     np.testing.assert_array_equal(after.h, carry.h)
 
 
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_threads_share_the_rows_out(monkeypatch, one_hot):
-    arguments = make_inputs("tiles", one_hot)
-    y, after = lstm(*arguments, implementation="native")
-    alone = gradients("native", "float32", *arguments)
-    monkeypatch.setattr(native, "threads_of_a_call", lambda: 3)
-    y_shared, after_shared = lstm(*arguments, implementation="native")
-    # A row's numbers do not depend on which thread makes them; sums over rows are added up in another order.
-    np.testing.assert_array_equal(y_shared, y)
-    np.testing.assert_array_equal(after_shared.c, after.c)
-    for one, other in zip(gradients("native", "float32", *arguments), alone, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-
-
 def test_it_runs_under_vmap(implementation):
-    weights, x, carry = make_inputs("odd")
-    twice = jax.vmap(lambda x: lstm(weights, x, carry, implementation=implementation)[0])(jnp.stack([x, 2 * x]))
-    np.testing.assert_allclose(twice[1], lstm(weights, 2 * x, carry, implementation=implementation)[0], atol=1e-6)
-
-
-def test_the_default_is_native_where_packing_pays(monkeypatch):
-    api._default_for_sequences.cache_clear()
-    assert api.default_implementation("float32", 100) == "native"
-    assert api.default_implementation("float32", 1) == "custom_vjp"
-    monkeypatch.setattr(native, "libraries", lambda: ())
-    api._default_for_sequences.cache_clear()
-    assert api.default_implementation("float32", 100) == "custom_vjp"
-    api._default_for_sequences.cache_clear()
-
-
-def test_the_kernel_is_there_where_a_compiler_is():
-    assert native.libraries() or not shutil.which("c++")
-
-
-def test_a_machine_without_the_kernel_is_told(monkeypatch):
-    monkeypatch.setattr(native, "libraries", lambda: ())
-    with pytest.raises(NotImplementedError, match="'native' is not there for bfloat16"):
-        lstm(*make_inputs("odd"), implementation="native", dtype="bfloat16")
-
-
-@pytest.mark.parametrize("name", sorted(NOT_ON_CPU))
-def test_what_serves_elsewhere_alone_is_refused_on_the_cpu(name):
-    with pytest.raises(NotImplementedError, match=f"'{name}' .*'cpu'"):
-        lstm(*make_inputs("odd"), implementation=name, dtype="float32" if name == "cudnn" else "bfloat16")
+    weights, x, carry = make_inputs()
+    run = compiled(implementation)
+    twice = jax.vmap(lambda x: run(weights, x, carry)[0])(jnp.stack([x, 2 * x]))
+    np.testing.assert_allclose(twice[1], run(weights, 2 * x, carry)[0], atol=1e-6)
 
 
 def test_shapes_that_do_not_fit_are_named():
-    weights, x, carry = make_inputs("odd")
+    weights, x, carry = make_inputs()
     with pytest.raises(ValueError, match=r"\[B, T, 5\] float .* \(3, 7, 4\)"):
         lstm(weights, x[:, :, :4], carry)
     with pytest.raises(ValueError, match=r"\(3, 6\), not \(2, 6\)"):
@@ -208,30 +132,29 @@ def test_shapes_that_do_not_fit_are_named():
 
 
 def test_unknown_implementation_and_dtype_are_named():
-    weights, x, carry = make_inputs("odd")
+    weights, x, carry = make_inputs()
     with pytest.raises(NotImplementedError, match=r"'cuda'.*flax, scan"):
         lstm(weights, x, carry, implementation="cuda")
     with pytest.raises(NotImplementedError, match=r"'float16'.*float32, bfloat16"):
         lstm(weights, x, carry, dtype="float16")
 
 
-def test_the_cells_gradient_against_central_differences():
-    weights, x, carry = make_inputs("odd")
+def test_the_gradient_of_a_cell():
+    weights, x, carry = make_inputs()
     cell = LSTMCell(hidden_dim=6, input_dim=5)
+    dy, dc, dh = np.random.default_rng(1).standard_normal((3, 3, 6)).astype(np.float32)
 
     def scalar(weights, x, carry):
-        after, h = cell.apply({"params": weights._asdict()}, carry, x)
-        return jnp.sum(after.c * 0.3 + after.h) + jnp.sum(jnp.sin(h))
+        after, y = cell.apply({"params": weights._asdict()}, carry, x)
+        return jnp.sum(y * dy) + jnp.sum(after.c * dc) + jnp.sum(after.h * dh)
 
-    def scalar_float64(w_ih):
-        y, c, h = lstm_float64(w_ih, weights.w_hh, weights.bias, np.asarray(x[:, :1]), *carry)
-        return np.sum(c * 0.3 + h) + np.sum(np.sin(y))
-
-    gradient = jax.grad(scalar)(weights, x[:, 0], carry).w_ih
-    assert relative(gradient, numerical_gradient(scalar_float64, weights.w_ih)) < 1e-5
+    found = jax.tree.leaves(jax.grad(scalar, argnums=(0, 1, 2))(weights, x[:, 0], carry))
+    right = lstm_gradients_float64(*weights, np.asarray(x[:, :1]), *carry, dy=dy[:, None], dc=dc, dh=dh)
+    for actual, expected in zip(found, right._replace(x=right.x[:, 0]), strict=True):
+        assert relative(actual, expected) < TOLERANCE["float32"]
 
 
-def test_a_fresh_cell_remembers():
+def test_a_new_cell_remembers():
     cell = LSTMCell(hidden_dim=8, input_dim=5)
     zeros = LSTMCarry(jnp.zeros((1, 8)), jnp.zeros((1, 8)))
     params = cell.init(jax.random.key(0), zeros, jnp.zeros((1, 5)))["params"]
@@ -240,11 +163,15 @@ def test_a_fresh_cell_remembers():
         np.testing.assert_allclose(gate @ gate.T, np.eye(8), atol=1e-5)
 
 
-def test_the_default_follows_what_is_compiled_for():
+def test_the_default_follows_the_platform_compiled_for():
     h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=h100)
     with jax.sharding.use_abstract_mesh(mesh):
         assert api.default_implementation("float32", 1) == "wavefront"
+        assert api.default_implementation("bfloat16", 100) == "wavefront"
         assert api.default_dtype() == "bfloat16"
         with pytest.raises(NotImplementedError, match=r"'native' .* 'gpu'"):
-            lstm(*make_inputs("odd"), implementation="native")
+            lstm(*make_inputs(), implementation="native")
+    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
+        assert api.default_implementation("bfloat16", 100) == "recompute"

@@ -1,4 +1,4 @@
-"""Stacks of layers: what runs all of them in one loop gives what one after the other gives."""
+"""Stacks of layers: running all of them in one loop gives the same as one after the other."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def make(layers, time, one_hot=True):
 
 
 def everything(implementation, weights, x, carry, keep, rate, dtype):
-    """Outputs, and the gradients of a weighted sum of them with respect to all that goes in."""
+    """Outputs, and the gradients of a weighted sum of them with respect to all inputs."""
     rng = np.random.default_rng(1)
     floating = jnp.issubdtype(x.dtype, jnp.floating)
 
@@ -46,14 +46,14 @@ def everything(implementation, weights, x, carry, keep, rate, dtype):
         (1, 7, True, "float32"),
         (2, 7, True, "float32"),
         (2, 7, False, "float32"),
-        (3, 25, True, "float32"),  # more diagonals than one trip of the loop takes
+        (3, 25, True, "float32"),  # more diagonals than one iteration takes
         (3, 25, False, "float32"),
         (4, 1, True, "float32"),  # fewer steps than layers: no diagonal is full
-        (2, 19, True, "float32"),  # diagonals fill whole trips
+        (2, 19, True, "float32"),  # diagonals fill whole iterations
         (2, 12, True, "bfloat16"),
     ],
 )
-def test_all_layers_in_one_loop_are_the_layers_one_by_one(layers, time, one_hot, dtype, dropped):
+def test_one_loop_over_all_layers_gives_the_same(layers, time, one_hot, dtype, dropped):
     *arguments, keep = make(layers, time, one_hot)
     options = (keep, 0.3, dtype) if dropped else ((), 0.0, dtype)
     expected = everything("flax", *arguments, *options[:2], "float32")
@@ -63,7 +63,7 @@ def test_all_layers_in_one_loop_are_the_layers_one_by_one(layers, time, one_hot,
         np.testing.assert_allclose(one / scale, other / scale, atol=2e-5 if dtype == "float32" else 3e-2)
 
 
-def test_trips_of_any_length_give_the_same(monkeypatch):
+def test_iterations_of_any_length_give_the_same(monkeypatch):
     weights, x, carry, keep = make(2, 13)
     run = lambda: everything("wavefront", weights, x, carry, keep, 0.3, "float32")  # noqa: E731
     expected = run()

@@ -1,4 +1,4 @@
-"""What is particular to the kernels for TPUs, interpreted here; the contract is in test_ops_lstm.py."""
+"""What is particular to the TPU kernels, interpreted here; test_lstm.py has their contract."""
 
 import functools
 
@@ -12,11 +12,12 @@ from charjax import CharLSTM, make_train_step
 from charjax.array_types import LSTMCarry, LSTMWeights
 from charjax.data.batching import make_streams
 from charjax.distributed.mesh import make_mesh, put_streams
-from charjax.ops.lstm import api
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
 from charjax.ops.lstm.experimental.mosaic_tpu.kernels import lstm_mosaic_tpu
 from charjax.ops.lstm.experimental.mosaic_tpu.tiling import BLOCK_BYTES, LANES, MOST_ROWS, tiling
 from charjax.train_state import init_train_state
+
+pytestmark = pytest.mark.slow
 
 BFLOAT16, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
 
@@ -45,12 +46,12 @@ def make_inputs(batch=3, time=9, inputs=5, hidden=6, models=()):
 
 
 def loss(implementation, weights, x, carry):
-    """Of all that comes out."""
+    """A scalar of all outputs."""
     outputs = jax.tree.leaves(lstm(weights, x, carry, implementation=implementation))
     return sum(jnp.sum(jnp.sin(out + 0.1)) for out in outputs)
 
 
-def assert_alike(one, other):
+def assert_close(one, other):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -74,7 +75,7 @@ def test_a_tiling_covers_the_layer(time, batch, hidden, dtype):
 def test_padding_and_tiles_change_nothing(sizes):
     arguments = make_inputs(**sizes)
     value = lambda name: jax.jit(jax.value_and_grad(functools.partial(loss, name), argnums=(0, 1, 2)))(*arguments)  # noqa: E731
-    assert_alike(value("interpreted"), value("recompute"))
+    assert_close(value("interpreted"), value("recompute"))
 
 
 @pytest.mark.parametrize("batched", [(0, 0, 0), (None, 0, None), (0, None, None)])
@@ -84,7 +85,7 @@ def test_gradients_under_vmap(batched):
         a if axis == 0 else jax.tree.map(lambda leaf: leaf[0], a) for a, axis in zip(several, batched, strict=True)
     ]
     gradient = lambda name: jax.vmap(jax.grad(functools.partial(loss, name), argnums=(0, 1, 2)), in_axes=batched)  # noqa: E731
-    assert_alike(gradient("interpreted")(*arguments), gradient("recompute")(*arguments))
+    assert_close(gradient("interpreted")(*arguments), gradient("recompute")(*arguments))
 
 
 def test_windows_under_scan():
@@ -102,7 +103,7 @@ def test_windows_under_scan():
         jax.jit(jax.value_and_grad(windows, has_aux=True), static_argnums=1)(weights, n)
         for n in ("interpreted", "recompute")
     )
-    assert_alike(found, right)
+    assert_close(found, right)
 
 
 def test_no_steps_have_gradients():
@@ -123,7 +124,7 @@ def test_a_training_step_over_devices():
         state, metrics = make_train_step(model, optimizer, seq_len=10, mesh=mesh, steps_per_call=3)(state, streams)
         return state.params, state.carry, metrics
 
-    assert_alike(train("interpreted"), train("recompute"))
+    assert_close(train("interpreted"), train("recompute"))
 
 
 @pytest.mark.usefixtures("for_a_tpu")
@@ -137,16 +138,6 @@ def test_both_kernels_lower_for_a_tpu(dtype):
     assert program.count("tpu_custom_call") == 2
 
 
-def test_another_platform_is_named():
-    with pytest.raises(NotImplementedError, match="'mosaic_tpu' is for TPUs, not for platform 'cpu'"):
-        lstm(*make_inputs(), implementation="mosaic_tpu")
-
-
 def test_weights_that_do_not_fit_are_named():
     with pytest.raises(NotImplementedError, match="4096 units in float32 do not fit"):
         tiling(10, 64, 4096, FLOAT32, unit_bytes=24)
-
-
-@pytest.mark.usefixtures("for_a_tpu")
-def test_none_does_not_choose_what_never_ran():
-    assert api.default_implementation("bfloat16", 100) == "recompute"

@@ -1,1 +1,1 @@
-"""One LSTM layer over one sequence: `lstm` in api.py, and the implementations it picks from."""
+"""One LSTM layer over a batch of sequences: `lstm` in api.py, and the implementations it chooses from."""

@@ -1,4 +1,4 @@
-"""`lstm` and `lstm_stack`: the doors to every implementation of an LSTM layer, and of a stack of them."""
+"""`lstm` and `lstm_stack`: one interface to every implementation of an LSTM layer or a stack of layers."""
 
 import functools
 import importlib
@@ -22,11 +22,15 @@ from charjax.ops.lstm.wavefront import lstm_wavefront, run_stack
 Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
 
 
-def _on_demand(name: str) -> Implementation:
-    """`lstm_NAME` of this package's module NAME, imported when it runs: Pallas takes a tenth of a second to import."""
+# Modules of charjax.ops.lstm.experimental.
+EXPERIMENTAL = {"cudnn": "cudnn", "mosaic_gpu": "mosaic_gpu.layer", "mosaic_tpu": "mosaic_tpu.kernels"}
+
+
+def _experimental(name: str) -> Implementation:
+    """Returns an experimental implementation that is imported on first use: importing Pallas takes 0.1 s."""
 
     def run(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-        module = importlib.import_module(f"charjax.ops.lstm.{name}")
+        module = importlib.import_module(f"charjax.ops.lstm.experimental.{EXPERIMENTAL[name]}")
         result: tuple[Array, LSTMCarry] = getattr(module, f"lstm_{name}")(weights, x, carry, dtype)
         return result
 
@@ -40,12 +44,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "native": lstm_native,
     "recompute": lstm_recompute,
     "wavefront": lstm_wavefront,
-    "cudnn": _on_demand("cudnn"),
-    "mosaic_gpu": _on_demand("mosaic_gpu"),
-    "mosaic_tpu": _on_demand("mosaic_tpu"),
+    **{name: _experimental(name) for name in EXPERIMENTAL},
 }
 DTYPES = ("float32", "bfloat16")
-LEAST_STEPS_TO_PACK_FOR = 8
+MIN_STEPS_FOR_NATIVE = 8
 
 
 def lstm(
@@ -64,29 +66,38 @@ def lstm(
     Args:
         weights: parameters of the layer, float32, with D inputs and H hidden units.
         x: [B, T, D] float inputs; or [B, T] integers in [0, D), which stand for one-hot rows and turn the
-            input product into a row look-up (an integer outside that range gives NaN).
+            input product into a row look-up (an integer out of range gives NaN).
         carry: state before the first step, `c` and `h` [B, H] float32.
-        implementation: "flax" (`flax.linen.scan` of `LSTMCell`, the reference), "scan" (`jax.lax.scan`, the
-            input product hoisted out of the loop), "custom_vjp" (a hand-written backward pass), "native" (C++, for
-            processors; see `charjax.ops.lstm.native`), "recompute" (for TPUs), "wavefront" (for GPUs; see
-            `lstm_stack`), "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu" (kernels for Hopper GPUs in bfloat16)
-            and "mosaic_tpu" (kernels for TPUs), which were compiled but never ran on one, or None for the fastest that
-            serves on the platform that is compiled for, of those that were measured or need no kernel.
-        dtype: "float32" or "bfloat16", the format of the products' operands; sums, gates and cell state are
+        implementation: None for the fastest one on the platform compiled for, or one of "flax" (`flax.linen.scan` of
+            `LSTMCell`, the reference), "scan" (`jax.lax.scan`, with the input product hoisted out of the loop),
+            "custom_vjp" (a hand-written backward pass), "native" (C++, for CPUs; see `charjax.ops.lstm.native`),
+            "recompute" (for TPUs), "wavefront" (for GPUs; see `lstm_stack`). Experimental, compiled but never run on
+            their device, and never chosen for None: "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu" (kernels for
+            Hopper GPUs in bfloat16), "mosaic_tpu" (kernels for TPUs).
+        dtype: "float32" or "bfloat16", the format of the matmuls' operands; sums, gates and cell state are
             float32 in both.
 
     Returns:
         y [B, T, H] in `dtype`, the hidden state after every step, and the carry after the last one (float32).
 
     Raises:
-        ValueError: shapes that do not fit together.
-        NotImplementedError: an unknown implementation or dtype, or one that does not serve on the platform that is
-            compiled for, on this machine or at this size.
+        ValueError: shapes do not fit together.
+        NotImplementedError: an unknown implementation or dtype, or one that does not support the platform compiled
+            for, this machine or this size.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from charjax import LSTMCarry, LSTMWeights, ops
+        >>> weights = LSTMWeights(jnp.zeros((5, 32)), jnp.zeros((8, 32)), jnp.zeros(32))
+        >>> carry = LSTMCarry(jnp.zeros((2, 8)), jnp.zeros((2, 8)))
+        >>> y, carry = ops.lstm(weights, jnp.ones((2, 3, 5)), carry, implementation="scan")
+        >>> y.shape, carry.c.shape
+        ((2, 3, 8), (2, 8))
     """
     name = _check(weights, x, carry, implementation, dtype)
-    if not _anything_to_do(weights, x):
+    if not _has_work(weights, x):
         return jnp.zeros((*x.shape[:2], weights.w_hh.shape[0]), dtype), carry
-    return IMPLEMENTATIONS[name](weights, _in_range_or_not(x, weights), carry, jnp.dtype(dtype))
+    return IMPLEMENTATIONS[name](weights, _checked_ids(x, weights), carry, jnp.dtype(dtype))
 
 
 def lstm_stack(
@@ -99,17 +110,17 @@ def lstm_stack(
     implementation: str | None = None,
     dtype: str = "float32",
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
-    """Runs L layers of H units, each of which reads the one below; mathematics, arguments and errors as for `lstm`.
+    """Runs L layers of H units, each reading the one below; mathematics, arguments and errors as for `lstm`.
 
-    "wavefront" runs all layers in one loop (Appleyard et al. 2016); the others run them one after the other.
+    "wavefront" runs all layers in one loop (Appleyard et al. 2016); the others run one layer after the other.
 
     Args:
-        weights: parameters per layer; layer 0 reads x, the others H inputs.
+        weights: parameters per layer; layer 0 reads x, the others read H inputs.
         x: [B, T, D] float or [B, T] integer.
         carry: state per layer before the first step, [B, H] float32.
-        keep: [B, T, H] bool per layer but the last, or nothing: what of a layer's output dropout leaves to the layer
-            above it, scaled by 1 / (1 - rate); the recurrent state does not see it.
-        rate: probability that `keep` was drawn by.
+        keep: dropout masks [B, T, H] bool, one per layer except the last, or none: the elements of a layer's output
+            that the layer above sees, scaled by 1 / (1 - rate); the recurrent state is not dropped.
+        rate: the dropout rate of `keep`.
         implementation: see `lstm`.
         dtype: see `lstm`.
 
@@ -121,8 +132,8 @@ def lstm_stack(
         for n, (layer, before) in enumerate(zip(weights, carry, strict=True))
     }
     _check_keep(keep, weights, x)
-    if names == {"wavefront"} and _anything_to_do(weights[0], x):
-        x = _in_range_or_not(x, weights[0])
+    if names == {"wavefront"} and _has_work(weights[0], x):
+        x = _checked_ids(x, weights[0])
         return run_stack(tuple(weights), x, tuple(carry), tuple(keep), rate, jnp.dtype(dtype))
     after = []
     for n, (layer, before) in enumerate(zip(weights, carry, strict=True)):
@@ -133,15 +144,15 @@ def lstm_stack(
 
 
 def default_dtype() -> str:
-    """The format of operands that is faster on this machine: bfloat16 wherever its products have hardware."""
+    """Returns the faster operand format on this machine: "bfloat16" where matmuls in it have hardware support."""
     return "bfloat16" if target_platform() != "cpu" or library_for("bfloat16") else "float32"
 
 
 def default_implementation(dtype: str, time: int) -> str:
-    """What `implementation=None` stands for, for sequences of so many steps; logs the choice when it is first made."""
+    """Returns what `implementation=None` selects for sequences of `time` steps; logs the first choice of each kind."""
     platform = target_platform()
-    # For a few steps, as in generation, packing the weights would take longer than what it saves.
-    if platform == "cpu" and time < LEAST_STEPS_TO_PACK_FOR:
+    # For a few steps, as in generation, packing the weights takes longer than it saves.
+    if platform == "cpu" and time < MIN_STEPS_FOR_NATIVE:
         return "custom_vjp"
     return _default_for_sequences(dtype, platform)
 
@@ -151,29 +162,29 @@ def _default_for_sequences(dtype: str, platform: str) -> str:
     library = library_for(dtype) if platform == "cpu" else None
     choice = {"gpu": "wavefront", "tpu": "recompute"}.get(platform, "native" if library else "custom_vjp")
     detail = f" ({library.instructions})" if library else ""
-    logging.getLogger("charjax").info("LSTM implementation: %s%s, %s products", choice, detail, dtype)
+    logging.getLogger("charjax").info("LSTM implementation: %s%s, %s operands", choice, detail, dtype)
     return choice
 
 
 def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str | None, dtype: str) -> str:
-    """The name of the implementation, after `lstm`'s checks."""
+    """Checks the arguments of `lstm` and returns the name of the implementation."""
     _check_shapes(weights, x, carry)
     if dtype not in DTYPES:
-        raise NotImplementedError(f"dtype {dtype!r} is not served; choose one of {', '.join(DTYPES)}")
+        raise NotImplementedError(f"dtype {dtype!r} is not supported: choose one of {', '.join(DTYPES)}")
     name = implementation or default_implementation(dtype, x.shape[1])
     if name not in IMPLEMENTATIONS:
         raise NotImplementedError(
-            f"LSTM implementation {name!r} does not exist; choose one of {', '.join(IMPLEMENTATIONS)}"
+            f"LSTM implementation {name!r} does not exist: choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     return name
 
 
-def _anything_to_do(weights: LSTMWeights, x: Array) -> bool:
+def _has_work(weights: LSTMWeights, x: Array) -> bool:
     return 0 not in (*x.shape[:2], weights.w_hh.shape[0])
 
 
-def _in_range_or_not(x: Array, weights: LSTMWeights) -> Array:
-    """Integers as implementations take them: int32, wide enough to be compared with D, and D for negative ones."""
+def _checked_ids(x: Array, weights: LSTMWeights) -> Array:
+    """Converts integers to int32, wide enough to compare with D, and negative ones to D, which is out of range."""
     if not jnp.issubdtype(x.dtype, jnp.integer):
         return x
     ids = x.astype(jnp.int32)
@@ -182,17 +193,17 @@ def _in_range_or_not(x: Array, weights: LSTMWeights) -> Array:
 
 def _check_keep(keep: Sequence[Array], weights: Sequence[LSTMWeights], x: Array) -> None:
     if not weights:
-        raise ValueError("a stack of LSTM layers needs at least one")
+        raise ValueError("a stack of LSTM layers needs at least one layer")
     shape = (*x.shape[:2], weights[0].w_hh.shape[0])
     if keep and (len(keep) != len(weights) - 1 or any(mask.shape != shape or mask.dtype != bool for mask in keep)):
         raise ValueError(
-            f"keep must be {len(weights) - 1} bool masks of {shape}, one for each layer but the last, not "
+            f"keep must be {len(weights) - 1} bool masks of {shape}, one for each layer except the last, not "
             + ", ".join(f"{mask.shape} {mask.dtype}" for mask in keep)
         )
 
 
 def _outputs(x: Array, layer: LSTMWeights) -> jax.ShapeDtypeStruct:
-    """What the layer below gives to a layer, where all have as many units."""
+    """Returns the type of the input that a layer gets from the one below, where all have H units."""
     return jax.ShapeDtypeStruct((*x.shape[:2], layer.w_hh.shape[0]), jnp.float32)
 
 

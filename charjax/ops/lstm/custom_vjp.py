@@ -1,9 +1,11 @@
-"""The fast portable implementation: a hand-written backward pass, arranged for processors.
+"""The fast portable implementation: a hand-written backward pass, arranged for CPUs.
 
-Differentiating `lax.scan` carries the gradient of the weights through the reverse loop and saves twice as much as is
-needed. Here the reverse loop makes dz alone, of which all weight gradients are products after it. What is saved per
-step: the gates after their activations, c and h. Why it is arranged as it is, and what else was tried, stands in
-benchmarks/NOTES.md.
+Differentiating `lax.scan` carries the gradient of the weights through the reverse loop and saves twice as much as
+needed. Here the reverse loop computes only dz; all weight gradients are matmuls after it. Saved per step: the activated
+gates, c and h. docs/performance.md says why it is arranged like this and what else was tried.
+
+bfloat16 arrays are kept as their bits in uint16, which XLA's CPU code handles in whole vectors; bfloat16 itself it
+converts element by element outside matmuls. On other devices the bits cost nothing.
 """
 
 import functools
@@ -16,10 +18,11 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights
+from charjax.ops.lstm.gates import matmul, rows_of
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs: the inputs and, as `pack` keeps them, `y`, `c` [T, B, H] and `gates` [T, B, 4H]."""
+    """The residuals: the inputs, and from `_store` y and c [T, B, H] and the gates [T, B, 4H]."""
 
     weights: LSTMWeights
     x: Array
@@ -30,7 +33,7 @@ class _Saved(NamedTuple):
 
 
 def lstm_custom_vjp(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-    """The fast portable implementation of `charjax.ops.lstm`."""
+    """Implements `charjax.ops.lstm` with a hand-written backward pass."""
     y_TBH, carry = _layer(weights, jnp.swapaxes(x, 0, 1), carry, dtype.name)
     return jnp.swapaxes(y_TBH, 0, 1), carry
 
@@ -43,67 +46,67 @@ _layer = jax.custom_vjp(_layer_primal, nondiff_argnums=(3,))
 
 
 def _forward(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tuple[tuple[Array, LSTMCarry], _Saved]:
-    """X [T, B, D] float or [T, B] integer."""
-    pack_ = functools.partial(pack, dtype=jnp.dtype(dtype))
+    """Takes x [T, B, D] float or [T, B] integer."""
+    store = functools.partial(_store, dtype=jnp.dtype(dtype))
     hidden = carry.c.shape[-1]
-    w_hh = operand(pack_(weights.w_hh))
+    w_hh = _operand(store(weights.w_hh))
     if jnp.issubdtype(x.dtype, jnp.integer):
-        # The bias goes into the table of rows, which is small, and not into what is looked up, which is large.
-        table = unpack(pack_(weights.w_ih)) + weights.bias[None]
+        # The bias is added to the table, which is smaller than the rows looked up in it.
+        table = _load(store(weights.w_ih)) + weights.bias[None]
         z_TBG, bias = jnp.take(table, x, axis=0), None
     else:
-        x = x if x.dtype == dtype else operand(pack_(x.astype(jnp.float32)))
-        z_TBG = _product(_rows(kept(x)), pack_(weights.w_ih)).reshape(*x.shape[:2], 4 * hidden)
+        x = x if x.dtype == dtype else _operand(store(x.astype(jnp.float32)))
+        z_TBG = _product(rows_of(_bits(x)), store(weights.w_ih)).reshape(*x.shape[:2], 4 * hidden)
         bias = weights.bias
-    # sigmoid(z) = (1 + tanh(z / 2)) / 2: one loop over all gates, with numbers that differ by gate, runs at the speed
-    # of the vector units, where four activations joined together branch at every element.
+    # sigmoid(z) = (1 + tanh(z / 2)) / 2 turns the activations into one loop over all gates, with a constant per gate.
+    # XLA vectorizes that; concatenating four activations would branch at every element.
     half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], jnp.float32), hidden, total_repeat_length=4 * hidden)[None]
 
     def step(carry: LSTMCarry, z_BG: Array) -> tuple[LSTMCarry, tuple[Array, Array, Array]]:
-        z_BG = z_BG + jnp.matmul(operand(pack_(carry.h)), w_hh, preferred_element_type=jnp.float32)
+        z_BG = z_BG + matmul(_operand(store(carry.h)), w_hh)
         if bias is not None:
             z_BG = z_BG + bias[None]
         gates_BG = half * jnp.tanh(half * z_BG) + (1 - half)
         i_BH, f_BH, g_BH, o_BH = jnp.split(gates_BG, 4, axis=-1)
         c_BH = f_BH * carry.c + i_BH * g_BH
         h_BH = o_BH * jnp.tanh(c_BH)
-        return LSTMCarry(c_BH, h_BH), (pack_(h_BH), pack_(c_BH), pack_(gates_BG))
+        return LSTMCarry(c_BH, h_BH), (store(h_BH), store(c_BH), store(gates_BG))
 
     last, (y, c, gates) = jax.lax.scan(step, carry, z_TBG)
-    return (operand(y), last), _Saved(weights, x, carry, y, c, gates)
+    return (_operand(y), last), _Saved(weights, x, carry, y, c, gates)
 
 
 def _backward(dtype: str, saved: _Saved, cotangents: tuple[Array, LSTMCarry]) -> tuple[LSTMWeights, Any, LSTMCarry]:
     weights, x, first, y, _, _ = saved
-    pack_ = functools.partial(pack, dtype=jnp.dtype(dtype))
+    store = functools.partial(_store, dtype=jnp.dtype(dtype))
     dz, carry = _backward_in_time(dtype, saved, cotangents)
-    dw_hh = _weight_gradient(jnp.concatenate([pack_(first.h)[None], y[:-1]]), dz)
+    dw_hh = _weight_gradient(jnp.concatenate([store(first.h)[None], y[:-1]]), dz)
     if jnp.issubdtype(x.dtype, jnp.integer):
-        # On processors, a one-hot product is faster than a scatter-add.
-        one_hot = kept(jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype, axis=0))
-        dw_ih = jnp.concatenate([_product(one_hot, _rows(d)) for d in dz], axis=-1)
-        # Each one-hot column holds a single one, so the table's rows add up to the bias's gradient.
+        # On CPUs, a one-hot matmul is faster than a scatter-add.
+        one_hot = _bits(jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype, axis=0))
+        dw_ih = jnp.concatenate([_product(one_hot, rows_of(d)) for d in dz], axis=-1)
+        # Each one-hot column has a single one, so the rows of dw_ih sum to the gradient of the bias.
         return LSTMWeights(dw_ih, dw_hh, jnp.sum(dw_ih, axis=0)), np.zeros(x.shape, jax.dtypes.float0), carry
-    dw_ih = _weight_gradient(kept(x), dz)
-    bias = jnp.concatenate([jnp.sum(unpack(d), axis=(0, 1)) for d in dz])
+    dw_ih = _weight_gradient(_bits(x), dz)
+    bias = jnp.concatenate([jnp.sum(_load(d), axis=(0, 1)) for d in dz])
     dx = _sum(
-        _product(_rows(d), _transpose(pack_(w))) for d, w in zip(dz, jnp.split(weights.w_ih, 4, axis=-1), strict=True)
+        _product(rows_of(d), _transpose(store(w))) for d, w in zip(dz, jnp.split(weights.w_ih, 4, axis=-1), strict=True)
     )
-    return LSTMWeights(dw_ih, dw_hh, bias), operand(pack_(jnp.reshape(dx, x.shape))), carry
+    return LSTMWeights(dw_ih, dw_hh, bias), _operand(store(jnp.reshape(dx, x.shape))), carry
 
 
 def _backward_in_time(
     dtype: str, saved: _Saved, cotangents: tuple[Array, LSTMCarry]
 ) -> tuple[tuple[Array, ...], LSTMCarry]:
-    """The gradient of the gates before their activations, each [T, B, H], and of the carry before the first step."""
-    pack_ = functools.partial(pack, dtype=jnp.dtype(dtype))
+    """Returns dz, the gradient before the activations, as four [T, B, H], and that of the initial carry."""
+    store = functools.partial(_store, dtype=jnp.dtype(dtype))
     dy, last = cotangents
-    c_before = jnp.concatenate([pack_(saved.carry.c)[None], saved.c[:-1]])
-    # One [B, H] x [H, H] product per gate: four gradients joined to [B, 4H] first would cost a pass of their own.
-    w_hh_T = [operand(_transpose(pack_(w))) for w in jnp.split(saved.weights.w_hh, 4, axis=-1)]
+    c_before = jnp.concatenate([store(saved.carry.c)[None], saved.c[:-1]])
+    # One [B, H] x [H, H] matmul per gate: concatenating the four gradients first would cost another pass.
+    w_hh_T = [_operand(_transpose(store(w))) for w in jnp.split(saved.weights.w_hh, 4, axis=-1)]
 
     def step(carry: LSTMCarry, at: tuple[Array, ...]) -> tuple[LSTMCarry, tuple[Array, ...]]:
-        dy_BH, c_BH, c_before_BH, gates_BG = (unpack(part) for part in at)
+        dy_BH, c_BH, c_before_BH, gates_BG = (_load(part) for part in at)
         i_BH, f_BH, g_BH, o_BH = jnp.split(gates_BG, 4, axis=-1)
         dh_BH = carry.h + dy_BH
         tanh_c_BH = jnp.tanh(c_BH)
@@ -114,47 +117,39 @@ def _backward_in_time(
             dc_BH * i_BH * (1 - g_BH**2),
             dh_BH * tanh_c_BH * o_BH * (1 - o_BH),
         )
-        # Written once, for the products of this step and for those after the loop.
-        dz = jax.lax.optimization_barrier(tuple(pack_(d) for d in dz))
+        # The barrier makes XLA write dz once, for the matmuls of this step and for those after the loop.
+        dz = jax.lax.optimization_barrier(tuple(store(d) for d in dz))
         dh_BH = _sum(_product(d, w) for d, w in zip(dz, w_hh_T, strict=True))
         return LSTMCarry(dc_BH * f_BH, dh_BH), dz
 
-    carry, dz = jax.lax.scan(step, last, (kept(dy), saved.c, c_before, saved.gates), reverse=True)
+    carry, dz = jax.lax.scan(step, last, (_bits(dy), saved.c, c_before, saved.gates), reverse=True)
     return dz, carry
 
 
 def _weight_gradient(x: Array, dz: tuple[Array, ...]) -> Array:
-    """X [T, B, D] and four [T, B, H] -> [D, 4H], in one product per gate over all steps."""
-    x_T = _transpose(_rows(x))
-    return jnp.concatenate([_product(x_T, _rows(d)) for d in dz], axis=-1)
+    """Multiplies x [T, B, D] by four [T, B, H], one matmul per gate over all steps -> [D, 4H]."""
+    x_T = _transpose(rows_of(x))
+    return jnp.concatenate([_product(x_T, rows_of(d)) for d in dz], axis=-1)
 
 
 def _transpose(x: Array) -> Array:
-    """[M, N] -> [N, M], made in memory: products that read an operand crosswise are slower, in bfloat16 by half."""
+    """Transposes [M, N] in memory: matmuls that read an operand against its layout are slower, in bfloat16 by half."""
     return with_layout_constraint(x.T, Layout((0, 1)))
 
 
 def _product(x: Array, w: Array) -> Array:
-    """[M, K] times [K, N] -> [M, N] float32, of what `pack` made."""
-    return jnp.matmul(operand(x), operand(w), preferred_element_type=jnp.float32)
+    """Multiplies [M, K] by [K, N], both from `_store` -> [M, N] float32."""
+    return matmul(_operand(x), _operand(w))
 
 
 def _sum(terms: Iterable[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _rows(x: Array) -> Array:
-    """[T, B, D] -> [T * B, D]."""
-    return jnp.reshape(x, (x.shape[0] * x.shape[1], x.shape[-1]))
+def _store(x: Array, dtype: jnp.dtype) -> Array:
+    """Rounds float32 to the nearest even bfloat16 and returns its bits as uint16; returns x itself for float32.
 
-
-_layer.defvjp(_forward, _backward)
-
-
-def pack(x: Array, dtype: jnp.dtype) -> Array:
-    """Float32 -> what to keep of it: uint16 bits, rounded to the nearest even, for bfloat16; else x itself.
-
-    A NaN stays one, unless all bits that make it one are among those rounded off, which no arithmetic produces.
+    NaN stays NaN, unless all bits that make it one are rounded off, which no arithmetic produces.
     """
     if dtype != jnp.bfloat16:
         return x
@@ -163,18 +158,21 @@ def pack(x: Array, dtype: jnp.dtype) -> Array:
     return ((bits + to_even) >> 16).astype(jnp.uint16)
 
 
-def unpack(kept: Array) -> Array:
-    """What `pack` made -> float32."""
-    if kept.dtype != jnp.uint16:
-        return kept
-    return jax.lax.bitcast_convert_type(kept.astype(jnp.uint32) << 16, jnp.float32)
+def _load(stored: Array) -> Array:
+    """Converts what `_store` returned to float32."""
+    if stored.dtype != jnp.uint16:
+        return stored
+    return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def operand(kept: Array) -> Array:
-    """What `pack` made -> the operand of a product, in the dtype it was packed for."""
-    return jax.lax.bitcast_convert_type(kept, jnp.bfloat16) if kept.dtype == jnp.uint16 else kept
+def _operand(stored: Array) -> Array:
+    """Reinterprets what `_store` returned in the dtype it was rounded to, as an operand of a matmul."""
+    return jax.lax.bitcast_convert_type(stored, jnp.bfloat16) if stored.dtype == jnp.uint16 else stored
 
 
-def kept(x: Array) -> Array:
-    """The reverse of `operand`."""
+def _bits(x: Array) -> Array:
+    """Undoes `_operand`."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+_layer.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""Dropout on the outputs of a layer, drawn before it is applied: some implementations apply it inside their loop."""
+"""Dropout on a layer's outputs. Masks are sampled first, since some implementations apply them inside their loop."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,13 @@ from charjax.array_types import Array
 
 
 def keep_per_stream(key: Array, rate: float, stream_ids: Array, shape: tuple[int, ...]) -> Array:
-    """A dropout mask of which each row is drawn by its own key, so that it does not depend on the rows beside it.
+    """Samples a dropout mask with a key per sequence, so that a row does not depend on the rows beside it.
 
     Args:
         key: PRNG key.
         rate: probability of False.
-        stream_ids: [B] integer that `key` is folded with.
-        shape: of a row.
+        stream_ids: [B] integers to fold into `key`.
+        shape: shape of a row.
 
     Returns:
         [B, *shape] bool.
@@ -22,5 +22,5 @@ def keep_per_stream(key: Array, rate: float, stream_ids: Array, shape: tuple[int
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:
-    """Inverted dropout (Srivastava et al. 2014): x where `keep` holds, scaled by 1 / (1 - rate), else 0."""
+    """Applies inverted dropout (Srivastava et al. 2014): x / (1 - rate) where `keep` is true, else 0."""
     return jnp.where(keep, x / (1 - rate), 0)

@@ -1,9 +1,9 @@
-"""The scheme for GPUs and TPUs: a hand-written backward pass that keeps little and launches little.
+"""The implementation for TPUs, and the scheme of the GPU and TPU kernels: save little, launch little.
 
-There a time step is bound by the kernels it launches and the bytes it moves, not by arithmetic. The forward loop keeps
-h and c alone. The backward pass makes all gates anew in one product over all steps and turns them into factors, so
-that its loop is left with a few multiplications and one product; the weights' gradients are one product after it, the
-bias's among them as a row of ones. The two loops are given by the implementation: XLA's here, kernels elsewhere.
+On these devices kernel launches and memory traffic bound a time step, not arithmetic. The forward loop saves only h and
+c. The backward pass recomputes all gates with one matmul over all steps and turns them into factors, which leaves a few
+multiplications and one matmul in its loop. The weight gradients are one matmul after it; a column of ones among its
+inputs adds the bias. The two loops over time are parameters: XLA compiles those here, kernels replace them elsewhere.
 """
 
 import functools
@@ -20,10 +20,10 @@ from charjax.ops.lstm.vma import alike, empty
 
 
 class Factors(NamedTuple):
-    """What the backward loop multiplies with, each [T, B, H] in the operands' dtype.
+    """The factors of the backward loop, each [T, B, H] in the operands' dtype.
 
-    With dh and dc the cotangents of h_t and c_t: dc += dh of_c; dz = [dc of_i, dc of_f, dc of_g, dh of_o]; and for the
-    step before, dc = dc f and dh = dz w_hh^T.
+    With dh and dc the cotangents of h_t and c_t: dc += dh of_c; dz = [dc of_i, dc of_f, dc of_g, dh of_o]; then, for
+    step t - 1, dc = dc f and dh = dz w_hh^T.
     """
 
     of_c: Array
@@ -35,10 +35,10 @@ class Factors(NamedTuple):
 
 
 class Loops(NamedTuple):
-    """The loops over time of one implementation; T is at least 1.
+    """An implementation's loops over time; T is at least 1.
 
     Attributes:
-        forward: (z [T, B, 4H], the inputs' part of the gates with the bias, and w_hh [H, 4H] in the operands' dtype;
+        forward: (z [T, B, 4H], the gates' input part plus the bias, and w_hh [H, 4H], both in the operands' dtype;
             carry before the first step) -> (h [T, B, H] and c [T, B, H] in the operands' dtype, carry after the last).
         backward: (dy [T, B, H] in the operands' dtype, factors, w_hh, cotangent of the carry after the last step) ->
             (dz [T, B, 4H] in the operands' dtype, cotangent of the carry before the first step).
@@ -49,14 +49,14 @@ class Loops(NamedTuple):
 
 
 def lstm_recompute(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-    """The implementation of `charjax.ops.lstm` for GPUs and TPUs that needs no kernel: XLA compiles its loops."""
+    """Implements `charjax.ops.lstm` for GPUs and TPUs without a kernel: XLA compiles the loops."""
     return run_layer(XLA, weights, x, carry, dtype)
 
 
 def run_layer(
     loops: Loops, weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype
 ) -> tuple[Array, LSTMCarry]:
-    """One layer over [B, T, D] or integer [B, T] with the given loops: (y [B, T, H] in `dtype`, carry)."""
+    """Runs one layer over x [B, T, D] or integer [B, T] with the given loops -> (y [B, T, H] in `dtype`, carry)."""
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
     y_TBH, carry = _layer(loops, *alike((weights, x, carry)), dtype.name)
@@ -71,7 +71,7 @@ def _layer(loops: Loops, weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype
 def _forward(
     loops: Loops, weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str
 ) -> tuple[tuple[Array, LSTMCarry], tuple[LSTMWeights, Array, LSTMCarry, Array, Array]]:
-    """X [T, B, D] in `dtype` or [T, B] integer; keeps y and c, [T, B, H] in `dtype`."""
+    """Takes x [T, B, D] in `dtype` or [T, B] integer; saves y and c, [T, B, H] in `dtype`."""
     y, c, last = loops.forward(input_gates(weights, x, jnp.dtype(dtype)), weights.w_hh.astype(dtype), carry)
     return (y, last), (weights, x, carry, y, c)
 
@@ -128,13 +128,13 @@ def _backward(
     of_i, of_f, of_g, of_o = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g**2), tanh_c * o * (1 - o)
     factors = Factors(*(factor.astype(dtype) for factor in (of_c, of_i, of_f, of_g, of_o, f)))
     dz, carry = loops.backward(dy, factors, w_hh, last)
-    dz = dz.reshape(dz.shape[0] * dz.shape[1], dz.shape[2])
+    dz = rows_of(dz)
     hidden = weights.w_hh.shape[0]
     if jnp.issubdtype(x.dtype, jnp.integer):
         one_hot = jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype)
         gradient = matmul(jnp.concatenate([one_hot, rows_of(h_before)], axis=-1).T, dz)
         dw_ih, dw_hh = gradient[:-hidden], gradient[-hidden:]
-        # Each row of the one-hot matrix holds a single one, so its gradients add up to the bias's.
+        # Each one-hot row has a single one, so the rows of dw_ih sum to the gradient of the bias.
         return LSTMWeights(dw_ih, dw_hh, jnp.sum(dw_ih, axis=0)), np.zeros(x.shape, jax.dtypes.float0), carry
     inputs = jnp.concatenate([rows_of(x), rows_of(h_before), jnp.ones((dz.shape[0], 1), dtype)], axis=-1)
     gradient = matmul(inputs.T, dz)

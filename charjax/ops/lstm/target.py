@@ -1,4 +1,4 @@
-"""What a program is being compiled for."""
+"""The devices that a program is being compiled for."""
 
 import re
 
@@ -8,17 +8,17 @@ HOPPER = re.compile(r"NVIDIA G?H\d+")
 
 
 def target_platform() -> str:
-    """One of cpu, gpu and tpu: the devices of the mesh around the call, which need not be here, else JAX's own."""
+    """Returns "cpu", "gpu" or "tpu": the platform of the surrounding mesh, which may be abstract, or JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def target_kind() -> str:
-    """The model of the devices that are compiled for, as their makers call it."""
+    """Returns the device model that is compiled for, by its vendor's name."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.device_kind if device else jax.devices()[0].device_kind
 
 
 def target_is_hopper() -> bool:
-    """Whether the devices that are compiled for are NVIDIA's of that generation, H100 and its kin."""
+    """Returns whether the program is compiled for NVIDIA's Hopper generation (H100, H200, GH200)."""
     return bool(HOPPER.search(target_kind()))

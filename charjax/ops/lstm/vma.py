@@ -1,4 +1,4 @@
-"""Arrays under `jax.shard_map`, where each is known to vary over the devices or to be the same on all of them."""
+"""Varying manual axes: under `jax.shard_map`, an array either varies over a mesh axis or is the same along it."""
 
 from typing import TypeVar
 
@@ -11,30 +11,33 @@ Tree = TypeVar("Tree")
 
 
 def alike(tree: Tree, axes: frozenset[str] = frozenset()) -> Tree:
-    """Makes all arrays vary over the mesh axes that one of them, or `axes`, does, as loops and custom calls want it."""
+    """Makes all arrays vary over the same mesh axes: those that any of them varies over, and `axes`.
+
+    Loops and custom calls require it.
+    """
     leaves, structure = jax.tree.flatten(tree)
     wanted = axes.union(*map(varying_axes, leaves))
     return jax.tree.unflatten(structure, [_vary(leaf, wanted - varying_axes(leaf)) for leaf in leaves])
 
 
 def varying_axes(array: Array) -> frozenset[str]:
-    """The mesh axes that an array varies over; none outside of `jax.shard_map`."""
+    """Returns the mesh axes that an array varies over; none outside `jax.shard_map`."""
     return jax.typeof(array).manual_axis_type.varying
 
 
 def empty(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, like: Array) -> Array:
-    """An array to be written to as a whole, with nothing in it yet; it varies over the devices as `like` does.
+    """Returns an uninitialized array, to be overwritten completely; it varies over the axes that `like` varies over.
 
-    What `lax.scan` collects starts as zeros, and writing those took a seventh of a training step on a TPU (by the
-    compiler's figures).
+    `lax.scan` starts its stacked outputs as zeros; by the compiler's estimate, writing those took a seventh of a
+    training step on a TPU.
     """
     return _vary(jax.lax.empty(shape, dtype), varying_axes(like))
 
 
 def result(like: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
-    """The type of a custom call's result that varies over the same devices as an operand."""
+    """Returns the type of a custom call's result that varies over the same mesh axes as its operand `like`."""
     axes = jax.typeof(like).manual_axis_type
-    # What varies over the devices of a shard_map has to name its mesh as well.
+    # A type that varies over the axes of a shard_map must also name its mesh.
     placed = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec()) if axes.varying else None
     return jax.ShapeDtypeStruct(shape, dtype, sharding=placed, manual_axis_type=axes)
 

@@ -1,12 +1,12 @@
-"""All layers of a stack in one loop, for GPUs: layer n at time t works beside layer n + 1 at time t - 1.
+"""All layers of a stack in one loop, for GPUs: layer n at time t runs together with layer n + 1 at time t - 1.
 
-A GPU's time goes into launching kernels, so that the layers one after the other cost L T steps of several launches
-each. On a diagonal of the (layer, time) plane nothing depends on anything else: one batched product and one pass over
-the gates serve all layers, in T + L - 1 steps (as in Appleyard et al. 2016). A step's product gives h w_hh for the
-layer itself and h w_ih for the layer above in its columns. The backward loop runs the same diagonals in reverse and
-writes dz over z; the gradients of the weights are products after it, as in `recompute`.
+Launching kernels dominates on a GPU, and layers run one after the other take L T steps of several launches each. The
+cells on a diagonal of the (layer, time) plane are independent: one batched matmul and one pass over the gates serve all
+layers, in T + L - 1 steps (as in Appleyard et al. 2016). The columns of a step's matmul hold h w_hh for the layer
+itself and h w_ih for the layer above. The backward loop runs the same diagonals in reverse and writes dz over z; the
+weight gradients are matmuls after it, as in `recompute`.
 
-Layers idle at the corners, where they leave c and h as they are. `s` counts the diagonals, S of them.
+At the corners some layers have no step to take and leave c and h unchanged. `s` counts the S diagonals.
 """
 
 import functools
@@ -25,20 +25,20 @@ from charjax.ops.lstm.vma import alike, empty
 State = TypeVar("State")
 Layers = tuple[LSTMWeights, ...]
 
-# Diagonals per trip of a loop: what they keep is written together, and the host asks once per trip whether to go on.
-# With fewer, more is launched; with more, compilation takes longer and several diagonals' products wait to be written.
+# Diagonals per iteration of a loop: their residuals are written together, and the host checks the loop's condition once
+# per iteration. Fewer launch more kernels; more take longer to compile and keep more matmul results in memory.
 UNROLL = 10
 
 
 class _Forward(NamedTuple):
-    """State of the forward loop.
+    """The state of the forward loop.
 
     Attributes:
         c: [L, B, H] float32.
-        h: [L, B, H] in the operands' dtype, as are the following.
-        below: [L - 1, B, H], what layers 1 to L - 1 read: h after dropout; None without dropout.
-        kept_h: per layer [S + 1, B, H], h before diagonal s and after the last.
-        kept_c: [S + 1, L, B, H], likewise.
+        h: [L, B, H] in the operands' dtype, as are all below.
+        below: [L - 1, B, H], the input of layers 1 to L - 1: h after dropout; None without dropout.
+        kept_h: per layer [S + 1, B, H], h before diagonal s, and after the last one.
+        kept_c: [S + 1, L, B, H], c at the same points.
         kept_z: per layer [S, B, 4H], the gates before their activations.
     """
 
@@ -51,12 +51,12 @@ class _Forward(NamedTuple):
 
 
 class _Backward(NamedTuple):
-    """State of the backward loop.
+    """The state of the backward loop.
 
     Attributes:
         dc: [L, B, H] float32.
-        dx: [L, B, 2H] float32: a layer's dz times its w_hh^T, and times its w_ih^T, for the layer below.
-        z: per layer [S, B, 4H]: z before diagonal s, dz from it on.
+        dx: [L, B, 2H] float32: a layer's dz times its w_hh^T, then times its w_ih^T for the layer below.
+        z: per layer [S, B, 4H]: z up to diagonal s, dz from there on.
     """
 
     dc: Array
@@ -65,7 +65,7 @@ class _Backward(NamedTuple):
 
 
 def lstm_wavefront(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-    """`run_stack` for one layer: an implementation of `charjax.ops.lstm`."""
+    """Implements `charjax.ops.lstm`: `run_stack` for one layer."""
     y, (carry,) = run_stack((weights,), x, (carry,), (), 0.0, dtype)
     return y, carry
 
@@ -73,7 +73,7 @@ def lstm_wavefront(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.
 def run_stack(
     weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: float, dtype: jnp.dtype
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
-    """A stack of layers; the arguments and results are those of `charjax.ops.lstm.api.lstm_stack`."""
+    """Runs a stack of layers; arguments and results as in `charjax.ops.lstm.api.lstm_stack`."""
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
     keep = tuple(jnp.swapaxes(mask, 0, 1) for mask in keep)
@@ -91,7 +91,7 @@ def _stack(
 def _forward(
     weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: float, dtype: str
 ) -> tuple[tuple[Array, tuple[LSTMCarry, ...]], tuple[Any, ...]]:
-    """X [T, B, D] in `dtype` or [T, B] integer, keep [T, B, H]."""
+    """Takes x [T, B, D] in `dtype` or [T, B] integer, and keep [T, B, H]."""
     layers, hidden, time, batch = len(weights), weights[0].w_hh.shape[0], x.shape[0], x.shape[1]
     gates, diagonals = 4 * hidden, time + layers - 1
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
@@ -147,7 +147,7 @@ def _backward(
     last_h = jnp.stack([layer.h for layer in last])
     dy = _pad(dy, layers - 1, 0)
     keep_SLBH = _skew(keep, layers)
-    # Layer 0 has none below it, and its half of the product goes nowhere.
+    # There is no layer below layer 0: that half of its matmul is not used.
     w_ih = [jnp.zeros_like(weights[0].w_hh), *(layer.w_ih for layer in weights[1:])]
     w_LXG = jnp.stack(
         [jnp.concatenate([layer.w_hh, below]).astype(dtype) for layer, below in zip(weights, w_ih, strict=True)]
@@ -184,7 +184,7 @@ def _backward(
     state = _Backward(jnp.stack([layer.c for layer in last]), jnp.zeros_like(dx), kept_z)
     state = _in_blocks(block, time + layers - 1, state, reverse=True)
     gradients, dx = _gradients(weights, x, keep, kept_h, state.z, rate, dtype)
-    # The last product of each layer, for the state before its first step.
+    # The last matmul of each layer, for the state before its first step.
     dh = [matmul(dz[n], layer.w_hh.astype(dtype).T) for n, (dz, layer) in enumerate(zip(state.z, weights, strict=True))]
     carry = tuple(LSTMCarry(dc, dh) for dc, dh in zip(state.dc, dh, strict=True))
     return gradients, dx, carry, tuple(np.zeros(mask.shape, jax.dtypes.float0) for mask in keep)
@@ -199,12 +199,12 @@ def _gradients(
     rate: float,
     dtype: str,
 ) -> tuple[Layers, Any]:
-    """Of the weights and of x, from dz of all diagonals (zero where a layer idles)."""
+    """Returns the gradients of the weights and of x, from dz of all diagonals (zero where a layer has no step)."""
     gradients = []
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     for n, layer in enumerate(weights):
         if n == 0:
-            # Beyond the last step layer 0 idles and dz is zero, so it matters not what stands there.
+            # After layer 0's last step its dz is zero, so the padding of x has no effect.
             x_pad = _pad(x, 0, len(weights) - 1)
             rows = jax.nn.one_hot(x_pad.reshape(-1), layer.w_ih.shape[0], dtype=dtype) if one_hot else rows_of(x_pad)
         else:
@@ -223,7 +223,7 @@ def _gradients(
 def _in_blocks(
     block: Callable[[Array, int, State], State], diagonals: int, state: State, *, reverse: bool = False
 ) -> State:
-    """Runs `block(first diagonal, number, state)` over all diagonals, UNROLL at a time and what is left at the end."""
+    """Runs `block(first diagonal, number, state)` over all diagonals, UNROLL at a time, and then the rest."""
     blocks, left = divmod(diagonals, UNROLL)
 
     def trip(n: Array, state: State) -> State:
@@ -239,7 +239,7 @@ def _in_blocks(
 
 
 def _products_of(weights: Layers, *, dropped: bool, dtype: str) -> Callable[[Array, Any], tuple[Array, Array]]:
-    """(h [L, B, H], below [L - 1, B, H] or None) -> own [L, B, 4H], above [L - 1, B, 4H], float32."""
+    """Returns (h [L, B, H], below [L - 1, B, H] or None) -> own [L, B, 4H], above [L - 1, B, 4H], float32."""
     w_hh = jnp.stack([layer.w_hh for layer in weights]).astype(dtype)
     gates = w_hh.shape[-1]
     if len(weights) == 1:
@@ -247,7 +247,7 @@ def _products_of(weights: Layers, *, dropped: bool, dtype: str) -> Callable[[Arr
     if dropped:
         w_ih = jnp.stack([layer.w_ih for layer in weights[1:]]).astype(dtype)
         return lambda h, below: (matmul(h, w_hh), matmul(below, w_ih))
-    # None stands above the last layer, and its half of the product goes nowhere: one launch counts for more.
+    # There is no layer above the last one, so that half of its matmul is not used: cheaper than a second launch.
     above = [*(layer.w_ih for layer in weights[1:]), jnp.zeros_like(weights[0].w_hh)]
     both = jnp.concatenate([w_hh, jnp.stack(above).astype(dtype)], axis=-1)
 
@@ -264,17 +264,17 @@ def _time(s: Array, layers: int) -> Array:
 
 
 def _active(s: Array, layers: int, time: int) -> Array:
-    """[L, 1, 1]: which layers have work on diagonal s."""
+    """Returns [L, 1, 1] bool: whether a layer has a step on diagonal s."""
     return (_time(s, layers) >= 0) & (_time(s, layers) < time)
 
 
 def _pad(x: Array, before: int, after: int) -> Array:
-    """Adds steps of zeros at the ends of [T, ...]."""
+    """Pads [T, ...] with steps of zeros before and after."""
     return jnp.pad(x, ((before, after), *((0, 0),) * (x.ndim - 1)))
 
 
 def _skew(keep: tuple[Array, ...], layers: int) -> Array | None:
-    """Masks [T, B, H] of layers 0 to L - 2, by diagonal: [S, L - 1, B, H]; None where there are none."""
+    """Arranges the masks [T, B, H] of layers 0 to L - 2 by diagonal -> [S, L - 1, B, H]; None without masks."""
     return jnp.stack([_pad(mask, n, layers - 1 - n) for n, mask in enumerate(keep)], axis=1) if keep else None
 
 
@@ -287,7 +287,7 @@ def _put(stack: Array, rows: list[Array], start: Array | int) -> Array:
 
 
 def _write(stacks: tuple[Array, ...], rows: list[Array], start: Array | int) -> tuple[Array, ...]:
-    """Writes rows [L, B, ...] of successive diagonals into the stacks of their layers."""
+    """Writes the rows [L, B, ...] of successive diagonals to the stack of each layer."""
     return tuple(_put(stack, [row[n] for row in rows], start) for n, stack in enumerate(stacks))
 
 

@@ -1,1 +1,1 @@
-"""Implementations that have not run on their device yet."""
+"""Implementations that have been compiled for their device but have not run on one yet."""

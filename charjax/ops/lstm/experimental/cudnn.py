@@ -1,8 +1,8 @@
-"""NVIDIA's own LSTM by `jax.experimental.rnn`: the float32 peer on GPUs.
+"""NVIDIA's own LSTM, through `jax.experimental.rnn`: the peer to compare with on GPUs in float32.
 
-It serves float32 alone, and not under `jax.vmap`. JAX hands cuDNN the sequences' lengths through the host, which waits
-for the device at every call, forward and backward. Tracing alone asks cuDNN for sizes, so nothing can be compiled on a
-machine without a GPU. This module has not run on a GPU yet: its tests put JAX's own reference in cuDNN's place.
+It supports only float32, and not `jax.vmap`. JAX passes sequence lengths to cuDNN through the host, which synchronizes
+with the device in every call, forward and backward. Even tracing asks cuDNN for sizes, so nothing can be compiled on a
+machine without a GPU. This module has not run on a GPU yet: its tests replace cuDNN by JAX's own reference.
 """
 
 import functools
@@ -16,30 +16,30 @@ from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.ops.lstm.target import target_platform
 from charjax.ops.lstm.vma import alike, varying_axes
 
-# Settings of `jax_default_matmul_precision` that ask for products in TensorFloat-32.
+# Values of `jax_default_matmul_precision` that select TensorFloat-32.
 TF32_SETTINGS = ("high", "tensorfloat32", "TF32_TF32_F32")
 
 
 def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-    """The implementation of `charjax.ops.lstm` by cuDNN.
+    """Implements `charjax.ops.lstm` with cuDNN.
 
-    Products are true float32, unlike those that JAX makes on a GPU by default, unless `jax.default_matmul_precision`
-    says "tensorfloat32" (or "high", which is the same to cuDNN).
+    Matmuls are true float32, unlike JAX's default on a GPU, unless `jax.default_matmul_precision` is "tensorfloat32"
+    (or "high", which cuDNN treats the same).
 
     Raises:
-        NotImplementedError: another dtype, a target that is no GPU, no inputs or no units, or a jaxlib without cuDNN.
+        NotImplementedError: another dtype, not a GPU, no inputs, or a jaxlib without cuDNN.
     """
     platform = target_platform()
     if platform != "gpu":
-        raise NotImplementedError(f"LSTM implementation 'cudnn' serves GPUs alone, not the platform {platform!r}")
+        raise NotImplementedError(f"LSTM implementation 'cudnn' supports only GPUs, not the platform {platform!r}")
     if dtype != jnp.float32:
-        raise NotImplementedError(f"LSTM implementation 'cudnn' serves float32 alone, not {dtype.name}; choose it")
+        raise NotImplementedError(f"LSTM implementation 'cudnn' supports only float32, not {dtype.name}")
     inputs = weights.w_ih.shape[0]
     if not inputs:
-        raise NotImplementedError("LSTM implementation 'cudnn' needs inputs, not 0")
+        raise NotImplementedError("LSTM implementation 'cudnn' needs at least one input")
     x = _one_hot(x, inputs) if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(dtype)
     tf32 = jax.config.jax_default_matmul_precision in TF32_SETTINGS  # type: ignore[attr-defined]
-    # cuDNN has an axis of layers; of its two biases, which it adds up, the second is zero.
+    # cuDNN has a layer axis, and adds two biases: the second is zero.
     flat = jnp.concatenate(
         [weights.w_ih.T.reshape(-1), weights.w_hh.T.reshape(-1), weights.bias, jnp.zeros_like(weights.bias)]
     )
@@ -48,7 +48,7 @@ def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtyp
 
 
 def _one_hot(ids: Array, size: int) -> Array:
-    """[B, T] integer -> [B, T, D] float32, NaN where an integer is out of range."""
+    """Turns [B, T] integer into one-hot [B, T, D] float32, NaN where an integer is out of range."""
     valid = (ids >= 0) & (ids < size)
     return jnp.where(valid[..., None], jax.nn.one_hot(ids, size, dtype=jnp.float32), jnp.nan)
 
@@ -61,15 +61,17 @@ def _layer(x: Array, h: Array, c: Array, flat: Array, tf32: bool) -> tuple[Array
 def _forward(
     x: Array, h: Array, c: Array, flat: Array, tf32: bool
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    """X [B, T, D]; h and c [1, B, H]; the flat weights -> (y [B, T, H], h, c), and what the backward pass needs."""
+    """Takes x [B, T, D], h and c [1, B, H] and the flat weights -> (y [B, T, H], h, c), and the residuals."""
     lengths = jnp.full(x.shape[0], x.shape[1], jnp.int32)
     try:
         outputs, saved = rnn.lstm_fwd(x, h, c, flat, lengths, **_setting(x, h, tf32))
     except AttributeError as error:
-        # What JAX's own lookup of cuDNN ends in where jaxlib came without it, as on a machine without a GPU.
-        raise NotImplementedError("LSTM implementation 'cudnn' is not there: this jaxlib has no cuDNN") from error
-    # The operation does not say what its results vary over: they would pass for copies, and gradients through them be
-    # summed over the devices.
+        # JAX's lookup of cuDNN ends in this error if jaxlib has none, as on a machine without a GPU.
+        raise NotImplementedError(
+            "LSTM implementation 'cudnn' is not available, since this jaxlib has no cuDNN: install jax[cuda12]"
+        ) from error
+    # The operation does not declare what its results vary over: they would count as replicated, and their gradients
+    # would be summed over the devices.
     axes = varying_axes(x)
     return alike(outputs, axes), alike(saved, axes)
 

@@ -1,9 +1,9 @@
-"""The fastest implementation on processors: one layer, forward and backward, as two custom calls written in C++.
+"""The fastest implementation on CPUs: one layer, forward and backward, as two custom calls written in C++.
 
-What a compiler of array programs cannot do is done here: weights are packed once for all steps, the four gates of a
-tile are applied while its sums are still in registers, and a block of steps gives its share of the weights' gradients
-while it is in the cache. It is compiled when charjax is installed, once for each instruction set that pays; the best of
-them that the processor has is loaded. benchmarks/NOTES.md says what each choice gave.
+It does what XLA cannot: it packs the weights once for all steps, applies the four gates of a tile while its sums are in
+registers, and computes a block's share of the weight gradients while its dz is in the cache. The kernel is compiled
+when charjax is installed, once per instruction set; the best one that the CPU supports is loaded.
+docs/performance.md says what each choice gained.
 """
 
 import ctypes
@@ -20,19 +20,19 @@ from charjax.host.cpu import available_cores
 from charjax.ops.lstm.target import target_platform
 from charjax.ops.lstm.vma import alike, result
 
-# Best first; training in bfloat16 takes the first.
+# Best first; only the first trains in bfloat16.
 INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "generic")
 STEP_DTYPES = ("float32", "bfloat16", "int8")
 
 
 class Library(NamedTuple):
-    """A compiled form of the kernel that this processor can run.
+    """A compiled form of the kernel that this CPU can run.
 
     Attributes:
         instructions: one of INSTRUCTION_SETS.
-        panel: units to a vector; arrays saved for the backward pass are padded to a multiple of it.
-        bytes_at_once: int8 weights of a column that one multiplication takes.
-        dtypes: formats of operands that it trains with; it generates with weights of all of STEP_DTYPES.
+        panel: units per vector; arrays saved for the backward pass are padded to a multiple of it.
+        bytes_at_once: int8 weights of a column that one instruction takes.
+        dtypes: operand formats for training; generation supports weights in all of STEP_DTYPES.
     """
 
     instructions: str
@@ -41,63 +41,60 @@ class Library(NamedTuple):
     dtypes: tuple[str, ...]
 
     def target(self, direction: str, dtype: str) -> str:
-        """The name of a custom call."""
+        """Returns the name of a custom call."""
         return f"charjax_lstm_{direction}_{dtype}_{self.instructions}"
 
 
 @functools.cache
 def libraries() -> tuple[Library, ...]:
-    """The compiled forms that are installed and run on this processor, best first; registers their custom calls."""
-    found = []
-    for instructions in INSTRUCTION_SETS:
-        for path in sorted(Path(__file__).parent.glob(f"_{instructions}.*so")):
-            kernel = ctypes.CDLL(str(path))
-            if kernel.charjax_lstm_supported():
-                dtypes = ("float32", "bfloat16") if instructions == "avx512bf16" else ("float32",)
-                library = Library(
-                    instructions, kernel.charjax_lstm_panel(), kernel.charjax_lstm_bytes_at_once(), dtypes
-                )
-                served = {"forward": dtypes, "backward": dtypes, "generate": STEP_DTYPES}
-                for direction, formats in served.items():
-                    for dtype in formats:
-                        call = jax.ffi.pycapsule(getattr(kernel, f"charjax_lstm_{direction}_{dtype}"))
-                        jax.ffi.register_ffi_target(library.target(direction, dtype), call, platform="cpu")
-                found.append(library)
-    return tuple(found)
+    """Returns the installed forms of the kernel that this CPU supports, best first; registers their custom calls."""
+    folder = Path(__file__).parent
+    paths = [(name, path) for name in INSTRUCTION_SETS for path in sorted(folder.glob(f"_{name}.*so"))]
+    kernels = [(name, ctypes.CDLL(str(path))) for name, path in paths]
+    return tuple(_register(name, kernel) for name, kernel in kernels if kernel.charjax_lstm_supported())
+
+
+def _register(instructions: str, kernel: ctypes.CDLL) -> Library:
+    """Registers the custom calls of a form of the kernel with JAX."""
+    dtypes = ("float32", "bfloat16") if instructions == "avx512bf16" else ("float32",)
+    library = Library(instructions, kernel.charjax_lstm_panel(), kernel.charjax_lstm_bytes_at_once(), dtypes)
+    calls = [(direction, dtype) for direction in ("forward", "backward") for dtype in dtypes]
+    for direction, dtype in [*calls, *(("generate", dtype) for dtype in STEP_DTYPES)]:
+        call = jax.ffi.pycapsule(getattr(kernel, f"charjax_lstm_{direction}_{dtype}"))
+        jax.ffi.register_ffi_target(library.target(direction, dtype), call, platform="cpu")
+    return library
 
 
 def library_for(dtype: str) -> Library | None:
-    """The best compiled form for operands of a dtype, or None where there is none."""
+    """Returns the best form of the kernel that trains in a dtype, or None if there is none."""
     return next((library for library in libraries() if dtype in library.dtypes), None)
 
 
 def lstm_native(
     weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype, library: Library | None = None
 ) -> tuple[Array, LSTMCarry]:
-    """The implementation of `charjax.ops.lstm` in C++, for processors.
+    """Implements `charjax.ops.lstm` in C++, for CPUs.
 
     Raises:
-        NotImplementedError: the target is no processor, this one cannot run it for that dtype, or it was not compiled.
+        NotImplementedError: not a CPU, a CPU that does not support the dtype, or the kernel is not compiled.
     """
     if (platform := target_platform()) != "cpu":
-        raise NotImplementedError(
-            f"LSTM implementation 'native' serves processors alone, not the platform {platform!r}"
-        )
+        raise NotImplementedError(f"LSTM implementation 'native' supports only CPUs, not the platform {platform!r}")
     library = library or library_for(dtype.name)
     if library is None or dtype.name not in library.dtypes:
         raise NotImplementedError(
-            f"LSTM implementation 'native' is not there for {dtype.name} on this machine: float32 takes AVX2 and FMA, "
-            "bfloat16 AVX-512 with bf16, and both a C++ compiler when charjax is installed"
+            f"LSTM implementation 'native' is not available for {dtype.name} on this machine: float32 needs AVX2 and "
+            "FMA, bfloat16 needs AVX-512 with bf16, and both need a C++ compiler when charjax is installed"
         )
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
-    # The kernel reads ids of one width.
+    # The kernel reads only int32 ids.
     x = x.astype(jnp.int32 if one_hot else dtype)
     y, c, h = _layer(*alike((*weights, x, *carry)), library, dtype.name)
     return y, LSTMCarry(c, h)
 
 
 def threads_of_a_call() -> int:
-    """What a call may use: the cores, shared out over the devices that JAX makes of them."""
+    """Returns the number of threads per call: the cores, divided among the CPU devices that JAX makes of them."""
     return max(1, available_cores() // jax.local_device_count("cpu"))
 
 

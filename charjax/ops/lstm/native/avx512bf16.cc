@@ -1,1 +1,1 @@
-#include "lstm.h"
+#include "ffi_handlers.h"

@@ -1,74 +1,78 @@
-// The backward pass: dz step by step, and the weights' gradients from a block of steps while its dz is in the cache.
+// The backward pass: dz step by step, and weight gradients per block of steps while the block's dz is in the cache.
 #pragma once
 
-#include "layer.h"
+#include <vector>
+
+#include "packing.h"
+#include "scratch.h"
+#include "thread_team.h"
 
 namespace charjax {
 
-constexpr int BLOCK = 256;  // rows of dz, over steps and sequences, whose products with the inputs are made together
+constexpr int BLOCK = 256;  // rows of dz (steps x sequences) that enter one product of the weight gradients
 
 template <class E>
 struct Backward {
-  static constexpr int pair = PAIR<E>;
-  static constexpr bool two_forms = pair > 1;  // dz as left operand and as right operand lies differently
+  static constexpr int group = GROUP<E>;
+  static constexpr bool two_layouts = group > 1;  // dz is stored once as a left and once as a right operand
   Sizes n;
   const E* x;
   const int32_t* ids;
   const float *w_ih, *w_hh, *c0, *h0;
   const E *y, *saved_c, *saved_gates, *dy;
   const float *dc_last, *dh_last;
-  E* dx;  // [B, T, D], or null where integers choose rows
+  E* dx;  // [B, T, D], or null for ids
   float *dw_ih, *dw_hh, *dbias, *dc0, *dh0;
   Scratch scratch;
   E *packed_ih, *packed_hh;
 
-  // What one part of the rows works in.
-  struct Own {
+  // Work space of one part of the rows.
+  struct Workspace {
     float *dc, *dh;          // [rows][padded], [rows][hidden_outputs()]
-    E *dz, *dz_pairs;        // [panel][k][TILE] and [panel][k / 2][TILE][2], k over the block's steps and rows
-    E *x, *h;                // [m / ROWS][k / PAIR][ROWS][PAIR]: the block's inputs and hidden states, transposed
-    float *sum_ih, *sum_hh;  // [panel][m][TILE]; where integers choose rows, sum_ih is [m][panel][TILE]
+    E *dz, *dz_pairs;        // [panel][k][TILE] and [panel][k / 2][TILE][2]; k counts the block's steps and rows
+    E *x, *h;                // [m / ROWS][k / GROUP][ROWS][GROUP]: the block's inputs and hidden states, transposed
+    float *sum_ih, *sum_hh;  // [panel][m][TILE]; for ids, sum_ih is [m][panel][TILE]
     float* sum_bias;         // [panel][TILE]
   };
-  std::vector<Own> own;
+  std::vector<Workspace> workspaces;
 
   int hidden_outputs() const { return round_up(n.H, TILE); }
-  int inputs() const { return n.chooses_rows ? n.D : round_up(n.D, ROWS); }
+  int inputs() const { return n.one_hot ? n.D : round_up(n.D, ROWS); }
   int rows_of(int part, int parts) const { return part_begin(n.B, parts, part + 1) - part_begin(n.B, parts, part); }
-  int padded_rows(int rows) const { return round_up(rows, pair); }
+  int padded_rows(int rows) const { return round_up(rows, group); }
   int steps_per_block(int rows) const { return std::max(1, std::min(n.T, BLOCK / padded_rows(rows))); }
-  // A few more than are used: panels that lie a power of two apart would share the same places in the cache.
+  // Two more than are used: panels a power of two apart would map to the same cache sets.
   size_t block(int rows) const { return static_cast<size_t>(steps_per_block(rows)) * padded_rows(rows) + 2; }
 
-  void take(int parts) {
+  void allocate(int parts) {
     const size_t gates = 4 * static_cast<size_t>(n.padded());
-    packed_hh = scratch.take<E>(gates * hidden_outputs());
-    packed_ih = n.chooses_rows ? nullptr : scratch.take<E>(gates * round_up(n.D, TILE));
+    packed_hh = scratch.allocate<E>(gates * hidden_outputs());
+    packed_ih = n.one_hot ? nullptr : scratch.allocate<E>(gates * round_up(n.D, TILE));
     for (int part = 0; part < parts; ++part) {
       const int rows = rows_of(part, parts);
       const size_t k = block(rows);
-      Own o;
-      o.dc = scratch.take<float>(static_cast<size_t>(rows) * n.padded(), true);
-      o.dh = scratch.take<float>(static_cast<size_t>(rows) * hidden_outputs(), true);
-      o.dz = scratch.take<E>(k * gates, true);
-      o.dz_pairs = two_forms ? scratch.take<E>(k * gates, true) : o.dz;
-      o.x = n.chooses_rows ? nullptr : scratch.take<E>(k * inputs(), true);
-      o.h = scratch.take<E>(k * round_up(n.H, ROWS), true);
-      o.sum_ih = scratch.take<float>(gates * inputs(), true);
-      o.sum_hh = scratch.take<float>(gates * round_up(n.H, ROWS), true);
-      o.sum_bias = scratch.take<float>(gates, true);
-      own.push_back(o);
+      Workspace o;
+      o.dc = scratch.allocate<float>(static_cast<size_t>(rows) * n.padded(), true);
+      o.dh = scratch.allocate<float>(static_cast<size_t>(rows) * hidden_outputs(), true);
+      o.dz = scratch.allocate<E>(k * gates, true);
+      o.dz_pairs = two_layouts ? scratch.allocate<E>(k * gates, true) : o.dz;
+      o.x = n.one_hot ? nullptr : scratch.allocate<E>(k * inputs(), true);
+      o.h = scratch.allocate<E>(k * round_up(n.H, ROWS), true);
+      o.sum_ih = scratch.allocate<float>(gates * inputs(), true);
+      o.sum_hh = scratch.allocate<float>(gates * round_up(n.H, ROWS), true);
+      o.sum_bias = scratch.allocate<float>(gates, true);
+      workspaces.push_back(o);
     }
   }
 
-  void prepare() {
+  void pack() {
     pack_transposed<E>(w_hh, n.H, n, packed_hh);
-    if (!n.chooses_rows) pack_transposed<E>(w_ih, n.D, n, packed_ih);
+    if (!n.one_hot) pack_transposed<E>(w_ih, n.D, n, packed_ih);
   }
 
   void run(int part, int parts) {
     const int first = part_begin(n.B, parts, part), rows = rows_of(part, parts);
-    const Own& o = own[part];
+    const Workspace& o = workspaces[part];
     for (int r = 0; r < rows; ++r) {
       const size_t at = static_cast<size_t>(first + r) * n.H;
       std::memcpy(o.dc + static_cast<size_t>(r) * n.padded(), dc_last + at, n.H * sizeof(float));
@@ -81,7 +85,7 @@ struct Backward {
         const int k = (t - begin) * padded_rows(rows);
         differentiate_gates(o, first, rows, t, k);
         for (int q = 0; q * TILE < n.H; ++q) for_tiles(rows, Hidden{*this, o, k, q});
-        if (!n.chooses_rows)
+        if (!n.one_hot)
           for (int q = 0; q * TILE < n.D; ++q) for_tiles(rows, Inputs{*this, o, first, t, k, q});
       }
       add_weight_gradients(o, first, rows, begin, end);
@@ -97,8 +101,8 @@ struct Backward {
     Vec v[4];
   };
 
-  // The gradient of one panel's gates before their activations, and of the cell state before the step.
-  CHARJAX_INLINE Dz differentiate(const Own& o, size_t row, int r, int t, int p) {
+  // Returns one panel's dz (the gradient before the activations) and moves dc to the step before.
+  CHARJAX_INLINE Dz differentiate(const Workspace& o, size_t row, int r, int t, int p) {
     const int padded = n.padded(), units = n.units(p);
     const size_t at = static_cast<size_t>(t) * n.B + row;
     const E* gates = saved_gates + at * 4 * padded + p * TILE;
@@ -117,21 +121,21 @@ struct Backward {
              dh * tanh_c * out * (1.0f - out)}};
   }
 
-  // Row by row, so that what was saved is read in the order in which it lies in memory.
-  void differentiate_gates(const Own& o, int first, int rows, int t, int k) {
+  // Goes row by row, so that the saved arrays are read in memory order.
+  void differentiate_gates(const Workspace& o, int first, int rows, int t, int k) {
     const size_t stride = block_of(o) * TILE;
-    for (int r = 0; r < rows; r += pair) {
-      const bool both = r + pair <= rows;
+    for (int r = 0; r < rows; r += group) {
+      const bool both = r + group <= rows;
       E* to = o.dz + static_cast<size_t>(k + r) * TILE;
       E* to_pairs = o.dz_pairs + static_cast<size_t>(k + r) * TILE;
       for (int p = 0; p < n.panels(); ++p, to += stride, to_pairs += stride) {
         const Dz even = differentiate(o, first + r, r, t, p);
-        keep(o, even, first + r, t, p, to);
-        if constexpr (two_forms) {
+        store_dz(o, even, first + r, t, p, to);
+        if constexpr (two_layouts) {
           Dz odd = {};
           if (both) {
             odd = differentiate(o, first + r + 1, r + 1, t, p);
-            keep(o, odd, first + r + 1, t, p, to + TILE);
+            store_dz(o, odd, first + r + 1, t, p, to + TILE);
           }
           for (int gate = 0; gate < 4; ++gate) store_pairs(to_pairs + gate * 2 * W, even.v[gate], odd.v[gate]);
         }
@@ -139,9 +143,9 @@ struct Backward {
     }
   }
 
-  // Stores the gates' gradient of one row and panel, and adds it to the gradient of what its sums started from.
-  CHARJAX_INLINE void keep(const Own& o, const Dz& dz, size_t row, int t, int p, E* to) {
-    const int32_t id = n.chooses_rows ? ids[row * n.T + t] : -1;
+  // Stores dz of one row and panel, and adds it to the gradients of the bias and of the id's row of w_ih.
+  CHARJAX_INLINE void store_dz(const Workspace& o, const Dz& dz, size_t row, int t, int p, E* to) {
+    const int32_t id = n.one_hot ? ids[row * n.T + t] : -1;
     float* chosen = id >= 0 && id < n.D ? o.sum_ih + (static_cast<size_t>(id) * n.panels() + p) * TILE : nullptr;
     float* bias = o.sum_bias + p * TILE;
     for (int gate = 0; gate < 4; ++gate, bias += W) {
@@ -151,18 +155,18 @@ struct Backward {
     }
   }
 
-  size_t block_of(const Own& o) const {
-    return block(rows_of(static_cast<int>(&o - own.data()), static_cast<int>(own.size())));
+  size_t block_of(const Workspace& o) const {
+    return block(rows_of(static_cast<int>(&o - workspaces.data()), static_cast<int>(workspaces.size())));
   }
 
-  // R rows of dz times TILE columns of a transposed matrix.
+  // R rows of dz times TILE columns of transposed weights.
   template <int R>
-  CHARJAX_INLINE Tile<R> times(const Own& o, int k, const E* matrix) {
+  CHARJAX_INLINE Tile<R> times(const Workspace& o, int k, const E* matrix) {
     Tile<R> sums = {};
     const size_t panel = block_of(o) * TILE;
     const E* dz = o.dz + static_cast<size_t>(k) * TILE;
     for (int p = 0; p < n.panels(); ++p) {
-      multiply<E, R>(sums, dz, TILE, pair, matrix, TILE / pair);
+      multiply<E, R>(sums, dz, TILE, group, matrix, TILE / group);
       dz += panel;
       matrix += TILE * TILE;
     }
@@ -171,7 +175,7 @@ struct Backward {
 
   struct Hidden {
     Backward& b;
-    const Own& o;
+    const Workspace& o;
     int k, q;
     template <int R>
     __attribute__((noinline)) void run(int r0) const {
@@ -184,7 +188,7 @@ struct Backward {
 
   struct Inputs {
     Backward& b;
-    const Own& o;
+    const Workspace& o;
     int first, t, k, q;
     template <int R>
     __attribute__((noinline)) void run(int r0) const {
@@ -198,23 +202,23 @@ struct Backward {
     }
   };
 
-  // Rows of [.., width] for every k of a block -> [m / ROWS][k / PAIR][ROWS][PAIR].
+  // Transposes the rows [.., width] of a block's steps -> [m / ROWS][k / GROUP][ROWS][GROUP].
   template <class Row>
   void transpose(E* out, int width, int rows, int steps, size_t stride, Row row_of) {
     for (int s = 0; s < steps; ++s)
       for (int r = 0; r < rows; ++r) {
         const size_t k = static_cast<size_t>(s) * padded_rows(rows) + r;
         const E* from = row_of(s, r);
-        E* to = out + k / pair * pair * ROWS + k % pair;
+        E* to = out + k / group * group * ROWS + k % group;
         int m = 0;
         for (; m + ROWS <= width; m += ROWS, to += stride * ROWS)
-          for (int j = 0; j < ROWS; ++j) to[j * pair] = from[m + j];
-        for (int j = 0; m + j < width; ++j) to[j * pair] = from[m + j];
+          for (int j = 0; j < ROWS; ++j) to[j * group] = from[m + j];
+        for (int j = 0; m + j < width; ++j) to[j * group] = from[m + j];
       }
   }
 
-  void add_weight_gradients(const Own& o, int first, int rows, int begin, int end) {
-    const int steps = end - begin, groups = steps * padded_rows(rows) / pair;
+  void add_weight_gradients(const Workspace& o, int first, int rows, int begin, int end) {
+    const int steps = end - begin, groups = steps * padded_rows(rows) / group;
     const size_t stride = block_of(o);
     std::vector<E> initial(static_cast<size_t>(begin == 0 ? rows : 0) * n.H);
     for (size_t at = 0; at < initial.size(); ++at) initial[at] = narrow<E>(h0[static_cast<size_t>(first) * n.H + at]);
@@ -222,13 +226,13 @@ struct Backward {
       return begin + s == 0 ? initial.data() + static_cast<size_t>(r) * n.H
                             : y + (static_cast<size_t>(first + r) * n.T + begin + s - 1) * n.H;
     });
-    if (!n.chooses_rows)
+    if (!n.one_hot)
       transpose(o.x, n.D, rows, steps, stride,
                 [&](int s, int r) { return x + (static_cast<size_t>(first + r) * n.T + begin + s) * n.D; });
     for (int p = 0; p < n.panels(); ++p) {
       const E* dz = o.dz_pairs + p * stride * TILE;
       add_products(o.h, n.H, dz, groups, stride, o.sum_hh, p);
-      if (!n.chooses_rows) add_products(o.x, n.D, dz, groups, stride, o.sum_ih, p);
+      if (!n.one_hot) add_products(o.x, n.D, dz, groups, stride, o.sum_ih, p);
     }
   }
 
@@ -240,32 +244,32 @@ struct Backward {
       Tile<ROWS> tile;
       for (int r = 0; r < ROWS; ++r)
         for (int j = 0; j < 4; ++j) tile.v[r][j] = load(at + r * TILE + j * W);
-      multiply<E, ROWS>(tile, left + m * stride, pair, ROWS * pair, dz, groups);
+      multiply<E, ROWS>(tile, left + m * stride, group, ROWS * group, dz, groups);
       for (int r = 0; r < ROWS; ++r)
         for (int j = 0; j < 4; ++j) store(at + r * TILE + j * W, tile.v[r][j]);
     }
   }
 
-  // Adds the parts' sums up, in the order of parts, and lays them out as the weights are.
+  // Sums over the parts, in their order, and stores in the layout of the weights.
   void finish() {
     const int panels = n.panels();
     for (int m = 0; m < n.D; ++m)
-      unpack(dw_ih + static_cast<size_t>(m) * 4 * n.H, &Own::sum_ih, [&](int p) {
-        return n.chooses_rows ? (static_cast<size_t>(m) * panels + p) * TILE
-                              : (static_cast<size_t>(p) * inputs() + m) * TILE;
+      unpack(dw_ih + static_cast<size_t>(m) * 4 * n.H, &Workspace::sum_ih, [&](int p) {
+        return n.one_hot ? (static_cast<size_t>(m) * panels + p) * TILE
+                         : (static_cast<size_t>(p) * inputs() + m) * TILE;
       });
     for (int m = 0; m < n.H; ++m)
-      unpack(dw_hh + static_cast<size_t>(m) * 4 * n.H, &Own::sum_hh,
+      unpack(dw_hh + static_cast<size_t>(m) * 4 * n.H, &Workspace::sum_hh,
              [&](int p) { return (static_cast<size_t>(p) * round_up(n.H, ROWS) + m) * TILE; });
-    unpack(dbias, &Own::sum_bias, [&](int p) { return static_cast<size_t>(p) * TILE; });
+    unpack(dbias, &Workspace::sum_bias, [&](int p) { return static_cast<size_t>(p) * TILE; });
   }
 
   template <class At>
-  void unpack(float* to, float* Own::* sums, At at) {
+  void unpack(float* to, float* Workspace::* sums, At at) {
     for (int p = 0; p < n.panels(); ++p)
       for (int gate = 0; gate < 4; ++gate) {
         Vec sum = Vec{};
-        for (const Own& o : own) sum += load(o.*sums + at(p) + gate * W);
+        for (const Workspace& o : workspaces) sum += load(o.*sums + at(p) + gate * W);
         store_some(to + gate * n.H + p * W, sum, n.units(p));
       }
   }

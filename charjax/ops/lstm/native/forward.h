@@ -1,7 +1,12 @@
-// The forward pass: for every step, both products of a tile, its gates and its new state without leaving registers.
+// The forward pass: each step computes a tile's two products, its gates and its new state without leaving registers.
 #pragma once
 
-#include "layer.h"
+#include <utility>
+#include <vector>
+
+#include "packing.h"
+#include "scratch.h"
+#include "thread_team.h"
 
 namespace charjax {
 
@@ -9,31 +14,32 @@ template <class E>
 struct Forward {
   Sizes n;
   const E* x;          // [B, T, D], or
-  const int32_t* ids;  // [B, T] in its place
+  const int32_t* ids;  // [B, T] instead
   const float *w_ih, *w_hh, *bias, *c0, *h0;
   E* y;                      // [B, T, H]
   float *c_last, *h_last;    // [B, H]
   E *saved_c, *saved_gates;  // [T, B, P * W] and [T, B, P * 4 * W] for the backward pass, or null
   Scratch scratch;
   E *packed_ih, *packed_hh;
-  float* start;  // what sums start from: the bias [P][4][W], or for rows [D][P][4][W] with the bias added
+  float* start;  // initial values of the sums: the bias [P][4][W], or for ids w_ih's rows plus the bias [D][P][4][W]
 
-  void take(int parts) {
+  void allocate(int parts) {
     const size_t gates = static_cast<size_t>(n.panels()) * TILE;
-    packed_hh = scratch.take<E>(gates * round_up(n.H, PAIR<E>));
-    packed_ih = n.chooses_rows ? nullptr : scratch.take<E>(gates * round_up(n.D, PAIR<E>));
-    start = scratch.take<float>(gates * (n.chooses_rows ? n.D : 1));
+    packed_hh = scratch.allocate<E>(gates * round_up(n.H, GROUP<E>));
+    packed_ih = n.one_hot ? nullptr : scratch.allocate<E>(gates * round_up(n.D, GROUP<E>));
+    start = scratch.allocate<float>(gates * (n.one_hot ? n.D : 1));
     for (int part = 0; part < parts; ++part) {
       const size_t rows = part_begin(n.B, parts, part + 1) - part_begin(n.B, parts, part);
-      own.push_back({scratch.take<E>(rows * n.padded()), scratch.take<E>(rows * n.padded()),
-                     scratch.take<float>(rows * n.padded()), scratch.take<E>(rows * round_up(n.D, PAIR<E>))});
+      workspaces.push_back({scratch.allocate<E>(rows * n.padded()), scratch.allocate<E>(rows * n.padded()),
+                            scratch.allocate<float>(rows * n.padded()),
+                            scratch.allocate<E>(rows * round_up(n.D, GROUP<E>))});
     }
   }
 
-  void prepare() {
+  void pack() {
     pack_by_gate<E>(w_hh, n.H, n, packed_hh);
-    if (!n.chooses_rows) pack_by_gate<E>(w_ih, n.D, n, packed_ih);
-    for (int row = 0; row < (n.chooses_rows ? n.D : 1); ++row)
+    if (!n.one_hot) pack_by_gate<E>(w_ih, n.D, n, packed_ih);
+    for (int row = 0; row < (n.one_hot ? n.D : 1); ++row)
       for (int p = 0; p < n.panels(); ++p)
         for (int gate = 0; gate < 4; ++gate)
           for (int u = 0; u < W; ++u) {
@@ -41,24 +47,24 @@ struct Forward {
             if (u < n.units(p)) {
               const int column = gate * n.H + p * W + u;
               value = bias[column];
-              if (n.chooses_rows) value += widen(narrow<E>(w_ih[static_cast<size_t>(row) * 4 * n.H + column]));
+              if (n.one_hot) value += widen(narrow<E>(w_ih[static_cast<size_t>(row) * 4 * n.H + column]));
             }
             start[(static_cast<size_t>(row) * n.panels() + p) * TILE + gate * W + u] = value;
           }
   }
 
-  // What one part of the rows works in: its hidden state before and after a step, its cell state, its inputs.
-  struct Own {
+  // Work space of one part of the rows: h before and after a step, c, the step's inputs.
+  struct Workspace {
     E *h, *h_next;
     float* c;
     E* x;
   };
-  std::vector<Own> own;
+  std::vector<Workspace> workspaces;
 
   void run(int part, int parts) {
     const int first = part_begin(n.B, parts, part), rows = part_begin(n.B, parts, part + 1) - first;
     const size_t padded = n.padded();
-    Own o = own[part];
+    Workspace o = workspaces[part];
     for (int r = 0; r < rows; ++r)
       for (int u = 0; u < n.padded(); ++u) {
         const size_t at = static_cast<size_t>(first + r) * n.H + u;
@@ -67,7 +73,7 @@ struct Forward {
         if (n.T == 0 && u < n.H) h_last[at] = h0[at];
       }
     for (int t = 0; t < n.T; ++t) {
-      if (!n.chooses_rows) gather_inputs(o, first, rows, t);
+      if (!n.one_hot) gather_inputs(o, first, rows, t);
       for (int p = 0; p < n.panels(); ++p) for_tiles(rows, Step{*this, o, first, t, p});
       std::swap(o.h, o.h_next);
     }
@@ -75,9 +81,9 @@ struct Forward {
       std::memcpy(c_last + static_cast<size_t>(first + r) * n.H, o.c + r * padded, n.H * sizeof(float));
   }
 
-  // Rows of one step side by side: in x they lie T * D apart, which caches take badly.
-  void gather_inputs(const Own& o, int first, int rows, int t) {
-    const int width = round_up(n.D, PAIR<E>);
+  // Copies one step's rows next to each other: in x they are T * D apart, which caches handle badly.
+  void gather_inputs(const Workspace& o, int first, int rows, int t) {
+    const int width = round_up(n.D, GROUP<E>);
     for (int r = 0; r < rows; ++r) {
       std::memcpy(o.x + static_cast<size_t>(r) * width, x + (static_cast<size_t>(first + r) * n.T + t) * n.D,
                   n.D * sizeof(E));
@@ -87,19 +93,19 @@ struct Forward {
 
   struct Step {
     Forward& f;
-    Own& o;
+    Workspace& o;
     int first, t, p;
 
     template <int R>
     __attribute__((noinline)) void run(int r0) const {
       const Sizes& n = f.n;
       const int padded = n.padded(), units = n.units(p);
-      const int in = round_up(n.D, PAIR<E>), hidden = round_up(n.H, PAIR<E>);
+      const int in = round_up(n.D, GROUP<E>), hidden = round_up(n.H, GROUP<E>);
       Tile<R> z;
       for (int r = 0; r < R; ++r) {
         const float* from = f.start + static_cast<size_t>(p) * TILE;
         Vec offset = Vec{};
-        if (n.chooses_rows) {
+        if (n.one_hot) {
           const int32_t id = f.ids[static_cast<size_t>(first + r0 + r) * n.T + t];
           if (id >= 0 && id < n.D)
             from += static_cast<size_t>(id) * n.panels() * TILE;
@@ -109,11 +115,11 @@ struct Forward {
 #pragma GCC unroll 4
         for (int gate = 0; gate < 4; ++gate) z.v[r][gate] = load(from + gate * W) + offset;
       }
-      if (!n.chooses_rows)
-        multiply<E, R>(z, o.x + static_cast<size_t>(r0) * in, in, PAIR<E>,
-                       f.packed_ih + static_cast<size_t>(p) * in * TILE, in / PAIR<E>);
-      multiply<E, R>(z, o.h + static_cast<size_t>(r0) * padded, padded, PAIR<E>,
-                     f.packed_hh + static_cast<size_t>(p) * hidden * TILE, hidden / PAIR<E>);
+      if (!n.one_hot)
+        multiply<E, R>(z, o.x + static_cast<size_t>(r0) * in, in, GROUP<E>,
+                       f.packed_ih + static_cast<size_t>(p) * in * TILE, in / GROUP<E>);
+      multiply<E, R>(z, o.h + static_cast<size_t>(r0) * padded, padded, GROUP<E>,
+                     f.packed_hh + static_cast<size_t>(p) * hidden * TILE, hidden / GROUP<E>);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const size_t row = first + r0 + r;

@@ -1,7 +1,7 @@
-"""The backward kernel: all steps from the last to the first in one launch, the recurrent weights in shared memory."""
+"""The backward kernel: all steps from last to first in one launch, with the recurrent weights in shared memory."""
 
-from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from charjax.ops.lstm.experimental.mosaic_gpu.exchange import (
     publish,
     ready_barrier,
     release,
+    store_carry,
 )
 from charjax.ops.lstm.experimental.mosaic_gpu.geometry import UNITS, Geometry
 from charjax.ops.lstm.experimental.mosaic_gpu.launch import Places, launch, sum_ref
@@ -31,12 +32,12 @@ def backward_kernel(
     """Runs all steps.
 
     Args:
-        geometry: the share-out.
+        geometry: how the layer is divided.
         steps: dy and the factors of_c, of_i, of_f, of_g, of_o, f, each [T, hidden, columns] bfloat16.
         w: [hidden before, groups of UNITS units, 4, UNITS after] bfloat16, the last three as one dimension.
         dc: [hidden, columns] float32, the cotangent of c after the last step.
         dh: [hidden, columns] float32, the cotangent of h after the last step.
-        interpret: what `plgpu.kernel` is to be interpreted with, or None to compile it.
+        interpret: Pallas's parameters for interpreting the kernel, or None to compile it.
 
     Returns:
         dz [T * 4, hidden, columns] bfloat16, and the cotangents of c and h before the first step, as dc and dh.
@@ -57,8 +58,13 @@ def backward_kernel(
     }
     if geometry.spread:
         scratch["out_smem"] = plgpu.SMEM((leads, 4 * UNITS, geometry.columns), jnp.bfloat16)
+
+    def lstm_backward(*refs: Any, **scratch: Any) -> None:
+        arguments = (Places.here(geometry), refs[:FACTORS], *refs[FACTORS:], SimpleNamespace(**scratch))
+        _run(_Warpgroup._make(arguments), time)
+
     return launch(
-        _body(geometry, time),
+        lstm_backward,
         geometry,
         (*steps, w, dc, dh),
         results=(((time * 4, hidden, columns), jnp.bfloat16), *[((hidden, columns), jnp.float32)] * 2),
@@ -67,121 +73,110 @@ def backward_kernel(
     )
 
 
-def _body(geometry: Geometry, time: int) -> Callable[..., None]:
-    def lstm_backward(
-        *refs: Any,
-        w_smem: Any,
-        dz_smem: Any,
-        factors: Any,
-        carry: Any,
-        loaded: Any,
-        carry_loaded: Any,
-        fetched: Any,
-        dz_ready: Any,
-        dz_free: Any,
-        out_smem: Any = None,
-        halves: Any = None,
-        halves_ready: Any = None,
-    ) -> None:
-        *steps, w, dc_last, dh_last, counts, dz_out, dc_first, dh_first = refs
-        at = Places.here(geometry)
-        # What a lead hands on, gate by gate: where it is needed already, if that is in one thread block.
-        rows = out_smem.at[at.group] if geometry.spread else dz_smem.at[at.home, at.source]
-        own = [rows.at[pl.ds(gate * UNITS, UNITS)] for gate in range(4)]
+class _Warpgroup(NamedTuple):
+    """A warpgroup with what it reads and writes: `backward_kernel`'s arguments, `launch`'s counts, results, scratch."""
 
-        def fetch(t: Array | int) -> None:
-            for number, source in enumerate(steps):
-                target = factors.at[at.group, number]
-                plgpu.copy_gmem_to_smem(source.at[t, at.units, at.columns], target, fetched.at[at.group])
+    at: Places
+    steps: tuple[Any, ...]
+    w: Any
+    dc_last: Any
+    dh_last: Any
+    counts: Any
+    dz_out: Any
+    dc_first: Any
+    dh_first: Any
+    scratch: Any
+
+    def load(self, last: int) -> tuple[Array, Array]:
+        """Starts the copies of w and of the last step's factors to shared memory, and returns the final dc and dh."""
+        at, scratch = self.at, self.scratch
 
         @pl.when(at.thread == 0)
-        def load() -> None:
-            for slot in range(geometry.slots):
-                for source in range(geometry.sources):
-                    part = w.at[at.block_units, at.summed(slot, source)]
-                    plgpu.copy_gmem_to_smem(part, w_smem.at[slot, source], loaded)
+        def load_weights() -> None:
+            for slot in range(at.geometry.slots):
+                for source in range(at.geometry.sources):
+                    part = self.w.at[at.block_units, at.summed(slot, source)]
+                    plgpu.copy_gmem_to_smem(part, scratch.w_smem.at[slot, source], scratch.loaded)
 
         @at.lead
         def load_carry() -> None:
-            fetch(time - 1)
-            for number, source in enumerate((dc_last, dh_last)):
-                target = carry.at[at.group, number]
-                plgpu.copy_gmem_to_smem(source.at[at.units, at.columns], target, carry_loaded.at[at.group])
-            plgpu.barrier_wait(carry_loaded.at[at.group])
+            self.fetch(last)
+            loaded = scratch.carry_loaded.at[at.group]
+            for number, source in enumerate((self.dc_last, self.dh_last)):
+                plgpu.copy_gmem_to_smem(source.at[at.units, at.columns], scratch.carry.at[at.group, number], loaded)
+            plgpu.barrier_wait(loaded)
 
-        last = carry[at.group, 0], carry[at.group, 1]
-        plgpu.barrier_wait(loaded)
-        release(at, dz_free)
+        return scratch.carry[at.group, 0], scratch.carry[at.group, 1]
 
-        def step(number: Array, cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
-            dc, dh = cotangents
-            t = time - 1 - number
+    def fetch(self, t: Array | int) -> None:
+        """Starts the copies of dy and the factors of step t."""
+        at, scratch = self.at, self.scratch
+        for number, source in enumerate(self.steps):
+            target = scratch.factors.at[at.group, number]
+            plgpu.copy_gmem_to_smem(source.at[t, at.units, at.columns], target, scratch.fetched.at[at.group])
 
-            @at.lead
-            def await_factors() -> None:
-                plgpu.barrier_wait(fetched.at[at.group])
+    def hand_on(self, t: Array, dz: list[Array]) -> None:
+        """Writes dz where the matmuls read it, and starts its copy to the result."""
+        at, scratch, spread = self.at, self.scratch, self.at.geometry.spread
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        # In a single thread block, dz is written to where it is read; otherwise it is sent from here.
+        rows = scratch.out_smem.at[at.group] if spread else scratch.dz_smem.at[at.home, at.source]
+        own = [rows.at[pl.ds(gate * UNITS, UNITS)] for gate in range(4)]
+        for target, part in zip(own, dz, strict=True):
+            target[...] = part
+        if spread:
+            # Read back as one array, so that each thread block gets a single message.
+            place = lambda slot: scratch.dz_smem.at[slot, at.source]  # noqa: E731
+            publish(at, rows[...], place, scratch.dz_ready, 0, self.counts[0])
+        else:
+            announce(at, scratch.dz_ready, 0)
+        for gate, source in enumerate(own):
+            plgpu.copy_smem_to_gmem(source, self.dz_out.at[4 * t + gate, at.units, at.columns])
 
-            now = [factors[at.group, factor].astype(jnp.float32) for factor in range(FACTORS)]
+    def multiply(self) -> Array:
+        """Returns the warpgroup's part of dh, or of the half of dh that it sums up."""
+        at, scratch = self.at, self.scratch
 
-            @at.lead
-            def fetch_next() -> None:
-                pl.when(t > 0)(lambda: fetch(t - 1))
+        def sum_up(total: Any) -> Array:
+            def add(source: Array, nothing: None) -> None:
+                plgpu.wgmma(total, scratch.w_smem.at[at.slot, source, at.own], scratch.dz_smem.at[at.slot, source])
+                return nothing
 
-            dc, dz = _through_cell(dc, dh, now)
-            plgpu.barrier_wait(dz_free)
+            jax.lax.fori_loop(0, self.counts[1], add, None)
+            return total[...]
 
-            @at.lead
-            def hand_on() -> None:
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                for target, part in zip(own, dz, strict=True):
-                    target[...] = part
-                if geometry.spread:
-                    # Read back as one array, for a single message to each thread block.
-                    publish(at, rows[...], lambda slot: dz_smem.at[slot, at.source], dz_ready, 0, counts[0])
-                else:
-                    announce(at, dz_ready, 0)
-                for gate, source in enumerate(own):
-                    plgpu.copy_smem_to_gmem(source, dz_out.at[4 * t + gate, at.units, at.columns])
+        return pl.run_scoped(sum_up, sum_ref(at.geometry))
 
-            collect(at, dz_ready, 0)
 
-            dh = _product(at, w_smem, dz_smem, counts[1])
-            release(at, dz_free)
-            return dc, add_halves(at, [dh], halves, halves_ready, number % 2)[0]
+def _run(group: _Warpgroup, time: int) -> None:
+    at, scratch = group.at, group.scratch
+    last = group.load(time - 1)
+    plgpu.barrier_wait(scratch.loaded)
+    release(at, scratch.dz_free)
 
-        dc, dh = jax.lax.fori_loop(0, time, step, last)
-        plgpu.barrier_wait(dz_free)
+    def step(number: Array, cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        dc, dh = cotangents
+        t = time - 1 - number
+        at.lead(lambda: plgpu.barrier_wait(scratch.fetched.at[at.group]))
+        now = [scratch.factors[at.group, factor].astype(jnp.float32) for factor in range(FACTORS)]
+        at.lead(lambda: pl.when(t > 0)(lambda: group.fetch(t - 1)))
+        dc, dz = _through_cell(dc, dh, now)
+        plgpu.barrier_wait(scratch.dz_free)
+        at.lead(lambda: group.hand_on(t, dz))
+        collect(at, scratch.dz_ready, 0)
+        dh = group.multiply()
+        release(at, scratch.dz_free)
+        return dc, add_halves(at, [dh], scratch, number % 2)[0]
 
-        @at.lead
-        def finish() -> None:
-            carry[at.group, 0] = dc
-            carry[at.group, 1] = dh
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(carry.at[at.group, 0], dc_first.at[at.units, at.columns])
-            plgpu.copy_smem_to_gmem(carry.at[at.group, 1], dh_first.at[at.units, at.columns])
-            plgpu.wait_smem_to_gmem(0)
-
-    return lstm_backward
+    dc, dh = jax.lax.fori_loop(0, time, step, last)
+    plgpu.barrier_wait(scratch.dz_free)
+    at.lead(lambda: store_carry(at, scratch.carry, (dc, dh), (group.dc_first, group.dh_first)))
 
 
 def _through_cell(dc: Array, dh: Array, factors: list[Array]) -> tuple[Array, list[Array]]:
-    """The cotangents of one step's c and h -> that of the c before, and dz by gates in bfloat16."""
+    """Takes the cotangents of c_t and h_t -> that of c_{t-1}, and dz per gate in bfloat16."""
     dy, of_c, of_i, of_f, of_g, of_o, f = factors
     dh += dy
     dc += dh * of_c
     dz = dc * of_i, dc * of_f, dc * of_g, dh * of_o
     return dc * f, [part.astype(jnp.bfloat16) for part in dz]
-
-
-def _product(at: Places, w_smem: Any, dz_smem: Any, sources: Array) -> Array:
-    """A warpgroup's part of dh, or of the half of dh that it sums up."""
-
-    def sum_up(total: Any) -> Array:
-        def add(source: Array, nothing: None) -> None:
-            plgpu.wgmma(total, w_smem.at[at.slot, source, at.own], dz_smem.at[at.slot, source])
-            return nothing
-
-        jax.lax.fori_loop(0, sources, add, None)
-        return total[...]
-
-    return pl.run_scoped(sum_up, sum_ref(at.geometry))

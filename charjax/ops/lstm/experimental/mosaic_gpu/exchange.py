@@ -1,8 +1,8 @@
-"""How warpgroups hand on what all of them need for the next product.
+"""How warpgroups exchange what all of them need for the next matmul.
 
 In one thread block they write to its shared memory. In a cluster they write to that of each thread block that needs it
-(distributed shared memory: `st.async`, which counts its bytes on a barrier of the receiver). Interpretation knows one
-thread block only, so that the latter is compiled but not interpreted.
+(distributed shared memory: `st.async`, which counts its bytes on a barrier of the receiver). The interpreter supports
+only one thread block, so the cluster's path is compiled but not interpreted.
 """
 
 from collections.abc import Callable
@@ -19,37 +19,37 @@ from charjax.ops.lstm.experimental.mosaic_gpu.launch import Places, sum_ref
 
 
 def free_barrier(geometry: Geometry) -> Any:
-    """A barrier that all warpgroups of a cluster arrive on."""
+    """Returns a barrier that all warpgroups of a cluster arrive on."""
     if geometry.cluster == 1:
         return plgpu.Barrier(num_arrivals=geometry.threads)
     return plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=geometry.threads)
 
 
 def release(at: Places, free: Any) -> None:
-    """Tells all warpgroups of the cluster that this one has read what they are about to overwrite."""
+    """Signals to all warpgroups of the cluster that this one has read what they are about to overwrite."""
     if at.geometry.cluster > 1:
-        # There a few threads arrive for all, and must not be ahead of the others' products.
+        # A few threads arrive for all of them, and must not be ahead of the others' matmuls.
         plgpu.commit_smem()
     plgpu.barrier_arrive(free)
 
 
 def ready_barrier(geometry: Geometry, turns: int) -> Any:
-    """For `publish` and `collect`, with what every lead hands on in `turns` places by turns."""
+    """Returns a barrier for `publish` and `collect`, where each lead alternates between `turns` places."""
     return plgpu.Barrier(num_arrivals=geometry.sources, num_barriers=turns * geometry.slots)
 
 
 def publish(
     at: Places, value: Array, place: Callable[[Array | int], Any], ready: Any, turn: Array | int, blocks: Array
 ) -> None:
-    """Writes a lead's rows wherever they are summed over, and commits shared memory.
+    """Writes a lead's rows to wherever they are summed over, and commits shared memory.
 
     Args:
         at: the lead.
         value: bfloat16 [rows, columns].
-        place: from a slot to the shared memory that it goes to.
-        ready: see `ready_barrier`.
-        turn: which of its turns it is.
-        blocks: the geometry's, as a number that the compiler does not know; see `launch`.
+        place: maps a slot to its shared memory.
+        ready: from `ready_barrier`.
+        turn: which of its places to use.
+        blocks: the geometry's `blocks`, as a number that the compiler does not know; see `launch`.
     """
     geometry = at.geometry
     if geometry.cluster == 1:
@@ -58,7 +58,7 @@ def publish(
         return
 
     def store(number: Array, nothing: None) -> None:
-        # Everyone begins with another receiver.
+        # Each sender starts with a different receiver.
         block = (at.block + number) % geometry.blocks
         target = block * geometry.halves + at.home
         plgpu.async_store_smem(value, place(0), ready.at[turn], cluster_idx=target, cluster_dim="block")
@@ -69,31 +69,30 @@ def publish(
 
 
 def announce(at: Places, ready: Any, turn: Array | int) -> None:
-    """As `publish` in one thread block, for what has been written."""
+    """Does the rest of `publish` in a single thread block, once the value is written."""
     plgpu.commit_smem()
     plgpu.barrier_arrive(ready.at[turn * at.geometry.slots + at.home])
 
 
 def collect(at: Places, ready: Any, turn: Array | int) -> None:
-    """Waits for all that a warpgroup's half sums over, and shows it to the tensor cores."""
+    """Waits for everything that a warpgroup's half sums over, and makes it visible to the tensor cores."""
     plgpu.barrier_wait(ready.at[turn * at.geometry.slots + at.slot])
     if at.geometry.cluster > 1:
         plgpu.commit_smem()
 
 
-def add_halves(at: Places, sums: list[Array], memory: Any, ready: Any, turn: Array | int) -> list[Array]:
-    """Adds the other half's sums to a lead's; what a helper gets is of no use.
+def add_halves(at: Places, sums: list[Array], scratch: Any, turn: Array | int) -> list[Array]:
+    """Adds the other half's sums to a lead's; a helper's result is not used.
 
     Args:
         at: the warpgroup.
         sums: float32 [UNITS, columns] each.
-        memory: float32 [2, leads, sums, UNITS, columns] in shared memory.
-        ready: a barrier for each turn and each lead of the thread block.
-        turn: 0 and 1 in alternation: a helper may be a step ahead of its lead, but not two.
+        scratch: the kernel's scratch, with the attributes of `halves_scratch`.
+        turn: 0 and 1 alternately: a helper may be one step ahead of its lead, but not two.
     """
     if at.geometry.halves == 1:
         return sums
-    barrier = ready.at[turn * at.geometry.leads + at.group]
+    memory, barrier = scratch.halves, scratch.halves_ready.at[turn * at.geometry.leads + at.group]
 
     @pl.when(at.half == 1)
     def send() -> None:
@@ -115,7 +114,7 @@ def add_halves(at: Places, sums: list[Array], memory: Any, ready: Any, turn: Arr
 
 
 def halves_scratch(geometry: Geometry, sums: int) -> dict[str, Any]:
-    """What `add_halves` needs, under the names that the kernels give it."""
+    """Returns the scratch of `add_halves`: [2, leads, sums, UNITS, columns] float32; a barrier per turn and lead."""
     if geometry.halves == 1:
         return {}
     arrivals = 1 if geometry.flat else sums
@@ -124,3 +123,13 @@ def halves_scratch(geometry: Geometry, sums: int) -> dict[str, Any]:
         "halves": plgpu.SMEM(shape, jnp.float32),
         "halves_ready": plgpu.Barrier(num_arrivals=arrivals, num_barriers=2 * geometry.leads),
     }
+
+
+def store_carry(at: Places, carry: Any, values: tuple[Array, Array], results: tuple[Any, Any]) -> None:
+    """Writes two [UNITS, columns] float32 to the results, through the shared memory of `carry`."""
+    for number, value in enumerate(values):
+        carry[at.group, number] = value
+    plgpu.commit_smem()
+    for number, result in enumerate(results):
+        plgpu.copy_smem_to_gmem(carry.at[at.group, number], result.at[at.units, at.columns])
+    plgpu.wait_smem_to_gmem(0)

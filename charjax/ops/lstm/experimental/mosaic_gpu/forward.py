@@ -1,7 +1,7 @@
-"""The forward kernel: the whole sequence in one launch, with the recurrent weights in shared memory throughout."""
+"""The forward kernel: the whole sequence in one launch, with the recurrent weights in shared memory."""
 
-from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from charjax.ops.lstm.experimental.mosaic_gpu.exchange import (
     halves_scratch,
     publish,
     ready_barrier,
+    store_carry,
 )
 from charjax.ops.lstm.experimental.mosaic_gpu.geometry import UNITS, Geometry
 from charjax.ops.lstm.experimental.mosaic_gpu.launch import Places, launch, sum_ref
@@ -24,12 +25,12 @@ def forward_kernel(geometry: Geometry, z: Array, w: Array, c: Array, h: Array, i
     """Runs all steps.
 
     Args:
-        geometry: the share-out.
-        z: [T * 4, hidden, columns] bfloat16, the inputs' part of the gates i, f, g, o.
+        geometry: how the layer is divided.
+        z: [T * 4, hidden, columns] bfloat16, the input part of the gates i, f, g, o.
         w: [4, hidden after, hidden before] bfloat16.
         c: [hidden, columns] float32, before the first step.
         h: [hidden, columns] bfloat16, before the first step.
-        interpret: what `plgpu.kernel` is to be interpreted with, or None to compile it.
+        interpret: Pallas's parameters for interpreting the kernel, or None to compile it.
 
     Returns:
         h and c after every step, [T, hidden, columns] bfloat16, and after the last, [hidden, columns] float32.
@@ -38,8 +39,12 @@ def forward_kernel(geometry: Geometry, z: Array, w: Array, c: Array, h: Array, i
     leads, slots, summed = geometry.leads, geometry.slots, geometry.summed
     steps = ((time, geometry.hidden, columns), jnp.bfloat16)
     state = ((geometry.hidden, columns), jnp.float32)
+
+    def lstm_forward(*refs: Any, **scratch: Any) -> None:
+        _run(_Warpgroup._make((Places.here(geometry), *refs, SimpleNamespace(**scratch))), time)
+
     return launch(
-        _body(geometry, time),
+        lstm_forward,
         geometry,
         (z, w, c, h),
         results=(steps, steps, state, state),
@@ -59,113 +64,100 @@ def forward_kernel(geometry: Geometry, z: Array, w: Array, c: Array, h: Array, i
     )
 
 
-def _body(geometry: Geometry, time: int) -> Callable[..., None]:
-    def lstm_forward(
-        z: Any,
-        w: Any,
-        c_first: Any,
-        h_first: Any,
-        counts: Any,
-        h_out: Any,
-        c_out: Any,
-        c_last: Any,
-        h_last: Any,
-        *,
-        w_smem: Any,
-        h_smem: Any,
-        z_smem: Any,
-        carry: Any,
-        out_smem: Any,
-        loaded: Any,
-        c_loaded: Any,
-        z_ready: Any,
-        h_ready: Any,
-        halves: Any = None,
-        halves_ready: Any = None,
-    ) -> None:
-        at = Places.here(geometry)
+class _Warpgroup(NamedTuple):
+    """A warpgroup with what it reads and writes: `forward_kernel`'s arguments, `launch`'s counts, results, scratch."""
 
-        def fetch(t: Array | int) -> None:
-            for gate in range(4):
-                source = z.at[4 * t + gate, at.units, at.columns]
-                plgpu.copy_gmem_to_smem(source, z_smem.at[at.group, gate], z_ready.at[at.group])
+    at: Places
+    z: Any
+    w: Any
+    c_first: Any
+    h_first: Any
+    counts: Any
+    h_out: Any
+    c_out: Any
+    c_last: Any
+    h_last: Any
+    scratch: Any
+
+    def load(self) -> Array:
+        """Starts the copies of w, h and the first z to shared memory, and returns the initial c."""
+        at, scratch = self.at, self.scratch
 
         @pl.when(at.thread == 0)
-        def load() -> None:
-            for slot in range(geometry.slots):
+        def load_weights_and_h() -> None:
+            for slot in range(at.geometry.slots):
                 for gate in range(4):
-                    source = w.at[gate, at.block_units, at.summed(slot)]
-                    plgpu.copy_gmem_to_smem(source, w_smem.at[gate, slot], loaded)
-                plgpu.copy_gmem_to_smem(h_first.at[at.summed(slot), at.columns], h_smem.at[0, slot], loaded)
+                    source = self.w.at[gate, at.block_units, at.summed(slot)]
+                    plgpu.copy_gmem_to_smem(source, scratch.w_smem.at[gate, slot], scratch.loaded)
+                source = self.h_first.at[at.summed(slot), at.columns]
+                plgpu.copy_gmem_to_smem(source, scratch.h_smem.at[0, slot], scratch.loaded)
 
         @at.lead
         def load_c() -> None:
-            plgpu.copy_gmem_to_smem(c_first.at[at.units, at.columns], carry.at[at.group, 0], c_loaded.at[at.group])
-            plgpu.barrier_wait(c_loaded.at[at.group])
+            loaded = scratch.c_loaded.at[at.group]
+            plgpu.copy_gmem_to_smem(self.c_first.at[at.units, at.columns], scratch.carry.at[at.group, 0], loaded)
+            plgpu.barrier_wait(loaded)
 
-        first = carry[at.group, 0], jnp.zeros((UNITS, geometry.columns), jnp.float32)
+        c: Array = scratch.carry[at.group, 0]
+        at.lead(lambda: self.fetch(0))
+        return c
 
-        @at.lead
-        def fetch_first() -> None:
-            fetch(0)
+    def fetch(self, t: Array | int) -> None:
+        """Starts the copy of z of step t."""
+        at, scratch = self.at, self.scratch
+        for gate in range(4):
+            source = self.z.at[4 * t + gate, at.units, at.columns]
+            plgpu.copy_gmem_to_smem(source, scratch.z_smem.at[at.group, gate], scratch.z_ready.at[at.group])
 
-        plgpu.barrier_wait(loaded)
+    def multiply(self, now: Array) -> tuple[list[Array], list[Array]]:
+        """Returns w_hh h and z, [UNITS, columns] float32 per gate; `now` is where h is."""
+        at, scratch = self.at, self.scratch
 
-        def step(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            c, _ = state
-            now, then = t % 2, (t + 1) % 2
+        def run(*totals: Any) -> tuple[list[Array], list[Array]]:
+            for gate, total in enumerate(totals):
+                plgpu.wgmma(total, scratch.w_smem.at[gate, at.slot, at.own], scratch.h_smem.at[now, at.slot])
+            # Waited for and read while the matmuls run.
+            at.lead(lambda: plgpu.barrier_wait(scratch.z_ready.at[at.group]))
+            z_t = [scratch.z_smem[at.group, gate].astype(jnp.float32) for gate in range(4)]
+            return [total[...] for total in totals], z_t
 
-            def products(*totals: Any) -> tuple[list[Array], list[Array]]:
-                for gate, total in enumerate(totals):
-                    plgpu.wgmma(total, w_smem.at[gate, at.slot, at.own], h_smem.at[now, at.slot])
+        products: tuple[list[Array], list[Array]] = pl.run_scoped(run, *[sum_ref(at.geometry)] * 4)
+        return products
 
-                # Waited for and read while the products run.
-                @at.lead
-                def await_z() -> None:
-                    plgpu.barrier_wait(z_ready.at[at.group])
+    def hand_on(self, t: Array, then: Array, c: Array, h: Array) -> None:
+        """Writes h where the next step's matmuls read it, and starts the copies of h and c to the results."""
+        at, out = self.at, self.scratch.out_smem
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        out[at.group, 0] = h.astype(jnp.bfloat16)
+        out[at.group, 1] = c.astype(jnp.bfloat16)
+        place = lambda slot: self.scratch.h_smem.at[then, slot, at.rows]  # noqa: E731
+        publish(at, h.astype(jnp.bfloat16), place, self.scratch.h_ready, then, self.counts[0])
+        plgpu.copy_smem_to_gmem(out.at[at.group, 0], self.h_out.at[t, at.units, at.columns])
+        plgpu.copy_smem_to_gmem(out.at[at.group, 1], self.c_out.at[t, at.units, at.columns])
 
-                z_t = [z_smem[at.group, gate].astype(jnp.float32) for gate in range(4)]
-                return [total[...] for total in totals], z_t
 
-            sums, z_t = pl.run_scoped(products, *[sum_ref(geometry)] * 4)
+def _run(group: _Warpgroup, time: int) -> None:
+    at, scratch = group.at, group.scratch
+    first = group.load(), jnp.zeros((UNITS, at.geometry.columns), jnp.float32)
+    plgpu.barrier_wait(scratch.loaded)
 
-            @at.lead
-            def fetch_next() -> None:
-                pl.when(t + 1 < time)(lambda: fetch(t + 1))
+    def step(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        c, _ = state
+        now, then = t % 2, (t + 1) % 2
+        sums, z_t = group.multiply(now)
+        at.lead(lambda: pl.when(t + 1 < time)(lambda: group.fetch(t + 1)))
+        sums = add_halves(at, sums, scratch, now)
+        i, f, g, o = (total + part for total, part in zip(sums, z_t, strict=True))
+        c = _sigmoid(f) * c + _sigmoid(i) * jnp.tanh(g)
+        h = _sigmoid(o) * jnp.tanh(c)
+        at.lead(lambda: group.hand_on(t, then, c, h))
+        collect(at, scratch.h_ready, then)
+        return c, h
 
-            sums = add_halves(at, sums, halves, halves_ready, now)
-            i, f, g, o = (total + part for total, part in zip(sums, z_t, strict=True))
-            c = _sigmoid(f) * c + _sigmoid(i) * jnp.tanh(g)
-            h = _sigmoid(o) * jnp.tanh(c)
-
-            @at.lead
-            def hand_on() -> None:
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                out_smem[at.group, 0] = h.astype(jnp.bfloat16)
-                out_smem[at.group, 1] = c.astype(jnp.bfloat16)
-                publish(
-                    at, h.astype(jnp.bfloat16), lambda slot: h_smem.at[then, slot, at.rows], h_ready, then, counts[0]
-                )
-                plgpu.copy_smem_to_gmem(out_smem.at[at.group, 0], h_out.at[t, at.units, at.columns])
-                plgpu.copy_smem_to_gmem(out_smem.at[at.group, 1], c_out.at[t, at.units, at.columns])
-
-            collect(at, h_ready, then)
-            return c, h
-
-        c, h = jax.lax.fori_loop(0, time, step, first)
-
-        @at.lead
-        def finish() -> None:
-            carry[at.group, 0] = c
-            carry[at.group, 1] = h
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(carry.at[at.group, 0], c_last.at[at.units, at.columns])
-            plgpu.copy_smem_to_gmem(carry.at[at.group, 1], h_last.at[at.units, at.columns])
-            plgpu.wait_smem_to_gmem(0)
-
-    return lstm_forward
+    c, h = jax.lax.fori_loop(0, time, step, first)
+    at.lead(lambda: store_carry(at, scratch.carry, (c, h), (group.c_last, group.h_last)))
 
 
 def _sigmoid(x: Array) -> Array:
-    """One instruction of the special function unit, where the exponential's form takes two."""
+    """Uses tanh: one instruction of the special function unit, where the exponential form takes two."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5

@@ -1,8 +1,8 @@
-"""How one layer is shared out over warpgroups and thread blocks, and the arrays the kernels see.
+"""How a layer is divided among warpgroups and thread blocks, and the layouts of the kernels' arrays.
 
-Inside the kernels a column is one sequence of the batch and a row one hidden unit, so that all that a product leaves in
-registers belongs to one unit per row: products are W^T h^T and W dz^T. That lets a thread block take as few sequences
-as it likes (the rows of a wgmma come in 64s, its columns in 8s), and the four gates of a unit land in one thread.
+Inside the kernels a column is a sequence of the batch and a row is a hidden unit, so each row of a matmul's result in
+registers belongs to one unit: the matmuls are W^T h^T and W dz^T. A thread block can then take few sequences (wgmma has
+rows in multiples of 64, columns in multiples of 8), and the four gates of a unit end up in one thread.
 """
 
 from typing import NamedTuple
@@ -11,23 +11,23 @@ import jax.numpy as jnp
 
 from charjax.array_types import Array
 
-UNITS = 64  # of a warpgroup: the rows of a wgmma
+UNITS = 64  # per warpgroup: the rows of a wgmma
 
 
 class Geometry(NamedTuple):
-    """One layer's share-out.
+    """How one layer is divided.
 
-    A cluster of blocks * halves thread blocks runs a group of sequences from the first step to the last. Where there
-    are two halves, two thread blocks share the sums over the units of the step before; the first of them, the lead,
-    adds up and does all that follows.
+    A cluster of blocks * halves thread blocks runs a group of sequences from the first step to the last. With two
+    halves, two thread blocks divide the sums over the units of the step before; the first of them, the lead, adds their
+    sums and does everything else.
 
     Attributes:
-        hidden: units, a sum of zeros where the layer has fewer.
-        columns: sequences of a cluster.
-        warpgroups: to a thread block, UNITS units each.
-        blocks: thread blocks that share the units out.
-        halves: thread blocks that share the sums out.
-        flat: the cluster's warpgroups are to run as those of one thread block, as they do when interpreted.
+        hidden: units, padded with zeros if the layer has fewer.
+        columns: sequences per cluster.
+        warpgroups: warpgroups per thread block, with UNITS units each.
+        blocks: thread blocks that the units are divided among.
+        halves: thread blocks that each sum is divided among.
+        flat: run the cluster's warpgroups as those of a single thread block, as the interpreter requires.
     """
 
     hidden: int
@@ -39,17 +39,17 @@ class Geometry(NamedTuple):
 
     @property
     def block_units(self) -> int:
-        """Units of one thread block."""
+        """Units per thread block."""
         return self.hidden if self.flat else self.warpgroups * UNITS
 
     @property
     def threads(self) -> int:
-        """Warpgroups of one thread block."""
+        """Warpgroups per thread block."""
         return self.warpgroups * (self.blocks * self.halves if self.flat else 1)
 
     @property
     def leads(self) -> int:
-        """Warpgroups of one thread block, without those that only help."""
+        """Leads per thread block: the warpgroups that do not only help."""
         return self.block_units // UNITS
 
     @property
@@ -59,12 +59,12 @@ class Geometry(NamedTuple):
 
     @property
     def spread(self) -> bool:
-        """Whether there are several thread blocks, were it not for being flat."""
+        """Whether there are several thread blocks, or would be without `flat`."""
         return self.blocks * self.halves > 1
 
     @property
     def slots(self) -> int:
-        """Halves whose sums one thread block makes."""
+        """Halves whose sums one thread block computes."""
         return self.halves if self.flat else 1
 
     @property
@@ -74,13 +74,13 @@ class Geometry(NamedTuple):
 
     @property
     def sources(self) -> int:
-        """Warpgroups that what one half sums over comes from."""
+        """Warpgroups that produce what one half sums over."""
         return self.summed // UNITS
 
 
-# A thread block holds its recurrent weights in 128 KB of shared memory: all of them at 128 units, those of 64 units at
-# 256, and half of those of 64 units at 512. A step takes as long as reading them there, and 16 columns do not make that
-# longer, while the gates take time for every column.
+# A thread block keeps its recurrent weights in 128 KB of shared memory: all of them for 128 units, those of 64 units
+# for 256, and half of those of 64 units for 512. Reading them bounds a step; 16 columns do not make that slower, but
+# the gates take time for every column.
 GEOMETRIES = (
     Geometry(hidden=128, columns=16, warpgroups=2, blocks=1, halves=1),
     Geometry(hidden=256, columns=16, warpgroups=1, blocks=4, halves=1),
@@ -89,21 +89,21 @@ GEOMETRIES = (
 
 
 def geometry_for(hidden: int, *, flat: bool) -> Geometry:
-    """The smallest that holds so many units.
+    """Returns the smallest geometry for `hidden` units.
 
     Raises:
-        NotImplementedError: there is none.
+        NotImplementedError: there are too many units.
     """
     for geometry in GEOMETRIES:
         if hidden <= geometry.hidden:
             return geometry._replace(flat=flat)
     raise NotImplementedError(
-        f"LSTM implementation 'mosaic_gpu' serves up to {GEOMETRIES[-1].hidden} hidden units, not {hidden}"
+        f"LSTM implementation 'mosaic_gpu' supports up to {GEOMETRIES[-1].hidden} hidden units, not {hidden}"
     )
 
 
 def steps_to_kernel(steps: Array, parts: int, geometry: Geometry) -> Array:
-    """[T, B, parts * H] -> [T * parts, hidden, columns], zeros where there are no units and no sequences."""
+    """[T, B, parts * H] -> [T * parts, hidden, columns], padded with zeros."""
     time, batch, width = steps.shape
     split = steps.reshape(time, batch, parts, width // parts).transpose(0, 2, 3, 1)
     return _pad(split.reshape(time * parts, width // parts, batch), geometry)
@@ -137,7 +137,7 @@ def weights_backward(w_hh: Array, geometry: Geometry) -> Array:
 
 
 def _padded_weights(w_hh: Array, geometry: Geometry) -> Array:
-    """[H, 4H] -> [hidden before, 4, hidden after], zeros for units that the layer does not have."""
+    """[H, 4H] -> [hidden before, 4, hidden after], padded with zeros."""
     hidden = w_hh.shape[0]
     missing = geometry.hidden - hidden
     return jnp.pad(w_hh.reshape(hidden, 4, hidden), ((0, missing), (0, 0), (0, missing)))

@@ -1,4 +1,4 @@
-"""Starting a kernel, and where in it a warpgroup finds itself."""
+"""Launching a kernel, and the position of a warpgroup in it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from charjax.ops.lstm.vma import alike, result
 
 
 class Places(NamedTuple):
-    """What a warpgroup works on.
+    """The part of a layer that a warpgroup computes.
 
     Attributes:
-        geometry: the share-out.
-        thread: its number in the thread block.
-        group: the number of its units' group in the thread block.
-        block: the number of its thread block among those that share the units out.
+        geometry: how the layer is divided.
+        thread: index of the warpgroup in the thread block.
+        group: index of its group of units in the thread block.
+        block: index of its thread block among those that the units are divided among.
         half: the half that it sums over.
         columns: the sequences of its cluster.
     """
@@ -34,8 +34,8 @@ class Places(NamedTuple):
 
     @staticmethod
     def here(geometry: Geometry) -> "Places":
-        """For the warpgroup that asks."""
-        # A number that is known spares registers for addresses.
+        """Returns the places of the calling warpgroup."""
+        # A constant index saves registers for addresses.
         thread = jax.lax.axis_index("thread") if geometry.threads > 1 else 0
         halves = geometry.halves
         columns = pl.ds(jax.lax.axis_index("columns") * geometry.columns, geometry.columns)
@@ -48,12 +48,12 @@ class Places(NamedTuple):
 
     @property
     def own(self) -> Any:
-        """Its units, counted from the first of the thread block."""
+        """Its units, counted from the thread block's first."""
         return pl.ds(self.group * UNITS, UNITS)
 
     @property
     def number(self) -> Array | int:
-        """That of its units' group in the layer."""
+        """The index of its group of units in the layer."""
         return self.block * self.geometry.leads + self.group
 
     @property
@@ -68,7 +68,7 @@ class Places(NamedTuple):
 
     @property
     def slot(self) -> Array | int:
-        """Where what its half sums over lies in its thread block's memory."""
+        """The slot of its half in its thread block's shared memory."""
         return self.half if self.geometry.flat else 0
 
     @property
@@ -78,7 +78,7 @@ class Places(NamedTuple):
 
     @property
     def source(self) -> Array | int:
-        """The number of its units' group among those of that half."""
+        """The index of its group of units among those of that half."""
         return self.number % self.geometry.sources
 
     @property
@@ -87,14 +87,14 @@ class Places(NamedTuple):
         return pl.ds(self.source * UNITS, UNITS)
 
     def summed(self, slot: int, source: int | None = None) -> Any:
-        """The units that a slot's half sums over; or all gates of one source among them, in a matrix by sources."""
+        """The units that a slot's half sums over; or, in a matrix by sources, all gates of one source."""
         half = slot if self.geometry.flat else self.half
         if source is None:
             return pl.ds(half * self.geometry.summed, self.geometry.summed)
         return pl.ds((half * self.geometry.sources + source) * 4 * UNITS, 4 * UNITS)
 
     def lead(self, do: Callable[[], None]) -> None:
-        """Does something in leads alone."""
+        """Runs `do` in leads only."""
         if self.geometry.halves == 1:
             do()
         else:
@@ -112,8 +112,8 @@ def launch(
 ) -> tuple[Array, ...]:
     """Runs a kernel over all columns of the arrays; `results` are shapes and dtypes.
 
-    The kernel gets one more array, int32 [2], with the geometry's `blocks` and `sources`: what it reads, the compiler
-    does not know. It unrolls loops of known length and computes all their addresses before the first step, for which
+    The kernel gets one more array, int32 [2], with the geometry's `blocks` and `sources`, to hide them from the
+    compiler: it would unroll loops of known length and compute all their addresses before the first step, for which
     there are not enough registers.
     """
     arrays = alike((*arrays, jnp.array((geometry.blocks, geometry.sources), jnp.int32)))
@@ -128,14 +128,14 @@ def launch(
         cluster_names=("block",) if clustered else (),
         num_threads=geometry.threads,
         thread_name="thread",
-        # tanh as one instruction: its error, 2^-11, is below that of the operands' rounding to bfloat16.
+        # tanh as one instruction: its error, 2^-11, is smaller than that of rounding operands to bfloat16.
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         interpret=interpret,
     )
-    # Some versions of Pallas forget what the results were declared to vary over.
+    # Some versions of Pallas drop the axes that the results were declared to vary over.
     return alike((*kernel(*arrays), arrays[0]))[:-1]
 
 
 def sum_ref(geometry: Geometry) -> Any:
-    """What a warpgroup's products are summed in."""
+    """Returns the accumulator of a warpgroup's matmuls."""
     return plgpu.WGMMAAccumulatorRef((UNITS, geometry.columns), jnp.float32)

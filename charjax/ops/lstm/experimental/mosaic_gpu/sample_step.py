@@ -1,11 +1,11 @@
-"""A kernel for GPUs, written in Pallas for Mosaic: it chooses the next character and makes layer 0's gates from it.
+"""A kernel in Pallas for Hopper GPUs: it samples the next character and computes layer 0's gates from it.
 
-XLA cannot put these two into one launch, since all gates wait for the largest of the scores. Here each thread block
-finds it for itself and goes on with its share of the units. A thread block has one text and as many units as it has
-threads, so that one text alone still keeps several multiprocessors busy.
+XLA cannot fuse these two into one launch, since all gates depend on the largest score. Here each thread block finds it
+by itself and computes its share of the units. A thread block has one sequence and as many units as threads, so even a
+single sequence keeps several multiprocessors busy.
 
-The kernel has been compiled for an H100 and interpreted on a processor, but never run on a GPU: nothing is known about
-its speed, and no default chooses it.
+The kernel has been compiled for an H100 and interpreted on a CPU, but has never run on a GPU: its speed is unknown, and
+no default chooses it.
 """
 
 from typing import Any
@@ -17,17 +17,17 @@ import numpy as np
 from charjax.array_types import Array, LSTMCarry
 from charjax.ops.lstm.single_step import StepState, StepWeights
 
-THREADS = 128  # of a warpgroup: what it loads from memory is a multiple of it
+THREADS = 128  # per warpgroup, whose loads are multiples of it
 
 # Larger than the bits of every number.
 _LARGEST = 2**31 - 1
 
 
 def summands(batch: int) -> int:
-    """How many to make of the products of a step.
+    """Returns the number of summands to split a step's matmuls into.
 
-    XLA itself would split up some products, to keep more multiprocessors busy, and add the summands up in another
-    launch. It does not do so again with what is split up already, nor with one row, which tensor cores do not multiply.
+    XLA would split some matmuls by itself, to keep more multiprocessors busy, and add the summands in another launch.
+    It does not split a matmul that is split already, or one of a single row, which tensor cores do not multiply.
     """
     return 1 if batch == 1 else 2
 
@@ -40,23 +40,23 @@ def choose(
     temperature: Array,
     interpret: Any = None,
 ) -> tuple[Array, LSTMCarry, Array]:
-    """What `charjax.generation.sampling.sample` without a filter and then `single_step.first_layer` compute.
+    """Samples without a filter, as `charjax.generation.sampling.sample`, then runs `single_step.first_layer`.
 
-    What would have to be cut out first, in another launch, it takes as a whole: noise and products.
+    Noise and products are passed whole, since slicing them would take another launch.
 
     Args:
         weights: padded by `pad_weights`, with a vocabulary of V characters padded to W.
-        state: of B texts, padded by `pad_carry`.
-        noise: [T, B, W] float32, drawn from the standard Gumbel distribution, for several characters.
-        number: [] int32, one of `numbers(T)`: which of them is to be chosen.
+        state: of B sequences, padded by `pad_carry`.
+        noise: [T, B, W] float32, standard Gumbel noise for several characters.
+        number: [] int32, one of `numbers(T)`: the character to sample.
         temperature: [B] float32.
-        interpret: Pallas's parameters for interpreting the kernel on any platform, for tests; None compiles it.
+        interpret: Pallas's parameters for interpreting the kernel on any platform, or None to compile it.
 
     Returns:
-        ids [B] int32, layer 0's carry after them, and its h in the operands' dtype, which XLA would otherwise round
-        in another launch.
+        ids [B] int32, layer 0's carry after reading them, and its h in the operands' dtype, which XLA would otherwise
+        round in another launch.
     """
-    # Imported when it is used: it takes a sixth of a second, and whoever runs on a processor has no use for it.
+    # Imported on use: it takes 0.17 s, and CPUs do not need it.
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     batch, hidden = state.carry[0].c.shape
@@ -65,9 +65,9 @@ def choose(
     kernel = plgpu.kernel(
         sample_step,
         out_type=(ids, c, c, operand),
-        # The last axis is the one that CUDA lets grow beyond 65535.
+        # Only the last axis may exceed 65535 in CUDA.
         grid=(hidden // THREADS, batch),
-        grid_names=("tile", "text"),
+        grid_names=("tile", "sequence"),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         interpret=interpret,
     )
@@ -98,45 +98,45 @@ def sample_step(
     h_after: Any,
     operand: Any,
 ) -> None:
-    """The kernel: one text's character, and the gates of as many units as there are threads."""
+    """The kernel: samples one sequence's character and computes the gates of as many units as there are threads."""
     from jax.experimental import pallas as pl
 
-    text, tile = jax.lax.axis_index("text"), jax.lax.axis_index("tile")
+    row, tile = jax.lax.axis_index("sequence"), jax.lax.axis_index("tile")
     hidden = c_before.shape[1]
     units = pl.ds(tile * THREADS, THREADS)
     gates = [pl.ds(gate * hidden + tile * THREADS, THREADS) for gate in range(4)]
-    # Asked for first, these arrive while the character is being chosen.
-    own = [_sum_of(bottom, text, gate) for gate in gates]
-    c = c_before[text, units]
-    logits = _sum_of(top, text, pl.ds(4 * hidden, bias.shape[0])) + bias[...]
-    chosen = _first_largest(logits + temperature[text] * noise[number[0] - 1, text], table.shape[0] - 1)
+    # Loaded first, these arrive while the character is being sampled.
+    own = [_sum_of(bottom, row, gate) for gate in gates]
+    c = c_before[row, units]
+    logits = _sum_of(top, row, pl.ds(4 * hidden, bias.shape[0])) + bias[...]
+    chosen = _argmax(logits + temperature[row] * noise[number[0] - 1, row], table.shape[0] - 1)
 
     @pl.when(tile == 0)
-    def tell() -> None:
-        ids[text] = chosen
+    def store_id() -> None:
+        ids[row] = chosen
 
     i, f, g, o = (part + table[chosen, gate] for part, gate in zip(own, gates, strict=True))
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    c_after[text, units] = c
+    c_after[row, units] = c
     h = jax.nn.sigmoid(o) * jnp.tanh(c)
-    h_after[text, units] = h
-    operand[text, units] = h.astype(operand.dtype)
+    h_after[row, units] = h
+    operand[row, units] = h.astype(operand.dtype)
 
 
-def _sum_of(product: Any, text: Array, columns: Any) -> Array:
-    """A piece of one text's row of what comes as summands."""
-    total = product[0, text, columns]
-    for number in range(1, product.shape[0]):
-        total += product[number, text, columns]
+def _sum_of(product: Any, row: Array, columns: Any) -> Array:
+    """Returns some columns of one sequence's row, added over the summands."""
+    total = product[0, row, columns]
+    for summand in range(1, product.shape[0]):
+        total += product[summand, row, columns]
     return total
 
 
-def _first_largest(scores: Array, size: int) -> Array:
-    """The place of the largest among the first `size` scores, the first of equals; a NaN is larger than all.
+def _argmax(scores: Array, size: int) -> Array:
+    """Returns the index of the first maximum among the first `size` scores; NaN counts as larger than every number.
 
-    As integers, numbers are in the order of their bits, those of negative ones turned round.
+    Float bits, compared as integers, sort like the numbers once those of negative numbers are inverted.
     """
-    # Adding zero makes 0 of -0, whose bits differ.
+    # Adding zero turns -0 into 0, whose bits differ.
     bits = jax.lax.bitcast_convert_type(scores + 0.0, jnp.int32)
     ranks = jnp.where(bits < 0, bits ^ jnp.int32(_LARGEST), bits)
     ranks = jnp.where(scores == scores, ranks, jnp.int32(_LARGEST))  # noqa: PLR0124
@@ -146,15 +146,15 @@ def _first_largest(scores: Array, size: int) -> Array:
 
 
 def numbers(size: int) -> np.ndarray:
-    """[size] int32, what `choose` is given for one character after the other: they count from 1.
+    """Returns [size] int32, the `number` argument of `choose` for each character, counted from 1.
 
-    Counting from 0, XLA would see an iota, and make each number in a launch of its own.
+    XLA would recognize an iota, counted from 0, and compute each number in a launch of its own.
     """
     return np.arange(1, size + 1, dtype=np.int32)
 
 
 def pad_weights(weights: StepWeights) -> StepWeights:
-    """Adds units without weights, whose state stays 0, and characters that are never chosen."""
+    """Pads with units without weights, whose state stays 0, and with characters that are never sampled."""
     gates = weights.table.shape[1]
     own = [_pad_gates(kernel[:, :gates]) for kernel in weights.kernels]
     above = [kernel[:, gates:] for kernel in weights.kernels]
@@ -167,7 +167,7 @@ def pad_weights(weights: StepWeights) -> StepWeights:
 
 
 def pad_carry(carry: tuple[LSTMCarry, ...]) -> tuple[LSTMCarry, ...]:
-    """The state of the units that `pad_weights` adds as well."""
+    """Pads the state with the units that `pad_weights` adds."""
     return jax.tree.map(lambda state_BH: _pad(state_BH, 1), carry)
 
 
@@ -182,13 +182,13 @@ def pad_noise(noise: Array) -> Array:
 
 
 def _pad_gates(array: Array) -> Array:
-    """[..., 4H], each gate's units."""
+    """Pads each gate's units of [..., 4H]."""
     by_gate = array.reshape(*array.shape[:-1], 4, array.shape[-1] // 4)
     return _pad(by_gate, by_gate.ndim - 1).reshape(*array.shape[:-1], -1)
 
 
 def _pad(array: Array, axis: int) -> Array:
-    """Zeros, up to a multiple of what a warpgroup takes."""
+    """Pads an axis with zeros to a multiple of THREADS."""
     missing = [(0, 0)] * array.ndim
     missing[axis] = (0, -array.shape[axis] % THREADS)
     return jnp.pad(array, missing)

@@ -1,1 +1,1 @@
-"""The two time loops as Pallas kernels for TPUs."""
+"""The time loops of `recompute` as TPU kernels in Pallas."""

@@ -1,10 +1,10 @@
-"""Kernels for TPUs, written in Pallas: the two loops over time of `recompute`, each of them one launch.
+"""The two time loops of `recompute` as TPU kernels in Pallas, one launch each.
 
-Time is the grid. w_hh is copied to the core's memory once and stays there for the whole sequence, as do h and c, while
-the pipeline brings the next steps' inputs and takes the last steps' results away. A turn of the grid takes several
-steps, since each has a price of its own. Units are padded to the lanes of a register, rows to its sublanes.
+The grid runs over time. w_hh is copied to VMEM once and stays there for the whole sequence, as do h and c, while the
+pipeline prefetches the next steps' inputs and writes back the last steps' results. A grid step takes several time
+steps, to spread its overhead. Units are padded to the lanes of a register, rows to its sublanes.
 
-These kernels were compiled for TPUs and interpreted on processors; they never ran on a TPU.
+These kernels have been compiled for TPUs and interpreted on CPUs, but have never run on a TPU.
 """
 
 import functools
@@ -27,22 +27,22 @@ from charjax.ops.lstm.vma import alike, result
 def lstm_mosaic_tpu(
     weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype, *, interpret: bool = False
 ) -> tuple[Array, LSTMCarry]:
-    """The implementation of `charjax.ops.lstm` in Pallas for TPUs; interpreted, it is slow and runs anywhere.
+    """Implements `charjax.ops.lstm` in Pallas for TPUs; with `interpret` it is slow and runs anywhere.
 
-    On a TPU, float32 operands of products are rounded as everywhere in JAX: `jax.default_matmul_precision` says how.
+    On a TPU, float32 operands of matmuls are rounded according to `jax.default_matmul_precision`, as always in JAX.
 
     Raises:
-        NotImplementedError: what is compiled for is not a TPU, or w_hh is too large for a core's memory.
+        NotImplementedError: not a TPU, or w_hh does not fit in VMEM.
     """
     platform = target_platform()
     if platform != "tpu" and not interpret:
-        raise NotImplementedError(f"LSTM implementation 'mosaic_tpu' is for TPUs, not for platform {platform!r}")
+        raise NotImplementedError(f"LSTM implementation 'mosaic_tpu' supports only TPUs, not the platform {platform!r}")
     return run_layer(make_loops(interpret), weights, x, carry, dtype)
 
 
 @functools.cache
 def make_loops(interpret: bool) -> Loops:
-    """The two kernels, compiled for a TPU or interpreted."""
+    """Returns the two kernels, compiled for a TPU or interpreted."""
     return Loops(functools.partial(_forward, interpret), functools.partial(_backward, interpret))
 
 
@@ -110,9 +110,9 @@ def _launch(
     reverse: bool,
     interpret: bool,
 ) -> list[Array]:
-    """Inputs [T, B, *] and then w, the carry before -> [T, B, width * H] for each width, c and h after; all padded.
+    """Runs a kernel: inputs [T, B, *], then w; the initial carry -> [T, B, width * H] per width, final c and h; padded.
 
-    The blocks of the results that take the carry after stay in place while time passes: they hold the carry.
+    The output blocks of the final carry stay in VMEM over all time steps, so they hold the carry meanwhile.
     """
 
     def block_at(turn: Any) -> Any:
@@ -160,7 +160,7 @@ def _launch(
 
 
 def _columns(hidden: int) -> list[tuple[Any, list[Any]]]:
-    """Groups of units whose gates are made together, as wide as the widest matrix units, and their gates' columns."""
+    """Returns groups of units to compute together, as wide as the widest matrix unit, and their gates' columns."""
     size = 256 if hidden % 256 == 0 else LANES
     starts = range(0, hidden, size)
     return [(pl.ds(n, size), [pl.ds(gate * hidden + n, size) for gate in range(4)]) for n in starts]
@@ -171,7 +171,7 @@ def _product(x: Array, w: Array) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    """By way of tanh, for which there is hardware."""
+    """Uses tanh, which the hardware has."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 

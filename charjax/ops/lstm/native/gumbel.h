@@ -1,8 +1,7 @@
-// Gumbel noise, the numbers that jax.random.gumbel draws: Threefry-2x32 of 20 rounds (Salmon et al. 2011) over
-// counters.
+// Gumbel noise, the numbers of jax.random.gumbel: Threefry-2x32 with 20 rounds (Salmon et al. 2011) over counters.
 #pragma once
 
-#include "vectors.h"
+#include "simd.h"
 
 namespace charjax {
 
@@ -16,7 +15,7 @@ CHARJAX_INLINE void mix(T& x, T& y) {
   y = ((y << by) | (y >> (32 - by))) ^ x;
 }
 
-// One block of the cipher, for numbers or for vectors of them.
+// Encrypts one block, of integers or of vectors of them.
 template <class T>
 CHARJAX_INLINE void threefry(Key key, T& x, T& y) {
   const uint32_t k0 = key.first, k1 = key.second, k2 = k0 ^ k1 ^ 0x1BD11BDAu;
@@ -42,10 +41,10 @@ inline Key fold_in(Key key, uint32_t number) {
   return {x, y};
 }
 
-// The natural logarithm of normal numbers, to about 1e-7 of its value: the polynomial of Cephes' logf (Moshier 1989).
+// The natural logarithm of normal numbers, to a relative error of about 1e-7: Cephes' logf polynomial (Moshier 1989).
 CHARJAX_INLINE Vec log(Vec x) {
   typedef int32_t Ints __attribute__((vector_size(4 * W), aligned(4), may_alias));
-  // x is 2^exponent m, with m from the square root of 1/2 to that of 2.
+  // x = 2^exponent m, with m in [sqrt(1/2), sqrt(2)).
   const Bits above_root = reinterpret_cast<Bits>(x) - 0x3f3504f3u;
   const Vec exponent = __builtin_convertvector(reinterpret_cast<Ints>(above_root) >> 23, Vec);
   const Vec f = reinterpret_cast<Vec>((above_root & 0x007fffffu) + 0x3f3504f3u) - 1.0f, z = f * f;
@@ -53,11 +52,11 @@ CHARJAX_INLINE Vec log(Vec x) {
   const Vec third = f * 1.4249322787e-1f - 1.6668057665e-1f, fourth = f * 1.1676998740e-1f - 1.2420140846e-1f;
   const Vec fifth = f * 7.0376836292e-2f - 1.1514610310e-1f;
   const Vec series = (((fifth * z + fourth) * z + third) * z + next) * z + low;
-  // The logarithm of 2 in two parts: what a whole number makes of the first is exact.
+  // log(2) in two parts: an integer times the first part is exact.
   return exponent * 0.693359375f + (f + (series * z - exponent * 2.12194440e-4f));
 }
 
-// What jax.random.uniform(key, (V,), minval=tiny) has at v, v + 1, ..., where tiny is the least normal number.
+// Elements v, v + 1, ... of jax.random.uniform(key, (V,), minval=tiny), where tiny is the smallest normal number.
 CHARJAX_INLINE Vec uniform(Key key, uint32_t v) {
   static constexpr uint32_t LANES[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Bits x{}, y = *reinterpret_cast<const Bits*>(LANES) + v;
@@ -66,7 +65,7 @@ CHARJAX_INLINE Vec uniform(Key key, uint32_t v) {
   return value > least ? value : least;
 }
 
-// What jax.random.gumbel makes of that.
+// jax.random.gumbel of such uniform numbers.
 CHARJAX_INLINE Vec gumbel(Vec uniform) {
   return -log(-log(uniform));
 }

@@ -1,8 +1,10 @@
-// An LSTM layer over a sequence, forward and backward, as two custom calls of XLA for processors.
+// XLA custom calls for the CPU: an LSTM layer forward and backward, and generation.
 //
-// Compiled once for each instruction set that pays: avx2.cc and its like differ by the flags that setup.py gives them.
+// avx2.cc and the like include this file and differ only in the compiler flags that setup.py gives them.
 
 #pragma once
+
+#include <utility>
 
 #include "backward.h"
 #include "forward.h"
@@ -16,8 +18,8 @@ namespace ffi = xla::ffi;
 using Buffer = ffi::AnyBuffer;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
-constexpr int ROWS_ALONE = 32;  // texts per thread from which on threads go by texts, each with all weights
-constexpr int LEAST_ROWS = 8;   // per thread: with fewer, weights are read more than they are used
+constexpr int OWN_ROWS = 32;   // rows per thread from which each thread generates its own rows with all weights
+constexpr int LEAST_ROWS = 8;  // per thread in training: with fewer, reading the weights dominates
 
 template <class E>
 const E* in(const Buffer& buffer) {
@@ -28,7 +30,7 @@ E* out(Out& buffer) {
   return buffer->element_count() ? static_cast<E*>(buffer->untyped_data()) : nullptr;
 }
 
-// x [B, T, D] or integers [B, T]; w_ih [D, 4H].
+// x is [B, T, D] or ids [B, T]; w_ih is [D, 4H].
 Sizes sizes_of(const Buffer& x, const Buffer& w_ih) {
   const auto shape = x.dimensions(), weights = w_ih.dimensions();
   return {static_cast<int>(shape[0]), static_cast<int>(shape[1]), static_cast<int>(weights[0]),
@@ -38,9 +40,10 @@ Sizes sizes_of(const Buffer& x, const Buffer& w_ih) {
 template <class Pass>
 ffi::Error run(Pass& pass, ffi::ThreadPool& pool, int64_t threads) {
   const int parts = std::max<int>(1, std::min<int64_t>(threads, pass.n.B / LEAST_ROWS));
-  pass.take(parts);
-  if (!pass.scratch.ok()) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for an LSTM layer");
-  pass.prepare();
+  pass.allocate(parts);
+  if (!pass.scratch.ok())
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory in an LSTM layer: use a smaller batch");
+  pass.pack();
   run_parts(pool, parts, [&](int part) { pass.run(part, parts); });
   return ffi::Error::Success();
 }
@@ -50,8 +53,8 @@ ffi::Error forward(ffi::ThreadPool pool, int64_t threads, Buffer x, Buffer w_ih,
                    Buffer h0, Out y, Out c_last, Out h_last, Out saved_c, Out saved_gates) {
   Forward<E> pass{};
   pass.n = sizes_of(x, w_ih);
-  pass.x = pass.n.chooses_rows ? nullptr : in<E>(x);
-  pass.ids = pass.n.chooses_rows ? in<int32_t>(x) : nullptr;
+  pass.x = pass.n.one_hot ? nullptr : in<E>(x);
+  pass.ids = pass.n.one_hot ? in<int32_t>(x) : nullptr;
   pass.w_ih = in<float>(w_ih), pass.w_hh = in<float>(w_hh), pass.bias = in<float>(bias);
   pass.c0 = in<float>(c0), pass.h0 = in<float>(h0);
   pass.y = out<E>(y), pass.c_last = out<float>(c_last), pass.h_last = out<float>(h_last);
@@ -65,8 +68,8 @@ ffi::Error backward(ffi::ThreadPool pool, int64_t threads, Buffer x, Buffer w_ih
                     Out dw_ih, Out dw_hh, Out dbias, Out dc0, Out dh0) {
   Backward<E> pass{};
   pass.n = sizes_of(x, w_ih);
-  pass.x = pass.n.chooses_rows ? nullptr : in<E>(x);
-  pass.ids = pass.n.chooses_rows ? in<int32_t>(x) : nullptr;
+  pass.x = pass.n.one_hot ? nullptr : in<E>(x);
+  pass.ids = pass.n.one_hot ? in<int32_t>(x) : nullptr;
   pass.w_ih = in<float>(w_ih), pass.w_hh = in<float>(w_hh);
   pass.c0 = in<float>(c0), pass.h0 = in<float>(h0);
   pass.y = in<E>(y), pass.saved_c = in<E>(saved_c), pass.saved_gates = in<E>(saved_gates), pass.dy = in<E>(dy);
@@ -93,90 +96,54 @@ ffi::Error generate(ffi::ThreadPool pool, int64_t threads, int64_t vocab_size, B
   g.top_p = in<float>(top_p), g.min_p = in<float>(min_p);
   g.ids = out<int32_t>(ids), g.all_logits = out<float>(logits), g.c_last = out<float>(c_last),
   g.h_last = out<float>(h_last);
-  if (!g.take()) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the state of the texts");
-  const int parts = static_cast<int>(std::min<int64_t>(threads, g.B / ROWS_ALONE));
+  if (!g.allocate())
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      "out of memory in generation: generate fewer sequences at once");
+  const int parts = static_cast<int>(std::min<int64_t>(threads, g.B / OWN_ROWS));
   if (parts > 1) {
-    const auto alone = [](int pieces, int, const auto& piece) {
+    const auto in_order = [](int pieces, int, const auto& piece) {
       for (int n = 0; n < pieces; ++n) piece(n);
     };
     run_parts(pool, parts, [&](int part) {
       const int first = part_begin(g.B, parts, part);
-      g.run(first, part_begin(g.B, parts, part + 1) - first, alone);
+      g.run(first, part_begin(g.B, parts, part + 1) - first, in_order);
     });
   } else {
-    Team::run(pool, static_cast<int>(std::max<int64_t>(1, threads)), [&](Team& team) {
+    ThreadTeam::run(pool, static_cast<int>(std::max<int64_t>(1, threads)), [&](ThreadTeam& team) {
       g.run(0, g.B, [&](int pieces, int bytes, const auto& piece) { team.phase(pieces, bytes, piece); });
     });
   }
   return ffi::Error::Success();
 }
 
-auto bind_generate() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Attr<int64_t>("threads")
-      .Attr<int64_t>("vocab_size")
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>();
+// Adds so many input and output buffers to the binding of a handler.
+template <int inputs, int outputs, class Binding>
+auto add_buffers(Binding binding) {
+  if constexpr (inputs > 0) {
+    return add_buffers<inputs - 1, outputs>(std::move(binding).template Arg<Buffer>());
+  } else if constexpr (outputs > 1) {
+    return add_buffers<0, outputs - 1>(std::move(binding).template Ret<Buffer>());
+  } else {
+    return std::move(binding).template Ret<Buffer>();  // a binding cannot be moved, only extended
+  }
 }
 
+auto bind_threads() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("threads");
+}
 auto bind_forward() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Attr<int64_t>("threads")
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>();
+  return add_buffers<6, 5>(bind_threads());
 }
-
 auto bind_backward() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Attr<int64_t>("threads")
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Arg<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>()
-      .Ret<Buffer>();
+  return add_buffers<11, 6>(bind_threads());
+}
+auto bind_generate() {
+  return add_buffers<12, 4>(bind_threads().Attr<int64_t>("vocab_size"));
 }
 
 }  // namespace
 
-// Everything else stays out of sight: several of these libraries live in one process.
+// Only these symbols are exported: one process loads several of these libraries.
 #pragma GCC visibility push(default)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_forward_float32, forward<float>, bind_forward());
@@ -193,17 +160,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_bfloat16, backward<bf16>, bi
 
 extern "C" {
 
-// Units to a panel, to whose multiple the saved arrays are padded.
+// Units per panel; the saved arrays are padded to a multiple of it.
 int charjax_lstm_panel() {
   return charjax::W;
 }
 
-// Terms of a sum that one multiplication of int8 weights takes.
+// Terms of a sum that one instruction takes of int8 weights.
 int charjax_lstm_bytes_at_once() {
-  return charjax::PAIR<charjax::Quantized>;
+  return charjax::GROUP<charjax::Quantized>;
 }
 
-// Whether this processor has the instructions that this file is compiled for.
+// Whether this CPU has the instructions that this file is compiled for.
 int charjax_lstm_supported() {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -1,4 +1,4 @@
-// Vectors of the instruction set that this file is compiled for, the two formats of operands, and tanh.
+// SIMD vectors of the instruction set this file is compiled for, the operand formats, and tanh.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ namespace charjax {
 
 #define CHARJAX_INLINE inline __attribute__((always_inline))
 
-// W floats to a vector. A tile of accumulators is ROWS x 4 vectors, as many as the registers hold beside operands.
+// W floats per vector. A tile of accumulators is ROWS x 4 vectors: as many as fit in registers next to the operands.
 #if defined(__AVX512F__)
 constexpr int W = 16, ROWS = 6;
 #elif defined(__AVX2__)
@@ -60,7 +60,7 @@ template <>
 CHARJAX_INLINE bf16 narrow<bf16>(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40u);  // a NaN stays one
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40u);  // NaN stays NaN
   return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);                  // to nearest, ties to even
 }
 
@@ -81,7 +81,7 @@ CHARJAX_INLINE void store_as(bf16* p, Vec v) {
   const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
   std::memcpy(p, &half, sizeof(half));
 }
-// Two vectors, each lane the pair (even, odd): what a product sums over two at a time.
+// Interleaves two vectors, so that each 32-bit lane is the pair (even, odd) that one dot-product instruction reads.
 CHARJAX_INLINE void store_pairs(bf16* p, Vec even, Vec odd) {
   bf16 low[W], high[W];
   store_as(low, even);
@@ -99,13 +99,7 @@ CHARJAX_INLINE void store_as(bf16* p, Vec v) {
 }
 #endif
 
-// How many terms of a sum one multiplication takes.
-template <class E>
-constexpr int PAIR = 1;
-template <>
-inline constexpr int PAIR<bf16> = 2;
-
-// The first n <= W floats of a row whose rest is someone else's.
+// Loads or stores the first n <= W elements of a row; what follows them belongs to other data.
 template <class E>
 CHARJAX_INLINE Vec load_some(const E* p, int n) {
   if (n == W) return load_as_float(p);
@@ -121,10 +115,10 @@ CHARJAX_INLINE void store_some(E* p, Vec v, int n) {
   std::memcpy(p, row, n * sizeof(E));
 }
 
-// x P(x^2) / Q(x^2), fitted for the least relative error on [-9, 9]: 2e-8, and 4e-7 in float arithmetic.
+// x P(x^2) / Q(x^2), a minimax fit of the relative error on [-9, 9]: 2e-8, and 4e-7 in float arithmetic.
 CHARJAX_INLINE Vec tanh(Vec x) {
   const Vec most = broadcast(9.0f);
-  x = x > most ? most : x;  // comparisons with NaN are false, and a NaN stays one
+  x = x > most ? most : x;  // comparisons with NaN are false, so NaN stays NaN
   x = x < -most ? -most : x;
   const Vec s = x * x;
   Vec p = s * 1.335467581e-08f + 2.060909397e-05f;
@@ -136,7 +130,7 @@ CHARJAX_INLINE Vec tanh(Vec x) {
   p = p * s + 1.0f;
   q = q * s + 1.0f;
 #if defined(__AVX512F__)
-  // One step of Newton's on a reciprocal of 14 bits is faster than a division.
+  // One Newton step on a 14-bit reciprocal is faster than a division.
   const Vec r = reinterpret_cast<Vec>(_mm512_rcp14_ps(reinterpret_cast<__m512>(q)));
   return x * p * (r * (2.0f - q * r));
 #else

@@ -1,10 +1,10 @@
-// The one inner loop that all products share, and the layouts that feed it.
+// The inner loop that all matrix products share, and the layouts it reads.
 //
-// A product sums over k. Its right operand lies in panels of TILE columns, [k / PAIR][TILE][PAIR], so that the loop
-// reads memory in order. A tile of ROWS x TILE sums stays in registers from the first k to the last.
+// A product sums over k. Its right operand is packed in panels of TILE columns, [k / GROUP][TILE][GROUP], so that the
+// loop reads memory in order. A tile of ROWS x TILE sums stays in registers from the first k to the last.
 #pragma once
 
-#include "vectors.h"
+#include "simd.h"
 
 namespace charjax {
 
@@ -13,12 +13,18 @@ struct Tile {
   Vec v[R][4];
 };
 
-// What a product makes of PAIR<E> operands and as many weights of each of W columns: see `multiply`.
+// Terms of a sum that one instruction takes.
 template <class E>
-struct Terms;
+constexpr int GROUP = 1;
+template <>
+inline constexpr int GROUP<bf16> = 2;
+
+// Multiply-accumulate for operands of type E: GROUP<E> of them, broadcast, times as many weights in each of W columns.
+template <class E>
+struct Mac;
 
 template <>
-struct Terms<float> {
+struct Mac<float> {
   static CHARJAX_INLINE Vec weights(const float* p) { return load(p); }
   static CHARJAX_INLINE Vec spread(const float* p) { return broadcast(*p); }
   static CHARJAX_INLINE Vec add(Vec sum, Vec x, Vec w) { return sum + x * w; }
@@ -26,7 +32,7 @@ struct Terms<float> {
 
 #if defined(__AVX512BF16__)
 template <>
-struct Terms<bf16> {
+struct Mac<bf16> {
   static CHARJAX_INLINE __m512bh weights(const bf16* p) {
     __m512bh v;
     std::memcpy(&v, p, sizeof(v));
@@ -45,9 +51,9 @@ struct Terms<bf16> {
   }
 };
 #else
-// Without instructions for it, pairs are widened.
+// Without bfloat16 instructions, pairs are widened to float.
 template <>
-struct Terms<bf16> {
+struct Mac<bf16> {
   struct Pairs {
     Vec even, odd;
   };
@@ -64,46 +70,46 @@ struct Terms<bf16> {
 };
 #endif
 
-// tile[r][:] += sum over k of a[r * row_stride + k * step] * b[k][:], k counting groups of PAIR.
+// tile[r][:] += sum over k of a[r * row_stride + k * step] * b[k][:], where k counts groups of GROUP terms.
 template <class E, int R, class Weight>
 CHARJAX_INLINE void multiply(Tile<R>& tile, const E* a, ptrdiff_t row_stride, int step, const Weight* b, int groups) {
-  constexpr int vector = PAIR<E> * W;
+  constexpr int vector = GROUP<E> * W;
   for (int k = 0; k < groups; ++k) {
-    const auto b0 = Terms<E>::weights(b), b1 = Terms<E>::weights(b + vector), b2 = Terms<E>::weights(b + 2 * vector),
-               b3 = Terms<E>::weights(b + 3 * vector);
+    const auto b0 = Mac<E>::weights(b), b1 = Mac<E>::weights(b + vector), b2 = Mac<E>::weights(b + 2 * vector),
+               b3 = Mac<E>::weights(b + 3 * vector);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const auto x = Terms<E>::spread(a + r * row_stride);
-      tile.v[r][0] = Terms<E>::add(tile.v[r][0], x, b0);
-      tile.v[r][1] = Terms<E>::add(tile.v[r][1], x, b1);
-      tile.v[r][2] = Terms<E>::add(tile.v[r][2], x, b2);
-      tile.v[r][3] = Terms<E>::add(tile.v[r][3], x, b3);
+      const auto x = Mac<E>::spread(a + r * row_stride);
+      tile.v[r][0] = Mac<E>::add(tile.v[r][0], x, b0);
+      tile.v[r][1] = Mac<E>::add(tile.v[r][1], x, b1);
+      tile.v[r][2] = Mac<E>::add(tile.v[r][2], x, b2);
+      tile.v[r][3] = Mac<E>::add(tile.v[r][3], x, b3);
     }
     a += step;
     b += 4 * vector;
   }
 }
 
-// One row by N panels that lie `panel_size` weights apart: tile[n][:] += sum over k of a[k * step] * b[n][k][:].
+// One row by N panels, `panel_size` weights apart: tile[n][:] += sum over k of a[k * step] * b[n][k][:].
 //
-// The sums of a single panel are too few to keep a processor busy while each waits for its last addition.
+// One panel has too few independent sums to hide the latency of an addition.
 template <class E, int N, class Weight>
 CHARJAX_INLINE void multiply_by_panels(Tile<N>& tile, const E* a, int step, const Weight* b, ptrdiff_t panel_size,
                                        int groups) {
-  constexpr int vector = PAIR<E> * W;
+  constexpr int vector = GROUP<E> * W;
   for (int k = 0; k < groups; ++k) {
-    const auto x = Terms<E>::spread(a);
+    const auto x = Mac<E>::spread(a);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j)
-        tile.v[n][j] = Terms<E>::add(tile.v[n][j], x, Terms<E>::weights(b + n * panel_size + j * vector));
+        tile.v[n][j] = Mac<E>::add(tile.v[n][j], x, Mac<E>::weights(b + n * panel_size + j * vector));
     a += step;
     b += 4 * vector;
   }
 }
 
-// Calls f.run<R>(first row) for tiles that cover `rows` rows; R <= ROWS is known to the compiler.
+// Calls f.run<R>(first row) for tiles that cover `rows` rows; R <= ROWS is a compile-time constant.
 template <class F>
 inline void for_tiles(int rows, F f) {
   int r = 0;

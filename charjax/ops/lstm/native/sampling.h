@@ -1,0 +1,77 @@
+// Sampling a character from its logits: temperature, then top-k, top-p and min-p, as in charjax/generation/sampling.py.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "gemm.h"
+#include "gumbel.h"
+
+namespace charjax {
+
+// How to sample for one sequence. top_k >= V, top_p > 1 and min_p = 0 leave every character possible.
+struct SamplingOptions {
+  float temperature;
+  int32_t top_k;
+  float top_p, min_p;
+  bool filters(int V) const { return top_k < V || top_p <= 1 || min_p > 0; }
+};
+
+// The index of the first maximum, or of the first NaN, as jnp.argmax; `values` is padded to whole vectors.
+inline int argmax(const float* values, int V) {
+  Vec most = broadcast(-std::numeric_limits<float>::infinity()), sum = Vec{};
+  for (int v = 0; v < V; v += W) {
+    const Vec value = load(values + v);
+    most = value > most ? value : most;
+    sum += value;  // NaN if any value is, or if infinities of both signs meet
+  }
+  float top = most[0], total = sum[0];
+  for (int lane = 1; lane < W; ++lane) top = std::max(top, most[lane]), total += sum[lane];
+  if (total != total)
+    for (int v = 0; v < V; ++v)
+      if (values[v] != values[v]) return v;
+  for (int v = 0; v < V; ++v)
+    if (values[v] == top) return v;
+  return 0;
+}
+
+// The index of the largest value among the characters that top-k, top-p and min-p keep.
+inline int argmax_of_kept(const float* logits, const float* values, int V, const SamplingOptions& options) {
+  const int kept = std::min(V, options.top_k);
+  std::vector<int> order(V);
+  std::vector<float> scaled(kept);
+  for (int v = 0; v < V; ++v) order[v] = v;
+  const auto above = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
+  std::partial_sort(order.begin(), order.begin() + kept, order.end(), above);
+  // With their maximum subtracted, logits cannot overflow when divided by a small temperature.
+  const float divisor = std::max(options.temperature, std::numeric_limits<float>::min());
+  float total = 0;
+  for (int n = 0; n < kept; ++n) total += scaled[n] = std::exp((logits[order[n]] - logits[order[0]]) / divisor);
+  int best = order[0];
+  float before = 0;
+  for (int n = 0; n < kept; ++n) {
+    // A character stays while those before it sum to less than top_p, so the most likely one always does.
+    if (!(before < options.top_p) || scaled[n] < options.min_p) break;
+    before += scaled[n] / total;
+    const int v = order[n];
+    if (values[v] > values[best] || (values[v] == values[best] && v < best)) best = v;
+  }
+  return best;
+}
+
+// Samples with the noise of a key; `values` is work space. Both arrays have room for V rounded up to W.
+inline int sample(const float* logits, float* values, int V, Key key, const SamplingOptions& options) {
+  if (options.temperature == 0) {
+    std::memcpy(values, logits, V * sizeof(float));
+  } else {
+    // Two loops: iterations of a single one would be too long for the CPU to overlap.
+    for (int v = 0; v < V; v += W) store(values + v, uniform(key, v));
+    for (int v = 0; v < V; v += W) store(values + v, load(logits + v) + gumbel(load(values + v)) * options.temperature);
+  }
+  for (int v = V; v < round_up(V, W); ++v) values[v] = -std::numeric_limits<float>::infinity();
+  return options.filters(V) ? argmax_of_kept(logits, values, V, options) : argmax(values, V);
+}
+
+}  // namespace charjax

@@ -1,0 +1,158 @@
+// Work shared among the threads of XLA's pool: independent parts, or one short phase after another.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace charjax {
+
+// Calls task(part) for every part, on this thread and on those of the pool's that become free in time. This thread
+// never waits for a part that has not begun, so a pool whose threads all wait in here cannot deadlock.
+template <class Pool, class Task>
+void run_parts(Pool& pool, int parts, const Task& task) {
+  struct Shared {
+    std::atomic<int> next{0};
+    int finished = 0;
+    std::mutex mutex;
+    std::condition_variable all;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto work = [shared, parts, &task] {
+    for (int part; (part = shared->next.fetch_add(1)) < parts;) {
+      task(part);
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if (++shared->finished == parts) shared->all.notify_one();
+    }
+  };
+  for (int i = 1; i < parts; ++i) pool.Schedule(std::function<void()>(work));
+  work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->all.wait(lock, [&] { return shared->finished == parts; });
+}
+
+// The first of B rows that belongs to a part; B for part == parts.
+inline int part_begin(int B, int parts, int part) {
+  return static_cast<int>(static_cast<int64_t>(B) * part / parts);
+}
+
+// Threads that run phases together. A phase has pieces 0 to n - 1 < 65536, each run once, by the first thread to take
+// it. A thread starts with the pieces it ran in earlier phases, whose weights are in its cache, then helps the others;
+// short pieces are taken several at a time. The leader never waits for a thread that has not taken a piece, so a pool
+// whose threads all lead cannot deadlock.
+class ThreadTeam {
+ public:
+  // Calls lead(team); the pool's threads share the phases that it runs.
+  template <class Pool, class Lead>
+  static void run(Pool& pool, int threads, const Lead& lead) {
+    auto team = std::make_shared<ThreadTeam>(threads);
+    for (int thread = 1; thread < threads; ++thread)
+      pool.Schedule(std::function<void()>([team, thread] { team->follow(thread); }));
+    lead(*team);
+    // A thread that the pool starts late sees this and touches only the team, which it keeps alive.
+    team->phase_.store(ENDED, std::memory_order_release);
+  }
+
+  explicit ThreadTeam(int threads) : queues_(threads) {}
+
+  // Calls task(piece) for every piece; `bytes` is what one piece reads.
+  template <class Task>
+  void phase(int pieces, int bytes, const Task& task) {
+    const int at_once = std::max(1, LEAST_BYTES / std::max(1, bytes));
+    if (queues_.size() == 1 || pieces <= at_once) {
+      for (int piece = 0; piece < pieces; ++piece) task(piece);
+      return;
+    }
+    const uint32_t number = ++number_;
+    task_ = &task;
+    at_once_.store(std::min(at_once, 65535), std::memory_order_relaxed);
+    call_ = [](const void* of, int piece) { (*static_cast<const Task*>(of))(piece); };
+    for (int thread = 0; thread < static_cast<int>(queues_.size()); ++thread)
+      queues_[thread].next.store(ticket(number, begin_of(thread, pieces), begin_of(thread + 1, pieces)),
+                                 std::memory_order_release);
+    phase_.store(number, std::memory_order_release);
+    expected_ += pieces;
+    work(0, number);
+    for (int spins = 0; done_.load(std::memory_order_acquire) != expected_; ++spins) pause(spins);
+  }
+
+ private:
+  static constexpr uint32_t ENDED = ~0u;
+  // Handing out a piece takes as long as reading a few thousand bytes.
+  static constexpr int LEAST_BYTES = 1 << 15;
+  struct alignas(64) Queue {
+    std::atomic<uint64_t> next{0};
+  };
+
+  // Packs a phase's number with a thread's next piece and the end of its pieces: taking a piece in an old phase fails.
+  static uint64_t ticket(uint32_t number, int next, int end) {
+    return static_cast<uint64_t>(number) << 32 | static_cast<uint64_t>(end) << 16 | static_cast<uint64_t>(next);
+  }
+  int begin_of(int thread, int pieces) const {
+    return static_cast<int>(static_cast<int64_t>(pieces) * thread / static_cast<int64_t>(queues_.size()));
+  }
+  // Spins, and yields the core from time to time.
+  static void pause(int spins) {
+    if (spins % 4096 == 4095) {
+      std::this_thread::yield();
+    } else {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    }
+  }
+
+  void follow(int thread) {
+    uint32_t seen = 0;
+    for (int spins = 0;; ++spins) {
+      const uint32_t number = phase_.load(std::memory_order_acquire);
+      if (number == ENDED) return;
+      if (number == seen) {
+        pause(spins);
+        continue;
+      }
+      work(thread, number);
+      seen = number;
+      spins = 0;
+    }
+  }
+
+  void work(int thread, uint32_t number) {
+    const int threads = static_cast<int>(queues_.size());
+    for (int other = 0; other < threads; ++other) {
+      const int owner = (thread + other) % threads;
+      std::atomic<uint64_t>& next = queues_[owner].next;
+      uint64_t at = next.load(std::memory_order_acquire);
+      while (at >> 32 == number) {
+        const int first = at & 0xffff, end = at >> 16 & 0xffff,
+                  count = std::min(at_once_.load(std::memory_order_relaxed), end - first);
+        if (count <= 0) break;
+        if (!next.compare_exchange_weak(at, at + count, std::memory_order_acq_rel)) continue;
+        for (int piece = first; piece < first + count; ++piece) call_(task_, piece);
+        done_.fetch_add(count, std::memory_order_acq_rel);
+        at = next.load(std::memory_order_acquire);
+      }
+    }
+  }
+
+  const void* task_ = nullptr;
+  void (*call_)(const void*, int) = nullptr;
+  std::atomic<int> at_once_{1};
+  std::vector<Queue> queues_;
+  std::atomic<uint32_t> phase_{0};
+  uint32_t number_ = 0;
+  alignas(64) std::atomic<uint64_t> done_{0};
+  uint64_t expected_ = 0;
+};
+
+}  // namespace charjax
