@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,8 +12,8 @@ from typing import BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`, and moves it to `path` once the block has written it.
 
-    After an error `path` is unchanged and the temporary file is gone; after a kill or a crash `.NAME.PID.new` may be
-    left. A symbolic link at either place is replaced, not followed.
+    The permissions of `path` are kept. After an error `path` is unchanged and the temporary file is gone; after a kill
+    `.NAME.PID.new` may be left. A symbolic link at either place is replaced, not followed.
 
     Raises:
         OSError: the file cannot be written; its filename is `path`.
@@ -24,6 +25,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if path.is_file():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):

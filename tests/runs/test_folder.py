@@ -43,13 +43,12 @@ def test_a_failed_clean_up_does_not_hide_the_reason(tmp_path, monkeypatch):
         fit(MODEL, CORPUS, SMALL, out=tmp_path)
 
 
-def test_a_resumed_run_is_told_that_checkpoints_are_kept(tmp_path, monkeypatch):
-    fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
+def test_a_resumed_run_is_told_that_checkpoints_are_kept(run, monkeypatch):
     monkeypatch.setattr("charjax.runs.model_file.replacing", refuse(errno.EACCES))
     with pytest.raises(
         UserError, match="earlier checkpoints are kept: change its permissions, and continue with --resume"
     ):
-        fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True)
+        fit(MODEL, CORPUS, SMALL, out=run, resume=True)
 
 
 @pytest.mark.parametrize("out", ["loop", "loop/run"])

@@ -54,16 +54,15 @@ def test_a_folder_in_use_is_not_started_over(holder, tmp_path):
     assert not (tmp_path / "run" / LOCK).exists()
 
 
-def test_a_folder_in_use_is_not_resumed(tmp_path):
-    fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
-    lock = FolderLock(tmp_path)
+def test_a_folder_in_use_is_not_resumed(run):
+    lock = FolderLock(run)
     lock.acquire()
-    before = content(tmp_path)
+    before = content(run)
     with pytest.raises(UserError, match="is in use by process"):
-        fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True)
-    assert content(tmp_path) == before
+        fit(MODEL, CORPUS, SMALL, out=run, epochs=1, resume=True)
+    assert content(run) == before
     lock.release()
-    fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True)
+    fit(MODEL, CORPUS, SMALL, out=run, epochs=1, resume=True)
 
 
 def test_a_folder_that_another_run_created_in_the_meantime(tmp_path):

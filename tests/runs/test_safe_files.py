@@ -1,6 +1,7 @@
 """Files in a run folder from someone else: nothing in them is executed, followed or believed."""
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from charjax import fit, load_model
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
+from charjax.host.atomic_file import replacing
 from charjax.interop import from_torch
 from charjax.runs.compatibility import describe_run
 from charjax.runs.integrity import DIGESTS, DamagedError, check_digests, write_digests
@@ -46,18 +48,10 @@ def test_nothing_is_unpickled_or_evaluated(tmp_path, monkeypatch):
     load_model(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    run = tmp_path_factory.mktemp("trained") / "run"
-    fit(MODEL, CORPUS, SMALL, out=run, epochs=1, sample_length=0, eval_every=None)
-    return run
-
-
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "samples.txt"])
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_training_writes_through_no_link_and_to_no_pipe(trained, tmp_path, name, kind):
-    run, outside = tmp_path / "run", tmp_path / "precious"
-    shutil.copytree(trained, run)
+def test_training_writes_through_no_link_and_to_no_pipe(run, tmp_path, name, kind):
+    outside = tmp_path / "precious"
     outside.write_text("precious")
     (run / name).unlink(missing_ok=True)
     if kind == "link":
@@ -66,21 +60,42 @@ def test_training_writes_through_no_link_and_to_no_pipe(trained, tmp_path, name,
         os.mkfifo(run / name)
     message = "is a symbolic link" if kind == "link" else "is not a regular file|cannot be written"
     with pytest.raises(UserError, match=f"{name} ({message})"):
-        fit(MODEL, CORPUS, SMALL, out=run, epochs=2, sample_length=0, eval_every=None, resume=True)
+        fit(MODEL, CORPUS, SMALL, out=run, epochs=1, resume=True)
     assert outside.read_text() == "precious"
 
 
 @pytest.mark.parametrize("name", ["config.json", f".vocab.json.{os.getpid()}.new", "model.safetensors"])
-def test_links_in_the_place_of_model_files_are_replaced(trained, tmp_path, name):
-    run, outside = tmp_path / "run", tmp_path / "precious"
-    shutil.copytree(trained, run)
+def test_links_in_the_place_of_model_files_are_replaced(run, tmp_path, name):
+    outside = tmp_path / "precious"
     outside.write_text("precious")
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(outside)
-    fit(MODEL, CORPUS, SMALL, out=run, epochs=1, sample_length=0, eval_every=None, resume=True)
+    fit(MODEL, CORPUS, SMALL, out=run, epochs=1, resume=True)
     assert outside.read_text() == "precious"
     assert not (run / name).is_symlink()
     load_model(run)
+
+
+def test_a_file_is_replaced_with_its_permissions_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o640)
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+    def fail():
+        with replacing(path) as file:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fail()
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

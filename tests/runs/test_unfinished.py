@@ -25,13 +25,6 @@ def train(out, **options):
     return fit(MODEL, CORPUS, SMALL, epochs=1, out=out, mesh=make_mesh(jax.devices()[:1]), **options)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(folder)
-    return folder
-
-
 @pytest.fixture
 def killed(finished, tmp_path):
     """A run as SIGKILL leaves it between Orbax's commit of the first checkpoint and its digests."""
@@ -140,9 +133,7 @@ def test_a_run_of_an_earlier_version_is_recognized(killed):
     assert is_unfinished_start(killed)
 
 
-def test_temporary_files_of_a_killed_write_are_removed_by_the_next_run(finished, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
+def test_temporary_files_of_a_killed_write_are_removed_by_the_next_run(run):
     for name in (".model.safetensors.12.new", ".config.json.345.new"):
         (run / name).write_text("half")
     train(run, resume=True)
