@@ -1,5 +1,7 @@
 """CharLSTM: shapes, one parameter tree for all implementations, dropout."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from charjax.ops.lstm.api import IMPLEMENTATIONS
 from charjax.ops.lstm.dropout import drop, keep_per_stream
 
 
+@functools.cache
 def make(**options):
     model = CharLSTM(vocab_size=11, hidden_dim=6, hidden_layers=2, **options)
     params = init_params(jax.random.key(0), model)
@@ -23,9 +26,14 @@ def make(**options):
     return model, params, ids
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, ids, carry):
+    return model.apply({"params": params}, ids, carry)
+
+
 def test_shapes_and_parameter_tree():
     model, params, ids = make()
-    logits, carry = model.apply({"params": params}, ids, init_carry(model, 4))
+    logits, carry = apply(model, params, ids, init_carry(model, 4))
     assert logits.shape == (4, 9, 11)
     assert logits.dtype == jnp.float32
     assert [leaf.shape for leaf in jax.tree.leaves(carry)] == [(4, 6)] * 4
@@ -49,8 +57,8 @@ SERVED = [
 def test_all_implementations_take_the_same_parameters(implementation, dtype, tolerance):
     reference, params, ids = make(implementation="flax")
     model = CharLSTM(vocab_size=11, hidden_dim=6, hidden_layers=2, implementation=implementation, dtype=dtype)
-    expected, expected_carry = reference.apply({"params": params}, ids, init_carry(reference, 4))
-    logits, carry = jax.jit(model.apply)({"params": params}, ids, init_carry(model, 4))
+    expected, expected_carry = apply(reference, params, ids, init_carry(reference, 4))
+    logits, carry = apply(model, params, ids, init_carry(model, 4))
     np.testing.assert_allclose(logits, expected, atol=tolerance)
     for leaf, expected_leaf in zip(jax.tree.leaves(carry), jax.tree.leaves(expected_carry), strict=True):
         np.testing.assert_allclose(leaf, expected_leaf, atol=tolerance)
@@ -60,17 +68,17 @@ def test_all_implementations_take_the_same_parameters(implementation, dtype, tol
 
 def test_a_position_does_not_see_later_characters():
     model, params, ids = make()
-    logits, _ = model.apply({"params": params}, ids, init_carry(model, 4))
-    changed, _ = model.apply({"params": params}, ids.at[:, 5].set((ids[:, 5] + 1) % 11), init_carry(model, 4))
+    logits, _ = apply(model, params, ids, init_carry(model, 4))
+    changed, _ = apply(model, params, ids.at[:, 5].set((ids[:, 5] + 1) % 11), init_carry(model, 4))
     np.testing.assert_array_equal(logits[:, :5], changed[:, :5])
     assert (np.abs(logits[:, 5:] - changed[:, 5:]).max(axis=-1) > 0).all()
 
 
 def test_parts_with_the_carry_passed_on_equal_the_whole():
     model, params, ids = make()
-    whole, _ = model.apply({"params": params}, ids, init_carry(model, 4))
-    first, carry = model.apply({"params": params}, ids[:, :4], init_carry(model, 4))
-    second, _ = model.apply({"params": params}, ids[:, 4:], carry)
+    whole, _ = apply(model, params, ids, init_carry(model, 4))
+    first, carry = apply(model, params, ids[:, :4], init_carry(model, 4))
+    second, _ = apply(model, params, ids[:, 4:], carry)
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-6)
 
 
@@ -103,7 +111,7 @@ def test_a_single_layer():
     layer = LSTMLayer(hidden_dim=6, input_dim=5)
     x, carry = jax.random.normal(jax.random.key(0), (3, 7, 5)), LSTMCarry(jnp.zeros((3, 6)), jnp.zeros((3, 6)))
     variables = layer.init(jax.random.key(1), x, carry)
-    y, after = layer.apply(variables, x, carry)
+    y, after = jax.jit(layer.apply)(variables, x, carry)
     np.testing.assert_array_equal(y[:, -1], after.h)
     expected, _, _ = lstm_float64(*variables["params"]["cell"].values(), x, *carry)
     np.testing.assert_allclose(y, expected, atol=1e-6)
