@@ -46,3 +46,9 @@ def test_a_reader_that_has_enough_is_no_error(trained):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert len(done.stdout) == 10
     assert done.stderr == ""
+
+
+def test_sampling_imports_nothing_that_only_training_needs():
+    code = "import sys, charjax.cli.environment, charjax.cli.commands.sample; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"optax", "orbax", "tensorstore", "jax.experimental.pallas", "rich.progress"} & set(done.stdout.split())
