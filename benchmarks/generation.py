@@ -8,7 +8,7 @@ Text is sampled at temperature 1 after a context of 16 characters. Every peer ha
 weights; before any time counts, its logits after a given text must be the model's, and a text that it samples must be
 as surprising as the model says. Then peers take turns. In each round a peer samples a single character a few times, and
 whole texts: characters per second are those of a text after its first character, so that neither prefill nor the
-packing of weights is in them; the time to the first character stands beside them. Ratios are taken within a round;
+packing of weights is in them; the time to the first character is a figure of its own. Ratios are taken within a round;
 medians of rounds are shown, with the least and the largest.
 
 The limit is what reading every weight of a step once allows, measured in the same rounds by a small program in C++. One

@@ -23,7 +23,7 @@ class Worker:
 
         Args:
             environment: the process's whole environment; None for this process's.
-            prefix: what stands in front of the command, such as taskset and its arguments.
+            prefix: put in front of the command, such as taskset and its arguments.
         """
         self._command = [*prefix, sys.executable, "-c", PROGRAM]
         self._environment = os.environ if environment is None else environment
