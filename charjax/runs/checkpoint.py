@@ -43,10 +43,11 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
         >>> from charjax.runs.compatibility import describe_run
         >>> from charjax.runs.metadata import Progress
         >>> from charjax.train_state import abstract_train_state
-        >>> corpus, config, mesh = Corpus.from_text("to be " * 9), TrainConfig(), make_mesh(jax.devices()[:1])
+        >>> corpus, config = Corpus.from_text("a flat white, please. "), TrainConfig()
+        >>> mesh = make_mesh(jax.devices()[:1])
         >>> model, optimizer = CharLSTM(corpus.vocab.size, hidden_dim=8, hidden_layers=1), make_optimizer(config, 9)
-        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=1, mesh=mesh)
-        >>> abstract = abstract_train_state(model, optimizer, batch_size=1, mesh=mesh)
+        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=4, mesh=mesh)
+        >>> abstract = abstract_train_state(model, optimizer, batch_size=4, mesh=mesh)
         >>> with tempfile.TemporaryDirectory() as run:
         ...     save_checkpoint(run, state, describe_run(model, corpus, config), Progress(step=0))
         ...     restored, info, progress = restore_checkpoint(run, abstract)

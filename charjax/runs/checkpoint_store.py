@@ -153,9 +153,10 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         >>> from charjax import save_checkpoint
         >>> from charjax.runs.compatibility import describe_run
         >>> from charjax.runs.metadata import Progress
-        >>> corpus, config, mesh = Corpus.from_text("to be " * 9), TrainConfig(), make_mesh(jax.devices()[:1])
+        >>> corpus, config = Corpus.from_text("a flat white, please. "), TrainConfig()
+        >>> mesh = make_mesh(jax.devices()[:1])
         >>> model, optimizer = CharLSTM(corpus.vocab.size, hidden_dim=8, hidden_layers=1), make_optimizer(config, 9)
-        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=1, mesh=mesh)
+        >>> state = init_train_state(jax.random.key(0), model, optimizer, batch_size=4, mesh=mesh)
         >>> with tempfile.TemporaryDirectory() as run:
         ...     save_checkpoint(run, state, describe_run(model, corpus, config), Progress(step=0))
         ...     _, params, _ = load_model(run)

@@ -42,11 +42,12 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
 
     Examples:
         >>> import tempfile
-        >>> from charjax import CharLSTM, Corpus, fit, load_model
-        >>> corpus = Corpus.from_text("to be or not to be, " * 9)
+        >>> import jax
+        >>> from charjax import CharLSTM, Corpus, fit, load_model, make_mesh
+        >>> corpus, mesh = Corpus.from_text("a flat white, please. " * 20), make_mesh(jax.devices()[:1])
         >>> model = CharLSTM(corpus.vocab.size, hidden_dim=8, hidden_layers=1)
         >>> with tempfile.TemporaryDirectory() as run:
-        ...     _ = fit(model, corpus, out=run, batch_size=1, seq_len=8, epochs=1, sample_length=0)
+        ...     _ = fit(model, corpus, mesh=mesh, batch_size=4, seq_len=20, epochs=2, sample_length=0, out=run)
         ...     model, params, vocab = load_model(run)
         >>> params["head"]["kernel"].shape, vocab.kind
         ((8, 128), 'ascii')
