@@ -31,7 +31,7 @@ from charjax.config import SampleConfig
 from charjax.data.batching import Streams
 from charjax.generation.blocks import BLOCK
 from charjax.generation.decoder import make_decoder
-from charjax.generation.sampling import make_settings
+from charjax.generation.sampling import Sampling, make_settings
 from charjax.model import CharLSTM, init_params
 from charjax.train_state import abstract_train_state
 from charjax.training.step import make_train_step
@@ -90,8 +90,8 @@ def compile_generation(sizes: Sizes, mesh: Mesh, implementation: str | None = No
     def shapes(decoder: Any) -> tuple[Any, ...]:
         weights = decoder.pack(init_params(jax.random.key(0), model))
         keys = jax.random.split(jax.random.key(0), sizes.batch_size)
-        settings, number = make_settings(SampleConfig(), sizes.batch_size), jnp.int32(0)
-        return weights, decoder.init(sizes.batch_size), keys, number, settings, number
+        sampling = Sampling(keys, jnp.int32(0), make_settings(SampleConfig(), sizes.batch_size))
+        return weights, decoder.init(sizes.batch_size), sampling, jnp.int32(0)
 
     with jax.sharding.use_abstract_mesh(alone.abstract_mesh):
         decoder = make_decoder(model)

@@ -15,7 +15,7 @@ from benchmarks.peers.steps import Steps
 from charjax import CharLSTM, SampleConfig, generate, init_carry, init_params
 from charjax.generation.blocks import capacity_for
 from charjax.generation.decoder import make_decoder
-from charjax.generation.sampling import make_settings
+from charjax.generation.sampling import Sampling, make_settings
 
 Sizes = dict[str, Any]
 
@@ -45,17 +45,16 @@ def charjax_steps(sizes: Sizes, dtype: str, implementation: str | None = None) -
     model = _model(sizes, dtype, implementation)
     params = init_params(jax.random.key(0), model)
     streams, length = sizes["streams"], sizes["length"]
-    decoder, settings, keys = make_decoder(model), make_settings(SampleConfig(), streams), jax.random.key(1)
-    weights, keys = decoder.pack(params), jax.random.split(keys, streams)
-    state, position = decoder.prefill(weights, decoder.init(streams), jnp.zeros((streams, 1), jnp.int32)), 0
+    decoder, keys = make_decoder(model), jax.random.split(jax.random.key(1), streams)
+    weights, sampling = decoder.pack(params), Sampling(keys, np.int32(0), make_settings(SampleConfig(), streams))
+    state = decoder.prefill(weights, decoder.init(streams), jnp.zeros((streams, 1), jnp.int32))
 
     def run(steps: int) -> None:
-        nonlocal state, position
-        capacity = capacity_for(length)
+        nonlocal state, sampling
+        size, capacity = np.int32(length), capacity_for(length)
         for _ in range(steps):
-            at, size = np.int32(position), np.int32(length)
-            state, ids = decoder.write(weights, state, keys, at, settings, size, capacity=capacity, filtered=False)
-            position += length
+            state, ids = decoder.write(weights, state, sampling, size, capacity=capacity, filtered=False)
+            sampling = sampling._replace(position=sampling.position + size)
         ids.block_until_ready()
 
     begin = time.perf_counter()

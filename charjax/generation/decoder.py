@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import jax
+from jax.typing import ArrayLike
 
 from charjax.array_types import Array, Params
 from charjax.generation.native_decoder import NativeDecoder
-from charjax.generation.sampling import Settings
+from charjax.generation.sampling import Sampling
 from charjax.generation.xla_decoder import XlaDecoder
 from charjax.model import CharLSTM
 from charjax.ops.lstm.native.steps import library_for_steps
@@ -35,18 +35,10 @@ class Decoder(Protocol):
     def init(self, batch: int) -> State:
         """Returns the state of B sequences before their first character."""
 
-    def pad_context(
-        self, ids: jax.typing.ArrayLike, lengths: jax.typing.ArrayLike | None
-    ) -> tuple[jax.typing.ArrayLike, jax.typing.ArrayLike | None]:
+    def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:
         """Pads what `prefill` takes, if that lets few sizes recompile without costing time."""
 
-    def prefill(
-        self,
-        weights: Weights,
-        state: State,
-        ids: jax.typing.ArrayLike,
-        lengths: jax.typing.ArrayLike | None = None,
-    ) -> State:
+    def prefill(self, weights: Weights, state: State, ids: ArrayLike, lengths: ArrayLike | None = None) -> State:
         """Reads a context.
 
         Args:
@@ -75,25 +67,14 @@ class Decoder(Protocol):
         """
 
     def write(
-        self,
-        weights: Weights,
-        state: State,
-        keys: Array,
-        position: jax.typing.ArrayLike,
-        settings: Settings,
-        length: jax.typing.ArrayLike,
-        *,
-        capacity: int,
-        filtered: bool,
+        self, weights: Weights, state: State, sampling: Sampling, length: ArrayLike, *, capacity: int, filtered: bool
     ) -> tuple[State, Array]:
         """Samples `length` characters of each sequence.
 
         Args:
             weights: from `pack`.
             state: the state before them.
-            keys: [B] Threefry keys, one per sequence.
-            position: [] integer, characters sampled with these keys so far; folded into the keys.
-            settings: how to sample.
+            sampling: how to sample.
             length: [] integer, at most `capacity`; another length does not recompile. Rounded up to whole blocks.
             capacity: a multiple of BLOCK.
             filtered: whether top-k, top-p or min-p exclude characters.
@@ -104,9 +85,7 @@ class Decoder(Protocol):
 
 
 def make_decoder(model: CharLSTM, weights: str = "auto") -> Decoder:
-    """Returns the fastest decoder of a model on the platform that is compiled for.
-
-    On a CPU with the compiled kernel that is the native one, if the model's implementation allows it, otherwise XLA's.
+    """Returns a model's decoder: on a CPU the native one if the model's implementation allows it, otherwise XLA's.
 
     Args:
         model: the model.
@@ -116,10 +95,9 @@ def make_decoder(model: CharLSTM, weights: str = "auto") -> Decoder:
         NotImplementedError: int8 without the native kernel.
     """
     dtype = model.dtype if weights == "auto" else weights
-    if target_platform() == "cpu" and model.implementation in (None, "native"):
-        library = library_for_steps()
-        if library is not None:
-            return NativeDecoder(model, dtype, library)
+    native = target_platform() == "cpu" and model.implementation in (None, "native")
+    if native and (library := library_for_steps()):
+        return NativeDecoder(model, dtype, library)
     if dtype == "int8":
         raise NotImplementedError("int8 weights need the native kernel on a CPU; use bfloat16 or float32 here")
     if model.implementation == "mosaic_gpu" and target_is_hopper():

@@ -14,7 +14,7 @@ from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
 from charjax.generation.blocks import BLOCK, capacity_for
 from charjax.generation.decoder import Decoder, make_decoder
-from charjax.generation.sampling import Settings, as_threefry, is_filtered, make_settings
+from charjax.generation.sampling import Sampling, Settings, as_threefry, is_filtered, make_settings
 from charjax.memory_budget import check_room_to_sample
 from charjax.model import CharLSTM
 
@@ -110,11 +110,8 @@ def _generate(
     """Packs the weights, reads the contexts and samples: -> ids [B, capacity], of which `length` count."""
     weights = decoder.pack(params)
     state = decoder.prefill(weights, decoder.init(len(keys)), context, context_lengths)
-    position = jnp.zeros((), jnp.int32)
-    _, ids = decoder.write(
-        weights, state, as_threefry(keys), position, settings, length, capacity=capacity, filtered=filtered
-    )
-    return ids
+    sampling = Sampling(as_threefry(keys), jnp.zeros((), jnp.int32), settings)
+    return decoder.write(weights, state, sampling, length, capacity=capacity, filtered=filtered)[1]
 
 
 def generate_text(

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from charjax.array_types import Array, Params
 from charjax.config import SampleConfig
 from charjax.generation.blocks import BLOCK, capacity_for
-from charjax.generation.sampling import Settings, make_settings
+from charjax.generation.sampling import Sampling, make_settings
 from charjax.model import Carry, CharLSTM, init_carry, layer_weights
 from charjax.ops.lstm.native import Library, steps
 from charjax.ops.lstm.native.steps import RESET, SAMPLE, SKIP, PackedWeights
@@ -51,9 +52,7 @@ class NativeDecoder:
         """Returns the empty state."""
         return NativeState(init_carry(self.model, batch))
 
-    def pad_context(
-        self, ids: jax.typing.ArrayLike, lengths: jax.typing.ArrayLike | None
-    ) -> tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]:
+    def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike]:
         """Pads ids [B, P] to a power of two of blocks: the kernel skips padding at no cost."""
         size = np.shape(ids)[1]
         room = ((0, 0), (0, capacity_for(size) - size))
@@ -61,11 +60,7 @@ class NativeDecoder:
         return padded, np.int32(size) if lengths is None else lengths
 
     def prefill(
-        self,
-        weights: PackedWeights,
-        state: NativeState,
-        ids: jax.typing.ArrayLike,
-        lengths: jax.typing.ArrayLike | None = None,
+        self, weights: PackedWeights, state: NativeState, ids: ArrayLike, lengths: ArrayLike | None = None
     ) -> NativeState:
         """Reads a context."""
         return self._prefill(weights, state, *self.pad_context(ids, lengths))
@@ -79,12 +74,7 @@ class NativeDecoder:
         return self._read(weights, state, given)[1]
 
     def logits(
-        self,
-        weights: PackedWeights,
-        state: NativeState,
-        ids: Array,
-        resets: Array,
-        reduce: Callable[[Array, Array], Any],
+        self, weights: PackedWeights, state: NativeState, ids: Array, resets: Array, reduce: Callable[..., Any]
     ) -> tuple[Any, NativeState]:
         """Reads a text, then reduces its logits."""
         logits_BTV, state = self._read(weights, state, jnp.where(resets, RESET - ids, ids), with_logits=True)
@@ -97,9 +87,7 @@ class NativeDecoder:
         self,
         weights: PackedWeights,
         state: NativeState,
-        keys: Array,
-        position: Array,
-        settings: Settings,
+        sampling: Sampling,
         length: Array,
         *,
         capacity: int,
@@ -108,32 +96,20 @@ class NativeDecoder:
         """Samples characters in one call; the kernel itself sees whether any are excluded."""
         del filtered
         given = jnp.where(jnp.arange(capacity) < -(-length // BLOCK) * BLOCK, SAMPLE, SKIP)
-        given = jnp.broadcast_to(given[None], (len(keys), capacity))
-        ids, state, _ = self._take_steps(weights, state, given, keys, position, settings)
-        return state, ids
+        given = jnp.broadcast_to(given[None], (len(sampling.keys), capacity))
+        ids, carry, _ = self._take_steps(weights, state.carry, given, *sampling)
+        return NativeState(carry), ids
 
     def _read(
         self, weights: PackedWeights, state: NativeState, given: Array, *, with_logits: bool = False
     ) -> tuple[Array, NativeState]:
         """Takes steps without sampling: -> (logits if they are wanted, state)."""
         batch = len(given)
-        unused = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), batch)
-        settings = make_settings(SampleConfig(), batch)
-        _, state, logits = self._take_steps(
-            weights, state, given, unused, jnp.zeros((), jnp.int32), settings, with_logits=with_logits
-        )
-        return logits, state
+        keys = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), batch)
+        sampling = Sampling(keys, jnp.zeros((), jnp.int32), make_settings(SampleConfig(), batch))
+        _, carry, logits = self._take_steps(weights, state.carry, given, *sampling, with_logits=with_logits)
+        return logits, NativeState(carry)
 
-    def _take_steps(
-        self, weights: PackedWeights, state: NativeState, *args: Any, with_logits: bool = False
-    ) -> tuple[Array, NativeState, Array]:
-        ids, carry, logits = steps.take_steps(
-            self.library,
-            self.dtype,
-            weights,
-            state.carry,
-            *args,
-            vocab_size=self.model.vocab_size,
-            with_logits=with_logits,
-        )
-        return ids, NativeState(carry), logits
+    @property
+    def _take_steps(self) -> Callable[..., tuple[Array, Carry, Array]]:
+        return functools.partial(steps.take_steps, self.library, self.dtype, vocab_size=self.model.vocab_size)

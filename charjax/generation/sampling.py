@@ -14,7 +14,7 @@ _NO_LIMIT = 2**31 - 1
 
 
 class Settings(NamedTuple):
-    """Sampling settings of B sequences, as arrays, so that other values do not recompile.
+    """Temperature and filters of B sequences, as arrays, so that other values do not recompile.
 
     Attributes:
         temperature: [B] float32, 0 for argmax.
@@ -27,6 +27,20 @@ class Settings(NamedTuple):
     top_k: Array
     top_p: Array
     min_p: Array
+
+
+class Sampling(NamedTuple):
+    """How B sequences are sampled.
+
+    Attributes:
+        keys: [B] Threefry keys, one per sequence.
+        position: [] integer, characters sampled with these keys so far; folded into the keys.
+        settings: the settings.
+    """
+
+    keys: Array
+    position: Array | np.int32
+    settings: Settings
 
 
 def make_settings(config: SampleConfig, batch: int, temperature: jax.typing.ArrayLike | None = None) -> Settings:

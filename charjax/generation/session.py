@@ -1,6 +1,7 @@
 """One text that grows piece by piece: shown as it is sampled, ended by a stop string, continued in turns."""
 
 import codecs
+import functools
 import time
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from charjax.distributed.mesh import on_one_device
 from charjax.generation.blocks import BLOCK
 from charjax.generation.decoder import make_decoder
 from charjax.generation.generate import end_of, keys_of_seeds
-from charjax.generation.sampling import as_threefry, is_filtered, make_settings
+from charjax.generation.sampling import Sampling, as_threefry, is_filtered, make_settings
 from charjax.model import CharLSTM
 
 # The first piece is short, to show something at once; pieces grow as long as sampling one takes no noticeable time.
@@ -41,12 +42,11 @@ class Session:
         """
         self._decoder, self._vocab = make_decoder(model, config.weights), vocab
         self._weights = self._decoder.pack(on_one_device(params))
-        self._settings, self._filtered = make_settings(config, 1), is_filtered(config)
+        keys = as_threefry(keys_of_seeds(config.seed, 1))
+        self._sampling, self._filtered = Sampling(keys, np.int32(0), make_settings(config, 1)), is_filtered(config)
         self._stop = None if stop is None else encode_stop(vocab, stop)
         self._reach = len(self._stop) if self._stop is not None else 1
-        self._state, self._keys = self._decoder.init(1), as_threefry(keys_of_seeds(config.seed, 1))
-        self._sampled = 0
-        self._piece = BLOCK
+        self._state, self._piece = self._decoder.init(1), BLOCK
 
     def read(self, ids: np.ndarray) -> None:
         """Appends given characters, ids [P]."""
@@ -80,16 +80,8 @@ class Session:
     def _sample(self, count: int, tail: np.ndarray) -> tuple[np.ndarray, bool]:
         """Returns the next characters, at most `count`, and whether they end with the stop string."""
         before, began = self._state, time.perf_counter()
-        after, sampled = self._decoder.write(
-            self._weights,
-            before,
-            self._keys,
-            np.int32(self._sampled),
-            self._settings,
-            np.int32(count),
-            capacity=_LARGEST_PIECE,
-            filtered=self._filtered,
-        )
+        write = functools.partial(self._decoder.write, capacity=_LARGEST_PIECE, filtered=self._filtered)
+        after, sampled = write(self._weights, before, self._sampling, np.int32(count))
         ids = np.asarray(sampled)[0, :count]
         if 2 * self._piece <= _LARGEST_PIECE and time.perf_counter() - began < _SECONDS:
             self._piece *= 2
@@ -101,7 +93,7 @@ class Session:
             # The decoder samples whole blocks: read the characters that are kept from where the blocks began.
             self._state = before
             self.read(ids)
-        self._sampled += len(ids)
+        self._sampling = self._sampling._replace(position=self._sampling.position + np.int32(len(ids)))
         return ids, end is not None
 
 

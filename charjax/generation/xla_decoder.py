@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from charjax.array_types import Array, Params
 from charjax.generation.blocks import BLOCK, steps_per_trip
-from charjax.generation.sampling import Settings, gumbel_noise, sample
+from charjax.generation.sampling import Sampling, gumbel_noise, sample
 from charjax.model import CharLSTM, init_carry, layer_weights
 from charjax.ops.lstm import single_step
 from charjax.ops.lstm.single_step import StepState, StepWeights
@@ -55,9 +56,7 @@ class XlaDecoder:
         # Products of an h of zeros are zeros.
         return StepState(init_carry(self.model, batch), tuple(jnp.zeros((1, batch, width)) for width in widths))
 
-    def pad_context(
-        self, ids: jax.typing.ArrayLike, lengths: jax.typing.ArrayLike | None
-    ) -> tuple[jax.typing.ArrayLike, jax.typing.ArrayLike | None]:
+    def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:
         """Returns both as they are: reading padding would take time."""
         return ids, lengths
 
@@ -101,61 +100,41 @@ class XlaDecoder:
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered"))
     def write(
-        self,
-        weights: XlaWeights,
-        state: StepState,
-        keys: Array,
-        position: Array,
-        settings: Settings,
-        length: Array,
-        *,
-        capacity: int,
-        filtered: bool,
+        self, weights: XlaWeights, state: StepState, sampling: Sampling, length: Array, *, capacity: int, filtered: bool
     ) -> tuple[StepState, Array]:
         """Samples characters block by block."""
         sample_each = jax.vmap(functools.partial(sample, filtered=filtered))
 
         def sample_one(state: StepState, noise_BV: Array) -> tuple[StepState, Array]:
-            ids_B = sample_each(noise_BV, self.next_logits(weights, state), settings)
+            ids_B = sample_each(noise_BV, self.next_logits(weights, state), sampling.settings)
             return self.step(weights, state, ids_B), ids_B
 
         def sample_block(state: StepState, noise_TBV: Array) -> tuple[StepState, Array]:
             return jax.lax.scan(sample_one, state, noise_TBV, unroll=steps_per_trip())
 
-        noise_at = functools.partial(gumbel_noise, keys, vocab_size=self.model.vocab_size)
-        return write_blocks(sample_block, state, noise_at, position, length, capacity=capacity)
+        return self._write_blocks(sample_block, state, sampling, length, capacity)
 
+    def _write_blocks(
+        self,
+        sample_block: Callable[[StepState, Array], tuple[StepState, Array]],
+        state: StepState,
+        sampling: Sampling,
+        length: Array,
+        capacity: int,
+    ) -> tuple[StepState, Array]:
+        """Samples blocks until there are `length` characters: -> (state, ids [B, capacity]).
 
-def write_blocks(
-    sample_block: Callable[[StepState, Array], tuple[StepState, Array]],
-    state: StepState,
-    noise_at: Callable[[Array], Array],
-    position: Array,
-    length: Array,
-    *,
-    capacity: int,
-) -> tuple[StepState, Array]:
-    """Samples whole blocks of BLOCK characters until there are `length`.
+        `sample_block` takes a state and noise [BLOCK, B, V], and returns the next state and ids [BLOCK, B].
+        """
 
-    Args:
-        sample_block: takes a state and noise [BLOCK, B, V], returns the next state and ids [BLOCK, B].
-        state: of B sequences, before the first character.
-        noise_at: takes positions [BLOCK], returns the noise there.
-        position: [] int32, of the first character.
-        length: [] int32, at most `capacity`.
-        capacity: a multiple of BLOCK.
+        def write_block(number: Array, before: tuple[StepState, Array]) -> tuple[StepState, Array]:
+            state, ids_NTB = before
+            positions = sampling.position + BLOCK * number + jnp.arange(BLOCK)
+            state, ids_TB = sample_block(state, gumbel_noise(sampling.keys, positions, self.model.vocab_size))
+            return state, jax.lax.dynamic_update_index_in_dim(ids_NTB, ids_TB, number, 0)
 
-    Returns:
-        The state after the last block, and ids [B, capacity] int32.
-    """
-
-    def write_block(number: Array, before: tuple[StepState, Array]) -> tuple[StepState, Array]:
-        state, ids_NTB = before
-        state, ids_TB = sample_block(state, noise_at(position + BLOCK * number + jnp.arange(BLOCK)))
-        return state, jax.lax.dynamic_update_index_in_dim(ids_NTB, ids_TB, number, 0)
-
-    batch = len(state.carry[0].h)
-    ids_NTB = jnp.zeros((capacity // BLOCK, BLOCK, batch), jnp.int32)
-    if capacity:
-        state, ids_NTB = jax.lax.fori_loop(0, -(-length // BLOCK), write_block, (state, ids_NTB))
-    return state, ids_NTB.reshape(capacity, batch).T
+        batch = len(sampling.keys)
+        ids_NTB = jnp.zeros((capacity // BLOCK, BLOCK, batch), jnp.int32)
+        if capacity:
+            state, ids_NTB = jax.lax.fori_loop(0, -(-length // BLOCK), write_block, (state, ids_NTB))
+        return state, ids_NTB.reshape(capacity, batch).T

@@ -84,7 +84,8 @@ def test_a_stop_string_across_pieces(model, places):
 
 
 def _next_greedy(session):
-    session._settings = session._settings._replace(temperature=np.zeros(1, np.float32))
+    greedy = session._sampling.settings._replace(temperature=np.zeros(1, np.float32))
+    session._sampling = session._sampling._replace(settings=greedy)
     session._stop = None
     return "".join(session.write(10))
 

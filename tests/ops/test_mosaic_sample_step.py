@@ -12,7 +12,7 @@ from charjax.array_types import LSTMCarry
 from charjax.config import SampleConfig
 from charjax.generation.decoder import make_decoder
 from charjax.generation.experimental.mosaic_decoder import MosaicDecoder
-from charjax.generation.sampling import make_settings
+from charjax.generation.sampling import Sampling, make_settings
 from charjax.generation.xla_decoder import XlaDecoder
 from charjax.model import CharLSTM, init_params
 from charjax.ops.lstm.experimental.mosaic_gpu import sample_step
@@ -122,8 +122,8 @@ def test_texts_are_those_of_the_xla_decoder(hidden, length):
     for decoder in (MosaicDecoder(model, "float32", interpret=INTERPRET), XlaDecoder(model, "float32")):
         weights = decoder.pack(params)
         state = decoder.prefill(weights, decoder.init(3), context)
-        arguments = weights, state, keys, jnp.int32(0), settings, jnp.int32(length)
-        results.append(decoder.write(*arguments, capacity=32, filtered=False))
+        sampling = Sampling(keys, jnp.int32(0), settings)
+        results.append(decoder.write(weights, state, sampling, jnp.int32(length), capacity=32, filtered=False))
     (after, ids), (right_after, right_ids) = results
     assert ids.shape == (3, 32)
     np.testing.assert_array_equal(ids, right_ids)
@@ -141,7 +141,7 @@ def test_what_lowers_for_a_gpu(filtered, kernels):
     def shapes():
         params = init_params(jax.random.key(0), model)
         settings, keys = make_settings(SampleConfig(), 2), jax.random.split(jax.random.key(0), 2)
-        return decoder.pack(params), decoder.init(2), keys, jnp.int32(0), settings, jnp.int32(20)
+        return decoder.pack(params), decoder.init(2), Sampling(keys, jnp.int32(0), settings), jnp.int32(20)
 
     traced = MosaicDecoder.write.trace(decoder, *jax.eval_shape(shapes), capacity=32, filtered=filtered)
     assert ("@mosaic_gpu_v2" in traced.lower(lowering_platforms=("cuda",)).as_text()) == kernels

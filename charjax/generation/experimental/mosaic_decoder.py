@@ -11,8 +11,8 @@ import jax
 
 from charjax.array_types import Array
 from charjax.generation.blocks import BLOCK, steps_per_trip
-from charjax.generation.sampling import Settings, gumbel_noise
-from charjax.generation.xla_decoder import XlaDecoder, XlaWeights, write_blocks
+from charjax.generation.sampling import Sampling
+from charjax.generation.xla_decoder import XlaDecoder, XlaWeights
 from charjax.ops.lstm import single_step
 from charjax.ops.lstm.experimental.mosaic_gpu import sample_step
 from charjax.ops.lstm.single_step import StepState
@@ -30,35 +30,22 @@ class MosaicDecoder(XlaDecoder):
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "filtered"))
     def write(
-        self,
-        weights: XlaWeights,
-        state: StepState,
-        keys: Array,
-        position: Array,
-        settings: Settings,
-        length: Array,
-        *,
-        capacity: int,
-        filtered: bool,
+        self, weights: XlaWeights, state: StepState, sampling: Sampling, length: Array, *, capacity: int, filtered: bool
     ) -> tuple[StepState, Array]:
         """Samples characters block by block, with units and vocabulary padded to what the kernel takes."""
         if filtered:
-            plain = XlaDecoder(self.model, self.dtype)
-            return plain.write(weights, state, keys, position, settings, length, capacity=capacity, filtered=filtered)
-        padded = sample_step.pad_weights(weights.steps)
+            return super().write(weights, state, sampling, length, capacity=capacity, filtered=filtered)
+        padded, temperature = sample_step.pad_weights(weights.steps), sampling.settings.temperature
 
         def sample_one(noise_TBV: Array, state: StepState, number: Array) -> tuple[StepState, Array]:
-            ids_B, first, operand = sample_step.choose(
-                padded, state, noise_TBV, number, settings.temperature, self.interpret
-            )
+            ids_B, first, operand = sample_step.choose(padded, state, noise_TBV, number, temperature, self.interpret)
             return single_step.step_above(padded, state, first, operand), ids_B
 
         def sample_block(state: StepState, noise_TBV: Array) -> tuple[StepState, Array]:
             sample_next = functools.partial(sample_one, sample_step.pad_noise(noise_TBV))
             return jax.lax.scan(sample_next, state, sample_step.numbers(BLOCK), unroll=steps_per_trip())
 
-        state = single_step.start(padded, sample_step.pad_carry(state.carry), summands=sample_step.summands(len(keys)))
-        noise_at = functools.partial(gumbel_noise, keys, vocab_size=self.model.vocab_size)
-        state, ids = write_blocks(sample_block, state, noise_at, position, length, capacity=capacity)
-        carry = sample_step.cut_carry(state.carry, self.model.hidden_dim)
-        return single_step.start(weights.steps, carry), ids
+        summands = sample_step.summands(len(sampling.keys))
+        state = single_step.start(padded, sample_step.pad_carry(state.carry), summands=summands)
+        state, ids = self._write_blocks(sample_block, state, sampling, length, capacity)
+        return single_step.start(weights.steps, sample_step.cut_carry(state.carry, self.model.hidden_dim)), ids
