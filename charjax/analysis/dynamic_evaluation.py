@@ -107,9 +107,9 @@ def dynamic_score(
         params: its parameters, which are not changed.
         ids: [N] integer in [0, V), N >= 2.
         train_ids: [M] integer in [0, V), M >= 2, the training text, to measure r on first, as the paper does: 10,000
-            characters of it, in stretches spread over it. The text itself then adds to r as it is read, so that no
-            weight that rested in training moves far. Without train_ids, r is measured on the text only, which helps a
-            little less, mostly at the start.
+            characters of it, in stretches spread over it. The text itself then adds to r as it is read, so that weights
+            with hardly any gradient in training do not move far. Without train_ids, r is measured on the text only,
+            which helps a little less, mostly at the start.
         seq_len: characters per segment, at most 4000. Shorter ones adapt sooner and take longer.
         learning_rate: 0 gives static scores.
         decay: 0 never decays; 1 or more forgets at once.
