@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from charjax.array_types import Array, LSTMCarry, LSTMWeights, Params
 from charjax.config import ModelConfig
 from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
-from charjax.ops.lstm.dropout import drop, keep_per_stream
+from charjax.ops.lstm.dropout import drop, keep_per_sequence
 from charjax.ops.lstm.gates import matmul_in
 from charjax.ops.lstm.reference import Initializer, LSTMCell
 
@@ -167,7 +167,7 @@ class CharLSTM(nn.Module):
         """Returns the mask of outputs that dropout keeps, [B, T, H] per layer."""
         streams = jnp.arange(shape[0]) if stream_ids is None else stream_ids
         keys = [self.make_rng("dropout") for _ in self.layer]
-        return tuple(keep_per_stream(key, self.dropout, streams, (shape[1], self.hidden_dim)) for key in keys)
+        return tuple(keep_per_sequence(key, self.dropout, streams, (shape[1], self.hidden_dim)) for key in keys)
 
 
 def init_carry(model: CharLSTM, batch_size: int) -> Carry:

@@ -163,8 +163,7 @@ def test_torch_loads_what_to_torch_returns():
     assert list(model.state_dict()) == list(state)
 
 
-@pytest.mark.parametrize("implementation", ["flax", "scan"])
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(("layers", "implementation"), [(1, "scan"), (2, "flax"), (3, "scan")])
 def test_logits_carry_and_gradients_equal_those_of_torch(layers, implementation):
     torch, torch_model = make_torch_model(layers)
     inputs, labels, h, c = make_window(layers)

@@ -15,7 +15,7 @@ from charjax.errors import UserError
 from charjax.model import CharLSTM, LSTMLayer, init_carry, init_params
 from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import IMPLEMENTATIONS
-from charjax.ops.lstm.dropout import drop, keep_per_stream
+from charjax.ops.lstm.dropout import drop, keep_per_sequence
 
 
 @functools.cache
@@ -100,8 +100,8 @@ def test_dropout_applies_only_in_training_and_to_both_layers():
 
 def test_dropout_of_a_row_does_not_depend_on_the_others():
     key = jax.random.key(0)
-    whole = keep_per_stream(key, 0.3, jnp.arange(6), (50, 8))
-    np.testing.assert_array_equal(whole[3:], keep_per_stream(key, 0.3, jnp.arange(3, 6), (50, 8)))
+    whole = keep_per_sequence(key, 0.3, jnp.arange(6), (50, 8))
+    np.testing.assert_array_equal(whole[3:], keep_per_sequence(key, 0.3, jnp.arange(3, 6), (50, 8)))
     assert not np.array_equal(whole[0], whole[1])
     assert abs(whole.mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / whole.size)
     np.testing.assert_allclose(drop(jnp.ones(whole.shape), whole, 0.3), np.where(whole, 1 / 0.7, 0), rtol=1e-6)

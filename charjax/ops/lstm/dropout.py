@@ -6,19 +6,20 @@ import jax.numpy as jnp
 from charjax.array_types import Array
 
 
-def keep_per_stream(key: Array, rate: float, stream_ids: Array, shape: tuple[int, ...]) -> Array:
+def keep_per_sequence(key: Array, rate: float, sequence_ids: Array, shape: tuple[int, ...]) -> Array:
     """Samples a dropout mask with a key per sequence, so that a row does not depend on the rows beside it.
 
     Args:
         key: PRNG key.
         rate: probability of False.
-        stream_ids: [B] integers to fold into `key`.
+        sequence_ids: [B] integers to fold into `key`.
         shape: shape of a row.
 
     Returns:
         [B, *shape] bool.
     """
-    return jax.vmap(lambda stream: jax.random.bernoulli(jax.random.fold_in(key, stream), 1 - rate, shape))(stream_ids)
+    mask = lambda number: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, shape)  # noqa: E731
+    return jax.vmap(mask)(sequence_ids)
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:

@@ -59,7 +59,7 @@ class Geometry(NamedTuple):
 
     @property
     def spread(self) -> bool:
-        """Whether there are several thread blocks, or would be without `flat`."""
+        """True if several thread blocks share the layer, or would without `flat`."""
         return self.blocks * self.halves > 1
 
     @property
