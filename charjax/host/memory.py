@@ -22,7 +22,7 @@ def reuse_memory() -> None:
 
     XLA allocates the working memory of a program, hundreds of megabytes for a training step, again for each call. By
     default the system has to map and zero every page again at first use: up to a third of a step's time
-    (benchmarks/NOTES.md). Call it before JAX is first used. The process keeps its largest size until it ends. Does
+    (docs/performance.md). Call it before JAX is first used. The process keeps its largest size until it ends. Does
     nothing with other C libraries, or if the user has set GLIBC_TUNABLES or MALLOC_ARENA_MAX.
     """
     set_by_user = "GLIBC_TUNABLES" in os.environ or "MALLOC_ARENA_MAX" in os.environ
