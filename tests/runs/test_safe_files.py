@@ -64,8 +64,9 @@ def test_training_writes_through_no_link_and_to_no_pipe(run, tmp_path, name, kin
     assert outside.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["config.json", f".vocab.json.{os.getpid()}.new", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", ".vocab.json.{pid}.new", "model.safetensors"])
 def test_links_in_the_place_of_model_files_are_replaced(run, tmp_path, name):
+    name = name.format(pid=os.getpid())
     outside = tmp_path / "precious"
     outside.write_text("precious")
     (run / name).unlink(missing_ok=True)
