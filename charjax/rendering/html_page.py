@@ -111,8 +111,6 @@ class PageWriter:
             file.write(before.encode())
             shutil.copyfileobj(self._body, file)
             file.write(after.encode())
-            if self._path.exists():
-                shutil.copymode(self._path, file.name)
 
     def __enter__(self) -> Self:
         return self

@@ -46,14 +46,7 @@ class RunInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values for `from_dict`."""
-        return {
-            "charjax_version": self.charjax_version,
-            "data": dataclasses.asdict(self.data),
-            "model": dataclasses.asdict(self.model),
-            "train": dataclasses.asdict(self.train),
-            "corpus": dataclasses.asdict(self.corpus),
-            "vocab": self.vocab.to_dict(),
-        }
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

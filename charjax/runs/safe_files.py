@@ -36,21 +36,17 @@ def open_for_writing(path: Path, flags: int) -> int:
     return _open_regular(path, flags, "remove it, or choose another --out")
 
 
-def read_json(path: Path, *, largest: int = LARGEST_JSON) -> Any:
+def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
-    Args:
-        path: the file.
-        largest: most bytes that it may have.
-
     Raises:
-        UserError: it is not a regular file, too large or not valid JSON.
+        UserError: it is not a regular file, larger than `LARGEST_JSON` or not valid JSON.
         OSError: it cannot be read.
     """
     with open_file(path) as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise UserError(f"{path} is larger than {largest:,} bytes")
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise UserError(f"{path} is larger than {LARGEST_JSON:,} bytes")
     return parse_json(content, path)
 
 

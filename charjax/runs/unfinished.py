@@ -12,6 +12,7 @@ from charjax.runs.layout import CHECKPOINTS, CONFIG, LOCK, METRICS, MODEL, SAMPL
 from charjax.runs.metadata import RunInfo
 from charjax.runs.safe_files import read_json
 
+_ASCII = Vocab.ascii().to_dict()
 _LOGS = (METRICS, SAMPLES)
 # Not the model, which is written after the first checkpoint: a folder with one is a model.
 _FILES = (CONFIG, VOCAB, LOCK, *_LOGS)
@@ -95,15 +96,12 @@ def remove_tree(path: Path) -> None:
 
 
 def _is_run_config(path: Path) -> bool:
+    """Returns True for a config.json of charjax; earlier versions kept the vocabulary in it."""
     try:
-        info = RunInfo.from_dict({"vocab": Vocab.ascii().to_dict(), **_fields(read_json(path))})
+        values = read_json(path)
+        return isinstance(values, dict) and bool(RunInfo.from_dict({"vocab": _ASCII, **values}).charjax_version)
     except UserError:
         return False
-    return bool(info.charjax_version)
-
-
-def _fields(values: object) -> dict[str, object]:
-    return values if isinstance(values, dict) else {}
 
 
 def _has_only_an_unfinished_one(folder: Path) -> bool:

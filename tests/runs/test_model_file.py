@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -117,9 +118,9 @@ def test_a_model_of_others_needs_only_its_shape(model, capsys):
     (model / CONFIG).write_text('{"model": {"hidden_dim": 12, "hidden_layers": 2}}')
     assert load_model(model)[0].hidden_dim == 12
     assert cli.main(["info", str(model)]) == 0
-    assert "text                an unknown text" in capsys.readouterr().out
+    assert re.search("text +an unknown text", capsys.readouterr().out)
     assert cli.main(["eval", str(model)]) == 2
-    assert "name a TEXT" in capsys.readouterr().err
+    assert "an unknown text, which" in capsys.readouterr().err
 
 
 def test_three_files_are_enough_for_every_command_and_no_orbax_is_imported(original, tmp_path):
@@ -255,7 +256,7 @@ def test_json_of_any_depth_and_size_is_refused(model, name, content):
 @pytest.mark.parametrize(
     ("places", "value", "message"),
     [
-        (("model", "hidden_dim"), 10**7, r"the model needs about 4,800\.0 TB of memory"),
+        (("model", "hidden_dim"), 10**7, r"the model needs about 4\.8 PB of memory"),
         pytest.param(
             ("model", "hidden_dim"), 10**300, "hidden_dim must be at most 1000000000000", id="hidden_dim-huge"
         ),
