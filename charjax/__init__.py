@@ -9,45 +9,37 @@ from typing import TYPE_CHECKING, Any
 from charjax._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from charjax.analysis.activations import activations as activations
-    from charjax.analysis.activations import unit_activations as unit_activations
+    from charjax.analysis.activations import activations as activations, unit_activations as unit_activations
     from charjax.analysis.correlations import unit_correlations as unit_correlations
-    from charjax.analysis.dynamic_evaluation import DynamicPiece as DynamicPiece
-    from charjax.analysis.dynamic_evaluation import DynamicScore as DynamicScore
-    from charjax.analysis.dynamic_evaluation import dynamic_score as dynamic_score
-    from charjax.analysis.dynamic_evaluation import dynamic_score_pieces as dynamic_score_pieces
-    from charjax.analysis.score import ScoredPiece as ScoredPiece
-    from charjax.analysis.score import score as score
-    from charjax.analysis.score import score_pieces as score_pieces
-    from charjax.array_types import LSTMCarry as LSTMCarry
-    from charjax.array_types import LSTMWeights as LSTMWeights
-    from charjax.config import DynamicConfig as DynamicConfig
-    from charjax.config import ModelConfig as ModelConfig
-    from charjax.config import SampleConfig as SampleConfig
-    from charjax.config import TrainConfig as TrainConfig
+    from charjax.analysis.dynamic_evaluation import (
+        DynamicPiece as DynamicPiece,
+        DynamicScore as DynamicScore,
+        dynamic_score as dynamic_score,
+        dynamic_score_pieces as dynamic_score_pieces,
+    )
+    from charjax.analysis.score import ScoredPiece as ScoredPiece, score as score, score_pieces as score_pieces
+    from charjax.array_types import LSTMCarry as LSTMCarry, LSTMWeights as LSTMWeights
+    from charjax.config import (
+        DynamicConfig as DynamicConfig,
+        ModelConfig as ModelConfig,
+        SampleConfig as SampleConfig,
+        TrainConfig as TrainConfig,
+    )
     from charjax.data.batching import make_streams as make_streams
-    from charjax.data.corpus import Corpus as Corpus
-    from charjax.data.corpus import read_pieces as read_pieces
+    from charjax.data.corpus import Corpus as Corpus, read_pieces as read_pieces
     from charjax.data.vocab import Vocab as Vocab
-    from charjax.distributed.mesh import make_mesh as make_mesh
-    from charjax.distributed.mesh import put_streams as put_streams
+    from charjax.distributed.mesh import make_mesh as make_mesh, put_streams as put_streams
     from charjax.distributed.processes import join_processes as join_processes
-    from charjax.generation.beam_search import beam_search as beam_search
-    from charjax.generation.beam_search import beam_search_text as beam_search_text
-    from charjax.generation.generate import generate as generate
-    from charjax.generation.generate import generate_text as generate_text
-    from charjax.model import CharLSTM as CharLSTM
-    from charjax.model import init_carry as init_carry
-    from charjax.model import init_params as init_params
+    from charjax.generation.beam_search import beam_search as beam_search, beam_search_text as beam_search_text
+    from charjax.generation.generate import generate as generate, generate_text as generate_text
+    from charjax.model import CharLSTM as CharLSTM, init_carry as init_carry, init_params as init_params
     from charjax.ops.lstm.reference import LSTMCell as LSTMCell
     from charjax.progress.history import History as History
     from charjax.runs.checkpoint import restore_checkpoint as restore_checkpoint
     from charjax.runs.checkpoint_store import save_checkpoint as save_checkpoint
     from charjax.runs.model_file import load_model as load_model
-    from charjax.train_state import TrainState as TrainState
-    from charjax.train_state import init_train_state as init_train_state
-    from charjax.training.evaluate import evaluate as evaluate
-    from charjax.training.evaluate import make_eval_step as make_eval_step
+    from charjax.train_state import TrainState as TrainState, init_train_state as init_train_state
+    from charjax.training.evaluate import evaluate as evaluate, make_eval_step as make_eval_step
     from charjax.training.fit import fit as fit
     from charjax.training.optimizer import make_optimizer as make_optimizer
     from charjax.training.step import make_train_step as make_train_step

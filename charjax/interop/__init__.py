@@ -1,4 +1,3 @@
 """Conversion of models to and from other formats."""
 
-from charjax.interop.torch import from_torch as from_torch
-from charjax.interop.torch import to_torch as to_torch
+from charjax.interop.torch import from_torch as from_torch, to_torch as to_torch

@@ -1,8 +1,7 @@
 """Pieces, documents and segments are those of the whole text, however it is cut."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from charjax.analysis.documents import DocumentFinder, regroup, segment_blocks
 

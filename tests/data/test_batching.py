@@ -3,8 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from charjax.data.batching import Streams, check_fits, cut_window, make_streams, windows_held
 from charjax.errors import UserError

@@ -7,11 +7,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from charjax.data import corpus as corpus_module
-from charjax.data import survey as survey_module
+from charjax.data import corpus as corpus_module, survey as survey_module
 from charjax.data.corpus import Corpus, TextPieces, read_ids, read_pieces
 from charjax.data.survey import UNICODE_SIZE, digest
 from charjax.data.vocab import Vocab

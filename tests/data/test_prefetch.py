@@ -10,12 +10,10 @@ import jax
 import numpy as np
 import pytest
 from helpers.small_run import SMALL, assert_same, small_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from charjax import fit
-from charjax.data import batching as batching_module
-from charjax.data import corpus as corpus_module
+from charjax.data import batching as batching_module, corpus as corpus_module
 from charjax.data.batching import SequenceLayout, cut_window, make_streams
 from charjax.data.corpus import Corpus
 from charjax.data.prefetch import CHUNKS_IN_MEMORY, Prefetcher

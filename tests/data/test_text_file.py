@@ -5,12 +5,9 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from charjax.data import corpus as corpus_module
-from charjax.data import survey as survey_module
-from charjax.data import text_file
+from charjax.data import corpus as corpus_module, survey as survey_module, text_file
 from charjax.data.corpus import Corpus, read_ids
 from charjax.data.text_file import FileIds
 from charjax.data.vocab import Vocab

@@ -12,8 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from helpers.small_run import SMALL, save_run, small_corpus, small_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from charjax import fit, load_model
