@@ -217,9 +217,11 @@ def test_streams_made_for_another_seq_len_are_refused():
         step(state, put_streams(streams, make_mesh(jax.devices()[:1])))
 
 
-@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 2), (1, 8), (2, 4)])
-@pytest.mark.parametrize("implementation", ["scan", "custom_vjp", None])
-def test_microbatches_give_the_same_result(num_devices, microbatches, implementation):
+@pytest.mark.parametrize(
+    ("implementation", "num_devices", "microbatches"),
+    [(None, 1, 2), (None, 1, 8), (None, 2, 4), ("scan", 1, 8), ("custom_vjp", 2, 4)],
+)
+def test_microbatches_give_the_same_result(implementation, num_devices, microbatches):
     options = {"dropout": 0.3, "implementation": implementation}
     whole, state_of_whole = run(20, **options)
     parts, state_of_parts = run(20, num_devices=num_devices, microbatches=microbatches, **options)
