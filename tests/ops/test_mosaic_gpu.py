@@ -20,7 +20,8 @@ from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
 from charjax.ops.lstm.experimental.mosaic_gpu import geometry
 from charjax.ops.lstm.experimental.mosaic_gpu.layer import lstm_mosaic_gpu
 
-pytestmark = pytest.mark.slow
+# The interpreter runs every warpgroup on a thread of XLA's, which has at least one per device: fewer would deadlock.
+pytestmark = [pytest.mark.slow, pytest.mark.devices(8)]
 
 H100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
 
