@@ -165,9 +165,9 @@ class CharLSTM(nn.Module):
 
     def _keep(self, shape: tuple[int, ...], stream_ids: Array | None) -> tuple[Array, ...]:
         """Returns the mask of outputs that dropout keeps, [B, T, H] per layer."""
-        streams = jnp.arange(shape[0]) if stream_ids is None else stream_ids
+        sequence_ids = jnp.arange(shape[0]) if stream_ids is None else stream_ids
         keys = [self.make_rng("dropout") for _ in self.layer]
-        return tuple(keep_per_sequence(key, self.dropout, streams, (shape[1], self.hidden_dim)) for key in keys)
+        return tuple(keep_per_sequence(key, self.dropout, sequence_ids, (shape[1], self.hidden_dim)) for key in keys)
 
 
 def init_carry(model: CharLSTM, batch_size: int) -> Carry:
@@ -218,7 +218,7 @@ def check_serves(model: CharLSTM) -> None:
     """Checks that the model's implementation is available on this machine, for the model's dtype and size.
 
     Raises:
-        NotImplementedError: it is not.
+        NotImplementedError: it is unavailable; the message says why.
     """
 
     def one_step_of_each_kind_of_layer() -> None:

@@ -14,8 +14,8 @@ from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
 from charjax.ops.lstm.target import target_platform
 
-# Times the mean gradient. At 0.01, weights with gradients near zero, such as those of a rare character, moved so far at
-# its first occurrence that some of the characters after it cost 60 nats.
+# Relative to the mean gradient. At 0.01, weights with gradients near zero, such as those of a rare character, moved so
+# far at its first occurrence that some of the characters after it cost 60 nats.
 EPSILON = 0.1
 # Mean gradients below this come from a text that is predicted with certainty, and move nothing.
 _LEAST_GRADIENT = 1e-8
@@ -74,7 +74,8 @@ def adapt(
         The state after the block, and the scores [S, T + 1]: of each window's first character as a document's first,
         then of its labels.
     """
-    return _adapt(model, first, state, block.windows, block.counts, block.fresh, np.int32(block.number), rates, top=top)
+    segments = block.windows, block.counts, block.fresh
+    return _adapt(model, first, state, segments, np.int32(block.number), rates, top=top)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="top", donate_argnames="state")
@@ -82,26 +83,21 @@ def _adapt(
     model: CharLSTM,
     first: Params,
     state: Adaptation,
-    windows: Array,
-    counts: Array,
-    fresh: Array,
+    segments: tuple[Array, ...],
     number: Array,
     rates: Rates,
     *,
     top: int,
 ) -> tuple[Adaptation, Scores]:
-    """See `adapt`; the arrays are those of `SegmentBlock`."""
+    """See `adapt`; `segments` are the windows, counts and fresh of a `SegmentBlock`."""
+    shape = segments[0].shape
 
     def one(row: Array, loop: tuple[Adaptation, Scores]) -> tuple[Adaptation, Scores]:
         state, scores = loop
-        state, found = _adapt_once(model, first, state, windows[row], counts[row], fresh[row], rates, top)
+        state, found = _adapt_once(model, first, state, *(values[row] for values in segments), rates, top)
         return state, jax.tree.map(lambda values, value: values.at[row].set(value), scores, found)
 
-    empty = Scores(
-        jnp.zeros(windows.shape),
-        jnp.zeros((*windows.shape, top), jnp.int32),
-        jnp.zeros((*windows.shape, top)),
-    )
+    empty = Scores(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top)))
     return jax.lax.fori_loop(0, number, one, (state, empty))
 
 

@@ -14,7 +14,7 @@ from charjax.model import CharLSTM
 # A text is divided into stretches, alternately to select units by and to check the selection. With two halves instead,
 # the start of a text, such as its preface, would select for all of it.
 LONGEST_STRETCH, LEAST_STRETCHES = 4096, 8
-# Series are float32 of about 1: variation below that format's resolution is none.
+# Series are float32 of about 1: deviations below that format's resolution count as none.
 _RESOLUTION = 1e-7
 
 

@@ -115,7 +115,7 @@ def dynamic_score(
         decay: 0 never decays; 1 or more forgets at once.
 
     Returns:
-        The scores, those of the original weights beside them, and the weights after the text.
+        The scores, those of the original weights for comparison, and the weights after the text.
 
     Raises:
         UserError: there are fewer than two characters, a number is out of range, or scores are not finite.

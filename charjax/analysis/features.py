@@ -10,7 +10,7 @@ _OPENING_OF = {")": "(", "]": "[", "}": "{"}
 _OPENING = frozenset(_OPENING_OF.values())
 _ENDS_SENTENCE = frozenset(".!?")
 _INSIDE_WORDS = frozenset("_'\u2019")
-# Stands for a byte of a multi-byte character: one byte does not say which, and most are letters.
+# Replaces each byte of a multi-byte character: one byte does not say which character, and most are letters.
 _SOME_LETTER = "\u00e9"
 
 

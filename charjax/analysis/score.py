@@ -17,7 +17,7 @@ from charjax.model import CharLSTM
 
 # Characters per compiled call: a text's last call is padded, so that one compilation serves every length.
 WINDOW = 256
-# With several streams: what each reads at a time, and what it reads before that to warm its state up.
+# With several streams: characters that each reads at a time, and those before them that warm up its state.
 STRETCH, BURN_IN = 2048, 256
 
 
@@ -57,7 +57,7 @@ class Scores(NamedTuple):
 
 
 def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window: int = WINDOW) -> np.ndarray:
-    """Returns how surprising each character is, in nats: their mean is the loss, exp of the mean the perplexity.
+    """Returns -log p of every character but the first, in nats: the mean is the loss, its exponential the perplexity.
 
     Args:
         model: the model; dropout is off.

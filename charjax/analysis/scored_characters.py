@@ -61,17 +61,17 @@ def characters(vocab: Vocab, scored: Iterable[ScoredPiece]) -> Iterator[Characte
         UserError: scores are not finite, because training diverged.
     """
     decoder, line, column = CharacterDecoder(vocab), 1, 1
-    held: list[ScoredPiece] = []
-    for piece, final in itertools.chain(((piece, False) for piece in _blocks(scored)), [(None, True)]):
-        if piece is not None and not np.isfinite(piece.nats).all():
-            raise UserError("the model's predictions are not finite; train the model again")
-        new = np.zeros(0, np.uint8) if piece is None else piece.ids
-        points, sizes = decoder.decode(new, final=final)
-        held += [] if piece is None else [piece]
+    waiting: list[ScoredPiece] = []
+    for piece in itertools.chain(_blocks(scored), [None]):
+        if piece is not None:
+            if not np.isfinite(piece.nats).all():
+                raise UserError("the model's predictions are not finite; train the model again")
+            waiting.append(piece)
+        points, sizes = decoder.decode(np.zeros(0, np.uint8) if piece is None else piece.ids, final=piece is None)
         if not len(points):
             continue
-        whole, used = _joined(held), int(sizes.sum())
-        now, held = ScoredPiece(*(v[:used] for v in whole)), [ScoredPiece(*(v[used:] for v in whole))]
+        whole, used = _joined(waiting), int(sizes.sum())
+        now, waiting = ScoredPiece(*(v[:used] for v in whole)), [ScoredPiece(*(v[used:] for v in whole))]
         lines, columns = _lines_and_columns(points, line, column)
         ends_line = points[-1] == _NEWLINE
         line, column = int(lines[-1]) + int(ends_line), 1 if ends_line else int(columns[-1]) + 1

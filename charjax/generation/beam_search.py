@@ -1,9 +1,9 @@
 """Beam search: the most likely continuations of a text, the whole search in one jitted call.
 
 The beams are the rows of a batch. A step scores every character after every beam, keeps the best W of those W x V
-texts and reorders the recurrent state by the beams they came from. Of the texts themselves it stores only a row of W
-backpointers per character (the beam it came from, and the character) and traces them back after the search: reordering
-the texts would copy everything written so far at every character.
+texts and reorders the recurrent state by the beams they came from. Reordering the texts too would copy everything
+written so far at every character. So the search stores only W backpointers per character (the beam it came from, and
+the character) and follows them from the end once it is over.
 """
 
 import functools
@@ -24,7 +24,7 @@ from charjax.model import CharLSTM
 from charjax.ops.lstm import single_step
 from charjax.ops.lstm.single_step import StepState
 
-# The least number of characters to have room for; above it powers of two, so that few lengths recompile.
+# The smallest capacity in characters; larger ones are powers of two, so that few lengths recompile.
 LEAST_CAPACITY = 256
 LARGEST_PENALTY = 10.0
 
@@ -258,12 +258,14 @@ def _search(
 
     for size in sorted({steps_per_trip(), 1}, reverse=True):
         search = take_trips(size, search)
-    texts = _merge(search.finished, _unfinished(search, goal))
+    # Without an end, the texts are the beams that reached the length.
+    log_probs = jnp.where(search.position == goal.length, search.scores + search.offset, -jnp.inf)
+    texts = _merge(search.finished, _texts(search, log_probs, goal, ended=False))
     return _trace_back(search.backpointers, texts, goal.end, decoder.model.vocab_size), texts.log_probs
 
 
 def _start(decoder: XlaDecoder, weights: XlaWeights, context: Array, width: int, capacity: int) -> Search:
-    """Reads the context. All beams are in its state, but only the first has a text, or all W would be the same."""
+    """Reads the context. All beams start from its state, but only the first has a text: the others would be copies."""
     scores = jnp.full(width, -jnp.inf).at[0].set(0.0)
     nothing, nowhere = jnp.full(width, -jnp.inf), jnp.zeros(width, jnp.int32)
     return Search(
@@ -281,7 +283,7 @@ def _extend(decoder: XlaDecoder, weights: XlaWeights, goal: Goal, ends: bool, se
     log_probs_WV = search.scores[:, None] + jax.nn.log_softmax(decoder.next_logits(weights, search.steps))
     finished, (width, vocab_size) = search.finished, log_probs_WV.shape
     if ends:
-        finished = _merge(finished, _ended(search, log_probs_WV[:, goal.end], goal))
+        finished = _merge(finished, _texts(search, log_probs_WV[:, goal.end] + search.offset, goal, ended=True))
         log_probs_WV = log_probs_WV.at[:, goal.end].set(-jnp.inf)
     scores, backpointers = jax.lax.top_k(log_probs_WV.reshape(-1), width)
     parents, ids = jnp.divmod(backpointers, vocab_size)
@@ -303,20 +305,11 @@ def _divisor(counts: Array, penalty: Array) -> Array:
     return jnp.clip(((5.0 + counts) / 6.0) ** penalty, 1e-30, 1e30)
 
 
-def _ended(search: Search, scores: Array, goal: Goal) -> Texts:
-    """Returns the beams, each with an end after it, given their scores [W] including that end."""
-    log_probs = scores + search.offset
-    counts, beams = jnp.full_like(scores, search.position, jnp.int32), jnp.arange(len(scores))
-    ranked = log_probs / _divisor(search.position + 1, goal.penalty)
-    return Texts(ranked, log_probs, counts, beams, jnp.ones_like(beams, bool))
-
-
-def _unfinished(search: Search, goal: Goal) -> Texts:
-    """Returns the beams that reached the goal's length."""
-    log_probs = jnp.where(search.position == goal.length, search.scores + search.offset, -jnp.inf)
+def _texts(search: Search, log_probs: Array, goal: Goal, *, ended: bool) -> Texts:
+    """Returns the beams as texts with these log_probs [W], with or without an end after each."""
     counts, beams = jnp.full_like(log_probs, search.position, jnp.int32), jnp.arange(len(log_probs))
-    ranked = log_probs / _divisor(search.position, goal.penalty)
-    return Texts(ranked, log_probs, counts, beams, jnp.zeros_like(beams, bool))
+    ranked = log_probs / _divisor(search.position + int(ended), goal.penalty)
+    return Texts(ranked, log_probs, counts, beams, jnp.full_like(beams, ended, bool))
 
 
 def _merge(first: Texts, second: Texts) -> Texts:

@@ -21,7 +21,7 @@ State = Any
 class Decoder(Protocol):
     """Steps through characters with a model.
 
-    A decoder holds no arrays and is hashable, so it can be a static argument of a jitted function. All decoders read
+    A decoder has no arrays and is hashable, so it can be a static argument of a jitted function. All decoders read
     the same parameters and sample with the same noise.
     """
 

@@ -146,7 +146,7 @@ def generate_text(
         top_k: see `generate`.
         top_p: see `generate`.
         min_p: see `generate`.
-        stop: ends a text right after its first occurrence.
+        stop: a text ends right after the first occurrence of this string.
         weights: see `generate`.
 
     Returns:
@@ -175,7 +175,7 @@ def generate_text(
         raise UserError(f"lists must be equally long, not {', '.join(f'{n} {size}' for n, size in sizes.items())}")
     SampleConfig(num_samples=count)
     stop_ids = None if stop is None else encode_stop(vocab, stop)
-    # Encode a context that all texts share only once: more texts may be asked for than memory could ever hold.
+    # Encode a shared context only once: memory for this many texts has not been checked yet.
     contexts = [encode_context(vocab, one) for one in ([context] if isinstance(context, str) else context)]
     longest = max(map(len, contexts))
     check_room_to_sample(

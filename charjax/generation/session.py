@@ -27,14 +27,14 @@ class Session:
     def __init__(
         self, model: CharLSTM, params: Params, vocab: Vocab, config: SampleConfig, *, stop: str | None = None
     ) -> None:
-        """Starts before the first character.
+        """Starts an empty text.
 
         Args:
             model: the model.
             params: its parameters.
             vocab: its characters.
             config: temperature, top_k, top_p, min_p, seed and weights.
-            stop: ends what is sampled right after its first occurrence.
+            stop: sampling ends right after the first occurrence of this string.
 
         Raises:
             UserError: stop is empty or has characters that the vocabulary lacks.

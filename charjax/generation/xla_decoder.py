@@ -53,7 +53,7 @@ class XlaDecoder:
         """Returns the empty state."""
         hidden, layers = self.model.hidden_dim, self.model.hidden_layers
         widths = [4 * hidden + above for above in [*[4 * hidden] * (layers - 1), self.model.vocab_size]]
-        # Products of an h of zeros are zeros.
+        # h is zero, and so are its products.
         return StepState(init_carry(self.model, batch), tuple(jnp.zeros((1, batch, width)) for width in widths))
 
     def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:

@@ -7,7 +7,7 @@ RGB = tuple[int, int, int]
 
 LIGHT_BACKGROUND, LIGHT_INK = (255, 255, 255), (17, 17, 17)
 DARK_BACKGROUND, DARK_INK = (22, 22, 26), (240, 240, 240)
-# One hue per sign, ever farther from the background, for color-blind readers; the ink is readable on all of them.
+# One hue per sign, increasingly far from the background, for color-blind readers; the ink is readable on all of them.
 _WARM_ON_LIGHT, _WARM_ON_DARK = ((255, 211, 140), (240, 110, 60)), ((100, 47, 14), (186, 70, 12))
 _COLD_ON_LIGHT, _COLD_ON_DARK = ((182, 214, 255), (96, 160, 250)), ((22, 56, 110), (36, 98, 190))
 # Values closer to 0 than this fraction of the largest stay uncolored in a terminal.
@@ -17,7 +17,7 @@ _UNCOLORED_FRACTION = 0.2
 class Scale(NamedTuple):
     """Numbers from `low` to `high` in `levels` steps of equal width; values outside belong to the first or last step.
 
-    With 0 at the low end, colors run from none to warm; with 0 in the middle, from cold over none to warm.
+    With 0 at the low end, colors run from none to warm; with 0 in the middle, from cold through none to warm.
 
     Attributes:
         name: quantity and unit, for the legend.

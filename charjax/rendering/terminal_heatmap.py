@@ -73,12 +73,10 @@ def mark_lines(
         encoding: that of the terminal or file.
     """
     marks = marks_for(encoding)
+    scale = scale._replace(levels=len(marks))
 
     def mark(value: float) -> str:
-        if math.isnan(value):
-            return " "
-        fraction = (value - scale.low) / (scale.high - scale.low)
-        return marks[int(min(max(fraction, 0.0) * len(marks), len(marks) - 1))]
+        return " " if math.isnan(value) else marks[scale.level(value)]
 
     for line in _fold(characters, width=width, encoding=encoding):
         yield "".join(cell.shown for cell in line)

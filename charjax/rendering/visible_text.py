@@ -49,7 +49,7 @@ def name_character(character: str) -> str:
         return _SYMBOLS[character]
     if 0xDC80 <= code <= 0xDCFF:
         return f"0x{code - 0xDC00:02X}"
-    # The symbols themselves get code points, so that each stands for one character.
+    # The symbols themselves are named by code point: each name belongs to one character.
     if character.isprintable() and not character.isspace() and character not in _SYMBOLS.values():
         return character
     return f"U+{code:04X}"

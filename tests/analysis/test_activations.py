@@ -45,7 +45,7 @@ def step_by_step(model, params, ids):
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("length", [1, CHUNK, CHUNK + 9])
-def test_they_are_the_references(layers, length):
+def test_they_equal_the_reference(layers, length):
     model, params = make(layers)
     ids = random_ids(2, length)
     found = activations(model, params, ids)
@@ -78,7 +78,7 @@ def test_every_length_takes_one_compilation():
     assert _read_chunk._cache_size() == 1
 
 
-def test_chosen_units_are_those_of_all():
+def test_selected_units_equal_those_of_all():
     model, params = make()
     ids, units = random_ids(2, 40), [(1, 5), (0, 0), (1, 2)]
     found = unit_activations(model, params, ids, units)
@@ -95,7 +95,7 @@ def test_empty_texts_and_no_units():
 
 
 @pytest.mark.parametrize("unit", [(2, 0), (0, 6), (-1, 0), (0, -1)])
-def test_a_unit_that_is_not_there(unit):
+def test_a_missing_unit_is_named(unit):
     model, params = make()
     with pytest.raises(UserError, match=r"layers 0 to 1, each of units 0 to 5"):
         unit_activations(model, params, random_ids(1, 5), [unit])

@@ -245,7 +245,7 @@ def test_a_large_vocabulary():
     assert found.loss < found.static_loss
 
 
-def test_of_a_long_training_text_stretches_are_read(monkeypatch):
+def test_only_stretches_of_a_long_training_text_are_read(monkeypatch):
     monkeypatch.setattr(DYNAMIC, "MEASURED", 60)
     monkeypatch.setattr(DYNAMIC, "STRETCHES", 3)
     train_ids = RNG.integers(0, V, 1000)

@@ -60,7 +60,7 @@ def test_large_counts_are_clipped():
     assert values_of("indentation", " " * 30 + "\n")[18:] == [19] + [20] * 11 + [0]
 
 
-def test_pieces_are_the_whole():
+def test_pieces_add_up_to_the_whole():
     text = 'So "many (odd\n\n things) [HERE]". 12 and\n  on'
     vocab = Vocab.ascii()
     ids, reader = vocab.encode(text), FeatureReader(vocab)

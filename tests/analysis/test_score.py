@@ -100,7 +100,7 @@ def test_rows_are_read_side_by_side():
         np.testing.assert_allclose(score(row[None])[0], expected, atol=1e-5)
 
 
-def test_nothing_to_score_is_scored_as_nothing():
+def test_texts_without_labels_have_no_scores():
     assert score(np.zeros((2, 1), np.int32)).shape == (2, 0)
     assert score(np.zeros((0, 5), np.int32)).shape == (0, 4)
 

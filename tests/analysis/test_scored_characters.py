@@ -110,7 +110,7 @@ def total(vocab, ids, **options):
     return totals
 
 
-def test_the_first_of_a_document_does_not_count():
+def test_a_documents_first_character_does_not_count():
     totals = total(ASCII, ASCII.encode("ab\ncd"), nats=[100, 1, 2, 100, 3], begins=(0, 3))
     assert (totals.characters, totals.documents, totals.counted) == (5, 2, 3)
     assert totals.loss == 2
@@ -197,6 +197,6 @@ def test_a_garbled_stretch_does_not_fill_the_list():
     assert [place.line for place in places] == [1, 4, 3]
 
 
-def test_no_places():
+def test_zero_places():
     assert worst("abc", [1, 2, 3], 0) == []
     assert worst("a", [1], 3) == []

@@ -212,7 +212,7 @@ def test_the_most_surprising_places(run, text, capsys):
     assert len({row[0][0] for row in found}) == 4
 
 
-def test_no_places(run, text, capsys):
+def test_zero_places(run, text, capsys):
     assert "most surprising" not in shows(capsys, "score", run, text, "--worst", "0")
 
 

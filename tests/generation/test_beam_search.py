@@ -53,7 +53,7 @@ def exhaustive(params, context, length, end=None, penalty=0.0):
 
 @pytest.mark.parametrize("context", [[], [2, 0, 1]])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_wide_enough_it_is_exhaustive(context, seed):
+def test_a_wide_enough_beam_is_exhaustive(context, seed):
     params = lively_params(SMALL, seed)
     ids, log_probs = beam_search(SMALL, params, context, length=4, beam_width=27)
     expected = exhaustive(params, context, 4)
@@ -63,7 +63,7 @@ def test_wide_enough_it_is_exhaustive(context, seed):
 
 @pytest.mark.parametrize("penalty", [-1.0, 0.0, 0.7, 3.0])
 @pytest.mark.parametrize("end", [0, 2])
-def test_with_an_end_it_is_exhaustive_too(penalty, end):
+def test_a_wide_enough_beam_with_an_end_is_exhaustive(penalty, end):
     params = lively_params(SMALL, 2)
     ids, log_probs = beam_search(SMALL, params, [1], length=4, beam_width=27, length_penalty=penalty, end=end)
     expected = exhaustive(params, [1], 4, end, penalty)
@@ -132,7 +132,7 @@ def test_a_wider_beam_finds_better_texts():
     assert best[1] == pytest.approx(exhaustive(params, [0], 7)[1][0], abs=2e-5)
 
 
-def test_where_there_are_fewer_texts_the_rest_is_marked():
+def test_missing_texts_are_marked():
     params = lively_params(SMALL, 0)
     ids, log_probs = beam_search(SMALL, params, [1], length=1, beam_width=5)
     assert sorted(ids[:3, 0].tolist()) == [0, 1, 2]
@@ -142,7 +142,7 @@ def test_where_there_are_fewer_texts_the_rest_is_marked():
     np.testing.assert_allclose(np.exp(log_probs[:3].astype(float)).sum(), 1, rtol=1e-5)
 
 
-def test_no_length_is_one_empty_text():
+def test_length_0_gives_one_empty_text():
     ids, log_probs = beam_search(SMALL, lively_params(SMALL, 0), [], length=0, beam_width=2)
     assert ids.shape == (2, 0)
     assert log_probs.tolist() == [0.0, -np.inf]
@@ -230,6 +230,6 @@ def test_arguments_out_of_range_are_named(options, named):
         ({"beam_width": 10**12}, "--beam-width"),
     ],
 )
-def test_arguments_a_text_cannot_be_searched_with_are_named(options, named):
+def test_bad_arguments_of_beam_search_text_are_named(options, named):
     with pytest.raises(UserError, match=named):
         beam_search_text(MODEL, PARAMS, VOCAB, **options)

@@ -53,8 +53,8 @@ def test_argmax_is_that_of_reading_the_whole_text_again_for_each_character(model
 @by_both
 def test_a_row_does_not_depend_on_its_neighbours(model):
     write = functools.partial(generate_function, model, PARAMS, key=jax.random.key(1), length=30)
-    alone, among = write(context("coffee")), write(context("coffee", "mocha.", "coffee"))
-    np.testing.assert_array_equal(among[0], alone[0])
+    single, among = write(context("coffee")), write(context("coffee", "mocha.", "coffee"))
+    np.testing.assert_array_equal(among[0], single[0])
     assert not np.array_equal(among[0], among[2])
 
 
@@ -232,7 +232,7 @@ def test_excluding_characters_does_not_change_the_other_samples():
 @pytest.mark.parametrize(
     "options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-30}, {"min_p": 1.0}]
 )
-def test_where_one_character_is_left_it_is_the_most_likely(options):
+def test_the_only_character_left_is_the_most_likely(options):
     greedy = generate(context("coffee"), key=jax.random.key(1), length=20, temperature=0)
     ids = generate(context("coffee"), key=jax.random.key(2), length=20, **options)
     np.testing.assert_array_equal(ids, greedy)

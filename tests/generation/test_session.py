@@ -28,7 +28,7 @@ def write(model, context, config, length=None, **options):
 
 @by_both
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 300, 1000])
-def test_pieces_are_the_whole(model, length):
+def test_pieces_add_up_to_the_whole(model, length):
     config = SampleConfig(temperature=0.9, top_k=50, seed=5)
     whole = generate_text(model, PARAMS, VOCAB, "ab", length=length, temperature=0.9, top_k=50, seed=5)
     assert [write(model, "ab", config, length)] == whole

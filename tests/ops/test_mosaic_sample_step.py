@@ -77,13 +77,13 @@ def agrees(weights, state, noise, number, temperature):
         (5, 256, 10, {"characters": 1}),
     ],
 )
-def test_it_is_the_reference(batch, vocab, hidden, options):
+def test_it_equals_the_reference(batch, vocab, hidden, options):
     weights, state, noise = make(batch, vocab, hidden, **options)
     ids = [agrees(weights, state, noise, number, 1.3) for number in sample_step.numbers(len(noise))]
     assert len(ids) == 1 or len(np.unique(ids)) > 1
 
 
-def test_of_equals_the_first_is_chosen():
+def test_the_first_of_equal_scores_is_chosen():
     weights, state, noise = make(7, 200, 10)
     rows = np.asarray(logits(weights, state))[:, :200]
     assert ((rows == rows.max(axis=1, keepdims=True)).sum(axis=1) > 1).any()
@@ -103,7 +103,7 @@ def test_of_equals_the_first_is_chosen():
         {64: 1.0},
     ],
 )
-def test_no_number_is_out_of_order(values):
+def test_float_bits_rank_like_numbers(values):
     weights, state, noise = make(1, 65, 10, summands=1)
     row = np.full(128, -3.0, np.float32)
     for place, value in values.items():

@@ -23,13 +23,13 @@ def test_every_form_is_compiled_where_a_compiler_is():
 @pytest.mark.parametrize("one_hot", [False, True])
 def test_threads_divide_the_rows(monkeypatch, one_hot):
     inputs = make_inputs("tiles", one_hot)
-    outputs, _, alone = gradients("native", "float32", *inputs)
+    outputs, _, single = gradients("native", "float32", *inputs)
     monkeypatch.setattr(native, "threads_of_a_call", lambda: 3)
     outputs_shared, _, shared = gradients("native", "float32", *inputs)
     # A row's numbers do not depend on the thread that computes it; sums over rows are added in another order.
     for one, other in zip(outputs_shared, outputs, strict=True):
         np.testing.assert_array_equal(one, other)
-    for one, other in zip(shared, alone, strict=True):
+    for one, other in zip(shared, single, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 

@@ -65,8 +65,8 @@ def lstm(
 
     Args:
         weights: parameters of the layer, float32, with D inputs and H hidden units.
-        x: [B, T, D] float inputs; or [B, T] integers in [0, D), which stand for one-hot rows and turn the
-            input product into a row look-up (an integer out of range gives NaN).
+        x: [B, T, D] float inputs; or [B, T] integers in [0, D), which act as one-hot rows and turn the input product
+            into a row look-up (an integer out of range gives NaN).
         carry: state before the first step, `c` and `h` [B, H] float32.
         implementation: None for the fastest one on the platform compiled for, or one of "flax" (`flax.linen.scan` of
             `LSTMCell`, the reference), "scan" (`jax.lax.scan`, with the input product hoisted out of the loop),

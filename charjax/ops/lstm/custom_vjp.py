@@ -38,11 +38,9 @@ def lstm_custom_vjp(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp
     return jnp.swapaxes(y_TBH, 0, 1), carry
 
 
-def _layer_primal(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tuple[Array, LSTMCarry]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tuple[Array, LSTMCarry]:
     return _forward(weights, x, carry, dtype)[0]
-
-
-_layer = jax.custom_vjp(_layer_primal, nondiff_argnums=(3,))
 
 
 def _forward(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tuple[tuple[Array, LSTMCarry], _Saved]:

@@ -7,7 +7,7 @@ from charjax.array_types import Array
 
 
 def keep_per_sequence(key: Array, rate: float, sequence_ids: Array, shape: tuple[int, ...]) -> Array:
-    """Samples a dropout mask with a key per sequence, so that a row does not depend on the rows beside it.
+    """Samples a dropout mask with a key per sequence, so that a row does not depend on the rest of the batch.
 
     Args:
         key: PRNG key.

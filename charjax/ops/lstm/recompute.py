@@ -1,4 +1,4 @@
-"""The implementation for TPUs, and the scheme of the GPU and TPU kernels: save little, launch little.
+"""The implementation for TPUs, and the scheme of the GPU and TPU kernels: few residuals, few launches.
 
 On these devices kernel launches and memory traffic bound a time step, not arithmetic. The forward loop saves only h and
 c. The backward pass recomputes all gates with one matmul over all steps and turns them into factors, which leaves a few

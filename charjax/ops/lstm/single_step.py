@@ -101,20 +101,16 @@ def step_above(weights: StepWeights, state: StepState, first: LSTMCarry, operand
 
 def take(state: StepState, rows: Array) -> StepState:
     """Returns the state of the sequences `rows` [N] integer of a batch."""
-    return StepState(
-        jax.tree.map(lambda values_BH: values_BH[rows], state.carry),
-        jax.tree.map(lambda values_SBN: values_SBN[:, rows], state.products),
-    )
+    return jax.tree.map(lambda values: values[..., rows, :], state)
 
 
 def where(condition_B: Array, state: StepState, otherwise: StepState) -> StepState:
     """Selects each sequence from one of two states, as `jnp.where` does."""
-    return StepState(
-        jax.tree.map(lambda *values_BH: jnp.where(condition_B[:, None], *values_BH), state.carry, otherwise.carry),
-        jax.tree.map(
-            lambda *values_SBN: jnp.where(condition_B[None, :, None], *values_SBN), state.products, otherwise.products
-        ),
-    )
+
+    def select(one: Array, other: Array) -> Array:
+        return jnp.where(condition_B[:, None] if one.ndim == 2 else condition_B[None, :, None], one, other)
+
+    return jax.tree.map(select, state, otherwise)
 
 
 def _to_own(weights: StepWeights, product: Array) -> Array:

@@ -1,8 +1,9 @@
 """NVIDIA's own LSTM, through `jax.experimental.rnn`: the peer to compare with on GPUs in float32.
 
-It supports only float32, and not `jax.vmap`. JAX passes sequence lengths to cuDNN through the host, which synchronizes
-with the device in every call, forward and backward. Even tracing asks cuDNN for sizes, so nothing can be compiled on a
-machine without a GPU. This module has not run on a GPU yet: its tests replace cuDNN by JAX's own reference.
+It supports only float32 and does not work under `jax.vmap`. JAX passes sequence lengths to cuDNN through the host,
+which synchronizes with the device in every call, forward and backward. Even tracing asks cuDNN for sizes, so nothing
+can be compiled on a machine without a GPU. This module has not run on a GPU yet: its tests replace cuDNN by JAX's own
+reference.
 """
 
 import functools
@@ -66,7 +67,7 @@ def _forward(
     try:
         outputs, saved = rnn.lstm_fwd(x, h, c, flat, lengths, **_setting(x, h, tf32))
     except AttributeError as error:
-        # JAX's lookup of cuDNN ends in this error if jaxlib has none, as on a machine without a GPU.
+        # JAX raises this if jaxlib has no cuDNN, as on a machine without a GPU.
         raise NotImplementedError(
             "LSTM implementation 'cudnn' is not available, since this jaxlib has no cuDNN: install jax[cuda12]"
         ) from error

@@ -89,7 +89,7 @@ def lstm_native(
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     # The kernel reads only int32 ids.
     x = x.astype(jnp.int32 if one_hot else dtype)
-    y, c, h = _layer(*alike((*weights, x, *carry)), library, dtype.name)
+    y, c, h = _layer(alike((x, *weights, *carry)), library, dtype.name)
     return y, LSTMCarry(c, h)
 
 
@@ -106,16 +106,14 @@ def _call(
     return list(call(*args, threads=np.int64(threads_of_a_call())))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _layer(
-    w_ih: Array, w_hh: Array, bias: Array, x: Array, c: Array, h: Array, library: Library, dtype: str
-) -> tuple[Array, Array, Array]:
-    return _forward(w_ih, w_hh, bias, x, c, h, library, dtype, save=False)[:3]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _layer(args: tuple[Array, ...], library: Library, dtype: str) -> tuple[Array, ...]:
+    return _forward(args, library, dtype, save=False)[:3]
 
 
-def _forward(
-    w_ih: Array, w_hh: Array, bias: Array, x: Array, c: Array, h: Array, library: Library, dtype: str, *, save: bool
-) -> tuple[Array, Array, Array, Array, Array]:
+def _forward(args: tuple[Array, ...], library: Library, dtype: str, *, save: bool) -> tuple[Array, ...]:
+    """Takes x, w_ih, w_hh, bias, c and h -> y, c, h, and what the backward pass needs, empty without `save`."""
+    x, *_, c, h = args
     batch, time, hidden = x.shape[0], x.shape[1], c.shape[1]
     padded = -(-hidden // library.panel) * library.panel if save else 0
     shapes = {
@@ -125,19 +123,20 @@ def _forward(
         "saved_c": ((time, batch, padded), dtype),
         "saved_gates": ((time, batch, 4 * padded), dtype),
     }
-    return tuple(_call(library, "forward", dtype, shapes, x, w_ih, w_hh, bias, c, h))  # type: ignore[return-value]
+    return tuple(_call(library, "forward", dtype, shapes, *args))
 
 
 def _forward_and_save(
-    w_ih: Array, w_hh: Array, bias: Array, x: Array, c: Array, h: Array, library: Library, dtype: str
-) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    y, c_last, h_last, *saved = _forward(w_ih, w_hh, bias, x, c, h, library, dtype, save=True)
+    args: tuple[Array, ...], library: Library, dtype: str
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    y, c_last, h_last, *saved = _forward(args, library, dtype, save=True)
+    x, w_ih, w_hh, _, c, h = args
     return (y, c_last, h_last), (x, w_ih, w_hh, c, h, y, *saved)
 
 
 def _backward(
-    library: Library, dtype: str, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
-) -> tuple[Any, ...]:
+    library: Library, dtype: str, saved: tuple[Array, ...], cotangents: tuple[Array, ...]
+) -> tuple[tuple[Any, ...]]:
     x, w_ih, w_hh, c, h, *_ = saved
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     shapes = {
@@ -149,7 +148,7 @@ def _backward(
         "dh": (h.shape, "float32"),
     }
     dx, dw_ih, dw_hh, dbias, dc, dh = _call(library, "backward", dtype, shapes, *alike((*saved, *cotangents)))
-    return dw_ih, dw_hh, dbias, np.zeros(x.shape, jax.dtypes.float0) if one_hot else dx, dc, dh
+    return ((np.zeros(x.shape, jax.dtypes.float0) if one_hot else dx, dw_ih, dw_hh, dbias, dc, dh),)
 
 
 _layer.defvjp(_forward_and_save, _backward)

@@ -121,7 +121,7 @@ struct Backward {
              dh * tanh_c * out * (1.0f - out)}};
   }
 
-  // Goes row by row, so that the saved arrays are read in memory order.
+  // Row by row, so that the saved arrays are read in memory order.
   void differentiate_gates(const Workspace& o, int first, int rows, int t, int k) {
     const size_t stride = block_of(o) * TILE;
     for (int r = 0; r < rows; r += group) {

@@ -39,9 +39,7 @@ struct Mac<bf16> {
     return v;
   }
   static CHARJAX_INLINE __m512bh spread(const bf16* p) {
-    uint32_t bits;
-    std::memcpy(&bits, p, 4);
-    const __m512i all = _mm512_set1_epi32(static_cast<int>(bits));
+    const __m512i all = _mm512_set1_epi32(static_cast<int>(four_bytes(p)));
     __m512bh v;
     std::memcpy(&v, &all, sizeof(v));
     return v;
@@ -61,11 +59,7 @@ struct Mac<bf16> {
     return {reinterpret_cast<Vec>(bits << 16), reinterpret_cast<Vec>(bits & 0xffff0000u)};
   }
   static CHARJAX_INLINE Pairs weights(const bf16* p) { return widen_pairs(*reinterpret_cast<const Bits*>(p)); }
-  static CHARJAX_INLINE Pairs spread(const bf16* p) {
-    uint32_t bits;
-    std::memcpy(&bits, p, 4);
-    return widen_pairs(bits - Bits{});
-  }
+  static CHARJAX_INLINE Pairs spread(const bf16* p) { return widen_pairs(four_bytes(p) - Bits{}); }
   static CHARJAX_INLINE Vec add(Vec sum, Pairs x, Pairs w) { return (sum + x.even * w.even) + x.odd * w.odd; }
 };
 #endif
@@ -110,24 +104,10 @@ CHARJAX_INLINE void multiply_by_panels(Tile<N>& tile, const E* a, int step, cons
 }
 
 // Calls f.run<R>(first row) for tiles that cover `rows` rows; R <= ROWS is a compile-time constant.
-template <class F>
-inline void for_tiles(int rows, F f) {
-  int r = 0;
-  for (; r + ROWS <= rows; r += ROWS) f.template run<ROWS>(r);
-  switch (rows - r) {
-#define CHARJAX_CASE(n)                           \
-  case n:                                         \
-    if constexpr (n < ROWS) f.template run<n>(r); \
-    break;
-    CHARJAX_CASE(1)
-    CHARJAX_CASE(2)
-    CHARJAX_CASE(3)
-    CHARJAX_CASE(4)
-    CHARJAX_CASE(5)
-#undef CHARJAX_CASE
-    default:
-      break;
-  }
+template <int R = ROWS, class F>
+inline void for_tiles(int rows, const F& f, int r = 0) {
+  for (; r + R <= rows; r += R) f.template run<R>(r);
+  if constexpr (R > 1) for_tiles<R - 1>(rows, f, r);
 }
 
 inline constexpr int round_up(int n, int multiple) {

@@ -2,7 +2,7 @@
 //
 // A step reads the weights once, in memory order, whatever the number of sequences. A layer's operands, the output of
 // the layer below and its own h, lie next to each other, so one sum runs over both. The order of every sum is the same
-// for one sequence as for a thousand: a sequence does not depend on those beside it.
+// for one sequence as for a thousand: a sequence does not depend on the rest of the batch.
 #pragma once
 
 #include "int8.h"

@@ -43,7 +43,6 @@ inline Key fold_in(Key key, uint32_t number) {
 
 // The natural logarithm of normal numbers, to a relative error of about 1e-7: Cephes' logf polynomial (Moshier 1989).
 CHARJAX_INLINE Vec log(Vec x) {
-  typedef int32_t Ints __attribute__((vector_size(4 * W), aligned(4), may_alias));
   // x = 2^exponent m, with m in [sqrt(1/2), sqrt(2)).
   const Bits above_root = reinterpret_cast<Bits>(x) - 0x3f3504f3u;
   const Vec exponent = __builtin_convertvector(reinterpret_cast<Ints>(above_root) >> 23, Vec);

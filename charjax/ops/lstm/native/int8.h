@@ -37,7 +37,7 @@ CHARJAX_INLINE void store_state(E* to, Vec h) {
   store_as(to, h);
 }
 
-// Integer sums are kept as the bits of a tile's vectors. A NaN in h is stored as 0, which stands for -128 / 127.
+// Integer sums are kept as the bits of a tile's vectors. A NaN in h is stored as 0, which means -128 / 127.
 #if defined(__AVX512F__)
 CHARJAX_INLINE Vec to_float(Vec sum) {
   return reinterpret_cast<Vec>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)));
@@ -52,11 +52,7 @@ CHARJAX_INLINE void store_state<Quantized>(Quantized* to, Vec h) {
 template <>
 struct Mac<Quantized> {
   static CHARJAX_INLINE __m512i weights(const int8_t* p) { return _mm512_loadu_si512(p); }
-  static CHARJAX_INLINE __m512i spread(const uint8_t* p) {
-    int32_t four;
-    std::memcpy(&four, p, 4);
-    return _mm512_set1_epi32(four);
-  }
+  static CHARJAX_INLINE __m512i spread(const uint8_t* p) { return _mm512_set1_epi32(static_cast<int>(four_bytes(p))); }
   // Assembly, since casting for the intrinsic makes GCC 12 keep every sum in memory.
   static CHARJAX_INLINE Vec add(Vec sum, __m512i x, __m512i w) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
@@ -75,11 +71,7 @@ struct Mac<Quantized> {
   static CHARJAX_INLINE __m512i weights(const int8_t* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  static CHARJAX_INLINE __m512i spread(const int16_t* p) {
-    int32_t two;
-    std::memcpy(&two, p, 4);
-    return _mm512_set1_epi32(two);
-  }
+  static CHARJAX_INLINE __m512i spread(const int16_t* p) { return _mm512_set1_epi32(static_cast<int>(four_bytes(p))); }
   // Assembly for the same reason as above.
   static CHARJAX_INLINE Vec add(Vec sum, __m512i x, __m512i w) {
     __m512i products;
@@ -102,11 +94,7 @@ struct Mac<Quantized> {
   static CHARJAX_INLINE __m256i weights(const int8_t* p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  static CHARJAX_INLINE __m256i spread(const int16_t* p) {
-    int32_t two;
-    std::memcpy(&two, p, 4);
-    return _mm256_set1_epi32(two);
-  }
+  static CHARJAX_INLINE __m256i spread(const int16_t* p) { return _mm256_set1_epi32(static_cast<int>(four_bytes(p))); }
   static CHARJAX_INLINE Vec add(Vec sum, __m256i x, __m256i w) {
     return reinterpret_cast<Vec>(_mm256_add_epi32(reinterpret_cast<__m256i>(sum), _mm256_madd_epi16(x, w)));
   }
@@ -149,7 +137,6 @@ CHARJAX_INLINE void store_state<Quantized>(Quantized* to, Vec h) {
 }
 template <>
 struct Mac<Quantized> {
-  typedef int32_t Ints __attribute__((vector_size(4 * W), aligned(4), may_alias));
   struct Pairs {
     Ints even, odd;
   };
@@ -164,7 +151,7 @@ struct Mac<Quantized> {
   }
 };
 CHARJAX_INLINE Vec to_float(Vec sum) {
-  return __builtin_convertvector(reinterpret_cast<Mac<Quantized>::Ints>(sum), Vec);
+  return __builtin_convertvector(reinterpret_cast<Ints>(sum), Vec);
 }
 #endif
 

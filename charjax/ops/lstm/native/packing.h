@@ -10,7 +10,7 @@ namespace charjax {
 // B sequences of T steps, D inputs, H units in panels of W units, the last panel padded.
 struct Sizes {
   int B, T, D, H;
-  bool one_hot;  // inputs are ids: each stands for a one-hot row of D
+  bool one_hot;  // inputs are ids, read as one-hot rows of D
   int panels() const { return round_up(H, W) / W; }
   int padded() const { return round_up(H, W); }
   int units(int panel) const { return std::min(W, H - panel * W); }

@@ -25,8 +25,14 @@ constexpr int TILE = 4 * W;  // columns of a tile: the four gates of W units, or
 
 typedef float Vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint16_t Half __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
+CHARJAX_INLINE uint32_t four_bytes(const void* p) {
+  uint32_t bits;
+  std::memcpy(&bits, p, 4);
+  return bits;
+}
 CHARJAX_INLINE Vec broadcast(float x) {
   return x - Vec{};
 }
@@ -58,8 +64,7 @@ CHARJAX_INLINE float narrow<float>(float x) {
 }
 template <>
 CHARJAX_INLINE bf16 narrow<bf16>(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  const uint32_t bits = four_bytes(&x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40u);  // NaN stays NaN
   return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);                  // to nearest, ties to even
 }

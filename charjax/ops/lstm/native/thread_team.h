@@ -77,9 +77,11 @@ class ThreadTeam {
     task_ = &task;
     at_once_.store(std::min(at_once, 65535), std::memory_order_relaxed);
     call_ = [](const void* of, int piece) { (*static_cast<const Task*>(of))(piece); };
-    for (int thread = 0; thread < static_cast<int>(queues_.size()); ++thread)
-      queues_[thread].next.store(ticket(number, begin_of(thread, pieces), begin_of(thread + 1, pieces)),
-                                 std::memory_order_release);
+    const int threads = static_cast<int>(queues_.size());
+    for (int thread = 0; thread < threads; ++thread)
+      queues_[thread].next.store(
+          ticket(number, part_begin(pieces, threads, thread), part_begin(pieces, threads, thread + 1)),
+          std::memory_order_release);
     phase_.store(number, std::memory_order_release);
     expected_ += pieces;
     work(0, number);
@@ -97,9 +99,6 @@ class ThreadTeam {
   // Packs a phase's number with a thread's next piece and the end of its pieces: taking a piece in an old phase fails.
   static uint64_t ticket(uint32_t number, int next, int end) {
     return static_cast<uint64_t>(number) << 32 | static_cast<uint64_t>(end) << 16 | static_cast<uint64_t>(next);
-  }
-  int begin_of(int thread, int pieces) const {
-    return static_cast<int>(static_cast<int64_t>(pieces) * thread / static_cast<int64_t>(queues_.size()));
   }
   // Spins, and yields the core from time to time.
   static void pause(int spins) {

@@ -115,7 +115,7 @@ class _Warpgroup(NamedTuple):
             target = scratch.factors.at[at.group, number]
             plgpu.copy_gmem_to_smem(source.at[t, at.units, at.columns], target, scratch.fetched.at[at.group])
 
-    def hand_on(self, t: Array, dz: list[Array]) -> None:
+    def emit(self, t: Array, dz: list[Array]) -> None:
         """Writes dz where the matmuls read it, and starts its copy to the result."""
         at, scratch, spread = self.at, self.scratch, self.at.geometry.spread
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -162,7 +162,7 @@ def _run(group: _Warpgroup, time: int) -> None:
         at.lead(lambda: pl.when(t > 0)(lambda: group.fetch(t - 1)))
         dc, dz = _through_cell(dc, dh, now)
         plgpu.barrier_wait(scratch.dz_free)
-        at.lead(lambda: group.hand_on(t, dz))
+        at.lead(lambda: group.emit(t, dz))
         collect(at, scratch.dz_ready, 0)
         dh = group.multiply()
         release(at, scratch.dz_free)

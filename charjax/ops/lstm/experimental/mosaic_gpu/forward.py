@@ -124,7 +124,7 @@ class _Warpgroup(NamedTuple):
         products: tuple[list[Array], list[Array]] = pl.run_scoped(run, *[sum_ref(at.geometry)] * 4)
         return products
 
-    def hand_on(self, t: Array, then: Array, c: Array, h: Array) -> None:
+    def emit(self, t: Array, then: Array, c: Array, h: Array) -> None:
         """Writes h where the next step's matmuls read it, and starts the copies of h and c to the results."""
         at, out = self.at, self.scratch.out_smem
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -150,7 +150,7 @@ def _run(group: _Warpgroup, time: int) -> None:
         i, f, g, o = (total + part for total, part in zip(sums, z_t, strict=True))
         c = _sigmoid(f) * c + _sigmoid(i) * jnp.tanh(g)
         h = _sigmoid(o) * jnp.tanh(c)
-        at.lead(lambda: group.hand_on(t, then, c, h))
+        at.lead(lambda: group.emit(t, then, c, h))
         collect(at, scratch.h_ready, then)
         return c, h
 

@@ -40,7 +40,7 @@ def choose(
     temperature: Array,
     interpret: Any = None,
 ) -> tuple[Array, LSTMCarry, Array]:
-    """Samples without a filter, as `charjax.generation.sampling.sample`, then runs `single_step.first_layer`.
+    """Samples as `charjax.generation.sampling.sample` without filters, then runs `single_step.first_layer`.
 
     Noise and products are passed whole, since slicing them would take another launch.
 

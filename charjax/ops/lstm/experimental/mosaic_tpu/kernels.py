@@ -112,7 +112,7 @@ def _launch(
 ) -> list[Array]:
     """Runs a kernel: inputs [T, B, *], then w; the initial carry -> [T, B, width * H] per width, final c and h; padded.
 
-    The output blocks of the final carry stay in VMEM over all time steps, so they hold the carry meanwhile.
+    The output blocks of the final carry stay in VMEM over all time steps, so they double as its storage meanwhile.
     """
 
     def block_at(turn: Any) -> Any:
