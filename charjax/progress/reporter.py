@@ -23,42 +23,22 @@ class Reporter(Protocol):
             chars_per_step: characters that one step trains on.
             epochs: passes over the training text in total_steps.
         """
-        ...
 
     def update(self, step: int, loss: float) -> None:
         """Called when the steps up to `step` were dispatched; `loss` is the latest known in nats/char, NaN at first."""
-        ...
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
         """Called after each evaluation, with a sample of the model."""
-        ...
 
     def message(self, text: str) -> None:
         """Called for anything else worth a line, perhaps before `start`."""
-        ...
 
     def stop(self) -> None:
         """Called when training ends, successfully or not; perhaps twice, or without `start`."""
-        ...
 
 
-class NullReporter:
-    """Shows nothing."""
-
-    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
-        """Does nothing."""
-
-    def update(self, step: int, loss: float) -> None:
-        """Does nothing."""
-
-    def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
-        """Does nothing."""
-
-    def message(self, text: str) -> None:
-        """Does nothing."""
-
-    def stop(self) -> None:
-        """Does nothing."""
+class NullReporter(Reporter):
+    """Shows nothing: its methods are the empty ones of `Reporter`."""
 
 
 def make_reporter(file: TextIO | None = None) -> Reporter:

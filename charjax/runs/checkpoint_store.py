@@ -110,8 +110,7 @@ class CheckpointStore:
 
     def _complete(self, response: Any, folder: Path, progress: Progress, params: Params | None) -> None:
         """Runs in the background: waits for Orbax, writes digests and model, then removes old checkpoints."""
-        with self._system_errors():
-            response.result()
+        response.result()
         if not is_main():
             return
         write_digests(folder)

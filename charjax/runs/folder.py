@@ -36,16 +36,19 @@ _log = logging.getLogger("charjax")
 
 
 class _Stage(enum.Enum):
-    """What a run folder has on disk."""
+    """Contents of a run folder.
+
+    Attributes:
+        EMPTY: no folder yet, or an empty one.
+        UNFINISHED: files of an earlier run that was killed before its first checkpoint.
+        STARTED: files of this run, without a complete checkpoint: they are removed if the run fails.
+        SAVED: at least one complete checkpoint.
+    """
 
     EMPTY = enum.auto()
-    """No folder yet, or an empty one."""
     UNFINISHED = enum.auto()
-    """What a run left that was killed before its first checkpoint."""
     STARTED = enum.auto()
-    """Files of this run, without a complete checkpoint: they are removed if the run fails."""
     SAVED = enum.auto()
-    """At least one complete checkpoint."""
 
 
 class RunFolder:
@@ -214,10 +217,8 @@ class RunFolder:
         # The store before the logs are cut: if the process is killed in between, the checkpoint that is then the latest
         # still fits them.
         self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
-        metrics = MetricsLog(self.path / METRICS, size=progress.metrics_bytes)
-        self._metrics = self._open.enter_context(metrics)
-        samples = SamplesLog(self.path / SAMPLES, size=progress.samples_bytes)
-        self._samples = self._open.enter_context(samples)
+        self._metrics = self._open.enter_context(MetricsLog(self.path / METRICS, size=progress.metrics_bytes))
+        self._samples = self._open.enter_context(SamplesLog(self.path / SAMPLES, size=progress.samples_bytes))
 
     def _remove(self) -> None:
         """Removes what a failed start created; the folder itself may have existed before, empty."""
