@@ -2,11 +2,11 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -148,12 +148,12 @@ def read_ids(
 def _open_together(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]:
     """Opens a text in several processes: the main one reads all of it, the others only what they train on."""
 
-    def survey() -> bytes:
+    def survey() -> dict[str, Any]:
         check_is_file(path)
         file, sha256 = _open_text(path, vocab)
-        return json.dumps({"file": file.to_dict(), "sha256": sha256, "fingerprint": _fingerprint(path)}).encode()
+        return {"file": file.to_dict(), "sha256": sha256, "fingerprint": _fingerprint(path)}
 
-    found = json.loads(from_main(survey))
+    found = from_main(survey)
     with together():
         check_is_file(path)
         file = TextFile.from_dict(found["file"], path.resolve())
@@ -189,11 +189,6 @@ def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
         modified=before.st_mtime_ns,
     )
     return file, survey.sha256
-
-
-def read_all_ids(path: str | Path, vocab: str | Vocab = "auto") -> np.ndarray:
-    """Reads a whole text file into memory, as `Corpus.from_file`: ids [N]."""
-    return read_pieces(path, vocab).read_all()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,8 +165,8 @@ def is_main() -> bool:
     return not are_several() or jax.process_index() == 0
 
 
-def from_main(make: Callable[[], bytes]) -> bytes:
-    """Calls `make` in the main process only, and returns its result in every process.
+def from_main(make: Callable[[], Any]) -> Any:
+    """Calls `make` in the main process only, and returns its result, ready for JSON, in every process.
 
     Raises:
         UserError: `make` failed; the main process raises its own error.
@@ -176,10 +176,10 @@ def from_main(make: Callable[[], bytes]) -> bytes:
     made = b""
     with together():
         if is_main():
-            made = make()
+            made = json.dumps(make()).encode()
     size = _numbers_of_all(len(made))[0]
     content = np.frombuffer(made, np.uint8) if is_main() else np.zeros(size, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes()
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
 def check_same(settings: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ def check_same(settings: dict[str, Any]) -> None:
     """
     if not are_several():
         return
-    first = json.loads(from_main(lambda: json.dumps(settings).encode()))
+    first = from_main(lambda: settings)
     with together():
         for name, value in json.loads(json.dumps(settings)).items():
             if first.get(name) != value:
