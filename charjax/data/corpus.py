@@ -44,7 +44,7 @@ class Corpus:
         train_frac: the requested fraction.
         name: name of the file.
         path: absolute path of the file; empty where there is none.
-        sha256: hex digest of the text's bytes, by which a resumed run recognises its text.
+        sha256: hex digest of the text's bytes, by which a resumed run recognizes its text.
 
     Examples:
         >>> from charjax import Corpus

@@ -101,7 +101,8 @@ class Prefetcher:
             return self._layout.read(self._ids, index[0], begin, windows)
 
         # Reads only the parts of this process's devices; `jax.device_put` would need the whole arrays.
-        put, where = jax.make_array_from_callback, self._shardings
+        put: Any = jax.make_array_from_callback
+        where = self._shardings
         length = windows * self._layout.seq_len + 1
         streams = Streams(
             put((batch_size, length), where.ids, rows),

@@ -52,7 +52,7 @@ class TextFile:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], path: Path) -> "TextFile":
-        """Opens a text that another process has read, perhaps in this machine's own copy.
+        """Opens a text that another process has surveyed; this machine may have its own copy.
 
         Raises:
             UserError: the file has a different size here.

@@ -156,12 +156,12 @@ def _leave_at_exit(code: int) -> None:
 
 
 def are_several() -> bool:
-    """Returns whether there are other processes, without making JAX initialise its devices."""
+    """Returns True if there are other processes, without making JAX initialize its devices."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
-    """Returns whether this process is process 0, or the only one."""
+    """Returns True in process 0, or in the only process."""
     return not are_several() or jax.process_index() == 0
 
 
@@ -205,7 +205,7 @@ def check_same(settings: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Runs a block in every process and, where it fails in one, raises in all, so that none waits for another.
+    """Runs a block in every process; if it fails in one, raises in all, so that none waits for another.
 
     Raises:
         UserError: the block failed in another process.
@@ -249,7 +249,7 @@ def _numbers_of_all(number: int) -> list[int]:
 
 
 class Votes(NamedTuple):
-    """What processes tell each other before each call to the step; the largest value of each field counts.
+    """Values that processes share before each call to the step; the largest value of each field counts.
 
     Attributes:
         steps: steps that the next call should take, 0 except in the main process.

@@ -37,8 +37,23 @@ class Reporter(Protocol):
         """Called when training ends, successfully or not; perhaps twice, or without `start`."""
 
 
-class NullReporter(Reporter):
-    """Shows nothing: its methods are the empty ones of `Reporter`."""
+class NullReporter:
+    """Shows nothing."""
+
+    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
+        """Does nothing."""
+
+    def update(self, step: int, loss: float) -> None:
+        """Does nothing."""
+
+    def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
+        """Does nothing."""
+
+    def message(self, text: str) -> None:
+        """Does nothing."""
+
+    def stop(self) -> None:
+        """Does nothing."""
 
 
 def make_reporter(file: TextIO | None = None) -> Reporter:

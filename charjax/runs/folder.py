@@ -25,7 +25,7 @@ from charjax.runs.model_file import read_parameters, write_parameters
 from charjax.runs.unfinished import is_unfinished_start, remove_tree, remove_unfinished_start
 from charjax.train_state import TrainState
 
-# What the user can do when the system refuses to write.
+# Advice for errors of the operating system.
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
@@ -89,7 +89,7 @@ class RunFolder:
         """Locks the folder of a run that is resumed; the folder of a new run is locked by `begin`.
 
         Raises:
-            UserError: another process writes to it, or it may not be written.
+            UserError: another process writes to it, or it cannot be written.
         """
         if self._stage is _Stage.SAVED:
             with self._advised():
@@ -136,7 +136,7 @@ class RunFolder:
         """Saves a checkpoint in the background; waits for the first one.
 
         Raises:
-            UserError: the disk is full or may not be written; earlier checkpoints are kept.
+            UserError: the disk is full or not writable; earlier checkpoints are kept.
         """
         assert self._store is not None  # begin or go_back_to came first
         with self._advised():
@@ -187,7 +187,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _advised(self) -> Iterator[None]:
-        """Turns the system's errors into one line that says what to do."""
+        """Turns errors of the operating system into one line that says what to do."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A run folder shared by the processes of one training: the main one writes it, each saves its part of a checkpoint."""
+"""A run folder shared by processes that train together: the main one writes it, each saves its part of a checkpoint."""
 
 import contextlib
 import os
@@ -103,7 +103,7 @@ class SharedRun:
         """Saves a checkpoint in the background; all processes must call it.
 
         Raises:
-            UserError: the disk is full or may not be written; earlier checkpoints are kept.
+            UserError: the disk is full or not writable; earlier checkpoints are kept.
         """
         if self._folder is not None:
             self._folder.save(state, progress)

@@ -228,7 +228,7 @@ def spoilt(*steps):
 
 
 class FragileLSTM(CharLSTM):
-    """A model whose logits become NaN once one is large, as in a training that diverges."""
+    """A model whose logits become NaN once one is large, as in training that diverges."""
 
     def __call__(self, ids, carry, **options):
         logits, carry = super().__call__(ids, carry, **options)

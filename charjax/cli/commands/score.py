@@ -38,7 +38,7 @@ from charjax.runs.metadata import RunInfo
 from charjax.runs.model_file import load_params
 
 # Largest work, in characters x parameters, that is done in one pass unless the user says otherwise: about half a minute
-# on a CPU. Beyond it, the text is read as this many streams.
+# on a CPU. Beyond it, this many parts of the text are read in parallel.
 MOST_WORK_IN_ONE_PASS, STREAMS = 2 * 10**11, 64
 
 _log = logging.getLogger("charjax")
