@@ -184,7 +184,7 @@ def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
         vocab=chosen,
         characters=characters,
         first_byte=survey.size - characters if one_byte_each else 0,
-        index=None if one_byte_each else np.array(survey.index, np.int64),
+        index=None if one_byte_each else survey.index,
         size=before.st_size,
         modified=before.st_mtime_ns,
     )
