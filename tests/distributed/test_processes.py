@@ -55,7 +55,7 @@ def test_a_port_in_use_is_reported():
 
 @contextlib.contextmanager
 def as_second_process(sent):
-    """Code within runs as process 1 of two, which process 0 has sent `sent`."""
+    """Runs a block as process 1 of two that has received `sent` from process 0."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (processes, corpus_module):
             patch.setattr(module, "are_several", lambda: True)
