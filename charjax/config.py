@@ -162,7 +162,7 @@ class TrainConfig(Checked):
     """Decoupled weight decay of AdamW. It applies to weight matrices, not to biases."""
 
     clip_norm: Positive = 1.0
-    """Largest global norm of the gradient; a larger gradient is scaled down to it."""
+    """Maximum global norm of the gradient; a larger gradient is scaled down to it."""
 
     seed: Seed = 0
     """Seed of the initial weights and of dropout."""
@@ -189,7 +189,7 @@ class TrainConfig(Checked):
 
     # Devices count steps in int32.
     steps_per_call: Optional[Annotated[int, Bounds("a whole number of at least 1", 1, 2**31 - 1)]] = None
-    """Most optimizer steps per call to the device; by default as many as take about a second."""
+    """Maximum number of optimizer steps per call to the device; by default as many as take about a second."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

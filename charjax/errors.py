@@ -31,5 +31,5 @@ class Interrupted(Exception):  # noqa: N818 -- nothing went wrong
 
 
 def in_short(value: object) -> str:
-    """Returns a value for use in a message: on one line and of bounded length, whatever a file contains."""
+    """Formats a value for a message: on one line and of bounded length, whatever a file contains."""
     return _SHORT.repr(value)

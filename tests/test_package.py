@@ -18,7 +18,7 @@ NAMES = [*sorted(set(charjax.__all__) - SUBPACKAGES), "interop.from_torch", "int
 
 
 def public(name):
-    """Returns what a public name such as interop.to_torch stands for."""
+    """Returns what a public name such as interop.to_torch refers to."""
     value = charjax
     for part in name.split("."):
         value = getattr(value, part)
@@ -37,12 +37,12 @@ def test_every_public_name_is_listed():
     assert all(inspect.ismodule(getattr(charjax, name)) for name in SUBPACKAGES)
 
 
-def test_type_checkers_are_told_the_same_names():
+def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(charjax.__file__).read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"]
-    told = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
-    assert set(told) == set(charjax.__all__) - SUBPACKAGES | {"__version__"}
-    for public_name, (module, name) in told.items():
+    imported = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
+    assert set(imported) == set(charjax.__all__) - SUBPACKAGES | {"__version__"}
+    for public_name, (module, name) in imported.items():
         assert getattr(importlib.import_module(module), name) is getattr(charjax, public_name)
 
 

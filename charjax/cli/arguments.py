@@ -133,7 +133,7 @@ class ScoreCommand(Checked):
     """Write an HTML page to this file: the text colored by surprise. Hovering shows what the model expected."""
 
     html_chars: Count = 100_000
-    """Most characters to color on the page. Browsers are slow with millions."""
+    """Maximum number of characters to color on the page. Browsers are slow with millions."""
 
     paint: NonNegativeCount = 0
     """Characters to color in the terminal. Without colors, marks below the lines show the surprise."""

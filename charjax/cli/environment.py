@@ -18,9 +18,9 @@ def set_up() -> None:
 
 
 def _quieten_orbax() -> None:
-    """Hides what Orbax logs or lets slip about failed saves, which charjax reports in its own words."""
+    """Hides the messages of Orbax about failed saves, which charjax reports itself."""
     absl.logging.set_verbosity(absl.logging.FATAL)
-    # When one write of a save fails, Orbax drops the writes that have not begun, and nobody awaits those that end.
+    # When one write of a save fails, Orbax drops the writes that have not begun, and does not await those that end.
     warnings.filterwarnings("ignore", "coroutine .*serialize.* was never awaited", RuntimeWarning)
     sys.unraisablehook = _show_unraisable
 

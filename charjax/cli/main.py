@@ -9,30 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from charjax.cli.arguments import (
-    Command,
-    EvalCommand,
-    InfoCommand,
-    NeuronsCommand,
-    SampleCommand,
-    ScoreCommand,
-    TrainCommand,
-)
+from charjax.cli.arguments import COMMANDS, Command, TrainCommand
 from charjax.cli.option_parsing import parse
 from charjax.cli.output import tolerate_lost_output
 from charjax.cli.startup import exit_on_interrupt, garbage_collection_off
 from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError
 from charjax.rendering.visible_text import one_line
-
-# Module and function of each command.
-_FUNCTION_OF: dict[type, tuple[str, str]] = {
-    TrainCommand: ("train", "train"),
-    SampleCommand: ("sample", "sample"),
-    EvalCommand: ("evaluate", "evaluate_text"),
-    ScoreCommand: ("score", "score_text"),
-    InfoCommand: ("info", "show_info"),
-    NeuronsCommand: ("neurons", "show_neurons"),
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _open_missing_streams() -> None:
-    """Opens closed standard streams: else the next file opened gets such a number, and C libraries write into it."""
+    """Opens closed standard streams: else the next file gets the descriptor of one, and C libraries write into it."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- open until the end
@@ -105,10 +87,10 @@ def _run(argv: list[str]) -> None:
     if isinstance(parsed.command, TrainCommand):
         with tolerate_lost_output():
             _set_up_log(logging.INFO)
-            _import_function(parsed.command)(parsed.command, parsed.given)
+            _import_run(parsed.command)(parsed.command, parsed.given)
     else:
         _set_up_log(logging.WARNING)
-        _import_function(parsed.command)(parsed.command)
+        _import_run(parsed.command)(parsed.command)
         sys.stdout.flush()
 
 
@@ -140,10 +122,10 @@ def _set_up_log(level: int) -> None:
     logger.propagate = False
 
 
-def _import_function(command: Command) -> Callable[..., None]:
-    """Imports the function that runs a command and, with it, JAX, which takes about a second."""
-    module, name = _FUNCTION_OF[type(command)]
+def _import_run(command: Command) -> Callable[..., None]:
+    """Imports the `run` of a command's module and, with it, JAX, which takes about a second."""
+    (name,) = (name for name, kind in COMMANDS.items() if kind is type(command))
     with exit_on_interrupt(), garbage_collection_off():
         importlib.import_module("charjax.cli.environment").set_up()
-        function: Callable[..., None] = getattr(importlib.import_module(f"charjax.cli.commands.{module}"), name)
-    return function
+        run: Callable[..., None] = importlib.import_module(f"charjax.cli.commands.{name}").run
+    return run

@@ -181,7 +181,7 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Returns whether a TOML value suits an option of this type: boolean, number or string; tyro checks the rest."""
+    """Checks a TOML value against an option's type (boolean, number or string); tyro checks the rest."""
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     return isinstance(value, int if kind in _WHOLE_NUMBERS else int | float if kind in _NUMBERS else str)
@@ -234,7 +234,7 @@ def _run_tyro(argv: list[str]) -> Command:
 
 
 def _first_message(box: str) -> str:
-    """Extracts the first message from a box drawn by tyro, in Unicode or ASCII; a rule ends it."""
+    """Extracts the first message from tyro's box, in Unicode or ASCII; a rule ends it."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()][1:]
     lines = ["" if set(line) == {"-"} else line for line in lines]
     lines = lines[lines[:1] == [""] :]

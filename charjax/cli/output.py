@@ -22,12 +22,12 @@ _log = logging.getLogger("charjax")
 
 
 def write(text: str) -> None:
-    """Writes model text at once: made harmless for a terminal, unchanged for a file or a pipe."""
+    """Writes model text and flushes it: made safe for a terminal, unchanged for a file or a pipe."""
     _write(printable(text, sys.stdout.encoding) if sys.stdout.isatty() else text)
 
 
 def write_facts(facts: Facts) -> None:
-    """Writes names and values in two columns. Values are made harmless: a run by someone else may name any file."""
+    """Writes names and values in two columns. Values are made safe: a run by someone else may name any file."""
     width = max(len(name) for name, _ in facts)
     write("".join(f"{name:<{width}}  {one_line(value, stdout_encoding())}\n" for name, value in facts))
 
@@ -61,7 +61,7 @@ def stdout_encoding() -> str:
 
 
 def _write_colored(console: Console, text: Text) -> None:
-    """Writes a line of harmless characters with its colors, without rich's own folding."""
+    """Writes a line of safe characters with its colors, without rich's own folding."""
     with console.capture() as captured:
         console.print(text, soft_wrap=True)
     _write(captured.get())
@@ -78,7 +78,7 @@ def _write(text: str) -> None:
 def _encode(text: str) -> bytes:
     try:
         return text.encode("utf-8", errors="surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate, which a vocabulary by someone else may have
+    except UnicodeEncodeError:  # a lone surrogate, which someone else's vocabulary may have
         return text.encode("utf-8", errors="backslashreplace")
 
 
@@ -97,7 +97,7 @@ def check_page_path(page: Path, *, text: Path, run: Path) -> None:
 class _TolerantFile:
     """A text file that drops what cannot be written: terminal closed, pipe without a reader, disk full.
 
-    The first loss is logged, and later writes are tried again. Everything else is delegated to the file.
+    The first failure is logged, and later writes are tried again. Everything else is delegated to the file.
     """
 
     def __init__(self, file: TextIO, name: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from charjax.array_types import Array, Ids
 from charjax.errors import UserError
 
-# Characters read at once: while they come from a file, each takes about twelve bytes.
+# Characters read at once; from a file, each takes about twelve bytes while it is decoded.
 READ_CHARACTERS = 1 << 18
 
 

@@ -1,4 +1,4 @@
-"""Decodes ids to characters, and tells how many ids each character takes."""
+"""Decodes ids to characters, and counts the ids of each."""
 
 import codecs
 from collections.abc import Iterator

@@ -2,11 +2,11 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Corpus:
         train_frac: the requested fraction.
         name: name of the file.
         path: absolute path of the file; empty where there is none.
-        sha256: hex digest of the text's bytes, by which a resumed run recognises its text.
+        sha256: hex digest of the text's bytes, by which a resumed run recognizes its text.
 
     Examples:
         >>> from charjax import Corpus
@@ -148,12 +148,12 @@ def read_ids(
 def _open_together(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]:
     """Opens a text in several processes: the main one reads all of it, the others only what they train on."""
 
-    def survey() -> bytes:
+    def survey() -> dict[str, Any]:
         check_is_file(path)
         file, sha256 = _open_text(path, vocab)
-        return json.dumps({"file": file.to_dict(), "sha256": sha256, "fingerprint": _fingerprint(path)}).encode()
+        return {"file": file.to_dict(), "sha256": sha256, "fingerprint": _fingerprint(path)}
 
-    found = json.loads(from_main(survey))
+    found = from_main(survey)
     with together():
         check_is_file(path)
         file = TextFile.from_dict(found["file"], path.resolve())
@@ -184,16 +184,11 @@ def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
         vocab=chosen,
         characters=characters,
         first_byte=survey.size - characters if one_byte_each else 0,
-        index=None if one_byte_each else np.array(survey.index, np.int64),
+        index=None if one_byte_each else survey.index,
         size=before.st_size,
         modified=before.st_mtime_ns,
     )
     return file, survey.sha256
-
-
-def read_all_ids(path: str | Path, vocab: str | Vocab = "auto") -> np.ndarray:
-    """Reads a whole text file into memory, as `Corpus.from_file`: ids [N]."""
-    return read_pieces(path, vocab).read_all()
 
 
 @dataclasses.dataclass(frozen=True)

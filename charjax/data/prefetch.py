@@ -97,21 +97,19 @@ class Prefetcher:
         begin, windows = chunk * self.chunk_windows, self.chunk_windows
         batch_size = len(self._layout.begins)
 
-        def put(sharding: NamedSharding, shape: tuple[int, ...], read: Any) -> jax.Array:
-            """Reads each device's part by itself: `jax.device_put` would need the whole array in every process."""
-            return jax.make_array_from_callback(shape, sharding, read)
-
         def rows(index: tuple[slice, ...]) -> np.ndarray:
             return self._layout.read(self._ids, index[0], begin, windows)
 
+        # Reads only the parts of this process's devices; `jax.device_put` would need the whole arrays.
+        put: Any = jax.make_array_from_callback
         where = self._shardings
         length = windows * self._layout.seq_len + 1
         streams = Streams(
-            put(where.ids, (batch_size, length), rows),
-            put(where.first, (batch_size,), lambda index: self._layout.counted(index[0], begin, windows)[0]),
-            put(where.stop, (batch_size,), lambda index: self._layout.counted(index[0], begin, windows)[1]),
-            put(where.begin, (), lambda _: np.int32(begin)),
-            put(where.windows, (), lambda _: np.int32(self.windows)),
+            put((batch_size, length), where.ids, rows),
+            put((batch_size,), where.first, lambda index: self._layout.counted(index[0], begin, windows)[0]),
+            put((batch_size,), where.stop, lambda index: self._layout.counted(index[0], begin, windows)[1]),
+            put((), where.begin, lambda _: np.int32(begin)),
+            put((), where.windows, lambda _: np.int32(self.windows)),
         )
         # Wait in the reading thread; otherwise the first step on this chunk would wait for its transfer.
         return jax.block_until_ready(streams)

@@ -30,7 +30,7 @@ def check_is_file(path: str | Path) -> None:
     """Checks that a text can be read from a path, more than once.
 
     Raises:
-        UserError: there is no file, or a folder, pipe or device.
+        UserError: the path does not exist, or is a folder, pipe or device.
     """
     if not Path(path).exists():
         raise UserError(f"{path} does not exist; give a text file")
@@ -84,7 +84,7 @@ class Survey:
 
     @property
     def is_ascii(self) -> bool:
-        """Whether the text is UTF-8 and all of its characters are ASCII."""
+        """True if the text is UTF-8 and all of its characters are ASCII."""
         return self.invalid is None and not self.seen[128:].any()
 
     @property

@@ -27,7 +27,7 @@ class TextFile:
         vocab: its characters.
         characters: number of characters.
         first_byte: offset of the first character, after a byte order mark.
-        index: byte offset of every `INDEX_STRIDE`th character, int64; None where every character is one byte.
+        index: byte offset of every `INDEX_STRIDE`th character; None where every character is one byte.
         size: size of the file in bytes.
         modified: time of its last change, in nanoseconds.
     """
@@ -36,23 +36,19 @@ class TextFile:
     vocab: Vocab
     characters: int
     first_byte: int
-    index: np.ndarray | None
+    index: list[int] | None
     size: int
     modified: int
 
     def to_dict(self) -> dict[str, Any]:
         """Returns, ready for JSON, what `from_dict` needs to read the same text in another process."""
-        return {
-            "vocab": self.vocab.to_dict(),
-            "characters": self.characters,
-            "first_byte": self.first_byte,
-            "index": None if self.index is None else self.index.tolist(),
-            "size": self.size,
-        }
+        values = dataclasses.asdict(self)
+        del values["path"], values["modified"]  # of this process's copy
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], path: Path) -> "TextFile":
-        """Opens a text that another process has read, perhaps in this machine's own copy.
+        """Opens a text that another process has surveyed; this machine may have its own copy.
 
         Raises:
             UserError: the file has a different size here.
@@ -63,15 +59,8 @@ class TextFile:
                 f"{path} has {found.st_size:,} bytes here but {values['size']:,} in process 0; "
                 "give every process the same text"
             )
-        return cls(
-            path=path,
-            vocab=Vocab.from_dict(values["vocab"]),
-            characters=values["characters"],
-            first_byte=values["first_byte"],
-            index=None if values["index"] is None else np.array(values["index"], np.int64),
-            size=found.st_size,
-            modified=found.st_mtime_ns,
-        )
+        vocab = Vocab.from_dict(values["vocab"])
+        return cls(**{**values, "path": path, "vocab": vocab, "modified": found.st_mtime_ns})
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Reads characters [start, stop), 0 <= start <= stop <= characters: ids [stop - start].
@@ -87,8 +76,8 @@ class TextFile:
             points = np.frombuffer(content, np.uint8)
         else:
             first, last = start // INDEX_STRIDE, -(-stop // INDEX_STRIDE)
-            end = int(self.index[last]) if last < len(self.index) else self.size
-            points = self._decoded(self._bytes(int(self.index[first]), end))
+            end = self.index[last] if last < len(self.index) else self.size
+            points = self._decoded(self._bytes(self.index[first], end))
             points = points[start - first * INDEX_STRIDE :][: stop - start]
         if self.vocab.kind == "bytes":
             return points

@@ -74,7 +74,7 @@ class Vocab:
         """Encodes a text as ids.
 
         Args:
-            text: any text; "bytes" encodes it as UTF-8, and surrogate escapes as the bytes that they stand for.
+            text: any text; "bytes" encodes it as UTF-8, and surrogate escapes as the bytes that they represent.
 
         Returns:
             [N] ids in `dtype`; N is the number of characters, or of bytes for "bytes".
@@ -131,13 +131,12 @@ class Vocab:
         Raises:
             UserError: the values are not a vocabulary.
         """
-        kind = values.get("kind") if isinstance(values, dict) else None
-        characters = values.get("characters") if isinstance(values, dict) else None
-        if kind in ("ascii", "bytes") and characters == "":
-            return cls(kind)
-        if kind != "chars" or not isinstance(characters, str) or not characters:
-            raise UserError("the vocabulary must be ascii, bytes, or chars with its characters")
-        return cls("chars", characters)
+        match values:
+            case {"kind": "ascii" | "bytes" as kind, "characters": ""}:
+                return cls(kind)
+            case {"kind": "chars", "characters": str(characters)} if characters:
+                return cls("chars", characters)
+        raise UserError("the vocabulary must be ascii, bytes, or chars with its characters")
 
 
 def encode_context(vocab: Vocab, context: str) -> np.ndarray:

@@ -41,8 +41,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def use_all_cores() -> None:
     """Makes JAX treat each CPU core as a device, which trains faster than one device with threads.
 
-    Call it before JAX is first used; after that it has no effect and logs so. A number of CPU devices that the user has
-    set (`jax_num_cpu_devices` or XLA_FLAGS) stays.
+    Call it before JAX is first used; after that it only logs that it has no effect. A number of CPU devices that the
+    user has set (`jax_num_cpu_devices` or XLA_FLAGS) is kept.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ def use_all_cores() -> None:
 def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
     """Makes the default mesh for training: all devices, or as many CPU cores as divide the batch evenly.
 
-    A core takes at least 8 sequences at once; with fewer, its matrix products spend their time on reading weights. With
+    A core takes at least 8 sequences at once; with fewer, its matmuls spend their time reading weights. With
     several processes, each contributes the same number of cores.
     """
     devices = jax.devices()

@@ -156,17 +156,17 @@ def _leave_at_exit(code: int) -> None:
 
 
 def are_several() -> bool:
-    """Returns whether there are other processes, without making JAX initialise its devices."""
+    """Returns True if there are other processes, without making JAX initialize its devices."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
-    """Returns whether this process is process 0, or the only one."""
+    """Returns True in process 0, or in the only process."""
     return not are_several() or jax.process_index() == 0
 
 
-def from_main(make: Callable[[], bytes]) -> bytes:
-    """Calls `make` in the main process only, and returns its result in every process.
+def from_main(make: Callable[[], Any]) -> Any:
+    """Calls `make` in the main process only, and returns its result, ready for JSON, in every process.
 
     Raises:
         UserError: `make` failed; the main process raises its own error.
@@ -176,10 +176,10 @@ def from_main(make: Callable[[], bytes]) -> bytes:
     made = b""
     with together():
         if is_main():
-            made = make()
+            made = json.dumps(make()).encode()
     size = _numbers_of_all(len(made))[0]
     content = np.frombuffer(made, np.uint8) if is_main() else np.zeros(size, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes()
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
 def check_same(settings: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ def check_same(settings: dict[str, Any]) -> None:
     """
     if not are_several():
         return
-    first = json.loads(from_main(lambda: json.dumps(settings).encode()))
+    first = from_main(lambda: settings)
     with together():
         for name, value in json.loads(json.dumps(settings)).items():
             if first.get(name) != value:
@@ -205,7 +205,7 @@ def check_same(settings: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Runs a block in every process and, where it fails in one, raises in all, so that none waits for another.
+    """Runs a block in every process; if it fails in one, raises in all, so that none waits for another.
 
     Raises:
         UserError: the block failed in another process.
@@ -249,7 +249,7 @@ def _numbers_of_all(number: int) -> list[int]:
 
 
 class Votes(NamedTuple):
-    """What processes tell each other before each call to the step; the largest value of each field counts.
+    """Values that processes share before each call to the step; the largest value of each field counts.
 
     Attributes:
         steps: steps that the next call should take, 0 except in the main process.

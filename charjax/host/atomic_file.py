@@ -1,4 +1,4 @@
-"""Files that are replaced all at once: readers see the old content or the new, never a part."""
+"""Replaces files atomically: readers see the old content or the new, never a part."""
 
 import contextlib
 import os

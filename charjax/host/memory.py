@@ -21,9 +21,9 @@ def reuse_memory() -> None:
     """Makes glibc keep freed memory for the next allocation instead of returning it to the system.
 
     XLA allocates the working memory of a program, hundreds of megabytes for a training step, again for each call. By
-    default the system has to map and zero every page again at first use: up to a third of a step's time
-    (docs/performance.md). Call it before JAX is first used. The process keeps its largest size until it ends. Does
-    nothing with other C libraries, or if the user has set GLIBC_TUNABLES or MALLOC_ARENA_MAX.
+    default the system then has to map and zero every page again: up to a third of a step's time (docs/performance.md).
+    Call it before JAX is first used. The process keeps its largest size until it ends. Does nothing with other C
+    libraries, or if the user has set GLIBC_TUNABLES or MALLOC_ARENA_MAX.
     """
     set_by_user = "GLIBC_TUNABLES" in os.environ or "MALLOC_ARENA_MAX" in os.environ
     if set_by_user or not sys.platform.startswith("linux"):
@@ -65,7 +65,7 @@ def available_memory(devices: Sequence[jax.Device]) -> int | None:
     """Returns the free bytes of the fullest device or, for CPUs, of the system; None if they are unknown."""
     if devices[0].platform == "cpu":
         return system_memory()
-    # Devices of other hosts cannot be asked.
+    # Devices of other hosts cannot be queried.
     sizes = [_device_memory(device) for device in devices if device.process_index == jax.process_index()]
     return min((size for size in sizes if size is not None), default=None)
 

@@ -36,7 +36,9 @@ class SignalCatcher:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._restore()
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         # Leave the handlers in place: Python complains about a pending signal whose handler was removed.
@@ -54,8 +56,3 @@ class SignalCatcher:
             handler(number, frame)
         else:
             signal.raise_signal(number)
-
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)

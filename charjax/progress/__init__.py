@@ -1,1 +1,1 @@
-"""What `fit` shows while it trains."""
+"""Progress of `fit`: live bar, plain lines, or a history."""

@@ -1,4 +1,4 @@
-"""A reporter that keeps what it is given, for loss curves and samples in a notebook."""
+"""A reporter that keeps evaluations and samples, for plots in a notebook."""
 
 from charjax.metrics import Evaluation
 from charjax.progress.reporter import NullReporter

@@ -37,7 +37,6 @@ class Pace:
         if self._updated_at is not None:
             # The host dispatches one call ahead of the device: this time went into the call before.
             self._count(now - self._updated_at, self._in_flight)
-            self._forget()
         self._in_flight = step - self.step
         self.step, self.loss, self._updated_at = step, loss, now
 
@@ -74,8 +73,6 @@ class Pace:
         self._intervals.append((seconds, steps))
         self._seconds += seconds
         self._steps += steps
-
-    def _forget(self) -> None:
         while self._seconds - self._intervals[0][0] >= RECENT_SECONDS:
             seconds, steps = self._intervals.popleft()
             self._seconds -= seconds

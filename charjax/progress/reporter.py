@@ -23,23 +23,18 @@ class Reporter(Protocol):
             chars_per_step: characters that one step trains on.
             epochs: passes over the training text in total_steps.
         """
-        ...
 
     def update(self, step: int, loss: float) -> None:
         """Called when the steps up to `step` were dispatched; `loss` is the latest known in nats/char, NaN at first."""
-        ...
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
         """Called after each evaluation, with a sample of the model."""
-        ...
 
     def message(self, text: str) -> None:
         """Called for anything else worth a line, perhaps before `start`."""
-        ...
 
     def stop(self) -> None:
         """Called when training ends, successfully or not; perhaps twice, or without `start`."""
-        ...
 
 
 class NullReporter:

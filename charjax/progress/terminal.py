@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from charjax.metrics import Evaluation
@@ -87,11 +87,8 @@ class TerminalReporter:
         step = f"step {pace.step:{len(total)},}/{total}"
         done = pace.step >= pace.total_steps
         clock = f"{duration(pace.elapsed_seconds)} in all" if done else f"{duration(pace.seconds_left)} left"
-        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        grid.add_column(no_wrap=True)
-        grid.add_column(ratio=1)
-        grid.add_column(no_wrap=True)
-        grid.add_column(no_wrap=True)
+        columns = (Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), Column(no_wrap=True))
+        grid = Table.grid(*columns, padding=(0, 2, 0, 0), expand=True)
         bar = ProgressBar(pace.total_steps, pace.step, complete_style="cyan", finished_style="green")
         grid.add_row(epoch, bar, step, clock)
         return grid

@@ -1,1 +1,1 @@
-"""Run folders on disk: model files, checkpoints and logs (layout.py draws one)."""
+"""Run folders on disk: model files, checkpoints and logs (layout.py lists what is in one)."""

@@ -5,8 +5,6 @@ Orbax's custom metadata, the RunInfo and Progress. Digests of all files are writ
 incomplete or has changed since is ignored, and the one before it restored.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +78,20 @@ def checkpoint_parts(state: TrainState) -> dict[str, Any]:
 
 
 def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    with _readable_errors(path):
+    """Loads some parts of a checkpoint; exceptions of Orbax and TensorStore become one line."""
+    try:
         # Orbax would pad or cast an array of another shape or dtype.
         stored = ocp.checkpointables_metadata(path).metadata
         _check_arrays(path, _describe({part: stored.get(part) for part in abstract}), _describe(abstract))
         return ocp.load_checkpointables(path, abstract)
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the outer exceptions are about Orbax's registry
+            cause = cause.__cause__
+        reason = in_short(str(cause))
+        raise UserError(f"{describe_checkpoint(path)} cannot be read ({type(cause).__name__}: {reason})") from error
 
 
 def _check_arrays(path: Path, found: dict[str, str], expected: dict[str, str]) -> None:
@@ -106,18 +113,3 @@ def _describe(tree: Any) -> dict[str, str]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         found[name] = f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
     return found
-
-
-@contextlib.contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
-    """Turns the exceptions of Orbax and TensorStore into one line."""
-    try:
-        yield
-    except (OSError, UserError):
-        raise
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # the outer exceptions are about Orbax's registry
-            cause = cause.__cause__
-        reason = in_short(str(cause))
-        raise UserError(f"{describe_checkpoint(path)} cannot be read ({type(cause).__name__}: {reason})") from error

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its run, read from its JSON without importing Orbax."""
+"""Reads a checkpoint's metadata from its JSON, without importing Orbax."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ class Header(NamedTuple):
     Attributes:
         path: its folder.
         info: the configuration of its run.
-        progress: how far that run had come.
+        progress: the progress of that run.
     """
 
     path: Path
@@ -82,7 +82,7 @@ def read_header_at(path: Path) -> Header:
 
 def saved_steps(folder: Path) -> list[int]:
     """Returns the steps in a checkpoints folder, ascending, complete or not."""
-    # Path.glob would find nothing in a folder that may not be read, instead of raising.
+    # Path.glob would find nothing in an unreadable folder, instead of raising.
     return sorted(int(path.name) for path in folder.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir())
 
 

@@ -110,8 +110,7 @@ class CheckpointStore:
 
     def _complete(self, response: Any, folder: Path, progress: Progress, params: Params | None) -> None:
         """Runs in the background: waits for Orbax, writes digests and model, then removes old checkpoints."""
-        with self._system_errors():
-            response.result()
+        response.result()
         if not is_main():
             return
         write_digests(folder)
@@ -140,7 +139,7 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         run_dir: the run folder, created if needed.
         state: what to save.
         info: the configuration of the run.
-        progress: how far it has come; its step names the checkpoint.
+        progress: its progress; the step names the checkpoint.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -168,16 +167,16 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
-    """Filters out Orbax's warning at every save that there are no OCDBT files, which charjax does not use."""
+    """Returns False for Orbax's warning at every save that there are no OCDBT files, which charjax does not use."""
     return "Skipping merge of OCDBT" not in record.getMessage()
 
 
 def _context() -> ocp.Context:
-    """Returns options to store each array in a file of its own, uncompressed."""
+    """Returns options to store each array uncompressed in a separate file."""
     context = ocp.Context()
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False
-    # Arrays are loaded to other devices than those they were saved on.
+    # Arrays may be loaded onto other devices than they were saved from.
     context.array.saving.enable_write_sharding_file = False
     # Orbax measures its timeout by the wall clock, which may jump, or continue while the machine sleeps.
     context.asynchronous.timeout_secs = A_MONTH
@@ -186,14 +185,14 @@ def _context() -> ocp.Context:
 
 
 def _remove_incomplete(path: Path) -> None:
-    """Removes what a save or a removal that was killed left behind."""
+    """Removes what is left of saves and removals that were killed."""
     for pattern in ("*.orbax-checkpoint-tmp", f"*{_REMOVED}"):
         for incomplete in path.glob(pattern):
             remove_tree(incomplete)
 
 
 def _remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint; readers never see a part of it under its name."""
+    """Removes a checkpoint, renamed first, so that readers never see part of one."""
     renamed = path.with_name(path.name + _REMOVED)
     path.rename(renamed)
     shutil.rmtree(renamed)

@@ -25,7 +25,7 @@ from charjax.runs.model_file import read_parameters, write_parameters
 from charjax.runs.unfinished import is_unfinished_start, remove_tree, remove_unfinished_start
 from charjax.train_state import TrainState
 
-# What the user can do when the system refuses to write.
+# Advice for errors of the operating system.
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
@@ -36,16 +36,19 @@ _log = logging.getLogger("charjax")
 
 
 class _Stage(enum.Enum):
-    """What a run folder has on disk."""
+    """Contents of a run folder.
+
+    Attributes:
+        EMPTY: no folder yet, or an empty one.
+        UNFINISHED: files of an earlier run that was killed before its first checkpoint.
+        STARTED: files of this run, without a complete checkpoint: they are removed if the run fails.
+        SAVED: at least one complete checkpoint.
+    """
 
     EMPTY = enum.auto()
-    """No folder yet, or an empty one."""
     UNFINISHED = enum.auto()
-    """What a run left that was killed before its first checkpoint."""
     STARTED = enum.auto()
-    """Files of this run, without a complete checkpoint: they are removed if the run fails."""
     SAVED = enum.auto()
-    """At least one complete checkpoint."""
 
 
 class RunFolder:
@@ -86,7 +89,7 @@ class RunFolder:
         """Locks the folder of a run that is resumed; the folder of a new run is locked by `begin`.
 
         Raises:
-            UserError: another process writes to it, or it may not be written.
+            UserError: another process writes to it, or it cannot be written.
         """
         if self._stage is _Stage.SAVED:
             with self._advised():
@@ -133,7 +136,7 @@ class RunFolder:
         """Saves a checkpoint in the background; waits for the first one.
 
         Raises:
-            UserError: the disk is full or may not be written; earlier checkpoints are kept.
+            UserError: the disk is full or not writable; earlier checkpoints are kept.
         """
         assert self._store is not None  # begin or go_back_to came first
         with self._advised():
@@ -184,7 +187,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _advised(self) -> Iterator[None]:
-        """Turns the system's errors into one line that says what to do."""
+        """Turns errors of the operating system into one line that says what to do."""
         try:
             yield
         except OSError as error:
@@ -214,10 +217,8 @@ class RunFolder:
         # The store before the logs are cut: if the process is killed in between, the checkpoint that is then the latest
         # still fits them.
         self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
-        metrics = MetricsLog(self.path / METRICS, size=progress.metrics_bytes)
-        self._metrics = self._open.enter_context(metrics)
-        samples = SamplesLog(self.path / SAMPLES, size=progress.samples_bytes)
-        self._samples = self._open.enter_context(samples)
+        self._metrics = self._open.enter_context(MetricsLog(self.path / METRICS, size=progress.metrics_bytes))
+        self._samples = self._open.enter_context(SamplesLog(self.path / SAMPLES, size=progress.samples_bytes))
 
     def _remove(self) -> None:
         """Removes what a failed start created; the folder itself may have existed before, empty."""

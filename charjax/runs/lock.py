@@ -1,4 +1,4 @@
-"""A lock on a folder for one process at a time, which the system releases however the process ends."""
+"""Locks a folder for one process; the system releases the lock however the process ends."""
 
 import contextlib
 import errno

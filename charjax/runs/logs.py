@@ -52,15 +52,11 @@ class AppendLog:
         self._file.write(entry.encode("utf-8", errors="backslashreplace"))
         self._file.flush()
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._file.close()
 
     def _drop_cut_line(self) -> None:
         end = size = self.size

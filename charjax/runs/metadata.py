@@ -32,7 +32,7 @@ class CorpusInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """Everything needed to build a run's model, vocabulary and optimizer again.
+    """Everything needed to rebuild a run's model, vocabulary and optimizer.
 
     A model that charjax did not train needs only `model` and `vocab`.
     """
@@ -71,7 +71,7 @@ class RunInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run has come: what the training loop needs beside the TrainState to continue.
+    """How far a run has come: everything besides the TrainState that the training loop needs to continue.
 
     Attributes:
         step: optimizer steps taken.

@@ -1,4 +1,4 @@
-"""Opens and reads files in folders that may come from anyone: regular files only, no links, bounded sizes."""
+"""Opens and reads files in folders that need not be trusted: regular files only, no links, bounded sizes."""
 
 import io
 import json

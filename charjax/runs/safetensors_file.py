@@ -19,17 +19,17 @@ from charjax.errors import UserError, in_short
 from charjax.host.atomic_file import replacing
 from charjax.runs.safe_files import open_file, parse_json
 
-# Most bytes that a header may take: its metadata, and the description of each array.
+# Limits on the size of a header in bytes: its metadata, and the description of each array.
 _LARGEST_METADATA, _LARGEST_ENTRY = 1 << 16, 256
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Replaces a file by arrays, all at once.
+    """Writes arrays to a file, which is replaced atomically.
 
     Args:
         path: the file.
         arrays: float32 arrays by name.
-        metadata: what to store with them.
+        metadata: strings to store with them.
 
     Raises:
         OSError: the file cannot be written.
@@ -49,7 +49,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[st
 
 
 def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads the arrays of a file that may come from anyone.
+    """Reads the arrays of a file that need not be trusted.
 
     Args:
         path: the file.

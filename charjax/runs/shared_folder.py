@@ -1,10 +1,10 @@
-"""A run folder shared by the processes of one training: the main one writes it, each saves its part of a checkpoint."""
+"""A run folder shared by processes that train together: the main one writes it, each saves its part of a checkpoint."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from charjax.distributed.processes import are_several, from_main, is_main, together
 from charjax.errors import UserError
@@ -70,17 +70,17 @@ class SharedRun:
         """
         model: Header | None = None
 
-        def choose() -> bytes:
+        def choose() -> list[Any]:
             nonlocal model
             assert self._folder is not None
             self._folder.wait()
             latest = read_header(self.path, up_to=up_to)
             model = self._folder.outdated_model(latest)
-            return json.dumps([latest.progress.to_dict(), model and model.progress.step]).encode()
+            return [latest.progress.to_dict(), model and model.progress.step]
 
         if self._store is not None:
             self._store.wait()
-        values, model_step = json.loads(from_main(choose))
+        values, model_step = from_main(choose)
         progress = Progress.from_dict(values)
         state = load_state(self._checkpoint(progress.step), abstract)
         params = state.params
@@ -103,7 +103,7 @@ class SharedRun:
         """Saves a checkpoint in the background; all processes must call it.
 
         Raises:
-            UserError: the disk is full or may not be written; earlier checkpoints are kept.
+            UserError: the disk is full or not writable; earlier checkpoints are kept.
         """
         if self._folder is not None:
             self._folder.save(state, progress)

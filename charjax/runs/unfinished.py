@@ -27,7 +27,7 @@ def check_run_folder(path: Path) -> None:
 
     Raises:
         UserError: it does not exist, is a file, or its run was killed before its first checkpoint.
-        OSError: it may not be read.
+        OSError: it cannot be read.
     """
     if not path.is_dir():
         what = "is a file, not a run folder" if path.exists() else "does not exist"
@@ -43,7 +43,7 @@ def is_unfinished_start(folder: Path) -> bool:
     """Returns True for a folder with only what charjax writes before its first checkpoint is complete.
 
     Raises:
-        OSError: it may not be read.
+        OSError: it cannot be read.
     """
     names = set()
     for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""`fit`, the public door to training: checks everything that can be checked first, then runs the loop."""
+"""The public function `fit`: checks its arguments, then opens the run folder and trains."""
 
 import contextlib
 import dataclasses
@@ -55,12 +55,12 @@ def fit(
         **overrides: any field of `TrainConfig` by name, such as batch_size=32.
 
     Returns:
-        The state after the last step. The run folder keeps the best one, too.
+        The state after the last step. The run folder also keeps the best one.
 
     Raises:
-        UserError: the text is too short, the batch cannot be split over the devices, memory does not suffice, the run
-            folder is in use or does not match, or the loss stays non-finite even after rolling back with lower learning
-            rates (without `out`, at once).
+        UserError: the text is too short, the batch cannot be split over the devices, there is not enough memory, the
+            run folder is in use or does not match, or the loss stays non-finite even after rolling back with lower
+            learning rates (without `out`, at once).
         Interrupted: SIGINT, SIGTERM or SIGHUP arrived while training with `out`; a checkpoint was saved.
 
     Examples:
@@ -93,7 +93,7 @@ def fit(
 
 
 def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
-    """Checks what can be checked before anything is written or put on a device; errors as `fit`."""
+    """Checks all arguments before anything is written or put on a device; errors as `fit`."""
     check_serves(model)
     check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)

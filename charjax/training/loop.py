@@ -33,7 +33,7 @@ from charjax.training.throughput import ThroughputMeter
 
 SAMPLE_TEMPERATURE = 0.8
 
-# Skipped steps in a row after which a training has diverged.
+# Skipped steps in a row after which training has diverged.
 SKIPS_TO_ROLL_BACK = 3
 
 # Compiling and evaluating leave memory fragmented: after this many calls it is returned to the system.
@@ -41,7 +41,7 @@ CALLS_TO_SETTLE = 2
 
 
 class TrainLoop:
-    """One training, from its first step or the latest checkpoint to its last step."""
+    """One training run, from its first step or the latest checkpoint to its last step."""
 
     def __init__(
         self,
@@ -210,13 +210,13 @@ class TrainLoop:
 
     def _save_if_due(self, state: TrainState) -> None:
         step, is_last = self.progress.step, self.progress.step == self.plan.total_steps
-        # While steps are being skipped the state is not worth going back to; only the last step is saved all the same.
+        # While steps are being skipped the state is not worth going back to; only the last step is saved even then.
         is_due = self.plan.is_checkpoint_due(step) and (is_last or int(state.skipped) == 0)
         if is_due or self.progress.is_best or self.votes.signum:
             self._save(state)
 
     def _save(self, state: TrainState) -> None:
-        """Saves a checkpoint, where there is a folder for it."""
+        """Saves a checkpoint if there is a run folder."""
         if self.folder is None:
             return
         self._wait_for_device()
@@ -247,7 +247,7 @@ class TrainLoop:
         )
 
     def _check_skips(self, skipped: int) -> None:
-        """Reports steps that the call read last has skipped.
+        """Reports the steps skipped by the call whose metrics were read last.
 
         Raises:
             DivergedError: too many in a row.

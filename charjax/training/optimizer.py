@@ -88,7 +88,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
         >>> optimizer is make_optimizer(TrainConfig(learning_rate=0.01, seed=7), total_steps=100)
         True
     """
-    # With every other field at its default, configs that differ only there share one optimizer, and so one program.
+    # All other fields at their defaults: configs that differ only in those share one optimizer, so one compiled step.
     return _make_optimizer(TrainConfig(**{name: getattr(config, name) for name in _FIELDS}), total_steps)
 
 
@@ -104,7 +104,7 @@ def _make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
 
 
 def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Builds `optax.scale_by_learning_rate` whose `update` also takes a factor of the rate, `rate_scale`."""
+    """Builds a variant of `optax.scale_by_learning_rate` whose `update` also takes a factor, `rate_scale`."""
 
     def update(updates: Any, state: Any, params: Any = None, *, rate_scale: Any = 1.0, **_: Any) -> tuple[Any, Any]:
         # The factor joins the scalar rate, not the updates: XLA then rounds as it would with the product as a constant.

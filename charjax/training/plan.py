@@ -1,4 +1,4 @@
-"""When a training evaluates, saves and ends, counted in optimizer steps."""
+"""Schedules evaluations, checkpoints and the end of training, counted in optimizer steps."""
 
 import dataclasses
 from typing import Self
@@ -15,7 +15,7 @@ def training_layout(corpus: Corpus, config: TrainConfig) -> SequenceLayout:
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """When a training evaluates, saves and ends.
+    """When training evaluates, saves and ends.
 
     Attributes:
         steps_per_epoch: optimizer steps of one pass over the training text.
@@ -37,14 +37,14 @@ class StepPlan:
         return cls(steps_per_epoch, config.epochs * steps_per_epoch, eval_every, checkpoint_every)
 
     def is_evaluation_due(self, step: int) -> bool:
-        """Returns whether to evaluate after this step; the last is always evaluated."""
+        """Returns True if this step is to be evaluated, as the last one always is."""
         return step % self.eval_every == 0 or step == self.total_steps
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Returns whether to save after this step; the last is always saved."""
+        """Returns True if this step is to be saved, as the last one always is."""
         return step % self.checkpoint_every == 0 or step == self.total_steps
 
     def steps_to_pause(self, step: int) -> int:
-        """Returns how many steps may follow before something is due or training ends."""
+        """Returns how many steps to take before something is due or training ends."""
         to_pause = [every - step % every for every in (self.eval_every, self.checkpoint_every)]
         return min(*to_pause, self.total_steps - step)

@@ -1,4 +1,4 @@
-"""What training does when its numbers stop being finite: go back to an earlier checkpoint with half the rate."""
+"""Goes back to an earlier checkpoint with half the learning rate when training diverges."""
 
 import dataclasses
 
@@ -16,15 +16,15 @@ MOST_ROLLBACKS = 5
 
 
 class DivergedError(Exception):
-    """Numbers of the training are not finite; the message says which, and at which step."""
+    """A loss, gradient or parameter is not finite; the message says which, and at which step."""
 
 
 class RollbackPolicy:
     """Decides which checkpoint a diverged training goes back to.
 
     It goes back to the latest checkpoint. If training diverges again before an evaluation has succeeded, that
-    checkpoint was already bad, and the best one is next: it was good when it was evaluated. Before the first evaluation
-    it is the one before.
+    checkpoint was already bad, so it goes back to the best one, which was good when it was evaluated, or, before the
+    first evaluation, to the previous one.
     """
 
     def __init__(self, config: TrainConfig, folder: SharedRun | None) -> None:
@@ -54,19 +54,6 @@ class RollbackPolicy:
             UserError: there are no checkpoints, or there were too many rollbacks.
         """
         rollbacks = progress.rollbacks + 1
-        folder = self._check_may_go_back(reason, rollbacks)
-        up_to = None
-        if self._restored_step is not None:
-            up_to = self._restored_step - 1 if progress.best_step is None else progress.best_step
-        state, restored = folder.restore(abstract, up_to=up_to)
-        self._restored_step = restored.step
-        # Steps skipped before the checkpoint must not count toward the next rollback.
-        none = jax.make_array_from_callback((), state.skipped.sharding, lambda _: np.int32(0))
-        state = state.replace(skipped=none)  # type: ignore[attr-defined]
-        return state, dataclasses.replace(restored, rollbacks=rollbacks)
-
-    def _check_may_go_back(self, reason: str, rollbacks: int) -> SharedRun:
-        """Returns the run folder, if one more rollback is possible; errors as `go_back`."""
         advice = f"try a lower --learning-rate (it is {self._config.learning_rate:g}) or a lower --clip-norm"
         with together():
             if self._folder is None:
@@ -74,9 +61,17 @@ class RollbackPolicy:
             if rollbacks > MOST_ROLLBACKS:
                 kept = f"the last good checkpoint is kept in {self._folder.path}"
                 raise UserError(f"{reason}, after {MOST_ROLLBACKS} rollbacks; {kept}; {advice}")
-        return self._folder
+        up_to = None
+        if self._restored_step is not None:
+            up_to = self._restored_step - 1 if progress.best_step is None else progress.best_step
+        state, restored = self._folder.restore(abstract, up_to=up_to)
+        self._restored_step = restored.step
+        # Steps skipped before the checkpoint must not count toward the next rollback.
+        none = jax.make_array_from_callback((), state.skipped.sharding, lambda _: np.int32(0))
+        state = state.replace(skipped=none)  # type: ignore[attr-defined]
+        return state, dataclasses.replace(restored, rollbacks=rollbacks)
 
 
 def rate_scale(progress: Progress) -> float:
-    """Returns what the learning rate is multiplied by: one half for each rollback, which float32 multiplies exactly."""
+    """Returns the factor on the learning rate: one half per rollback, a power of two, so float32 rounds nothing."""
     return 0.5**progress.rollbacks

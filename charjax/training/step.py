@@ -1,6 +1,6 @@
 """The training step: a pure function over a mesh of devices.
 
-The text lies on the devices, and each step cuts its window there, so nothing crosses from the host. One code path
+The text is on the devices, and each step cuts its window there, so nothing crosses from the host. One code path
 serves one device and many: the step runs under `shard_map`, every device trains on its own sequences of the batch, and
 gradients are averaged in one all-reduce after the time loop.
 """
@@ -34,7 +34,7 @@ class TrainMetrics(NamedTuple):
         chars: [] int32, number of characters predicted; nats / chars is the loss.
         grad_norm: [] float32, mean global norm of the gradients before clipping.
         skipped: [] int32, steps that were skipped; nats, chars and grad_norm leave them out.
-        skipped_in_a_row: [] int32, the longest run of skipped steps, counted on from earlier calls.
+        skipped_in_a_row: [] int32, the longest run of skipped steps, which may begin in earlier calls.
     """
 
     nats: Array
@@ -89,7 +89,7 @@ def make_train_step(
 
     Args:
         model: the model.
-        optimizer: the transformation that the state was initialised with.
+        optimizer: the transformation that the state was initialized with.
         seq_len: T, characters per window; the streams must be made with the same value.
         mesh: devices; by default all. The same mesh as for `init_train_state`.
         steps_per_call: optimizer steps per call.

@@ -1,4 +1,4 @@
-"""What the host knows of the steps taken: losses, speed, and how many steps to dispatch next."""
+"""Measures loss and speed on the host, and chooses how many steps to dispatch next."""
 
 import math
 import time

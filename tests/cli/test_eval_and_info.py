@@ -1,4 +1,4 @@
-"""`charjax eval` and `charjax info`: what they print of a run, and what they refuse."""
+"""`charjax eval` and `charjax info`: what they print about a run, and what they refuse."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Output of the commands: facts made harmless, and output that can no longer be written."""
+"""Output of the commands: facts made safe, and output that can no longer be written."""
 
 import io
 import sys

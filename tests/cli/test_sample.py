@@ -82,7 +82,7 @@ def test_a_prompt_file_is_read_whole_and_not_printed(run, loaded, context_file, 
     (expected,) = generate_text(*loaded, text, length=70, seed=3)
     out = samples(capfdbinary, run, "--context-file", context_file, "--length", 70, "--seed", 3)
     assert out == expected + "\n"
-    # Its end only would be continued differently.
+    # With only the end of the file, the continuation would differ.
     assert generate_text(*loaded, text[-3:], length=70, seed=3) != [expected]
 
 
@@ -145,7 +145,7 @@ def test_turns_continue_one_text(run, loaded, monkeypatch, capsys):
     expected = list(in_turns(loaded, SampleConfig(length=21, seed=2), ["Once upon", " a time", "\n"]))
     assert take_turns(monkeypatch, b"Once upon\n a time\n\n", run, "--length", 21, "--seed", 2) == 0
     assert capsys.readouterr() == ("".join(expected), "")
-    # By itself, the second turn is continued differently.
+    # Without the first turn, the second is continued differently.
     assert list(in_turns(loaded, SampleConfig(length=21, seed=2), [" a time"])) != expected[1:2]
 
 

@@ -25,7 +25,7 @@ from charjax.runs.checkpoint import read_header
 
 @pytest.fixture
 def train_fails(capsys, text, options):
-    """Trains in vain: -> the message. Nothing must be left behind."""
+    """Runs training that must fail and leave nothing behind: -> the message."""
 
     def run(*argv, path=text):
         out = text.parent / "run"

@@ -1,7 +1,6 @@
 """Coordination of processes, tested in one: addresses, agreement, settings, how a process exits, and the mesh."""
 
 import contextlib
-import json
 import socket
 
 import jax
@@ -56,7 +55,7 @@ def test_a_port_in_use_is_reported():
 
 @contextlib.contextmanager
 def as_second_process(sent):
-    """Code within runs as process 1 of two, which process 0 has sent `sent`."""
+    """Runs a block as process 1 of two that has received `sent` from process 0."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (processes, corpus_module):
             patch.setattr(module, "are_several", lambda: True)
@@ -69,7 +68,7 @@ def as_second_process(sent):
 @pytest.mark.parametrize("name", ["seed", "hidden_dim", "epochs"])
 def test_different_settings_are_rejected(name):
     settings = {"seed": 0, "hidden_dim": 16, "epochs": 3, "out": None}
-    with as_second_process(json.dumps(settings).encode()):
+    with as_second_process(settings):
         check_same(settings)
         with pytest.raises(UserError, match=f"^process 1 was started with {name} 7, process 0 with {settings[name]}; "):
             check_same({**settings, name: 7})
@@ -94,7 +93,7 @@ def test_a_different_text_is_rejected(tmp_path, monkeypatch, other, message):
 def test_a_single_process_is_the_main_one():
     assert processes.is_main()
     assert not processes.are_several()
-    assert from_main(lambda: b"made") == b"made"
+    assert from_main(lambda: "made") == "made"
     assert least_of_all(7) == 7
     assert least_of_all(None) is None
     with pytest.raises(UserError, match="mine"), together():

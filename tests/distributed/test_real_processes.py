@@ -264,7 +264,7 @@ def test_ctrl_c_ends_the_wait_for_the_others(tmp_path):
 
 
 def test_without_a_cluster_the_message_says_what_to_give():
-    """In a process of its own, because JAX is already in use here."""
+    """In a separate process, because JAX is already in use here."""
     program = "from charjax import join_processes; join_processes()"
     clean = {name: value for name, value in environment().items() if not name.startswith(("SLURM", "OMPI", "KUBE"))}
     done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Two separate trainings in one run folder: the second is refused, and the first is not disturbed."""
+"""Two training runs in one folder: the second is refused, and the first is not disturbed."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def stopped_halfway(text, out):
 
 
 def refused(capsys, text, out, *more):
-    """Starts another training, which must fail with a user error: -> its one line."""
+    """Starts another run, which must fail with a user error: -> its one line."""
     assert main(command(text, out, *SHORT, *more)[3:]) == 2
     printed, errors = capsys.readouterr()
     assert printed == ""

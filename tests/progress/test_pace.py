@@ -1,4 +1,4 @@
-"""The speed of a training, by a clock that is set by hand."""
+"""The speed of training, by a clock that is set by hand."""
 
 import math
 

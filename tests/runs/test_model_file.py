@@ -407,7 +407,7 @@ def mutate(content, rng):
 
 
 def fuzz(original, work, seeds):
-    """Loads mutated models; run in a process of its own, which a crash would end."""
+    """Loads mutated models; run in a separate process, which a crash would end."""
     load_params(original)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     # Far less than a hostile header can ask for, and room for the stacks of threads.

@@ -21,7 +21,7 @@ SMALL = {"hidden_dim": 16, "epochs": 1, "long_epochs": 2, "length": 80, "num_sam
 
 
 def run(*arguments):
-    """Runs notebooks/run.py in a process of its own."""
+    """Runs notebooks/run.py in a separate process."""
     command = [sys.executable, NOTEBOOKS / "run.py", *arguments]
     return subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
 

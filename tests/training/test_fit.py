@@ -228,7 +228,7 @@ def spoilt(*steps):
 
 
 class FragileLSTM(CharLSTM):
-    """A model whose logits become NaN once one is large, as in a training that diverges."""
+    """A model whose logits become NaN once one is large, as in training that diverges."""
 
     def __call__(self, ids, carry, **options):
         logits, carry = super().__call__(ids, carry, **options)
@@ -298,7 +298,7 @@ def test_a_run_leaves_neither_text_nor_state_in_memory():
 
 
 def test_a_run_started_over_leftovers_keeps_its_checkpoints_when_it_goes_back(tmp_path):
-    """What a run left that was killed at its start is removed once, and not again by a rollback."""
+    """The files of a run that was killed at its start are removed once, and not again by a rollback."""
     fit(MODEL, CORPUS, SMALL, out=tmp_path / "other", epochs=1)
     (tmp_path / "run").mkdir()
     shutil.copy(tmp_path / "other" / "config.json", tmp_path / "run" / "config.json")
@@ -323,7 +323,7 @@ def test_the_lower_rate_is_kept_when_the_run_is_resumed(tmp_path, diverged):
 
 
 def test_a_checkpoint_that_diverges_again_is_given_up_for_the_best(tmp_path):
-    """Windows 20 to 23 are spoilt, so training diverges every time before the second evaluation."""
+    """Windows 20 to 23 give NaN, so training diverges every time before the second evaluation."""
     corpus = spoilt(*range(20, 24))
     recorder = Recorder()
     with pytest.raises(

@@ -51,7 +51,7 @@ def run(steps, **options):
 
 def test_a_step_equals_textbook_bptt():
     """Compared with autodiff of the plain loss, window by window, with the carry passed on and the same optimizer."""
-    ids = (np.arange(B * 2 * T + 1) * 7 % V).astype(np.uint8)  # exactly two windows per stream
+    ids = (np.arange(B * 2 * T + 1) * 7 % V).astype(np.uint8)  # exactly two windows per sequence
     step, state, streams = make(ids=ids)
     model = CharLSTM(V, hidden_dim=10, hidden_layers=2, implementation="flax")
     optimizer = make_optimizer(TrainConfig(learning_rate=0.01, schedule="constant", warmup_frac=0.0), 100)

@@ -9,10 +9,10 @@ from charjax.metrics import bits_per_char, perplexity
 from charjax.runs.model_file import read_run
 
 
-def show_info(command: InfoCommand) -> None:
+def run(command: InfoCommand) -> None:
     """Prints the configuration of a run and how far it got."""
-    run, progress = read_run(command.run)
-    parameters = count_parameters(run.model, run.vocab.size)
+    info, progress = read_run(command.run)
+    parameters = count_parameters(info.model, info.vocab.size)
     best = "not evaluated yet"
     if progress.best_val_loss is not None:
         best = (
@@ -21,21 +21,21 @@ def show_info(command: InfoCommand) -> None:
             f"{bits_per_char(progress.best_val_loss):.3f} bits/char)"
         )
     minutes, seconds = divmod(round(progress.elapsed_seconds), 60)
-    sizes = f"{run.model.hidden_layers} x {run.model.hidden_dim} LSTM"
+    sizes = f"{info.model.hidden_layers} x {info.model.hidden_dim} LSTM"
     facts = [
-        ("model", f"{sizes}, {parameters:,} parameters, {run.model.dtype}"),
-        ("vocabulary", f"{run.vocab.kind}, {run.vocab.size} characters"),
+        ("model", f"{sizes}, {parameters:,} parameters, {info.model.dtype}"),
+        ("vocabulary", f"{info.vocab.kind}, {info.vocab.size} characters"),
         (
             "text",
-            f"{run.corpus.name}, {run.corpus.train_characters:,} characters to train on and "
-            f"{run.corpus.validation_characters:,} to validate",
+            f"{info.corpus.name}, {info.corpus.train_characters:,} characters to train on and "
+            f"{info.corpus.validation_characters:,} to validate",
         ),
         (
             "progress",
-            f"step {progress.step:,}, epoch {progress.epoch:.2f} of {run.train.epochs}, {minutes} min {seconds} s",
+            f"step {progress.step:,}, epoch {progress.epoch:.2f} of {info.train.epochs}, {minutes} min {seconds} s",
         ),
         ("best", best),
     ]
-    for config in (run.data, run.model, run.train):
+    for config in (info.data, info.model, info.train):
         facts += [(f"--{name.replace('_', '-')}", repr(value)) for name, value in dataclasses.asdict(config).items()]
     write_facts(facts)

@@ -14,7 +14,7 @@ from charjax.analysis.features import FEATURES
 from charjax.cli.arguments import NeuronsCommand
 from charjax.cli.output import Facts, check_page_path, write, write_facts, write_heatmap
 from charjax.data.character_decoder import decode_characters
-from charjax.data.corpus import read_all_ids
+from charjax.data.corpus import read_pieces
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.model import model_to_use
@@ -53,7 +53,7 @@ class _Painting(NamedTuple):
     values: np.ndarray
 
 
-def show_neurons(command: NeuronsCommand) -> None:
+def run(command: NeuronsCommand) -> None:
     """Prints which units follow which features of a text, and colors the text by them."""
     features, units = _parse_features(command.feature), _parse_units(command.unit)
     if command.html is not None:
@@ -61,7 +61,7 @@ def show_neurons(command: NeuronsCommand) -> None:
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     check_units(model, units)
-    ids = read_all_ids(command.text, info.vocab)
+    ids = read_pieces(command.text, info.vocab).read_all()
     _check_text(command, len(ids))
     found = unit_correlations(model, params, info.vocab, ids[: command.read])
     facts = [

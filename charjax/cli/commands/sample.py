@@ -1,6 +1,7 @@
 """`charjax sample`: generates text with a trained model."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import itertools
@@ -14,7 +15,7 @@ from charjax.array_types import Params
 from charjax.cli.arguments import SampleCommand
 from charjax.cli.output import write
 from charjax.config import SampleConfig
-from charjax.data.corpus import read_all_ids
+from charjax.data.corpus import read_pieces
 from charjax.data.vocab import Vocab, encode_context, encode_stop
 from charjax.errors import UserError
 from charjax.generation.beam_search import beam_search_text
@@ -24,7 +25,7 @@ from charjax.model import CharLSTM, model_to_use
 from charjax.runs.model_file import load_params
 
 
-def sample(command: SampleCommand) -> None:
+def run(command: SampleCommand) -> None:
     """Prints the prompt and its continuation: one text as it is generated, several one after another."""
     _check(command)
     params, info, _ = load_params(command.run)
@@ -32,7 +33,8 @@ def sample(command: SampleCommand) -> None:
     if command.beam_width is not None:
         _write_texts(command, _search(command, model, params, info.vocab)[: command.sampling.num_samples])
     elif command.sampling.num_samples > 1:
-        _write_texts(command, _sample_texts(command, model, params, info.vocab))
+        settings = dataclasses.asdict(command.sampling)
+        _write_texts(command, generate_text(model, params, info.vocab, command.context, stop=command.stop, **settings))
     else:
         session = Session(model, params, info.vocab, command.sampling, stop=command.stop)
         if command.interactive:
@@ -139,30 +141,11 @@ def _input_lines() -> Iterator[str]:
 def _context(command: SampleCommand, vocab: Vocab) -> np.ndarray:
     if command.context_file is None:
         return encode_context(vocab, command.context)
-    return read_all_ids(command.context_file, vocab)
+    return read_pieces(command.context_file, vocab).read_all()
 
 
 def _length(command: SampleCommand) -> int | None:
     return command.sampling.length or None
-
-
-def _sample_texts(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
-    config = command.sampling
-    return generate_text(
-        model,
-        params,
-        vocab,
-        command.context,
-        seed=config.seed,
-        length=config.length,
-        num_samples=config.num_samples,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        stop=command.stop,
-        weights=config.weights,
-    )
 
 
 def _search(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:

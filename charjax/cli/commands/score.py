@@ -1,6 +1,7 @@
 """`charjax score`: how surprising each character of a text is to a model."""
 
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,13 +38,13 @@ from charjax.runs.metadata import RunInfo
 from charjax.runs.model_file import load_params
 
 # Largest work, in characters x parameters, that is done in one pass unless the user says otherwise: about half a minute
-# on a CPU. Beyond it, the text is read as this many streams.
+# on a CPU. Beyond it, this many parts of the text are read in parallel.
 MOST_WORK_IN_ONE_PASS, STREAMS = 2 * 10**11, 64
 
 _log = logging.getLogger("charjax")
 
 
-def score_text(command: ScoreCommand) -> None:
+def run(command: ScoreCommand) -> None:
     """Prints how well the model predicts a text and where it does worst, and colors the text."""
     params, info, _ = load_params(command.run)
     model, vocab = model_to_use(info.model, info.vocab.size), info.vocab
@@ -169,9 +170,7 @@ class _DynamicScorer:
             separator=separator,
             top=self._top,
             train_ids=self._train_ids,
-            seq_len=self._learning.seq_len,
-            learning_rate=self._learning.learning_rate,
-            decay=self._learning.decay,
+            **dataclasses.asdict(self._learning),
         )
         for piece in pieces:
             self.static_nats += float(piece.static.nats[~piece.static.begins].sum(dtype=np.float64))

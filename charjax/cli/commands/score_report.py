@@ -72,7 +72,7 @@ def _loss_facts(nats: float, counted: int, others: int, unit: str, other: str) -
 
 
 def colored_part(start_line: int, number: int, characters: int) -> str:
-    """Returns how much of the text is colored, in words."""
+    """Describes how much of the text is colored."""
     if number == characters:
         return "all characters"
     return f"{number:,} of {characters:,} characters, from line {start_line:,} on"
@@ -130,7 +130,7 @@ class SurprisePage:
         self._writer.__exit__(*exception)
 
     def add(self, found: Characters) -> None:
-        """Appends the next part of the text, as far as it is wanted."""
+        """Appends the next part of the text, as far as it is to be colored."""
         for part in excerpt([found], self._start_line, self._left):
             begins = [0, *np.flatnonzero(part.columns[1:] == 1) + 1]
             for begin, end in itertools.pairwise([*begins, len(part.points)]):

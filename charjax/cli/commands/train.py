@@ -1,9 +1,8 @@
 """`charjax train`: trains a model, or resumes a run."""
 
 import dataclasses
-import json
 import logging
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from charjax.cli.arguments import TrainCommand
 from charjax.cli.startup import exit_on_interrupt
@@ -23,8 +22,8 @@ from charjax.training.fit import fit
 _Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
 
 
-def train(command: TrainCommand, given: frozenset[str]) -> None:
-    """Trains, and says how to generate text then.
+def run(command: TrainCommand, given: frozenset[str]) -> None:
+    """Trains a model, then prints the command that generates text with it.
 
     Args:
         command: the arguments.
@@ -47,7 +46,7 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
     check_same({"--resume": command.resume})
     data, model_config, train_config = command.data, command.model, command.train
     if command.resume:
-        info = RunInfo.from_dict(json.loads(from_main(lambda: _saved_info(command))))
+        info = RunInfo.from_dict(from_main(lambda: _saved_info(command)))
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
@@ -60,10 +59,10 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
         print(f"saved in {command.out}; to generate text: charjax sample {command.out}", flush=True)
 
 
-def _saved_info(command: TrainCommand) -> bytes:
+def _saved_info(command: TrainCommand) -> dict[str, Any]:
     info = read_header(command.out, quiet=True).info
     check_same_text(info, digest(command.text), command.text, command.out)
-    return json.dumps(info.to_dict()).encode()
+    return info.to_dict()
 
 
 def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:

@@ -17,7 +17,7 @@ from charjax.runs.model_file import load_params
 from charjax.training.evaluate import evaluate
 
 
-def evaluate_text(command: EvalCommand) -> None:
+def run(command: EvalCommand) -> None:
     """Prints nats per character, perplexity and bits per character."""
     reuse_memory()
     use_all_cores()
