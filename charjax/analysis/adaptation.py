@@ -94,7 +94,8 @@ def _adapt(
 
     def one(row: Array, loop: tuple[Adaptation, Scores]) -> tuple[Adaptation, Scores]:
         state, scores = loop
-        state, found = _adapt_once(model, first, state, *(values[row] for values in segments), rates, top)
+        ids, count, fresh = (values[row] for values in segments)
+        state, found = _adapt_once(model, first, state, ids, count, fresh, rates, top)
         return state, jax.tree.map(lambda values, value: values.at[row].set(value), scores, found)
 
     empty = Scores(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top)))
