@@ -83,7 +83,7 @@ def _adapt(
     model: CharLSTM,
     first: Params,
     state: Adaptation,
-    segments: tuple[Array, ...],
+    segments: tuple[Array, Array, Array],
     number: Array,
     rates: Rates,
     *,
@@ -94,8 +94,8 @@ def _adapt(
 
     def one(row: Array, loop: tuple[Adaptation, Scores]) -> tuple[Adaptation, Scores]:
         state, scores = loop
-        ids, count, fresh = (values[row] for values in segments)
-        state, found = _adapt_once(model, first, state, ids, count, fresh, rates, top)
+        segment = jax.tree.map(lambda values: values[row], segments)
+        state, found = _adapt_once(model, first, state, segment, rates, top)
         return state, jax.tree.map(lambda values, value: values.at[row].set(value), scores, found)
 
     empty = Scores(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top)))
@@ -103,16 +103,10 @@ def _adapt(
 
 
 def _adapt_once(
-    model: CharLSTM,
-    first: Params,
-    state: Adaptation,
-    ids: Array,
-    count: Array,
-    fresh: Array,
-    rates: Rates,
-    top: int,
+    model: CharLSTM, first: Params, state: Adaptation, segment: tuple[Array, Array, Array], rates: Rates, top: int
 ) -> tuple[Adaptation, Scores]:
-    """Scores a window [T + 1], then learns from the first `count` of its labels."""
+    """Scores a segment's window [T + 1], then learns from the first `count` of its labels."""
+    ids, count, fresh = segment
     seq_len = len(ids) - 1
     before = jax.tree.map(lambda values: jnp.where(fresh, jnp.zeros_like(values), values), state.carry)
     reader = _segment_reader(model)
