@@ -271,7 +271,7 @@ def test_a_state_that_lacks_a_part_is_of_another_version(tmp_path, monkeypatch):
         restore_checkpoint(tmp_path, abstract())
 
 
-def test_what_orbax_cannot_read_is_told_in_one_line(run, monkeypatch):
+def test_an_error_of_orbax_becomes_one_line(run, monkeypatch):
     def fail(*_):
         raise KeyError("registry") from ValueError("chunk\nhas no end")
 

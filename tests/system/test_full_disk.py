@@ -171,7 +171,7 @@ needs_mounts = pytest.mark.skipif(not may_mount(), reason="no file system may be
 
 
 @needs_mounts
-def test_a_full_disk_is_told_in_one_line_and_made_up_for(tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(tmp_path):
     for errors, is_kept in mounted(fill_disks, tmp_path):
         first, again, new = (line.partition(" cannot be written (No space left on device); ")[2] for line in errors)
         kept = "earlier checkpoints are kept: free some space, and continue with --resume"
