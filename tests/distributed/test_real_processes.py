@@ -14,6 +14,7 @@ from helpers.signalled_run import signalled
 from helpers.small_run import TEXT, host
 
 from charjax.runs.checkpoint import read_header
+from charjax.runs.integrity import DIGESTS
 
 # Lines that every process prints.
 INFORMATION = ("[Gloo]", "charjax: waiting for ")
@@ -154,7 +155,9 @@ def test_a_killed_process_ends_the_other_and_no_checkpoint_is_lost(tmp_path, alo
 
     def make_command(process, connect):
         whole = command(text, out, "--steps-per-call", 1, *connect)
-        return signalled(whole, signal.SIGKILL, at_call=35) if process == 1 else whole
+        # During a save the other process would wait in Orbax until JAX ends it by its own means.
+        saved = out / "checkpoints" / "30" / DIGESTS
+        return signalled(whole, signal.SIGKILL, at_call=35, awaited=saved) if process == 1 else whole
 
     with started(2, make_command) as running:
         (code, _, errors), _ = results(running)

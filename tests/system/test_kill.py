@@ -11,16 +11,8 @@ from helpers.real_runs import assert_same_run, command, handled_by_default, run,
 from charjax.runs.checkpoint import read_header
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_of_their_own(tmp_path_factory):
-    """A process killed while it writes to the compilation cache leaves half a file, which no other test must read."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(_compiled_programs_of_their_own, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"))
 
 
