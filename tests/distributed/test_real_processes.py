@@ -58,7 +58,7 @@ def started(number, make_command, folders=None, largest_file_kb=None):
                 running.append(
                     subprocess.Popen(
                         [*limit, *make_command(process, options)],
-                        env=environment(JAX_DISABLE_MOST_OPTIMIZATIONS="1"),
+                        env=environment(),
                         cwd=folders[process] if folders else None,
                         stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE,
@@ -112,7 +112,7 @@ def alone(tmp_path_factory):
 
 
 def train_alone(text, out, *more):
-    unoptimized = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    unoptimized = environment()
     subprocess.run(command(text, out, *more), env=unoptimized, check=True, capture_output=True)
 
 

@@ -25,7 +25,9 @@ OPTIONS = """
 
 
 def environment(**more):
-    return {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", **more}
+    """Returns the environment of a training: one device, and programs that compile fast, as all that are compared."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {**os.environ, **flags, **more}
 
 
 def command(text, out, *more):
