@@ -29,6 +29,8 @@ DEVICES = os.environ.setdefault("CHARJAX_TEST_DEVICES", "2")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# LLVM's optimizations take half of a test's time; 0 tests with them, as before a release.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # One cache for all workers and their children, outside the clone.
 CACHE = Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/charjax-tests-{os.getuid()}"))
 CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,6 +47,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 import jax  # noqa: E402
 import psutil  # noqa: E402
 import pytest  # noqa: E402
+from helpers.real_runs import uninterrupted_run  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from charjax.host.memory import release_unused_memory  # noqa: E402
@@ -93,6 +96,12 @@ def _bounded_memory():
         jax.clear_caches()
         gc.collect()
         release_unused_memory()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """The text and the folder of a run that was left alone; see helpers/real_runs.py."""
+    return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from charjax.runs.integrity import DIGESTS
 # Lines that every process prints.
 INFORMATION = ("[Gloo]", "charjax: waiting for ")
 OPTIONS = """
-    --dtype float32 --hidden-dim 16 --hidden-layers 2 --dropout 0.3 --batch-size 8 --seq-len 20 --epochs 3
+    --dtype float32 --hidden-dim 16 --hidden-layers 1 --dropout 0.3 --batch-size 8 --seq-len 20 --epochs 3
     --eval-every 15 --checkpoint-every 10 --sample-length 10
 """
 
@@ -112,8 +112,7 @@ def alone(tmp_path_factory):
 
 
 def train_alone(text, out, *more):
-    unoptimized = environment()
-    subprocess.run(command(text, out, *more), env=unoptimized, check=True, capture_output=True)
+    subprocess.run(command(text, out, *more), env=environment(), check=True, capture_output=True)
 
 
 def test_two_processes_train_as_one_and_only_one_writes(tmp_path, alone):

@@ -5,25 +5,17 @@ import signal
 import subprocess
 from contextlib import contextmanager
 
-import pytest
-from helpers.real_runs import assert_same_run, command, environment, run, uninterrupted_run
+from helpers.real_runs import assert_same_run, command, environment, run
 from helpers.signalled_run import signalled
 
 from charjax.cli.main import main
 from charjax.runs.lock import LOCK
 
-SHORT = ("--epochs", "3")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"), *SHORT)
-
 
 @contextmanager
 def stopped_halfway(text, out):
     """A run that has stopped itself, as by Ctrl-Z, after some checkpoints."""
-    arguments = signalled(command(text, out, *SHORT), signal.SIGSTOP, at_call=20)
+    arguments = signalled(command(text, out), signal.SIGSTOP, at_call=20)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(arguments, env=environment(), **quiet) as process:
         try:
@@ -35,7 +27,7 @@ def stopped_halfway(text, out):
 
 def refused(capsys, text, out, *more):
     """Starts another run, which must fail with a user error: -> its one line."""
-    assert main(command(text, out, *SHORT, *more)[3:]) == 2
+    assert main(command(text, out, *more)[3:]) == 2
     printed, errors = capsys.readouterr()
     assert printed == ""
     return errors.splitlines()[-1]
@@ -61,5 +53,5 @@ def test_the_lock_of_a_killed_process_does_not_block_a_resume(uninterrupted, tmp
     with stopped_halfway(text, out) as first:
         first.kill()
     assert (out / LOCK).exists()
-    run(text, out, "--resume", *SHORT)
+    run(text, out, "--resume")
     assert_same_run(out, whole)

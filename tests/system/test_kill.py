@@ -6,14 +6,10 @@ import subprocess
 import time
 
 import pytest
-from helpers.real_runs import assert_same_run, command, handled_by_default, run, started, uninterrupted_run
+from helpers.real_runs import assert_same_run, command, environment, handled_by_default, run, started
+from helpers.signalled_run import signalled
 
 from charjax.runs.checkpoint import read_header
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"))
 
 
 def test_killed_at_three_random_moments(uninterrupted, tmp_path):
@@ -50,10 +46,10 @@ def test_a_signal_saves_first(uninterrupted, tmp_path, signum):
     with (
         errors.open("w") as file,
         handled_by_default(signum),
-        started(command(text, out), out, stdout=subprocess.DEVNULL, stderr=file) as process,
     ):
-        process.send_signal(signum)
-        assert process.wait() == 128 + signum
+        arguments = signalled(command(text, out), signum, at_call=25)
+        done = subprocess.run(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=file, check=False)
+    assert done.returncode == 128 + signum
     *_, last = errors.read_text().splitlines()
     assert last.startswith(f"charjax: interrupted at step {read_header(out).progress.step} of ")
     assert "Traceback" not in errors.read_text()

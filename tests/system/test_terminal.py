@@ -10,11 +10,10 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from helpers.real_runs import assert_same_run, command, environment, run, started, uninterrupted_run
+from helpers.real_runs import assert_same_run, command, environment, run, started
 
 from charjax.runs.checkpoint import read_header
 
-SHORT = ("--epochs", "3")
 # Makes the terminal on standard input its controlling terminal, as a shell does, and becomes the command.
 ON_TERMINAL = """
 import fcntl, os, signal, sys, termios
@@ -22,11 +21,6 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
 os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"), *SHORT)
 
 
 @contextmanager
@@ -59,7 +53,7 @@ def terminal():
 
 def train_until_the_terminal_closes(text, out, on_hangup, errors=None):
     """Trains on a terminal that closes after the first checkpoint: -> the exit code."""
-    arguments = [sys.executable, "-c", ON_TERMINAL, on_hangup, *command(text, out, *SHORT)]
+    arguments = [sys.executable, "-c", ON_TERMINAL, on_hangup, *command(text, out)]
     with (
         pytest.MonkeyPatch.context() as patch,
         terminal() as (end, close),
@@ -83,7 +77,7 @@ def test_a_closed_terminal_saves_first(uninterrupted, tmp_path, errors):
     if errors == "in a file":
         assert log.read_text().splitlines()[-1].startswith(f"charjax: interrupted at step {step} of ")
         assert "Traceback" not in log.read_text()
-    run(text, out, "--resume", *SHORT)
+    run(text, out, "--resume")
     assert_same_run(out, whole)
 
 
@@ -107,7 +101,7 @@ def test_a_closed_pipe_does_not_end_training(uninterrupted, tmp_path):
     out, log = tmp_path / "run", tmp_path / "errors"
     with (
         log.open("w") as file,
-        started(command(text, out, *SHORT), out, stdout=subprocess.PIPE, stderr=file) as process,
+        started(command(text, out), out, stdout=subprocess.PIPE, stderr=file) as process,
     ):
         process.stdout.close()
         assert process.wait() == 0
@@ -124,7 +118,7 @@ def test_output_that_could_never_be_written_does_not_end_training(uninterrupted,
     """A full disk, or no standard streams at all, whose descriptors no file of the run must get."""
     text, whole = uninterrupted
     out = tmp_path / "run"
-    shell = ["bash", "-c", f'exec "$@" {redirection}', "bash", *command(text, out, *SHORT)]
+    shell = ["bash", "-c", f'exec "$@" {redirection}', "bash", *command(text, out)]
     assert subprocess.run(shell, env=environment(), check=False).returncode == 0
     assert_same_run(out, whole)
 

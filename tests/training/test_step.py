@@ -80,11 +80,10 @@ def test_a_step_equals_textbook_bptt():
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.devices(8)
-def test_eight_devices_train_like_one(dropout):
-    one, state_of_one = run(20, num_devices=1, dropout=dropout)
-    eight, state_of_eight = run(20, num_devices=8, dropout=dropout)
+def test_eight_devices_train_like_one():
+    one, state_of_one = run(20, num_devices=1, dropout=0.4)
+    eight, state_of_eight = run(20, num_devices=8, dropout=0.4)
     np.testing.assert_allclose(eight, one, rtol=1e-5)
     for ours, theirs in zip(leaves(state_of_eight.params), leaves(state_of_one.params), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-3)  # Adam amplifies rounding
