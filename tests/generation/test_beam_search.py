@@ -162,12 +162,11 @@ def test_ties_go_to_the_better_beam_then_the_lower_id():
     assert len(set(log_probs.tolist())) == 1
 
 
-@pytest.mark.parametrize("end", [None, 0])
-def test_an_unrolled_loop_as_for_gpus_finds_the_same(end, monkeypatch):
+def test_an_unrolled_loop_as_for_gpus_finds_the_same(monkeypatch):
     params = lively_params(SMALL, 5)
-    options = {"length": 37, "beam_width": 3, "end": end, "length_penalty": 2.0}
+    options = {"length": 37, "beam_width": 3, "end": 0, "length_penalty": 2.0}
     expected = beam_search(SMALL, params, [1], **options)
-    monkeypatch.setattr(beam, "steps_per_trip", lambda: 16)
+    monkeypatch.setattr(beam, "steps_per_trip", lambda: 8)
     beam._search.clear_cache()
     ids, log_probs = beam_search(SMALL, params, [1], **options)
     beam._search.clear_cache()

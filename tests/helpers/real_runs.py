@@ -20,7 +20,7 @@ from helpers.small_run import TEXT, assert_same
 
 OPTIONS = """
     --hidden-dim 16 --hidden-layers 2 --dropout 0.3 --batch-size 4 --seq-len 20 --epochs 3
-    --eval-every 15 --checkpoint-every 4 --steps-per-call 1 --sample-length 10
+    --eval-every 15 --checkpoint-every 8 --steps-per-call 1 --sample-length 10
 """
 
 

@@ -19,8 +19,8 @@ from charjax.runs.integrity import check_digests
 from charjax.runs.model_file import load_params
 
 KILLS = 50
-CHECKPOINT_EVERY = 4  # as in the options of real_runs
-LONG = ("--epochs", "50")
+CHECKPOINT_EVERY = 4
+LONG = ("--epochs", "50", "--checkpoint-every", str(CHECKPOINT_EVERY))
 
 # The command line, with a reporter that writes the first and the current step of training to a file.
 REPORTING = """

@@ -204,14 +204,14 @@ def test_if_the_latest_checkpoint_is_damaged_the_previous_one_is_resumed(tmp_pat
         ({"train": {"seed": 1}}, "--seed 0, not 1"),
     ],
 )
-def test_resuming_with_another_setting_names_it(tmp_path, changes, message):
-    fit(MODEL, CORPUS, SMALL, out=tmp_path, epochs=1)
-    before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
+def test_resuming_with_another_setting_names_it(whole, changes, message):
+    out, _ = whole
+    before = sorted(path.stat().st_mtime_ns for path in out.rglob("*"))
     corpus = small_corpus(**changes.get("corpus", {}))
     model = small_model(corpus, **changes.get("model", {}))
     with pytest.raises(UserError, match=message):
-        fit(model, corpus, SMALL, out=tmp_path, resume=True, **changes.get("train", {}))
-    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
+        fit(model, corpus, SMALL, out=out, resume=True, **changes.get("train", {}))
+    assert sorted(path.stat().st_mtime_ns for path in out.rglob("*")) == before
 
 
 def test_another_implementation_may_resume(tmp_path):
