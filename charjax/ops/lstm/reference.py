@@ -1,6 +1,5 @@
 """The reference implementation, `flax.linen.scan` of `LSTMCell` over time; all others must give the same numbers."""
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -66,9 +65,9 @@ def per_gate(initializer: Initializer) -> Initializer:
 
     def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
         rows, gates = shape
-        of_a_gate = functools.partial(initializer, shape=(rows, gates // 4), dtype=dtype)
-        # Not a loop: one factorization to compile instead of four.
-        return jnp.concatenate(jax.vmap(of_a_gate)(jax.random.split(key, 4)), axis=1)
+        keys = jax.random.split(key, 4)
+        # Not vmap: JAX's batched QR on a CPU waits for threads that other devices hold in their own, forever.
+        return jnp.concatenate([initializer(k, (rows, gates // 4), dtype) for k in keys], axis=1)
 
     return init
 
