@@ -37,11 +37,18 @@ Text = Annotated[str, Bounds("text of at most 100000 characters", 0, 100_000)]
 
 
 class Checked:
-    """Base of dataclasses that check every field against its type when they are built."""
+    """Base of dataclasses that check every field against its type when they are built.
+
+    Numbers may be scalars of NumPy or JAX; they are kept as Python's.
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            _check(field.name, getattr(self, field.name), field.type)
+            value = getattr(self, field.name)
+            if getattr(value, "shape", None) == () and hasattr(value, "item"):
+                value = value.item()
+                object.__setattr__(self, field.name, value)
+            _check(field.name, value, field.type)
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
@@ -63,8 +70,8 @@ def _check(name: str, value: Any, kind: Any) -> None:
         typed = isinstance(value, int | float if base is float else base) and not isinstance(value, bool)
         size = len(value) if typed and base is str else value
         valid = typed and bounds.low <= size <= bounds.high
-        if typed and base is int and "at least" in rule and size > bounds.high:
-            rule = f"at most {bounds.high}"
+        if typed and bounds.high < size < math.inf and ("at least" in rule or "finite" in rule):
+            rule = f"at most {bounds.high if base is int else format(bounds.high, 'g')}"
     else:
         return
     if not valid:

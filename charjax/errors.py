@@ -16,8 +16,10 @@ class UserError(ValueError):
     """
 
 
-class Interrupted(Exception):  # noqa: N818 -- nothing went wrong
+class Interrupted(KeyboardInterrupt):
     """Training ended early on a signal, after its state was saved.
+
+    Not an `Exception`, so that a sweep over settings that catches those ends too.
 
     The command line prints the message and exits with 128 + signum.
 

@@ -18,6 +18,7 @@ MAX_RESIDENT_BYTES = 2 * 10**9
 ALLOWED_SKIPS = (
     "could not import 'torch'",
     "needs PyTorch",
+    "no C++ compiler",
     "needs jax[",  # the compilers for GPUs and TPUs
     "no file system may be mounted here",
     "a setting of glibc",

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from charjax.config import DataConfig, ModelConfig, SampleConfig, TrainConfig, from_dict
@@ -102,3 +104,25 @@ def test_every_field_has_its_help():
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign):
                     assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id}"
+
+
+def test_scalars_of_numpy_and_jax_are_numbers():
+    config = TrainConfig(batch_size=np.int64(8), learning_rate=np.float64(0.5), seed=jnp.uint32(7))
+    assert (config.batch_size, config.learning_rate, config.seed) == (8, 0.5, 7)
+    assert {type(config.batch_size), type(config.learning_rate), type(config.seed)} == {int, float}
+    with pytest.raises(UserError, match="batch_size must be a whole number of at least 1, not 0"):
+        TrainConfig(batch_size=np.int32(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 1e30}, "learning_rate must be at most 1e.09, not 1e.30"),
+        ({"learning_rate": math.inf}, "learning_rate must be above 0 and finite, not inf"),
+        ({"epochs": 10**15}, "epochs must be at most 1000000000000, not 10"),
+        ({"seed": None}, "seed must be a whole number from 0 to 4294967295, not None"),
+    ],
+)
+def test_the_limit_that_was_exceeded_is_named(options, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**options)

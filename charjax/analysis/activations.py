@@ -16,6 +16,7 @@ from charjax.array_types import Array, Params
 from charjax.data.vocab import Vocab
 from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
+from charjax.generation.inputs import checked_ids, checked_params
 from charjax.generation.xla_decoder import XlaDecoder, XlaWeights
 from charjax.model import CharLSTM
 from charjax.ops.lstm.single_step import StepState
@@ -50,7 +51,7 @@ def activations(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike) -> n
         [B, N, L, H] float32, for L layers of H units.
 
     Raises:
-        UserError: ids are not [B, N] integers in [0, V).
+        UserError: ids are not [B, N] integers in [0, V), or params are not the model's.
 
     Examples:
         >>> import jax
@@ -112,9 +113,9 @@ def read_side_by_side(
     Raises:
         UserError: ids are not in [0, V).
     """
-    _check_ids(model, text[None, max(begin - BURN_IN, 0) : begin + GROUP])
+    checked_ids(text[max(begin - BURN_IN, 0) : begin + GROUP], model.vocab_size, "[N]")
     decoder, newline = XlaDecoder(model, model.dtype), _newline_id(vocab)
-    weights, state = decoder.pack(on_one_device(params)), decoder.init(ROWS)
+    weights, state = decoder.pack(on_one_device(checked_params(model, params))), decoder.init(ROWS)
     chunks = -(-min(len(text) - begin, GROUP) // (ROWS * CHUNK))
     part = max(chunks * CHUNK, BURN_IN)
     begins = (begin + part * np.arange(ROWS))[:, None]
@@ -152,11 +153,11 @@ def _collect(
     model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, units: Array | None, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Reads texts chunk by chunk: -> [B, N, *shape]."""
-    ids_BN = _check_ids(model, np.asarray(ids))
+    ids_BN = checked_ids(ids, model.vocab_size, "[B, N]")
     batch, length = ids_BN.shape
     found = np.empty((batch, length, *shape), np.float32)
     decoder = XlaDecoder(model, model.dtype)
-    weights, state = decoder.pack(on_one_device(params)), decoder.init(batch)
+    weights, state = decoder.pack(on_one_device(checked_params(model, params))), decoder.init(batch)
     for begin in range(0, length, CHUNK):
         chunk = ids_BN[:, begin : begin + CHUNK]
         # The last chunk is padded, so that one compilation serves every length.
@@ -198,11 +199,3 @@ def check_units(model: CharLSTM, units: Sequence[tuple[int, int]]) -> None:
                 f"there is no unit {layer}:{unit}: the model has layers 0 to {model.hidden_layers - 1}, "
                 f"each of units 0 to {model.hidden_dim - 1}"
             )
-
-
-def _check_ids(model: CharLSTM, ids: np.ndarray) -> np.ndarray:
-    if ids.ndim != 2 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-        raise UserError(f"ids must be [B, N] integers, not {ids.shape} {ids.dtype}")
-    if ids.size and (ids.min() < 0 or ids.max() >= model.vocab_size):
-        raise UserError(f"ids must lie in [0, {model.vocab_size}), not in [{ids.min()}, {ids.max()}]")
-    return ids if ids.size else ids.astype(np.int32)

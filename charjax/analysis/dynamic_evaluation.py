@@ -19,6 +19,7 @@ from charjax.array_types import Ids, Params
 from charjax.config import DynamicConfig
 from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
+from charjax.generation.inputs import checked_ids, checked_params
 from charjax.model import CharLSTM
 
 # Characters per call, which bounds memory.
@@ -118,8 +119,8 @@ def dynamic_score(
         The scores, those of the original weights for comparison, and the weights after the text.
 
     Raises:
-        UserError: there are fewer than two characters, a number is out of range, or scores are not finite.
-        ValueError: ids are not [N] integers in [0, V).
+        UserError: ids are not [N] integers in [0, V), or fewer than two; params are not the model's; a number is out of
+            range; or scores are not finite.
 
     Examples:
         >>> import jax
@@ -131,7 +132,7 @@ def dynamic_score(
         >>> found.loss < found.static_loss
         True
     """
-    piece, params = _check_ids(model, ids), on_one_device(params)
+    piece, params = _check_ids(model, ids), on_one_device(checked_params(model, params))
     config = DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
     state = _start(model, params, train_ids, seq_len, top=0)
     found = list(_score(model, params, state, config, [piece], separator=None, top=0))
@@ -177,8 +178,8 @@ def dynamic_score_pieces(
         The text in order, every character once.
 
     Raises:
-        UserError: the separator is empty, a number is out of range, or scores are not finite.
-        ValueError: ids are out of range.
+        UserError: the separator is empty, ids are not in [0, V), params are not the model's, a number is out of range,
+            or scores are not finite.
 
     Examples:
         >>> import jax
@@ -191,21 +192,17 @@ def dynamic_score_pieces(
         ['coffee']
     """
     config = DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
-    params, top = on_one_device(params), min(top, model.vocab_size)
+    params, top = on_one_device(checked_params(model, params)), min(top, model.vocab_size)
     state = _start(model, params, train_ids, seq_len, top=top)
     for _, piece in _score(model, params, state, config, pieces, separator=separator, top=top):
         yield piece
 
 
 def _check_ids(model: CharLSTM, ids: np.ndarray, name: str = "ids") -> np.ndarray:
-    ids = np.asarray(ids)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{name} must be [N] integers, not {ids.shape} {ids.dtype}")
-    if len(ids) < 2:
-        raise UserError(f"{name} must be at least 2 characters, not {len(ids)}: the first predicts the second")
-    if ids.min() < 0 or ids.max() >= model.vocab_size:
-        raise ValueError(f"{name} must lie in [0, {model.vocab_size}), not in [{ids.min()}, {ids.max()}]")
-    return ids
+    checked: np.ndarray = checked_ids(ids, model.vocab_size, "[N]", name)
+    if len(checked) < 2:
+        raise UserError(f"{name} must be at least 2 characters, not {len(checked)}: the first predicts the second")
+    return checked
 
 
 def _start(model: CharLSTM, params: Params, train_ids: Ids | None, seq_len: int, *, top: int) -> Adaptation:

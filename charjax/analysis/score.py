@@ -11,7 +11,9 @@ import numpy as np
 from charjax.analysis.documents import DocumentFinder, regroup
 from charjax.array_types import Array, Params
 from charjax.distributed.mesh import on_one_device
+from charjax.errors import UserError
 from charjax.generation.decoder import Decoder, State, Weights, make_decoder
+from charjax.generation.inputs import checked_ids, checked_params
 from charjax.metrics import cross_entropy
 from charjax.model import CharLSTM
 
@@ -71,7 +73,7 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
         before it and is not scored; `score_pieces` scores it from an empty state.
 
     Raises:
-        ValueError: ids are not [B, N] integers in [0, V), or window is below 1.
+        UserError: ids are not [B, N] integers in [0, V), params are not the model's, or window is below 1.
 
     Examples:
         >>> import jax
@@ -83,16 +85,16 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
         (1, 5)
     """
     _check_at_least_one(window=window)
-    ids = np.asarray(ids)
-    if ids.ndim != 2 or not ids.shape[1] or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"ids must be [B, N] integers with N >= 1, not {ids.shape} {ids.dtype}")
+    ids = checked_ids(ids, model.vocab_size, "[B, N]")
+    if not ids.shape[1]:
+        raise UserError("ids must be [B, N] with N >= 1, not N = 0")
     if not ids.shape[0]:
         return np.zeros((0, ids.shape[1] - 1), np.float32)
     begins = np.zeros(ids.shape, bool)
     begins[:, 0] = True
     chunks = ((ids[:, at : at + window], begins[:, at : at + window]) for at in range(0, ids.shape[1], window))
     decoder = make_decoder(model)
-    weights = decoder.pack(on_one_device(params))
+    weights = decoder.pack(on_one_device(checked_params(model, params)))
     scores = _score_chunks(decoder, weights, chunks, batch=len(ids), top=0, window=window)
     return np.concatenate([chunk.nats for chunk in scores], axis=1)[:, 1:]
 
@@ -125,8 +127,8 @@ def score_pieces(
         The text in order, every character once, including the first of each document (`ScoredPiece.begins`).
 
     Raises:
-        UserError: the separator is empty.
-        ValueError: ids are out of range, or streams or window is below 1.
+        UserError: the separator is empty, ids are not in [0, V), params are not the model's, or streams or window is
+            below 1.
 
     Examples:
         >>> import jax
@@ -141,14 +143,15 @@ def score_pieces(
     _check_at_least_one(streams=streams, window=window)
     finder, top = DocumentFinder(separator), min(top, model.vocab_size)
     decoder = make_decoder(model)
-    weights = decoder.pack(on_one_device(params))
+    weights = decoder.pack(on_one_device(checked_params(model, params)))
     if streams > 1:
         yield from _score_streams(decoder, weights, pieces, finder, streams=streams, top=top, window=window)
         return
     sent: list[tuple[np.ndarray, np.ndarray]] = []
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for ids in regroup(pieces, window):
+        for piece in regroup(pieces, window):
+            ids = checked_ids(piece, model.vocab_size, "[n]")
             sent.append((ids, finder.begins(ids)))
             yield ids[None], sent[-1][1][None]
 
@@ -175,7 +178,8 @@ def _score_streams(
 ) -> Iterator[ScoredPiece]:
     """Scores a text as a batch of adjacent parts, each read from BURN_IN characters before it."""
     ids_before, begins_before = np.zeros(BURN_IN, np.int32), np.zeros(BURN_IN, bool)
-    for ids in regroup(pieces, streams * STRETCH):
+    for piece in regroup(pieces, streams * STRETCH):
+        ids = checked_ids(piece, decoder.model.vocab_size, "[n]")
         begins = finder.begins(ids)
         # The last characters of a text are divided evenly as well.
         stretch = -(-len(ids) // streams)
@@ -184,7 +188,7 @@ def _score_streams(
         rows_ids, rows_begins = (
             np.lib.stride_tricks.sliding_window_view(values, BURN_IN + stretch)[::stretch]
             for values in (
-                np.concatenate([ids_before, np.pad(ids.astype(np.int32), missing)]),
+                np.concatenate([ids_before, np.pad(ids, missing)]),
                 np.concatenate([begins_before, np.pad(begins, missing)]),
             )
         )
@@ -198,7 +202,7 @@ def _score_streams(
             values.reshape(streams * stretch, *values.shape[2:])[: len(ids)] for values in joined
         )
         yield ScoredPiece(ids, nats, begins, top_ids, top_probs)
-        ids_before = np.concatenate([ids_before, ids])[-BURN_IN:].astype(np.int32)
+        ids_before = np.concatenate([ids_before, ids])[-BURN_IN:]
         begins_before = np.concatenate([begins_before, begins])[-BURN_IN:]
 
 
@@ -212,16 +216,12 @@ def _score_chunks(
     window: int,
 ) -> Iterator[Scores]:
     """Scores consecutive chunks of B texts, (ids [B, n], begins [B, n]) with n <= window; dispatches one ahead."""
-    state, vocab_size = decoder.init(batch), decoder.model.vocab_size
+    state = decoder.init(batch)
     pending: tuple[Scores, int] | None = None
     for ids, begins in chunks:
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(f"ids must lie in [0, {vocab_size}), not in [{ids.min()}, {ids.max()}]")
         # The padding of the last chunk comes after everything that is returned.
         missing = ((0, 0), (0, window - ids.shape[1]))
-        state, scores = _score_chunk(
-            decoder, weights, state, np.pad(ids.astype(np.int32), missing), np.pad(begins, missing), top=top
-        )
+        state, scores = _score_chunk(decoder, weights, state, np.pad(ids, missing), np.pad(begins, missing), top=top)
         if pending is not None:
             yield _fetch(*pending)
         pending = (scores, ids.shape[1])
@@ -245,4 +245,4 @@ def _fetch(scores: Scores, length: int) -> Scores:
 def _check_at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+            raise UserError(f"{name} must be at least 1, not {value}")

@@ -18,6 +18,7 @@ from charjax.data.survey import (
     NotUTF8Error,
     OpenText,
     check_is_file,
+    check_is_text,
     code_points,
     survey_text,
 )
@@ -82,7 +83,8 @@ class Corpus:
                 default is a quarter of the available memory.
 
         Raises:
-            UserError: the path is not a file, the text is too short to split, or the vocabulary lacks characters of it.
+            UserError: the path is not a file; it is compressed, a document or in UTF-16; the text is too short to
+                split; or the vocabulary lacks characters of it.
             OSError: the file cannot be read.
         """
         DataConfig(train_frac=train_frac)
@@ -175,6 +177,7 @@ def _fingerprint(path: Path) -> str:
 
 def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
     """Surveys a text that stays in its file: -> (the file, hex SHA-256)."""
+    check_is_text(path, vocab)
     before = path.stat()
     survey, chosen = survey_text(lambda: path.open("rb"), str(path), vocab, index=True)
     one_byte_each = survey.is_ascii or chosen.kind == "bytes"
@@ -266,7 +269,7 @@ def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:
         An iterable of ids [n]; each iteration reads the file from its beginning.
 
     Raises:
-        UserError: as `Corpus.from_file`; also during iteration, if the file changes.
+        UserError: as for `Corpus.from_file`; also during iteration, if the file changes.
 
     Examples:
         >>> import pathlib, tempfile
@@ -278,4 +281,5 @@ def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:
         [[0, 1, 2, 0, 1]]
     """
     check_is_file(path)
+    check_is_text(path, vocab)
     return TextPieces.of(lambda: Path(path).open("rb"), str(path), vocab)

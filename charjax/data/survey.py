@@ -21,6 +21,19 @@ READ_BYTES = 1 << 22
 UNICODE_SIZE = 0x110000
 _BOM = 0xFEFF
 
+# The first bytes of files that are not texts: what they are, and how to get the text.
+_SIGNATURES = (
+    (b"\x1f\x8b", "compressed with gzip", "decompress it (gunzip)"),
+    (b"\xfd7zXZ\0", "compressed with xz", "decompress it (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it (unzstd)"),
+    (b"BZh91AY&SY", "compressed with bzip2", "decompress it (bunzip2)"),
+    (b"PK\3\4", "a ZIP archive or an office document", "extract or export its text"),
+    (b"%PDF-", "a PDF", "extract its text (pdftotext)"),
+    (codecs.BOM_UTF32_LE, "in UTF-32", "convert it (iconv -f UTF-32 -t UTF-8)"),
+    (codecs.BOM_UTF16_LE, "in UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),
+    (codecs.BOM_UTF16_BE, "in UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),
+)
+
 OpenText = Callable[[], BufferedIOBase]
 
 _log = logging.getLogger("charjax")
@@ -38,6 +51,32 @@ def check_is_file(path: str | Path) -> None:
         raise UserError(f"{path} is a folder; give a text file")
     if not Path(path).is_file():
         raise UserError(f"{path} is a pipe or device; give a text file, which can be read more than once")
+
+
+def check_is_text(path: str | Path, vocab: str | Vocab) -> None:
+    """Recognizes files that are not texts by their first bytes, except for the vocabulary "bytes".
+
+    Raises:
+        UserError: the file is compressed, a document, or in UTF-16 or UTF-32; the message says how to get its text.
+    """
+    if "bytes" in (vocab, getattr(vocab, "kind", "")):
+        return
+    with Path(path).open("rb") as file:
+        start = file.read(1024)
+    found = next((rest for signature, *rest in _SIGNATURES if start.startswith(signature)), _utf_16_without_mark(start))
+    if found:
+        what, remedy = found
+        raise UserError(
+            f"{path} is {what}, not UTF-8 text; {remedy}, or use --vocab bytes to take its bytes as they are"
+        )
+
+
+def _utf_16_without_mark(start: bytes) -> list[str]:
+    """Recognizes UTF-16 by its zeros: they are every other byte of Latin letters."""
+    for order, zeros, others in (("LE", start[1::2], start[::2]), ("BE", start[::2], start[1::2])):
+        if len(start) > 3 and zeros.count(0) > 0.8 * len(zeros) and others.count(0) < 0.2 * len(others):
+            return ["in UTF-16", f"convert it (iconv -f UTF-16{order} -t UTF-8)"]
+    return []
 
 
 def digest(path: str | Path) -> str:
@@ -109,6 +148,10 @@ def survey_text(open_text: OpenText, name: str, vocab: str | Vocab, *, index: bo
     if not survey.size:
         raise UserError(f"{name} is empty; give a non-empty text")
     chosen = _choose(survey, name, vocab)
+    if survey.invalid is not None and vocab == "auto":
+        byte, offset = survey.invalid
+        reason = f"{_count_invalid(open_text)} bytes of {name} are not UTF-8, the first 0x{byte:02x} at offset {offset}"
+        _log.info("vocabulary: bytes (256), because %s", reason)
     if chosen.kind == "bytes":
         return survey, chosen
     is_fixed = isinstance(vocab, Vocab)  # a model's, which no option can change
@@ -123,6 +166,20 @@ def survey_text(open_text: OpenText, name: str, vocab: str | Vocab, *, index: bo
         advice = "replace it in the text" if is_fixed else "use --vocab auto, chars or bytes"
         raise _unknown_error(open_text, name, chosen, unknown, advice)
     return survey, chosen
+
+
+def _count_invalid(open_text: OpenText) -> int:
+    """Returns how many bytes are not part of a UTF-8 character."""
+    decoder, count = codecs.getincrementaldecoder("utf-8")("surrogateescape"), 0
+    with open_text() as file:
+        while True:
+            chunk = file.read(READ_BYTES)
+            points = np.frombuffer(
+                decoder.decode(chunk, final=not chunk).encode("utf-32-le", "surrogatepass"), np.uint32
+            )
+            count += int(((points >= 0xDC80) & (points <= 0xDCFF)).sum())
+            if not chunk:
+                return count
 
 
 def _survey(open_text: OpenText, *, index: bool) -> Survey:
@@ -196,7 +253,6 @@ def _choose(survey: Survey, name: str, vocab: str | Vocab) -> Vocab:
         _log.info("vocabulary: ascii (128 characters), because %s is plain ASCII", name)
         return Vocab.ascii()
     if vocab == "auto" and survey.invalid is not None:
-        _log.info("vocabulary: bytes (256), because %s is not UTF-8", name)
         return Vocab.bytes()
     chars = Vocab("chars", survey.alphabet)
     if vocab == "auto":

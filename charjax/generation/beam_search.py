@@ -18,6 +18,7 @@ from charjax.data.vocab import Vocab, encode_context
 from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
 from charjax.generation.blocks import steps_per_trip
+from charjax.generation.inputs import checked_ids, checked_params
 from charjax.generation.xla_decoder import XlaDecoder, XlaWeights
 from charjax.memory_budget import check_room_to_sample
 from charjax.model import CharLSTM
@@ -116,7 +117,7 @@ def beam_search(
         good texts the one from the better beam comes first, then the one with the lower id.
 
     Raises:
-        UserError: an argument is out of range.
+        UserError: an argument is out of range, or params are not the model's.
 
     Examples:
         >>> import jax
@@ -127,16 +128,14 @@ def beam_search(
         >>> ids.shape, bool(log_probs[0] >= log_probs[1])
         ((2, 4), True)
     """
-    context = np.asarray(context)
-    _check(model, context, length, beam_width, length_penalty, end)
+    _check(model, length, beam_width, length_penalty, end)
+    params, context = checked_params(model, params), checked_ids(context, model.vocab_size, "[P]", "context")
     goal = Goal(jnp.int32(length), jnp.int32(-1 if end is None else end), jnp.float32(length_penalty))
-    # An empty list would be float.
-    context_P = jnp.asarray(context if context.size else context.astype(np.int32))
     found = _search(
         # The native kernel cannot reorder its state between two steps.
         XlaDecoder(model, model.dtype),
         on_one_device(params),
-        context_P,
+        context,
         goal,
         width=beam_width,
         capacity=_capacity(length),
@@ -188,7 +187,7 @@ def beam_search_text(
     end_ids = None if end is None else vocab.encode(end)
     if end_ids is not None and len(end_ids) != 1:
         raise UserError(f"end must be a single character of the {vocab.kind} vocabulary, not {end!r}")
-    _check(model, context_P, length, beam_width, length_penalty, None)
+    _check(model, length, beam_width, length_penalty, None)
     check_room_to_sample(
         model.config,
         model.vocab_size,
@@ -210,13 +209,7 @@ def beam_search_text(
     return [vocab.decode(row[row >= 0]) for row in ids[np.isfinite(log_probs)]]
 
 
-def _check(
-    model: CharLSTM, context: np.ndarray, length: int, beam_width: int, length_penalty: float, end: int | None
-) -> None:
-    if context.ndim != 1:
-        raise UserError(f"context must be one row of ids, [P], not of shape {context.shape}")
-    if context.size and not np.issubdtype(context.dtype, np.integer):
-        raise UserError(f"context must be integers, not {context.dtype}")
+def _check(model: CharLSTM, length: int, beam_width: int, length_penalty: float, end: int | None) -> None:
     if not _is_whole(beam_width) or beam_width < 1:
         raise UserError(f"beam_width must be a whole number of at least 1, not {beam_width!r}")
     if not _is_whole(length) or not 0 <= length <= 10**9:

@@ -1,7 +1,7 @@
 """Sampling: the context is read in one pass, then one jitted loop writes what follows, carrying the hidden state."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
 from charjax.generation.blocks import BLOCK, capacity_for
 from charjax.generation.decoder import Decoder, make_decoder
+from charjax.generation.inputs import checked_ids, checked_key, checked_params
 from charjax.generation.sampling import Sampling, Settings, as_threefry, is_filtered, make_settings
 from charjax.memory_budget import check_room_to_sample
 from charjax.model import CharLSTM
@@ -57,7 +58,8 @@ def generate(
         of the batch, bit for bit; elsewhere matmuls of other sizes may round differently.
 
     Raises:
-        UserError: a setting is out of range, or context_lengths, temperatures or keys do not match the rows.
+        UserError: a setting is out of range; params are not the model's; ids are not in [0, V); or context_lengths,
+            temperatures or keys do not match the rows.
         NotImplementedError: int8 without the native kernel.
 
     Examples:
@@ -70,14 +72,15 @@ def generate(
         >>> generate(model, params, context, key=jax.random.key(1), length=6).shape
         (1, 6)
     """
-    batch, size = np.shape(context)
+    params, context = checked_params(model, params), checked_ids(context, model.vocab_size, "[B, P]", "context")
+    batch, size = context.shape
     config, settings = _settings(
         batch, temperature, length=length, top_k=top_k, top_p=top_p, min_p=min_p, weights=weights
     )
     keys = _keys_of_rows(key, batch)
     if context_lengths is not None:
         context_lengths = np.asarray(context_lengths)
-        in_range = (context_lengths >= 0) & (context_lengths <= size)
+        in_range = (context_lengths >= 0) & (context_lengths <= size) & np.issubdtype(context_lengths.dtype, np.integer)
         if context_lengths.shape != (batch,) or not in_range.all():
             raise UserError(f"context_lengths must be {batch} integers from 0 to {size}, one per row of the context")
     decoder = make_decoder(model, weights)
@@ -168,7 +171,10 @@ def generate_text(
         [6, 6]
     """
     lists = {"context": context, "seed": seed, "temperature": temperature}
-    sizes = {name: len(value) for name, value in lists.items() if not isinstance(value, str | int | float)}
+    sizes = {name: len(value) for name, value in lists.items() if isinstance(value, Sized) and not _is_single(value)}
+    for name, size in sizes.items():
+        if not size:
+            raise UserError(f"{name} must not be an empty list")
     count = next(iter(sizes.values()), num_samples)
     if set(sizes.values()) | {count} != {count} or (sizes and num_samples not in (1, count)):
         sizes |= {"num_samples": num_samples} if num_samples > 1 else {}
@@ -197,6 +203,10 @@ def generate_text(
         weights=weights,
     )
     return [vocab.decode(row if stop_ids is None else row[: end_of(stop_ids, row)]) for row in np.asarray(ids)]
+
+
+def _is_single(value: object) -> bool:
+    return isinstance(value, str) or getattr(value, "ndim", 1) == 0
 
 
 def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:
@@ -229,6 +239,7 @@ def _settings(batch: int, temperature: float | Sequence[float], **others: object
 
 
 def _keys_of_rows(key: Array, batch: int) -> Array:
+    key = checked_key(key)
     if key.ndim == 0:
         return _fold_each(jnp.broadcast_to(key, batch), jnp.arange(batch))
     if key.shape != (batch,):

@@ -14,6 +14,7 @@ from charjax.distributed.mesh import on_one_device
 from charjax.generation.blocks import BLOCK
 from charjax.generation.decoder import make_decoder
 from charjax.generation.generate import end_of, keys_of_seeds
+from charjax.generation.inputs import checked_ids, checked_params
 from charjax.generation.sampling import Sampling, as_threefry, is_filtered, make_settings
 from charjax.model import CharLSTM
 
@@ -37,11 +38,11 @@ class Session:
             stop: sampling ends right after the first occurrence of this string.
 
         Raises:
-            UserError: stop is empty or has characters that the vocabulary lacks.
+            UserError: stop is empty or has characters that the vocabulary lacks, or params are not the model's.
             NotImplementedError: int8 weights without the native kernel.
         """
         self._decoder, self._vocab = make_decoder(model, config.weights), vocab
-        self._weights = self._decoder.pack(on_one_device(params))
+        self._weights = self._decoder.pack(on_one_device(checked_params(model, params)))
         keys = as_threefry(keys_of_seeds(config.seed, 1))
         self._sampling, self._filtered = Sampling(keys, np.int32(0), make_settings(config, 1)), is_filtered(config)
         self._stop = None if stop is None else encode_stop(vocab, stop)
@@ -49,7 +50,8 @@ class Session:
         self._state, self._piece = self._decoder.init(1), BLOCK
 
     def read(self, ids: np.ndarray) -> None:
-        """Appends given characters, ids [P]."""
+        """Appends given characters, ids [P]; a UserError if they are not in [0, V)."""
+        ids = checked_ids(ids, self._decoder.model.vocab_size, "[P]")
         self._state = self._decoder.prefill(self._weights, self._state, ids[None])
 
     def write_ids(self, length: int | None = None) -> Iterator[np.ndarray]:

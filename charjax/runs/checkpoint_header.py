@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from charjax.errors import UserError
-from charjax.runs.integrity import DamagedError, check_digests
+from charjax.runs.integrity import DIGESTS, DamagedError, check_digests
 from charjax.runs.layout import CHECKPOINTS
 from charjax.runs.metadata import Progress, RunInfo
 from charjax.runs.safe_files import read_json
 from charjax.runs.unfinished import check_run_folder
 
-STEP_NAME = re.compile("0|[1-9][0-9]*")
+_STEP_NAME = re.compile("0|[1-9][0-9]*")
 _METADATA = "_CHECKPOINT_METADATA"
 
 _log = logging.getLogger("charjax")
@@ -81,9 +81,14 @@ def read_header_at(path: Path) -> Header:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Returns the steps in a checkpoints folder, ascending, complete or not."""
+    """Returns the steps of the checkpoints in a folder, complete or not, ascending; other folders are ignored."""
     # Path.glob would find nothing in an unreadable folder, instead of raising.
-    return sorted(int(path.name) for path in folder.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(int(path.name) for path in folder.iterdir() if _is_checkpoint(path))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Returns True for a folder named after a step that has the metadata or the digests of a checkpoint."""
+    return bool(_STEP_NAME.fullmatch(path.name)) and any((path / name).is_file() for name in (_METADATA, DIGESTS))
 
 
 def describe_checkpoint(path: Path) -> str:

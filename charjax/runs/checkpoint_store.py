@@ -1,6 +1,7 @@
 """Saves the checkpoints and the model of a run, in the background."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -17,9 +18,10 @@ from orbax.checkpoint import v1 as ocp
 from charjax.array_types import Params
 from charjax.distributed.processes import is_main
 from charjax.runs.checkpoint import checkpoint_parts
-from charjax.runs.checkpoint_header import STEP_NAME, saved_steps
+from charjax.runs.checkpoint_header import saved_steps
 from charjax.runs.integrity import DIGESTS, write_digests
 from charjax.runs.layout import CHECKPOINTS
+from charjax.runs.lock import FolderLock
 from charjax.runs.metadata import Progress, RunInfo
 from charjax.runs.model_file import write_info, write_parameters
 from charjax.runs.unfinished import remove_temporary_files, remove_tree
@@ -28,6 +30,8 @@ from charjax.train_state import TrainState
 KEEP_LATEST = 2
 A_MONTH = 30 * 24 * 3600  # seconds
 _REMOVED = ".removed"
+# Folders of saves and removals that were killed.
+_INCOMPLETE = re.compile(rf"\d+({re.escape(_REMOVED)}|\.orbax-checkpoint-tmp.*)")
 
 
 class CheckpointStore:
@@ -82,11 +86,13 @@ class CheckpointStore:
         The state may be donated as soon as this returns.
 
         Raises:
-            OSError: this or the previous save failed, for example on a full disk; earlier checkpoints are kept.
-            ValueError: the step is already saved.
+            OSError: this or the previous save failed, for example on a full disk; earlier checkpoints are kept. Or
+                there is a folder named after the step.
         """
         self.wait()
         folder = self.path / str(progress.step)
+        if os.path.lexists(folder):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
         with self._system_errors(), _context():
             response = ocp.save_checkpointables_async(
                 folder,
@@ -142,8 +148,8 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         progress: its progress; the step names the checkpoint.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
-        ValueError: the step is already saved.
+        UserError: a run is being trained in the folder.
+        OSError: the folder cannot be written, the disk is full, or the step is already saved.
 
     Examples:
         >>> import tempfile
@@ -162,8 +168,13 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         >>> bool((params["head"]["kernel"] == state.params["head"]["kernel"]).all())
         True
     """
-    with CheckpointStore(run_dir, info) as store:
-        store.save(state, progress)
+    with contextlib.ExitStack() as stack:
+        if is_main():
+            Path(run_dir).mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(Path(run_dir))
+            lock.acquire()
+            stack.callback(lock.release)
+        stack.enter_context(CheckpointStore(run_dir, info)).save(state, progress)
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
@@ -186,8 +197,8 @@ def _context() -> ocp.Context:
 
 def _remove_incomplete(path: Path) -> None:
     """Removes what is left of saves and removals that were killed."""
-    for pattern in ("*.orbax-checkpoint-tmp", f"*{_REMOVED}"):
-        for incomplete in path.glob(pattern):
+    for incomplete in path.iterdir():
+        if _INCOMPLETE.fullmatch(incomplete.name):
             remove_tree(incomplete)
 
 
@@ -199,11 +210,10 @@ def _remove_checkpoint(path: Path) -> None:
 
 
 def _rename_later(path: Path, step: int) -> None:
-    for later in path.glob("*"):
-        if STEP_NAME.fullmatch(later.name) and int(later.name) > step:
+    for later in (path / str(found) for found in saved_steps(path) if found > step):
+        if (later / DIGESTS).exists():
             target = later.with_name(later.name + ".set-aside")
             remove_tree(target)
-            if (later / DIGESTS).exists():
-                later.rename(target)
-            else:
-                remove_tree(later)
+            later.rename(target)
+        else:
+            remove_tree(later)

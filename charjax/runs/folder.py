@@ -22,7 +22,7 @@ from charjax.runs.lock import FolderLock
 from charjax.runs.logs import MetricsLog, SamplesLog
 from charjax.runs.metadata import Progress, RunInfo
 from charjax.runs.model_file import read_parameters, write_parameters
-from charjax.runs.unfinished import is_unfinished_start, remove_tree, remove_unfinished_start
+from charjax.runs.unfinished import is_unfinished_start, remove_unfinished_start
 from charjax.train_state import TrainState
 
 # Advice for errors of the operating system.
@@ -41,7 +41,7 @@ class _Stage(enum.Enum):
     Attributes:
         EMPTY: no folder yet, or an empty one.
         UNFINISHED: files of an earlier run that was killed before its first checkpoint.
-        STARTED: files of this run, without a complete checkpoint: they are removed if the run fails.
+        STARTED: files of this run, locked, without a complete checkpoint: they are removed if the run fails.
         SAVED: at least one complete checkpoint.
     """
 
@@ -73,7 +73,7 @@ class RunFolder:
         self._info = info
         self._lock = FolderLock(self.path)
         self._open = contextlib.ExitStack()
-        self._created: Path | None = None  # the topmost folder that this run created
+        self._created: list[Path] = []  # the folders that this run created, innermost first
         self._store: CheckpointStore | None = None
         self._metrics: MetricsLog
         self._samples: SamplesLog
@@ -101,11 +101,13 @@ class RunFolder:
             with self._advised():
                 self._open.close()
         finally:
-            if self._stage is _Stage.STARTED:
-                # If the files cannot be removed either, the first error says why.
-                with contextlib.suppress(OSError):
-                    self._remove()
+            # If files or folders cannot be removed either, the first error says why.
+            with contextlib.suppress(OSError):
+                if self._stage is _Stage.STARTED:
+                    remove_unfinished_start(self.path)
             self._lock.release()
+            with contextlib.suppress(OSError):
+                self._remove_created_folders()
 
     def begin(self, progress: Progress) -> None:
         """Creates the folder of a new run.
@@ -114,8 +116,7 @@ class RunFolder:
             UserError: another process created it first, or it cannot be written.
         """
         with self._advised():
-            missing = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
-            self._created = missing[-1] if missing else None
+            self._created = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
             found, self._stage = self._stage, _Stage.STARTED
             self.path.mkdir(parents=True, exist_ok=True)
             self._claim(found)
@@ -207,11 +208,17 @@ class RunFolder:
         """
         try:
             self._lock.acquire()
-            if found is _Stage.EMPTY and any(path.name != LOCK for path in self.path.iterdir()):
-                raise UserError(f"{self.path} was created by another process at the same time; choose another --out")
-        except UserError:
+            names = {path.name for path in self.path.iterdir()} - {LOCK}
+            if names and not (found is _Stage.UNFINISHED and is_unfinished_start(self.path)):
+                raise UserError(f"{self.path} was changed by another process at the same time; choose another --out")
+        except (UserError, OSError):
             self._stage = _Stage.EMPTY  # its files are the other's: they are not removed
             raise
+
+    def _remove_created_folders(self) -> None:
+        """Removes the folders that a new run created and left empty; fails at one that others have used since."""
+        for folder in self._created if self._stage is not _Stage.SAVED else ():
+            folder.rmdir()
 
     def _open_files(self, progress: Progress, *, step: int | None) -> None:
         # The store before the logs are cut: if the process is killed in between, the checkpoint that is then the latest
@@ -219,13 +226,6 @@ class RunFolder:
         self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
         self._metrics = self._open.enter_context(MetricsLog(self.path / METRICS, size=progress.metrics_bytes))
         self._samples = self._open.enter_context(SamplesLog(self.path / SAMPLES, size=progress.samples_bytes))
-
-    def _remove(self) -> None:
-        """Removes what a failed start created; the folder itself may have existed before, empty."""
-        if self._created is not None:
-            remove_tree(self._created)
-        elif self.path.is_dir():
-            remove_unfinished_start(self.path)
 
 
 def _examine_new(path: Path, name: str | Path) -> _Stage:

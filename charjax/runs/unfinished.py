@@ -59,7 +59,9 @@ def is_unfinished_start(folder: Path) -> bool:
 
 
 def remove_unfinished_start(folder: Path) -> None:
-    """Removes what `is_unfinished_start` recognizes, except for the lock.
+    """Removes what a run writes up to its first checkpoint, except for the lock, and nothing else.
+
+    The caller holds the lock, and either wrote these files or has asked `is_unfinished_start` since.
 
     Raises:
         OSError: it cannot be removed.
@@ -69,7 +71,12 @@ def remove_unfinished_start(folder: Path) -> None:
         # Removing a file that does not exist is an error, too, on a read-only file system.
         if (folder / name).exists():
             (folder / name).unlink()
-    remove_tree(folder / CHECKPOINTS)
+    checkpoints = folder / CHECKPOINTS
+    if checkpoints.is_dir() and not checkpoints.is_symlink():
+        for path in checkpoints.iterdir():
+            if _FIRST.fullmatch(path.name):
+                remove_tree(path)
+        checkpoints.rmdir()
 
 
 def remove_temporary_files(folder: Path) -> None:

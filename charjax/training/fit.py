@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def fit(
         The state after the last step. The run folder also keeps the best one.
 
     Raises:
+        TypeError: there is no option of a name in `overrides`; the message names the nearest.
         UserError: the text is too short, the batch cannot be split over the devices, there is not enough memory, the
             run folder is in use or does not match, or the loss stays non-finite even after rolling back with lower
             learning rates (without `out`, at once).
@@ -73,7 +75,7 @@ def fit(
         >>> int(state.step)
         10
     """
-    config = dataclasses.replace(config or TrainConfig(), **overrides)
+    config = _replaced(config or TrainConfig(), overrides)
     reuse_memory()
     use_all_cores()
     info = describe_run(model, corpus, config)
@@ -90,6 +92,20 @@ def fit(
         folder = stack.enter_context(open_run(out, info, resume=resume))
         loop = TrainLoop(model, corpus, config, mesh, reporter=reporter, folder=folder, signals=signals)
         return loop.run(resume=resume)
+
+
+def _replaced(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
+    """Returns the configuration with some fields replaced.
+
+    Raises:
+        TypeError: there is no such field, as for any unknown keyword argument.
+    """
+    names = [field.name for field in dataclasses.fields(config)]
+    for name in overrides:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, [*names, "out", "resume", "mesh", "reporter"], n=1)
+            raise TypeError(f"fit has no option {name!r}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    return dataclasses.replace(config, **overrides)
 
 
 def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:

@@ -1,8 +1,12 @@
 """Corpus: any file becomes ids and splits, in little memory, and errors say where in the text they are."""
 
+import bz2
+import gzip
 import hashlib
 import io
 import logging
+import lzma
+import re
 import tracemalloc
 
 import numpy as np
@@ -183,7 +187,10 @@ def test_only_the_first_byte_order_mark_is_left_out(size):
     [
         (b"plain\x7f", "vocabulary: ascii (128 characters), because {} is plain ASCII"),
         (b"abc\xc2\x80", "vocabulary: chars (4 characters), because {} is UTF-8 beyond ASCII"),
-        (b"\xffabc", "vocabulary: bytes (256), because {} is not UTF-8"),
+        (
+            b"ab\xff\xc3c\xfe",
+            "vocabulary: bytes (256), because 3 bytes of {} are not UTF-8, the first 0xff at offset 2",
+        ),
     ],
     ids=["ascii", "chars", "bytes"],
 )
@@ -323,3 +330,33 @@ def test_reading_in_pieces_takes_the_memory_of_a_piece(path, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * UNICODE_SIZE * 4
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (gzip.compress(b"a flat white"), "is compressed with gzip, not UTF-8 text; decompress it (gunzip)"),
+        (lzma.compress(b"a flat white"), "is compressed with xz"),
+        (bz2.compress(b"a flat white"), "is compressed with bzip2"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with zstd"),
+        (b"PK\3\4\x14\0\x06\0[Content_Types].xml", "is a ZIP archive or an office document"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "is a PDF"),
+        ("a flat white".encode("utf-16"), "is in UTF-16, not UTF-8 text; convert it (iconv -f UTF-16 -t UTF-8)"),
+        ("a flat white".encode("utf-16-le"), "(iconv -f UTF-16LE -t UTF-8)"),
+        ("a flat white".encode("utf-16-be"), "(iconv -f UTF-16BE -t UTF-8)"),
+        ("a flat white".encode("utf-32"), "is in UTF-32"),
+    ],
+)
+def test_files_that_are_not_texts_are_recognized(path, content, what):
+    path.write_bytes(content)
+    for vocab in ("auto", "ascii", "chars", Vocab.ascii()):
+        with pytest.raises(UserError, match=re.escape(what)) as raised:
+            Corpus.from_file(path, vocab=vocab)
+        assert str(raised.value).endswith("or use --vocab bytes to take its bytes as they are")
+    assert Corpus.from_file(path, vocab="bytes", train_frac=0.5).vocab == Vocab.bytes()
+
+
+def test_a_few_zeros_are_text(path):
+    for content in (b"one\0two\0three", b"\0\0\0\0\0"):
+        path.write_bytes(content)
+        assert Corpus.from_file(path, train_frac=0.5).vocab == Vocab.ascii()

@@ -408,7 +408,9 @@ def test_settings_out_of_range_are_named(options):
         {"seed": [1, 2], "num_samples": 3},
         {"temperature": [1.0, 1.0], "context": ["a"]},
         {"context": []},
+        {"seed": []},
         {"seed": [-1]},
+        {"seed": None},
         {"num_samples": 0},
     ],
     ids=str,
@@ -416,3 +418,9 @@ def test_settings_out_of_range_are_named(options):
 def test_lists_that_do_not_agree(options):
     with pytest.raises(UserError):
         generate_text(MODEL, PARAMS, VOCAB, **options)
+
+
+def test_seeds_may_be_scalars_of_numpy_and_jax():
+    expected = generate_text(MODEL, PARAMS, VOCAB, seed=3, length=9)
+    assert generate_text(MODEL, PARAMS, VOCAB, seed=np.int64(3), length=np.int64(9)) == expected
+    assert generate_text(MODEL, PARAMS, VOCAB, seed=jnp.int32(3), length=9) == expected

@@ -1,15 +1,23 @@
 """What is particular to the C++ kernel: its compiled forms, its threads, and machines without it."""
 
+import contextlib
+import functools
 import platform
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.lstm_contract import gradients, make_inputs
 
+from charjax.array_types import LSTMCarry, LSTMWeights
+from charjax.config import SampleConfig
+from charjax.generation.sampling import make_settings
 from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import lstm
+from charjax.ops.lstm.native import steps
 
 
 def test_every_form_is_compiled_where_a_compiler_is():
@@ -18,6 +26,77 @@ def test_every_form_is_compiled_where_a_compiler_is():
     missing = [name for name in names if not list(folder.glob(f"_{name}.*so"))]
     # setup.py lets a form fail to compile without failing itself.
     assert not missing or not shutil.which("c++"), missing
+
+
+@contextlib.contextmanager
+def recorded_calls():
+    """Yields a list of the custom calls traced meanwhile: (target, types of results and of arguments, attributes)."""
+    calls, ffi_call = [], jax.ffi.ffi_call
+
+    def record(target, results, **options):
+        def call(*args, **attributes):
+            types = [jax.ShapeDtypeStruct(arg.shape, arg.dtype) for arg in args]
+            calls.append((target, [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in results], types, attributes))
+            return ffi_call(target, results, **options)(*args, **attributes)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.ffi, "ffi_call", record)
+        yield calls
+
+
+def calls_of(library, dtype, one_hot):
+    """The forward and backward call of a layer, and two of generation, with logits and without."""
+    weights, x, carry = make_inputs("odd", one_hot)
+    (inputs, _), hidden = weights.w_ih.shape, weights.w_hh.shape[0]
+    layers = [weights, LSTMWeights(weights.w_hh, *weights[1:])]
+
+    def train(weights, x, carry):
+        outputs, pull = jax.vjp(lambda w: native.lstm_native(w, x, carry, jnp.dtype(dtype), library), weights)
+        return pull(outputs)
+
+    def generate(with_logits):
+        packed = steps.pack(layers, jnp.zeros((hidden, inputs)), jnp.zeros(inputs), dtype, library)
+        keys = jax.random.split(jax.random.key(0), 3)
+        settings = make_settings(SampleConfig(), 3)
+        states = [LSTMCarry(jnp.zeros((3, hidden)), jnp.zeros((3, hidden)))] * 2
+        given, position = jnp.zeros((3, 4), jnp.int32), jnp.int32(0)
+        options = {"vocab_size": inputs, "with_logits": with_logits}
+        return steps.take_steps(library, dtype, packed, states, given, keys, position, settings, **options)
+
+    with recorded_calls() as calls:
+        if dtype in library.dtypes:
+            jax.eval_shape(train, weights, x, carry)
+        for with_logits in (False, True):
+            jax.eval_shape(functools.partial(generate, with_logits))
+    return calls
+
+
+def with_another_type(types):
+    """Yields the types with the shape or the dtype of one of them changed."""
+    for n, one in enumerate(types):
+        other_dtype = {"float32": "bfloat16", "int32": "int16", "uint32": "int32"}.get(one.dtype.name, "float32")
+        other_shape = (*one.shape[:-1], one.shape[-1] + 1) if one.shape else (1,)
+        for other in (jax.ShapeDtypeStruct(one.shape, other_dtype), jax.ShapeDtypeStruct(other_shape, one.dtype)):
+            yield [*types[:n], other, *types[n + 1 :]]
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("dtype", native.STEP_DTYPES)
+@pytest.mark.parametrize("library", native.libraries(), ids=lambda library: library.instructions)
+def test_the_kernel_itself_refuses_what_it_would_misread(library, dtype, one_hot):
+    def run(target, results, types, attributes):
+        zeros = [np.zeros(one.shape, one.dtype) for one in types]
+        jax.block_until_ready(jax.ffi.ffi_call(target, results)(*zeros, **attributes))
+
+    for target, results, types, attributes in calls_of(library, dtype, one_hot):
+        run(target, results, types, attributes)
+        wrong = [(results, args) for args in with_another_type(types)]
+        wrong += [(others, types) for others in with_another_type(results)]
+        for others, args in wrong:
+            with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT: charjax's LSTM kernel: "):
+                run(target, others, args, attributes)
 
 
 @pytest.mark.parametrize("one_hot", [False, True])

@@ -353,13 +353,26 @@ def test_any_flipped_bit_of_an_array_is_noticed(model):
         refused(model, "is damaged")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-def test_numbers_that_are_not_finite_give_some_text(tmp_path, value, weights):
-    write_info(tmp_path, INFO)
+def filled_model(folder, value):
+    """Writes a model whose parameters are all the same, and loads it."""
+    write_info(folder, INFO)
     params = jax.tree.map(lambda leaf: np.full_like(leaf, value), init_params(jax.random.key(0), LSTM))
-    write_parameters(tmp_path, params, Progress(step=1))
-    model, params, vocab = load_model(tmp_path)
+    write_parameters(folder, params, Progress(step=1))
+    return load_model(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, capsys, value):
+    filled_model(tmp_path, value)
+    assert cli.main(["sample", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("charjax: error: params has values in ")
+    assert line.endswith(" that are not finite")
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_numbers_that_overflow_give_some_text(tmp_path, weights):
+    model, params, vocab = filled_model(tmp_path, 3e38)
     for temperature in (0.0, 1.0):
         (text,) = generate_text(model, params, vocab, "a", length=40, temperature=temperature, weights=weights)
         assert len(text) == 40

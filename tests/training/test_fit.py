@@ -1,5 +1,6 @@
 """fit: training as a user sees it; a resumed run ends exactly like one that was never interrupted."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -384,6 +385,24 @@ def refused(tmp_path, message, **options):
     with pytest.raises(UserError, match=message):
         fit(**{"model": MODEL, "corpus": CORPUS, "config": SMALL, "out": tmp_path / "run", **options})
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_option_is_named_with_the_nearest():
+    with pytest.raises(TypeError, match=r"^fit has no option 'batch_siz'; did you mean batch_size[?]$"):
+        fit(MODEL, CORPUS, SMALL, batch_siz=16)
+
+
+def test_a_sweep_that_catches_exceptions_ends_when_it_is_interrupted(tmp_path):
+    reporter = Recorder(at_step=1, action=lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    def sweep():
+        for run in ("first", "second"):
+            with contextlib.suppress(Exception):
+                fit(MODEL, CORPUS, SMALL, out=tmp_path / run, reporter=reporter)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from charjax.ops.lstm.scan import lstm_scan
 from charjax.ops.lstm.target import target_platform
 from charjax.ops.lstm.wavefront import lstm_wavefront, run_stack
 
+Arrays = TypeVar("Arrays", LSTMWeights, LSTMCarry)
 Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
 
 
@@ -64,10 +65,10 @@ def lstm(
     c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g) and h_t = sigmoid(o) tanh(c_t), as in torch.nn.LSTM.
 
     Args:
-        weights: parameters of the layer, float32, with D inputs and H hidden units.
+        weights: parameters of the layer, converted to float32, with D inputs and H hidden units.
         x: [B, T, D] float inputs; or [B, T] integers in [0, D), which act as one-hot rows and turn the input product
             into a row look-up (an integer out of range gives NaN).
-        carry: state before the first step, `c` and `h` [B, H] float32.
+        carry: state before the first step, `c` and `h` [B, H], converted to float32.
         implementation: None for the fastest one on the platform compiled for, or one of "flax" (`flax.linen.scan` of
             `LSTMCell`, the reference), "scan" (`jax.lax.scan`, with the input product hoisted out of the loop),
             "custom_vjp" (a hand-written backward pass), "native" (C++, for CPUs; see `charjax.ops.lstm.native`),
@@ -81,7 +82,7 @@ def lstm(
         y [B, T, H] in `dtype`, the hidden state after every step, and the carry after the last one (float32).
 
     Raises:
-        ValueError: shapes do not fit together.
+        ValueError: shapes do not fit together, or the carry is not an `LSTMCarry`.
         NotImplementedError: an unknown implementation or dtype, or one that does not support the platform compiled
             for, this machine or this size.
 
@@ -94,6 +95,7 @@ def lstm(
         >>> y.shape, carry.c.shape
         ((2, 3, 8), (2, 8))
     """
+    weights, carry = _in_float32(weights), _in_float32(_checked_carry(carry))
     name = _check(weights, x, carry, implementation, dtype)
     if not _has_work(weights, x):
         return jnp.zeros((*x.shape[:2], weights.w_hh.shape[0]), dtype), carry
@@ -127,6 +129,11 @@ def lstm_stack(
     Returns:
         y [B, T, H] in `dtype`, the last layer's hidden state after every step, and the carry per layer.
     """
+    if not isinstance(carry, tuple | list) or len(carry) != len(weights):
+        found = f"{len(carry)}" if isinstance(carry, tuple | list) else type(carry).__name__
+        raise ValueError(f"carry must be {len(weights)} LSTMCarry, one per layer, as from init_carry, not {found}")
+    weights = [_in_float32(layer) for layer in weights]
+    carry = [_in_float32(_checked_carry(before)) for before in carry]
     names = {
         _check(layer, x if n == 0 else _outputs(x, layer), before, implementation, dtype)
         for n, (layer, before) in enumerate(zip(weights, carry, strict=True))
@@ -177,6 +184,17 @@ def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str |
             f"LSTM implementation {name!r} does not exist: choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     return name
+
+
+def _checked_carry(carry: LSTMCarry) -> LSTMCarry:
+    if not isinstance(carry, LSTMCarry):
+        raise ValueError(f"the carry of a layer must be an LSTMCarry, as from init_carry, not {type(carry).__name__}")
+    return carry
+
+
+def _in_float32(arrays: Arrays) -> Arrays:
+    """Converts weights or a carry: kernels read float32, whatever the caller keeps them in."""
+    return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), arrays)
 
 
 def _has_work(weights: LSTMWeights, x: Array) -> bool:

@@ -30,6 +30,7 @@ struct Backward {
   struct Workspace {
     float *dc, *dh;          // [rows][padded], [rows][hidden_outputs()]
     E *dz, *dz_pairs;        // [panel][k][TILE] and [panel][k / 2][TILE][2]; k counts the block's steps and rows
+    E* initial;              // [rows][H]: h0
     E *x, *h;                // [m / ROWS][k / GROUP][ROWS][GROUP]: the block's inputs and hidden states, transposed
     float *sum_ih, *sum_hh;  // [panel][m][TILE]; for ids, sum_ih is [m][panel][TILE]
     float* sum_bias;         // [panel][TILE]
@@ -56,6 +57,7 @@ struct Backward {
       o.dh = scratch.allocate<float>(static_cast<size_t>(rows) * hidden_outputs(), true);
       o.dz = scratch.allocate<E>(k * gates, true);
       o.dz_pairs = two_layouts ? scratch.allocate<E>(k * gates, true) : o.dz;
+      o.initial = scratch.allocate<E>(static_cast<size_t>(rows) * n.H);
       o.x = n.one_hot ? nullptr : scratch.allocate<E>(k * inputs(), true);
       o.h = scratch.allocate<E>(k * round_up(n.H, ROWS), true);
       o.sum_ih = scratch.allocate<float>(gates * inputs(), true);
@@ -220,10 +222,11 @@ struct Backward {
   void add_weight_gradients(const Workspace& o, int first, int rows, int begin, int end) {
     const int steps = end - begin, groups = steps * padded_rows(rows) / group;
     const size_t stride = block_of(o);
-    std::vector<E> initial(static_cast<size_t>(begin == 0 ? rows : 0) * n.H);
-    for (size_t at = 0; at < initial.size(); ++at) initial[at] = narrow<E>(h0[static_cast<size_t>(first) * n.H + at]);
+    if (begin == 0)
+      for (size_t at = 0; at < static_cast<size_t>(rows) * n.H; ++at)
+        o.initial[at] = narrow<E>(h0[static_cast<size_t>(first) * n.H + at]);
     transpose(o.h, n.H, rows, steps, stride, [&](int s, int r) {
-      return begin + s == 0 ? initial.data() + static_cast<size_t>(r) * n.H
+      return begin + s == 0 ? o.initial + static_cast<size_t>(r) * n.H
                             : y + (static_cast<size_t>(first + r) * n.T + begin + s - 1) * n.H;
     });
     if (!n.one_hot)

@@ -33,16 +33,10 @@ struct Mac<float> {
 #if defined(__AVX512BF16__)
 template <>
 struct Mac<bf16> {
-  static CHARJAX_INLINE __m512bh weights(const bf16* p) {
-    __m512bh v;
-    std::memcpy(&v, p, sizeof(v));
-    return v;
-  }
+  static CHARJAX_INLINE __m512bh weights(const bf16* p) { return load_any<__m512bh>(p); }
   static CHARJAX_INLINE __m512bh spread(const bf16* p) {
     const __m512i all = _mm512_set1_epi32(static_cast<int>(four_bytes(p)));
-    __m512bh v;
-    std::memcpy(&v, &all, sizeof(v));
-    return v;
+    return load_any<__m512bh>(&all);
   }
   static CHARJAX_INLINE Vec add(Vec sum, __m512bh x, __m512bh w) {
     return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), x, w));
@@ -58,7 +52,7 @@ struct Mac<bf16> {
   static CHARJAX_INLINE Pairs widen_pairs(Bits bits) {
     return {reinterpret_cast<Vec>(bits << 16), reinterpret_cast<Vec>(bits & 0xffff0000u)};
   }
-  static CHARJAX_INLINE Pairs weights(const bf16* p) { return widen_pairs(*reinterpret_cast<const Bits*>(p)); }
+  static CHARJAX_INLINE Pairs weights(const bf16* p) { return widen_pairs(load_any<Bits>(p)); }
   static CHARJAX_INLINE Pairs spread(const bf16* p) { return widen_pairs(four_bytes(p) - Bits{}); }
   static CHARJAX_INLINE Vec add(Vec sum, Pairs x, Pairs w) { return (sum + x.even * w.even) + x.odd * w.odd; }
 };

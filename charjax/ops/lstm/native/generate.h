@@ -37,6 +37,9 @@ struct Generate {
   Scratch scratch;
   float *c, *h;            // [L][B][padded]
   float *logits, *values;  // [B][columns()]
+  int filtered_width;      // V if any row uses top-k, top-p or min-p, otherwise 0
+  int* order;              // [B][filtered_width]
+  float* scaled;           // [B][filtered_width]
   E* operands;             // [2][L][B][2 padded]: h of the layer below and own h, for this step and the next
   E* top;                  // [B][padded]: the head's operand
 
@@ -45,8 +48,17 @@ struct Generate {
   int head_panels() const { return (V + TILE - 1) / TILE; }
   int columns() const { return head_panels() * TILE; }
   size_t layer_size(int l) const { return static_cast<size_t>(padded()) * (l ? 2 : 1) * panels() * TILE; }
-  const Weight<E>* kernel(int l) const { return kernels + (l ? layer_size(0) + (l - 1) * layer_size(1) : 0); }
-  const float* bias(int l) const { return start + static_cast<size_t>(V + l) * panels() * TILE; }  // of l = 1 and above
+  size_t kernel_at(int l) const { return l ? layer_size(0) + (l - 1) * layer_size(1) : 0; }
+  size_t bias_at(int l) const { return static_cast<size_t>(V + l) * panels() * TILE; }  // of l = 1 and above
+  size_t scale_at(int l) const { return static_cast<size_t>(l) * panels() * TILE; }
+  const Weight<E>* kernel(int l) const { return kernels + kernel_at(l); }
+  const float* bias(int l) const { return start + bias_at(l); }
+
+  // Elements of `kernels`, `start` and `scale`: those of the layers and of the head.
+  int64_t kernel_size() const { return kernel_at(L) + static_cast<size_t>(padded()) * columns(); }
+  int64_t start_size() const { return bias_at(L) + columns(); }
+  int64_t scale_size() const { return SCALED<E> ? scale_at(L) + columns() : 0; }
+
   E* operand(int turn, int l, int b) const {
     return operands + ((static_cast<size_t>(turn) * L + l) * B + b) * 2 * padded();
   }
@@ -58,8 +70,15 @@ struct Generate {
     values = scratch.allocate<float>(static_cast<size_t>(B) * columns());
     operands = scratch.allocate<E>(4 * states, true);
     top = scratch.allocate<E>(static_cast<size_t>(B) * padded(), true);
+    filtered_width = 0;
+    for (int b = 0; b < B; ++b)
+      if (options(b).filters(V)) filtered_width = V;
+    order = scratch.allocate<int>(static_cast<size_t>(B) * filtered_width);
+    scaled = scratch.allocate<float>(static_cast<size_t>(B) * filtered_width);
     return scratch.ok();
   }
+
+  SamplingOptions options(int b) const { return {temperature[b], top_k[b], top_p[b], min_p[b]}; }
 
   // Fills the rows' states and operands from c0 and h0; padded units meet weights of zero.
   void begin(int first, int rows) {
@@ -107,10 +126,11 @@ struct Generate {
   // Sets the id of a row: the given one, or a sampled one.
   void set_id(int b, int t) const {
     const size_t at = static_cast<size_t>(b) * T + t, row = static_cast<size_t>(b) * columns();
-    const SamplingOptions options{temperature[b], top_k[b], top_p[b], min_p[b]};
     const Key key{keys[2 * b], keys[2 * b + 1]};
+    const size_t filtered = static_cast<size_t>(b) * filtered_width;
+    const WorkSpace work{values + row, order + filtered, scaled + filtered};
     if (all_logits != nullptr) std::memcpy(all_logits + at * V, logits + row, V * sizeof(float));
-    ids[at] = given[at] == SAMPLE  ? sample(logits + row, values + row, V, fold_in(key, position + t), options)
+    ids[at] = given[at] == SAMPLE  ? sample(logits + row, V, fold_in(key, position + t), options(b), work)
               : given[at] <= RESET ? RESET - given[at]
                                    : given[at];
   }
@@ -120,7 +140,8 @@ struct Generate {
   template <class Each>
   void run(int first, int rows, const Each& each) {
     begin(first, rows);
-    const int tiles = (rows + ROWS - 1) / ROWS, layer_bytes = padded() * TILE * static_cast<int>(sizeof(Weight<E>));
+    const int64_t tiles = (rows + ROWS - 1) / ROWS;
+    const int64_t layer_bytes = static_cast<int64_t>(padded()) * TILE * static_cast<int64_t>(sizeof(Weight<E>));
     int turn = 0;
     for (int t = 0; t < T; ++t) {
       if (!any(t, first, rows, [](int32_t id) { return id != SKIP; })) {
@@ -132,7 +153,7 @@ struct Generate {
       const bool samples = any(t, first, rows, [](int32_t id) { return id == SAMPLE; });
       if (samples || all_logits != nullptr)
         share(each, rows, head_panels(), tiles * layer_bytes, Head{*this, first, 0});
-      each(rows, samples ? columns() * SAMPLE_BYTES : 1, [&](int r) { set_id(first + r, t); });
+      each(rows, samples ? static_cast<int64_t>(columns()) * SAMPLE_BYTES : 1, [&](int r) { set_id(first + r, t); });
       for (int l = 0; l < L; ++l)
         share(each, rows, panels(), tiles * layer_bytes * (l ? 2 : 1), Step{*this, first, 0, t, turn, l});
       turn = 1 - turn;
@@ -142,7 +163,7 @@ struct Generate {
 
   // Divides a product into panels; for a single row, into pairs of panels.
   template <class Each, class Product>
-  static void share(const Each& each, int rows, int panels, int bytes, const Product& product) {
+  static void share(const Each& each, int rows, int panels, int64_t bytes, const Product& product) {
     if (rows > 1)
       return each(panels, bytes, [&](int p) {
         Product one = product;

@@ -58,7 +58,7 @@ CHARJAX_INLINE Vec log(Vec x) {
 // Elements v, v + 1, ... of jax.random.uniform(key, (V,), minval=tiny), where tiny is the smallest normal number.
 CHARJAX_INLINE Vec uniform(Key key, uint32_t v) {
   static constexpr uint32_t LANES[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  Bits x{}, y = *reinterpret_cast<const Bits*>(LANES) + v;
+  Bits x{}, y = load_any<Bits>(LANES) + v;
   threefry(key, x, y);
   const Vec least = broadcast(1.17549435e-38f), value = reinterpret_cast<Vec>(((x ^ y) >> 9) | 0x3f800000u) - 1.0f;
   return value > least ? value : least;

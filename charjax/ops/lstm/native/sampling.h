@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "gemm.h"
 #include "gumbel.h"
@@ -37,14 +36,25 @@ inline int argmax(const float* values, int V) {
   return 0;
 }
 
-// The index of the largest value among the characters that top-k, top-p and min-p keep.
-inline int argmax_of_kept(const float* logits, const float* values, int V, const SamplingOptions& options) {
-  const int kept = std::min(V, options.top_k);
-  std::vector<int> order(V);
-  std::vector<float> scaled(kept);
-  for (int v = 0; v < V; ++v) order[v] = v;
+// Work space of `sample`; `values` has room for V rounded up to W, the others, for V, are used only to filter.
+struct WorkSpace {
+  float* values;
+  int* order;
+  float* scaled;
+};
+
+// The index of the largest value among the characters that top-k, top-p and min-p keep, or of the first NaN.
+inline int argmax_of_kept(const float* logits, int V, const SamplingOptions& options, const WorkSpace& work) {
+  const int kept = std::max(1, std::min(V, options.top_k));
+  const float* values = work.values;
+  int* order = work.order;
+  float* scaled = work.scaled;
+  for (int v = 0; v < V; ++v) {
+    if (logits[v] != logits[v]) return v;
+    order[v] = v;
+  }
   const auto above = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-  std::partial_sort(order.begin(), order.begin() + kept, order.end(), above);
+  std::partial_sort(order, order + kept, order + V, above);
   // With their maximum subtracted, logits cannot overflow when divided by a small temperature.
   const float divisor = std::max(options.temperature, std::numeric_limits<float>::min());
   float total = 0;
@@ -61,8 +71,9 @@ inline int argmax_of_kept(const float* logits, const float* values, int V, const
   return best;
 }
 
-// Samples with the noise of a key; `values` is work space. Both arrays have room for V rounded up to W.
-inline int sample(const float* logits, float* values, int V, Key key, const SamplingOptions& options) {
+// Samples with the noise of a key; `logits` has room for V rounded up to W.
+inline int sample(const float* logits, int V, Key key, const SamplingOptions& options, const WorkSpace& work) {
+  float* values = work.values;
   if (options.temperature == 0) {
     std::memcpy(values, logits, V * sizeof(float));
   } else {
@@ -71,7 +82,7 @@ inline int sample(const float* logits, float* values, int V, Key key, const Samp
     for (int v = 0; v < V; v += W) store(values + v, load(logits + v) + gumbel(load(values + v)) * options.temperature);
   }
   for (int v = V; v < round_up(V, W); ++v) values[v] = -std::numeric_limits<float>::infinity();
-  return options.filters(V) ? argmax_of_kept(logits, values, V, options) : argmax(values, V);
+  return options.filters(V) ? argmax_of_kept(logits, V, options, work) : argmax(values, V);
 }
 
 }  // namespace charjax

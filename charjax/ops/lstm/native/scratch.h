@@ -20,6 +20,7 @@ class Scratch {
   template <class E>
   E* allocate(size_t n, bool zeroed = false) {
     const size_t bytes = (n * sizeof(E) + 127) / 64 * 64;
+    blocks_.reserve(blocks_.size() + 1);  // before there is something to lose if it throws
     void* block = std::aligned_alloc(64, bytes);
     if (block == nullptr) {
       ok_ = false;

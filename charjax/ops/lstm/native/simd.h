@@ -23,10 +23,18 @@ constexpr int W = 4, ROWS = 6;
 #endif
 constexpr int TILE = 4 * W;  // columns of a tile: the four gates of W units, or 4 W outputs
 
-typedef float Vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef uint16_t Half __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef uint32_t Bits __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+typedef uint16_t Half __attribute__((vector_size(2 * W)));
+
+// Reads or writes a vector at any address. Not through a type with less alignment: templates drop that attribute.
+template <class V>
+CHARJAX_INLINE V load_any(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
 
 CHARJAX_INLINE uint32_t four_bytes(const void* p) {
   uint32_t bits;
@@ -37,10 +45,10 @@ CHARJAX_INLINE Vec broadcast(float x) {
   return x - Vec{};
 }
 CHARJAX_INLINE Vec load(const float* p) {
-  return *reinterpret_cast<const Vec*>(p);
+  return load_any<Vec>(p);
 }
 CHARJAX_INLINE void store(float* p, Vec v) {
-  *reinterpret_cast<Vec*>(p) = v;
+  std::memcpy(p, &v, sizeof(v));
 }
 
 // bfloat16: the upper half of a float's bits.
@@ -97,7 +105,7 @@ CHARJAX_INLINE void store_pairs(bf16* p, Vec even, Vec odd) {
 }
 #else
 CHARJAX_INLINE Vec load_as_float(const bf16* p) {
-  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const Half*>(p), Bits) << 16);
+  return reinterpret_cast<Vec>(__builtin_convertvector(load_any<Half>(p), Bits) << 16);
 }
 CHARJAX_INLINE void store_as(bf16* p, Vec v) {
   for (int lane = 0; lane < W; ++lane) p[lane] = narrow<bf16>(v[lane]);

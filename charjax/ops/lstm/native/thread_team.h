@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -17,8 +18,20 @@
 
 namespace charjax {
 
-// Calls task(part) for every part, on this thread and on those of the pool's that become free in time. This thread
-// never waits for a part that has not begun, so a pool whose threads all wait in here cannot deadlock.
+// Gives a task to the pool; false if there is no memory for it, and the calling thread has to do without help.
+template <class Pool, class Task>
+bool schedule(Pool& pool, const Task& task) {
+  try {
+    pool.Schedule(std::function<void()>(task));
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  return true;
+}
+
+// Calls task(part), which must not throw, for every part, on this thread and on those of the pool's that become free in
+// time. This thread never waits for a part that has not begun, so a pool whose threads all wait in here cannot
+// deadlock.
 template <class Pool, class Task>
 void run_parts(Pool& pool, int parts, const Task& task) {
   struct Shared {
@@ -35,7 +48,8 @@ void run_parts(Pool& pool, int parts, const Task& task) {
       if (++shared->finished == parts) shared->all.notify_one();
     }
   };
-  for (int i = 1; i < parts; ++i) pool.Schedule(std::function<void()>(work));
+  for (int i = 1; i < parts; ++i)
+    if (!schedule(pool, work)) break;
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all.wait(lock, [&] { return shared->finished == parts; });
@@ -46,7 +60,7 @@ inline int part_begin(int B, int parts, int part) {
   return static_cast<int>(static_cast<int64_t>(B) * part / parts);
 }
 
-// Threads that run phases together. A phase has pieces 0 to n - 1 < 65536, each run once, by the first thread to take
+// Threads that run phases together. A phase has pieces 0 to n - 1, each run once, by the first thread to take
 // it. A thread starts with the pieces it ran in earlier phases, whose weights are in its cache, then helps the others;
 // short pieces are taken several at a time. The leader never waits for a thread that has not taken a piece, so a pool
 // whose threads all lead cannot deadlock.
@@ -57,7 +71,7 @@ class ThreadTeam {
   static void run(Pool& pool, int threads, const Lead& lead) {
     auto team = std::make_shared<ThreadTeam>(threads);
     for (int thread = 1; thread < threads; ++thread)
-      pool.Schedule(std::function<void()>([team, thread] { team->follow(thread); }));
+      if (!schedule(pool, [team, thread] { team->follow(thread); })) break;
     lead(*team);
     // A thread that the pool starts late sees this and touches only the team, which it keeps alive.
     team->phase_.store(ENDED, std::memory_order_release);
@@ -67,15 +81,15 @@ class ThreadTeam {
 
   // Calls task(piece) for every piece; `bytes` is what one piece reads.
   template <class Task>
-  void phase(int pieces, int bytes, const Task& task) {
-    const int at_once = std::max(1, LEAST_BYTES / std::max(1, bytes));
-    if (queues_.size() == 1 || pieces <= at_once) {
+  void phase(int pieces, int64_t bytes, const Task& task) {
+    const int at_once = static_cast<int>(std::max<int64_t>(1, LEAST_BYTES / std::max<int64_t>(1, bytes)));
+    if (queues_.size() == 1 || pieces <= at_once || pieces > MOST_PIECES) {
       for (int piece = 0; piece < pieces; ++piece) task(piece);
       return;
     }
     const uint32_t number = ++number_;
     task_ = &task;
-    at_once_.store(std::min(at_once, 65535), std::memory_order_relaxed);
+    at_once_.store(std::min(at_once, MOST_PIECES), std::memory_order_relaxed);
     call_ = [](const void* of, int piece) { (*static_cast<const Task*>(of))(piece); };
     const int threads = static_cast<int>(queues_.size());
     for (int thread = 0; thread < threads; ++thread)
@@ -90,6 +104,7 @@ class ThreadTeam {
 
  private:
   static constexpr uint32_t ENDED = ~0u;
+  static constexpr int MOST_PIECES = 65535;  // a ticket has 16 bits for them
   // Handing out a piece takes as long as reading a few thousand bytes.
   static constexpr int LEAST_BYTES = 1 << 15;
   struct alignas(64) Queue {

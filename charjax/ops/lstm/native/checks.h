@@ -1,0 +1,85 @@
+// Compares what XLA passes to a custom call with what the call reads and writes, before any pointer is used.
+#pragma once
+
+#include <algorithm>
+#include <climits>
+#include <exception>
+#include <initializer_list>
+#include <new>
+#include <string>
+
+#include "int8.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace charjax {
+
+// The element type of a buffer of E.
+template <class E>
+constexpr xla::ffi::DataType TYPE = xla::ffi::DataType::INVALID;
+template <>
+inline constexpr xla::ffi::DataType TYPE<float> = xla::ffi::DataType::F32;
+template <>
+inline constexpr xla::ffi::DataType TYPE<bf16> = xla::ffi::DataType::BF16;
+template <>
+inline constexpr xla::ffi::DataType TYPE<int8_t> = xla::ffi::DataType::S8;
+template <>
+inline constexpr xla::ffi::DataType TYPE<int32_t> = xla::ffi::DataType::S32;
+template <>
+inline constexpr xla::ffi::DataType TYPE<uint32_t> = xla::ffi::DataType::U32;
+
+// Collects the first mismatch.
+class Checks {
+ public:
+  using Buffer = xla::ffi::AnyBuffer;
+  // Of dimensions that are multiplied by the width of a tile, as ints.
+  static constexpr int64_t LARGEST = 1 << 24;
+
+  void rank(const char* name, const Buffer& buffer, size_t rank) {
+    if (buffer.dimensions().size() != rank) fail(std::string(name) + " does not have rank " + std::to_string(rank));
+  }
+  // Returns a dimension as an int.
+  int dimension(const char* name, int64_t size, int64_t least = 0, int64_t largest = LARGEST) {
+    if (size >= least && size <= largest) return static_cast<int>(size);
+    fail(std::string(name) + " is " + std::to_string(size) + ", not from " + std::to_string(least) + " to " +
+         std::to_string(largest));
+    return static_cast<int>(least);
+  }
+  template <class E>
+  void expect(const char* name, const Buffer& buffer, std::initializer_list<int64_t> shape) {
+    const auto found = buffer.dimensions();
+    if (buffer.element_type() != TYPE<E>) fail(std::string(name) + " has another dtype than the kernel reads");
+    if (!std::equal(found.begin(), found.end(), shape.begin(), shape.end())) {
+      std::string text = std::string(name) + " does not have shape [";
+      for (const int64_t size : shape) text += (text.back() == '[' ? "" : ", ") + std::to_string(size);
+      fail(text + "]");
+    }
+  }
+  template <class E>
+  void expect(const char* name, xla::ffi::Result<Buffer>& buffer, std::initializer_list<int64_t> shape) {
+    expect<E>(name, *buffer, shape);
+  }
+  void fail(const std::string& message) {
+    if (message_.empty()) message_ = message;
+  }
+  bool ok() const { return message_.empty(); }
+  xla::ffi::Error error() const {
+    return xla::ffi::Error(xla::ffi::ErrorCode::kInvalidArgument, "charjax's LSTM kernel: " + message_);
+  }
+
+ private:
+  std::string message_;
+};
+
+// Runs the body of a custom call; no exception leaves it.
+template <class Body>
+xla::ffi::Error guarded(const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return xla::ffi::Error(xla::ffi::ErrorCode::kResourceExhausted, "out of memory in charjax's LSTM kernel");
+  } catch (const std::exception& error) {
+    return xla::ffi::Error(xla::ffi::ErrorCode::kInternal, error.what());
+  }
+}
+
+}  // namespace charjax
