@@ -117,8 +117,8 @@ def score_pieces(
             document that it ends, and the next document is read from an empty state. None: one document.
         top: K, how many of the most likely characters to return, at most V.
         streams: how many parts of the text to read side by side, several times as fast. Each part of 2048 characters
-            is read from 256 characters before it, to warm its state up: older memory is lost. 1 reads the text as one,
-            exactly.
+            is read from 256 characters before it, to warm its state up: older memory is lost. 1 reads the text in one
+            pass, exactly.
         window: see `score`.
 
     Yields:
