@@ -32,7 +32,7 @@ Fraction = Annotated[float, Bounds("between 0 and 1", 0, 1)]
 PositiveFraction = Annotated[float, Bounds("above 0 and at most 1", _ABOVE_0, 1)]
 Positive = Annotated[float, Bounds("above 0 and finite", _ABOVE_0, 1e9)]
 NonNegative = Annotated[float, Bounds("at least 0 and finite", 0, 1e9)]
-# Every checkpoint holds the configuration, texts and all.
+# Every checkpoint stores the configuration, including these strings.
 Text = Annotated[str, Bounds("text of at most 100000 characters", 0, 100_000)]
 
 
@@ -106,7 +106,7 @@ class ModelConfig(Checked):
     hidden_dim: Count = 512
     """Units per LSTM layer."""
 
-    # Each layer is compiled by itself: a thousand take minutes, and a file from someone else may ask for millions.
+    # Each layer is compiled separately: a thousand take minutes, and a file from someone else may ask for millions.
     hidden_layers: Annotated[int, Bounds("a whole number from 1 to 1000", 1, 1000)] = 2
     """Number of LSTM layers."""
 
@@ -242,8 +242,8 @@ class SampleConfig(Checked):
 class DynamicConfig(Checked):
     """How weights adapt to a text while they score it; see `charjax.dynamic_score`.
 
-    The defaults were best, or nearly, for a model of 2 x 256 units trained on Shakespeare's plays, both on plays that
-    it had not seen and on text of another kind.
+    The defaults were best or nearly best for a model of 2 x 256 units trained on Shakespeare's plays, both on plays
+    that it had not seen and on text of another kind.
 
     Examples:
         >>> from charjax import DynamicConfig
@@ -265,7 +265,7 @@ def from_dict(kind: type[ConfigT], values: Any) -> ConfigT:
     """Builds a configuration from values that were read from JSON or TOML.
 
     Raises:
-        UserError: unknown name, or a value of the wrong type or out of range.
+        UserError: a name is unknown, or a value has the wrong type or is out of range.
     """
     if not isinstance(values, dict):
         raise UserError(f"{kind.__name__} must be an object, not {type(values).__name__}")

@@ -31,13 +31,13 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
 
     Args:
         model: the model's shape.
-        train: of which batch_size, seq_len and microbatches matter.
+        train: how to train; only batch_size, seq_len and microbatches matter.
         vocab_size: V.
         devices: devices of the run. Each has a copy of the parameters and their moments, and its share of the batch;
             those of CPU cores are all in the same memory.
 
     Raises:
-        UserError: it does not fit; the message says what to lower.
+        UserError: the run does not fit; the message says what to lower.
     """
     width = 2 if model.dtype == "bfloat16" else _FLOAT32
     characters = train.batch_size * train.seq_len // train.microbatches
@@ -69,7 +69,7 @@ def check_room_to_load(model: ModelConfig, vocab_size: int) -> None:
     """Checks that a model's parameters fit in the available memory; passes where that is unknown.
 
     Raises:
-        UserError: they do not fit.
+        UserError: the parameters do not fit.
     """
     needed, available = _FLOAT32 * count_parameters(model, vocab_size), available_memory(jax.devices()[:1])
     if available is not None and needed > available:
@@ -98,7 +98,7 @@ def check_room_to_sample(
         flags: options that the message says to lower.
 
     Raises:
-        UserError: they do not fit; the message says what to lower.
+        UserError: the texts do not fit; the message says what to lower.
     """
     # States and matrix products of one step; logits of the context; noise of a block of characters and the random bits
     # behind it; ids on the device and on the host.

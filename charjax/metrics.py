@@ -15,7 +15,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """Returns -log p(label) at every position, by `optax.softmax_cross_entropy_with_integer_labels`.
 
     Args:
-        logits: [..., V] float32, unnormalised log-probabilities.
+        logits: [..., V] float32, unnormalized log-probabilities.
         labels: [...] integer ids in [0, V).
 
     Returns:
@@ -39,7 +39,7 @@ def bits_per_char(loss: float) -> float:
     return loss / math.log(2)
 
 
-# The floats of an Evaluation, in the order of its JSON, and those of them that follow from the others.
+# The floats of an Evaluation, in the order of its JSON, and those derived from others.
 _MEASURED = ("epoch", "train_loss", "val_loss", "perplexity", "bits_per_char", "chars_per_second", "elapsed_seconds")
 _DERIVED = ("perplexity", "bits_per_char")
 
@@ -56,7 +56,7 @@ class Evaluation:
         chars_per_second: characters trained on per second, without evaluations, and without compilation unless there
             was only the one call that compiled; None if not timed.
         elapsed_seconds: wall-clock time of training.
-        skipped_steps: steps since the previous evaluation that were skipped because they were not finite.
+        skipped_steps: steps skipped since the previous evaluation because their loss or gradient was not finite.
     """
 
     step: int
@@ -84,10 +84,10 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
-        """Parses what `to_json` wrote; null becomes NaN, and unknown names are ignored.
+        """Parses what `to_json` wrote; null becomes NaN (None for chars_per_second), and unknown names are ignored.
 
         Raises:
-            ValueError: the line is not a JSON object with the numbers of an Evaluation.
+            ValueError: the line is not a JSON object with an Evaluation's fields.
         """
         values = json.loads(line)
         if not isinstance(values, dict):

@@ -218,7 +218,7 @@ def check_serves(model: CharLSTM) -> None:
     """Checks that the model's implementation is available on this machine, for the model's dtype and size.
 
     Raises:
-        NotImplementedError: it is unavailable; the message says why.
+        NotImplementedError: the implementation is not available; the message says why.
     """
 
     def one_step_of_each_kind_of_layer() -> None:

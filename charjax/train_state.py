@@ -13,7 +13,7 @@ from charjax.array_types import Array, Params
 from charjax.distributed.mesh import OVER_BATCH, REPLICATED, check_divides, make_mesh
 from charjax.model import Carry, CharLSTM, init_carry, init_params
 
-# Compiled initializers kept in the process, so that a second training with the same settings compiles nothing.
+# Compiled initializers kept in the process, so that a second run with the same settings compiles nothing.
 _INITIALIZERS_KEPT = 16
 
 
@@ -27,7 +27,7 @@ class TrainState:
         params: the model's parameters, float32, a copy on each device.
         opt_state: optax state.
         carry: the recurrent state after the previous window, split over the devices.
-        skipped: [] int32, how many of the latest steps in a row were skipped because they were not finite.
+        skipped: [] int32, latest steps in a row that were skipped because their loss or gradient was not finite.
         key: PRNG key that each step's dropout key is derived from.
 
     Examples:

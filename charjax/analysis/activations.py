@@ -1,7 +1,7 @@
 """Activations of single hidden units along a text (Karpathy, Johnson, Fei-Fei 2015).
 
-A unit's activation is tanh(c) of its cell state, between -1 and 1. Its output h is that times the output gate, which
-hides what the cell stores for later.
+A unit's activation is tanh(c) of its cell state, between -1 and 1. Its output h is tanh(c) times the output gate,
+which hides what the cell stores for later.
 """
 
 import functools
@@ -30,7 +30,7 @@ GROUP = ROWS * 16 * BURN_IN
 
 
 class Unit(NamedTuple):
-    """The numbers of a unit's layer and of the unit in it, both from 0."""
+    """The index of a layer and the index of a unit in it, both from 0."""
 
     layer: int
     unit: int
@@ -68,10 +68,10 @@ def activations(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike) -> n
 def unit_activations(
     model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, units: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Returns the cell states tanh(c) of some units (layer, unit), in memory for only those: -> [B, N, U] float32.
+    """Returns the cell states tanh(c) of the given units (layer, unit), storing only those: -> [B, N, U] float32.
 
     Raises:
-        UserError: the model does not have a unit, or ids are not [B, N] integers in [0, V).
+        UserError: the model lacks one of the units, or ids are not [B, N] integers in [0, V).
 
     Examples:
         >>> import jax
@@ -91,10 +91,10 @@ def excerpt_activations(
 ) -> np.ndarray:
     """Returns the cell states of units (layer, unit) after each character of a part of a text: -> [n, U] float32.
 
-    Reads up to 1,024 characters before the part, instead of all.
+    Warms the state up on at most 1,024 characters before the part, instead of reading all of them.
 
     Raises:
-        UserError: the model does not have a unit, or ids are not in [0, V).
+        UserError: the model lacks one of the units, or ids are not in [0, V).
     """
     begin, end, _ = part.indices(len(text))
     read_from = _warm_up_from(text, begin, _newline_id(vocab))
@@ -131,8 +131,8 @@ def read_side_by_side(
 def _warm_up_from(text: np.ndarray, begin: int, newline: int) -> int:
     """Returns where to start reading so that the state at `begin` is nearly that of reading everything before it.
 
-    That is BURN_IN to BURN_IN / 2 characters before, after an empty line if there is one, else at the start of a line:
-    a state that starts inside a quotation would take its closing quote for an opening one.
+    That is BURN_IN to BURN_IN / 2 characters before it, after an empty line if there is one, else at the start of a
+    line: a state that starts inside a quotation would take its closing quote for an opening one.
 
     Args:
         text: [N] ids.
@@ -188,10 +188,10 @@ def _newline_id(vocab: Vocab) -> int:
 
 
 def check_units(model: CharLSTM, units: Sequence[tuple[int, int]]) -> None:
-    """Checks that the model has units (layer, unit).
+    """Checks that the model has the given units (layer, unit).
 
     Raises:
-        UserError: it does not; the message says which it has.
+        UserError: the model lacks one of them; the message says which units it has.
     """
     for layer, unit in units:
         if not (0 <= layer < model.hidden_layers and 0 <= unit < model.hidden_dim):

@@ -71,8 +71,8 @@ def adapt(
         top: K, how many of the most likely characters to return.
 
     Returns:
-        The state after the block, and the scores [S, T + 1]: of each window's first character as a document's first,
-        then of its labels.
+        The state after the block, and the scores [S, T + 1]: that of each window's first character, as if it began a
+        document, then those of its labels.
     """
     segments = block.windows, block.counts, block.fresh
     return _adapt(model, first, state, segments, np.int32(block.number), rates, top=top)

@@ -11,10 +11,10 @@ from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.model import CharLSTM
 
-# A text is divided into stretches, alternately to select units by and to check the selection. With two halves instead,
-# the start of a text, such as its preface, would select for all of it.
+# A text is divided into stretches, used alternately to select units and to check the selection. If it were divided into
+# two halves instead, the start of the text, such as its preface, would select for all of it.
 LONGEST_STRETCH, LEAST_STRETCHES = 4096, 8
-# Series are float32 of about 1: deviations below that format's resolution count as none.
+# Series are float32 values of order 1: a standard deviation below float32 resolution counts as zero.
 _RESOLUTION = 1e-7
 
 
@@ -23,8 +23,8 @@ class Correlations(NamedTuple):
 
     Attributes:
         whole: over the whole text.
-        choice: over every other stretch of it, to select units by.
-        check: over the stretches between, which show whether a unit was selected by chance.
+        choice: over every other stretch of the text, to select units.
+        check: over the remaining stretches, which show whether a unit was selected by chance.
         varies: [F] bool, whether a feature varies in the text.
         varies_in_both: [F] bool, whether it varies both in the stretches of `choice` and in those of `check`.
         mean: [F] float64, the features' means; for binary ones the fraction of characters where they are 1.

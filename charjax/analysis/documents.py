@@ -1,4 +1,4 @@
-"""A text that comes in pieces: recut into pieces of one size, split into documents, and into segments to learn from."""
+"""Recuts a text that comes in pieces: into pieces of one size, into documents, and into segments to learn from."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -106,7 +106,7 @@ def segment_blocks(
     Yields:
         Blocks of S segments; the last may have fewer.
     """
-    # What is not cut yet, after the character before it: ids, and their positions in their documents.
+    # The characters not cut yet and, before them, the last one that was: ids, and positions in their documents.
     ids, positions = np.zeros(1, np.int32), np.zeros(1, np.int64)
     for new_ids, begins in pieces:
         ids = np.concatenate([ids, new_ids.astype(np.int32)])
@@ -134,7 +134,7 @@ def _starts(positions: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def _block(ids: np.ndarray, positions: np.ndarray, seq_len: int, size: int) -> SegmentBlock:
-    """Makes a block of characters and the one before them: ids [n + 1], positions [n + 1]."""
+    """Makes a block of n characters, given with the one that precedes them: ids [n + 1], positions [n + 1]."""
     before, ids, positions = ids[:-1], ids[1:], positions[1:]
     starts = _starts(positions, seq_len)
     rows = np.cumsum(starts) - 1

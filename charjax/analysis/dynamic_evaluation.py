@@ -1,8 +1,8 @@
-"""Dynamic evaluation: a text is scored while the weights learn from what has been scored.
+"""Dynamic evaluation: a text is scored while the weights keep learning from the part already scored.
 
-A text repeats itself: its names, words and style. Dynamic evaluation takes a step of gradient descent after every
-segment, so that what was read helps to predict what follows (Mikolov et al. 2010). Every segment is scored by weights
-that have not seen it, so the scores are as honest a measure of prediction as static ones.
+Texts repeat their names, words and style. Dynamic evaluation takes a gradient step after every segment, so that what
+has been read helps predict what follows (Mikolov et al. 2010). Each segment is scored by weights that have not seen it
+yet, so the scores measure prediction as fairly as static ones do.
 """
 
 from collections.abc import Iterable, Iterator
@@ -63,7 +63,7 @@ class DynamicPiece(NamedTuple):
     """Consecutive characters of a text, scored twice; `ids` and `begins` are the same in both.
 
     Attributes:
-        dynamic: their scores by weights that have learned from all segments before.
+        dynamic: their scores by weights that have learned from all earlier segments.
         static: their scores by the original weights.
 
     Examples:
@@ -94,7 +94,7 @@ def dynamic_score(
     """Scores a text by weights that learn from each segment after it is scored.
 
     The rule is that of Krause et al. 2018, "Dynamic Evaluation of Neural Sequence Models", with their RMS
-    normalisation and decay: with g the gradient of a segment's nats over seq_len, r the root mean square of such
+    normalization and decay: with g the gradient of a segment's nats over seq_len, r the root mean square of such
     gradients and m the mean of r over all weights,
 
         w += -learning_rate g / (r + 0.1 m) + min(decay r / m, 1) (w_original - w).
@@ -159,7 +159,7 @@ def dynamic_score_pieces(
 ) -> Iterator[DynamicPiece]:
     """Scores a text that comes in pieces, as `dynamic_score` does, in memory that does not grow with it.
 
-    A document is read from an empty recurrent state, but with the weights that the documents before it left. A segment
+    A document is read from an empty recurrent state, but with the weights that earlier documents left. A segment
     ends with its document; the shorter it is, the less the weights move. A document's first character is scored, but
     not learned from, as in training.
 
@@ -210,7 +210,7 @@ def _start(model: CharLSTM, params: Params, train_ids: Ids | None, seq_len: int,
     state = init_adaptation(model, params)
     if train_ids is not None:
         stretches = ((_check_ids(model, ids, "train_ids"), begins) for ids, begins in _stretches(train_ids))
-        # The same compiled program, with weights that do not move.
+        # Rates of zero run the same compiled program without moving the weights.
         still = Rates(np.float32(0), np.float32(0))
         for block in segment_blocks(stretches, seq_len=seq_len, size=_segments_per_call(seq_len)):
             state, _ = adapt(model, params, state, block, still, top=top)
@@ -256,7 +256,7 @@ def _score(
     separator: np.ndarray | None,
     top: int,
 ) -> Iterator[tuple[Adaptation, DynamicPiece]]:
-    """Scores a text: yields (the state, which the next step donates, characters and their scores)."""
+    """Scores a text: yields (the state, which the next step donates; characters with their scores)."""
     rates = Rates(np.float32(config.learning_rate), np.float32(config.decay))
     waiting: list[ScoredPiece] = []
 

@@ -52,7 +52,7 @@ class FeatureReader:
     """
 
     def __init__(self, vocab: Vocab) -> None:
-        """Starts a text over the characters of `vocab`."""
+        """Starts reading a text whose ids are those of `vocab`."""
         longer = vocab.kind == "bytes"
         self._characters = [_SOME_LETTER if longer and code > 127 else chr(code) for code in vocab.codes().tolist()]
         self._line = self._sentence = self._word = self._indent = 0
@@ -109,7 +109,7 @@ class FeatureReader:
         elif character in _OPENING:
             self._open.append(character)
         elif _OPENING_OF.get(character) in self._open:
-            # Along with those inside it that were never closed.
+            # Also closes those inside it that were left open.
             while self._open.pop() != _OPENING_OF[character]:
                 pass
 

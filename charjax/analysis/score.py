@@ -119,8 +119,8 @@ def score_pieces(
             document that it ends, and the next document is read from an empty state. None: one document.
         top: K, how many of the most likely characters to return, at most V.
         streams: how many parts of the text to read side by side, several times as fast. Each part of 2048 characters
-            is read from 256 characters before it, to warm its state up: older memory is lost. 1 reads the text as one,
-            exactly.
+            is read from 256 characters before it, to warm its state up: older memory is lost. 1 reads the text in one
+            pass, exactly.
         window: see `score`.
 
     Yields:
@@ -142,6 +142,7 @@ def score_pieces(
     """
     _check_at_least_one(streams=streams, window=window)
     finder, top = DocumentFinder(separator), min(top, model.vocab_size)
+    pieces = (checked_ids(piece, model.vocab_size, "[n]") for piece in pieces)
     decoder = make_decoder(model)
     weights = decoder.pack(on_one_device(checked_params(model, params)))
     if streams > 1:
@@ -150,8 +151,7 @@ def score_pieces(
     sent: list[tuple[np.ndarray, np.ndarray]] = []
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for piece in regroup(pieces, window):
-            ids = checked_ids(piece, model.vocab_size, "[n]")
+        for ids in regroup(pieces, window):
             sent.append((ids, finder.begins(ids)))
             yield ids[None], sent[-1][1][None]
 
@@ -178,8 +178,7 @@ def _score_streams(
 ) -> Iterator[ScoredPiece]:
     """Scores a text as a batch of adjacent parts, each read from BURN_IN characters before it."""
     ids_before, begins_before = np.zeros(BURN_IN, np.int32), np.zeros(BURN_IN, bool)
-    for piece in regroup(pieces, streams * STRETCH):
-        ids = checked_ids(piece, decoder.model.vocab_size, "[n]")
+    for ids in regroup(pieces, streams * STRETCH):
         begins = finder.begins(ids)
         # The last characters of a text are divided evenly as well.
         stretch = -(-len(ids) // streams)

@@ -1,4 +1,4 @@
-"""A scored text by characters: how surprising each is, what was expected instead, and the loss of the whole."""
+"""Scores by character: how surprising each one is, what was expected instead, and the loss of the whole text."""
 
 import itertools
 import math
@@ -46,7 +46,7 @@ class Characters(NamedTuple):
     top_probs: np.ndarray
 
     def part(self, part: slice) -> "Characters":
-        """Returns a slice of them."""
+        """Returns a slice of the characters."""
         return Characters(*(values[part] for values in self))
 
     def text(self) -> str:

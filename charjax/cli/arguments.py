@@ -173,7 +173,7 @@ class ScoreCommand(Checked):
         if self.separator == "":
             raise UserError("separator must be at least one character, not empty")
         if self.dynamic and self.streams not in (None, 1):
-            raise UserError("streams must be 1 with --dynamic, which learns from all the text before")
+            raise UserError("streams must be 1 with --dynamic, which learns from all the preceding text")
         try:
             learning = self.learning
         except UserError as error:

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _open_missing_streams() -> None:
-    """Opens closed standard streams: else the next file gets the descriptor of one, and C libraries write into it."""
+    """Opens closed standard streams: else the next file gets such a descriptor, and C libraries write into it."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- open until the end
@@ -98,7 +98,7 @@ def _require_current_directory() -> None:
     """Checks that the current directory, where relative paths start, was not deleted.
 
     Raises:
-        UserError: it was.
+        UserError: the current directory was deleted.
     """
     try:
         os.getcwd()

@@ -51,8 +51,8 @@ def parse(argv: list[str]) -> Parsed:
         argv: the arguments, without the program's name.
 
     Raises:
-        UserError: unknown command or option, a value that is missing, of the wrong type or out of range, or a --config
-            file that cannot be read.
+        UserError: a command or option is unknown, a value is missing, of the wrong type or out of range, or the
+            --config file cannot be read.
     """
     if argv == ["--version"]:
         print(f"charjax {__version__}")
@@ -108,8 +108,8 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
     """Finds the options on a command line.
 
     Raises:
-        UserError: an option that the command does not have, with the nearest that it has, one without its value, or
-            text where a number belongs.
+        UserError: an option is unknown (the message suggests the nearest one) or lacks its value, or there is text
+            where a number belongs.
     """
     given, config, positionals, position = set(), None, 0, 0
     while position < len(argv):
@@ -132,7 +132,7 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
                 raise UserError(f"{flag} needs a value{hint}; see charjax {command} --help")
             position += 1
         if not value and options[name] in _PATHS:
-            raise UserError(f"{flag} needs a value, not an empty one; see charjax {command} --help")
+            raise UserError(f"{flag} needs a non-empty value; see charjax {command} --help")
         if options[name] in _NUMBERS and value != "None":
             _check_number(flag, value, command, whole=options[name] in _WHOLE_NUMBERS)
         if name == "config":
@@ -161,7 +161,7 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Reads options from a TOML file; its tables, if any, only group them.
 
     Raises:
-        UserError: a file that cannot be read, an unknown or repeated option, or a value of the wrong type.
+        UserError: the file cannot be read, an option is unknown or repeated, or a value has the wrong type.
     """
     try:
         values = _flatten(tomllib.loads(path.read_text(encoding="utf-8")))

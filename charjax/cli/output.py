@@ -86,7 +86,7 @@ def check_page_path(page: Path, *, text: Path, run: Path) -> None:
     """Checks that writing a page does not replace a file that is still needed.
 
     Raises:
-        UserError: it would replace the text or a file of the run.
+        UserError: the page would replace the text or a file of the run.
     """
     if page.exists() and text.exists() and page.samefile(text):
         raise UserError(f"--html {page} is the text itself, which the page would replace; name another file")
@@ -105,13 +105,13 @@ class _TolerantFile:
         self._has_failed = False
 
     def write(self, text: str) -> int:
-        """Writes a text, or drops it."""
+        """Writes text, or drops it if the write fails."""
         with self._dropping():
             self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Writes what is buffered, or keeps it for the next time."""
+        """Writes the buffer, or keeps it for the next attempt if the write fails."""
         with self._dropping():
             self._file.flush()
 
@@ -124,7 +124,7 @@ class _TolerantFile:
             yield
         except OSError as error:
             if not self._has_failed:
-                # Before the log, which may be written to this file.
+                # Set before logging, which may write to this file.
                 self._has_failed = True
                 _log.warning("%s can no longer be written (%s); training continues", self._name, error.strerror)
 

@@ -12,9 +12,9 @@ from types import FrameType
 
 @contextlib.contextmanager
 def garbage_collection_off() -> Iterator[None]:
-    """Turns Python's garbage collector off inside a with block, if it was on.
+    """Disables Python's garbage collector for the duration of a with block, then restores its previous state.
 
-    Imports create about a million objects, nearly all of which stay; the collector would scan them again and again.
+    Imports create about a million objects, nearly all long-lived; the collector would scan them again and again.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -27,7 +27,7 @@ def garbage_collection_off() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Makes SIGINT end the process with one line and exit code 130 inside a with block.
+    """Makes SIGINT end the process with one line and exit code 130 for the duration of a with block.
 
     For imports, which have nothing to save: KeyboardInterrupt in the middle of one may surface as another error or, in
     C code, not at all. Does nothing where SIGINT is ignored or has another handler, as in background jobs of a shell,

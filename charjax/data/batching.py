@@ -58,7 +58,7 @@ class SequenceLayout:
 
     @classmethod
     def of(cls, length: int, *, batch_size: int, seq_len: int, burn_in: int = 0) -> "SequenceLayout":
-        """Divides a split of `length` characters; arguments and errors as `make_streams`."""
+        """Lays out a split of `length` characters as sequences; arguments and errors as for `make_streams`."""
         if length < 2:
             raise UserError(f"a text of {_characters(length)} has nothing to predict; give at least 2")
         bounds = (np.arange(batch_size + 1) * (length - 1)) // batch_size
@@ -125,7 +125,7 @@ def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
     """Checks that the training text fills at least one window of every sequence.
 
     Raises:
-        UserError: it does not; the message names the largest sizes that would fit.
+        UserError: the text is too short; the message names the largest sizes that would fit.
     """
     labels = num_characters - 1
     if labels < 1:

@@ -11,7 +11,7 @@ from charjax.data.vocab import Vocab
 class CharacterDecoder:
     """Decodes ids that arrive in chunks; a character is one id, or up to four with the "bytes" vocabulary.
 
-    Bytes that are not UTF-8 are decoded as by `errors="surrogateescape"`.
+    Invalid UTF-8 is decoded as with `errors="surrogateescape"`.
     """
 
     def __init__(self, vocab: Vocab) -> None:

@@ -28,7 +28,7 @@ from charjax.distributed.processes import are_several, from_main, together
 from charjax.errors import UserError
 from charjax.host.memory import room_for_text
 
-# A fingerprint covers this many blocks of a file, of so many bytes each.
+# The number of blocks of a file that a fingerprint covers, and the size of each.
 FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 4096
 
 _log = logging.getLogger("charjax")
@@ -96,7 +96,7 @@ class Corpus:
     def from_text(
         cls, text: str, *, vocab: str | Vocab = "auto", train_frac: float = 0.9, name: str = "text"
     ) -> "Corpus":
-        """Takes a text from memory; arguments and errors as `from_file`."""
+        """Makes a corpus of a string; arguments and errors as for `from_file`."""
         DataConfig(train_frac=train_frac)
         content = to_utf8(text)
         pieces = TextPieces.of(lambda: BytesIO(content), name, vocab)
@@ -133,7 +133,7 @@ class Corpus:
 def read_ids(
     path: str | Path, vocab: str | Vocab = "auto", *, memory_mb: int | None = None
 ) -> tuple[np.ndarray | FileIds, Vocab, str]:
-    """Reads a text file, as `Corpus.from_file`: -> (ids [N], vocabulary, hex SHA-256 of the file)."""
+    """Reads a text file as `Corpus.from_file` does: -> (ids [N], vocabulary, hex SHA-256 of the file)."""
     path = Path(path)
     if are_several():
         return _open_together(path, vocab)
@@ -214,7 +214,7 @@ class TextPieces:
 
     @classmethod
     def of(cls, open_text: OpenText, name: str, vocab: str | Vocab) -> "TextPieces":
-        """Surveys a text; arguments and errors as `survey_text`."""
+        """Surveys a text; arguments and errors as for `survey_text`."""
         survey, chosen = survey_text(open_text, name, vocab)
         size = survey.size if chosen.kind == "bytes" else survey.characters
         return cls(name, open_text, chosen, size, survey.sha256)
@@ -223,7 +223,7 @@ class TextPieces:
         """Yields ids [n], n > 0.
 
         Raises:
-            UserError: the text has changed since its first reading.
+            UserError: the text has changed since it was surveyed.
         """
         left, changed = self.size, UserError(f"{self.name} changed while it was read; make a copy and use that")
         try:
@@ -269,7 +269,7 @@ def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:
         An iterable of ids [n]; each iteration reads the file from its beginning.
 
     Raises:
-        UserError: as for `Corpus.from_file`; also during iteration, if the file changes.
+        UserError: as for `Corpus.from_file`; during iteration, also if the file has changed.
 
     Examples:
         >>> import pathlib, tempfile

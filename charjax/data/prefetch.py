@@ -17,7 +17,7 @@ STREAM_SPECS: Any = Streams(OVER_BATCH, OVER_BATCH, OVER_BATCH, REPLICATED, REPL
 
 # In memory at once: the chunks of the previous call, of this one and of the next, and the buffer that is read into.
 CHUNKS_IN_MEMORY = 4
-# Positions in a sequence of a chunk are int32.
+# Positions within a chunk's sequences are int32.
 MAX_CHUNK_CHARACTERS = 2**31 - 2
 
 _log = logging.getLogger("charjax")
@@ -80,7 +80,7 @@ class Prefetcher:
 
         Raises:
             UserError: the text's file has changed.
-            OSError: the text's file cannot be read any more.
+            OSError: the text's file can no longer be read.
         """
         chunk = window // self.chunk_windows
         if self._current is None or self._current[0] != chunk:

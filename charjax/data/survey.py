@@ -1,4 +1,4 @@
-"""Reads a text for the first time: its characters, size and digest, and which vocabulary fits."""
+"""Reads a text for the first time, to find its characters, size and digest, and a vocabulary that fits."""
 
 import codecs
 import dataclasses
@@ -103,14 +103,14 @@ class NotUTF8Error(Exception):
 
 @dataclasses.dataclass
 class Survey:
-    """Result of a text's first reading.
+    """What the first pass over a text found.
 
     Attributes:
         size: bytes.
         sha256: hex digest of the bytes.
         characters: number of characters, without a byte order mark.
         seen: [UNICODE_SIZE] bool, which code points occur.
-        invalid: the first byte that is not UTF-8, if any; the two fields above then end there.
+        invalid: the first byte that is not UTF-8, if any; the two fields above then end before it.
         index: byte offset of every `INDEX_STRIDE`th character, if requested.
     """
 
@@ -139,7 +139,7 @@ def survey_text(open_text: OpenText, name: str, vocab: str | Vocab, *, index: bo
         open_text: opens the text, from its beginning each time.
         name: the text's name in error messages.
         vocab: as in `Corpus.from_file`.
-        index: also find the byte offsets of characters.
+        index: whether to find the byte offsets of characters, too.
 
     Raises:
         UserError: the text is empty, not UTF-8 where it has to be, or has characters that `vocab` lacks.

@@ -14,19 +14,19 @@ import numpy as np
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 
-# Characters between two entries of a file's index; as many are decoded to find one between them.
+# Characters between two entries of a file's index; to find one, up to as many are decoded.
 INDEX_STRIDE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextFile:
-    """A text file after its first reading, ready to be read in any order.
+    """A text file that has been surveyed and can be read in any order.
 
     Attributes:
         path: the file.
         vocab: its characters.
         characters: number of characters.
-        first_byte: offset of the first character, after a byte order mark.
+        first_byte: offset of the first character, after any byte order mark.
         index: byte offset of every `INDEX_STRIDE`th character; None where every character is one byte.
         size: size of the file in bytes.
         modified: time of its last change, in nanoseconds.
@@ -66,8 +66,8 @@ class TextFile:
         """Reads characters [start, stop), 0 <= start <= stop <= characters: ids [stop - start].
 
         Raises:
-            UserError: the file has changed since its first reading.
-            OSError: the file cannot be read any more.
+            UserError: the file has changed since it was surveyed.
+            OSError: the file can no longer be read.
         """
         if start == stop:
             return np.empty(0, self.vocab.dtype)
@@ -117,7 +117,7 @@ class TextFile:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileIds:
-    """Ids [stop - start] of part of a text file, read when they are sliced, as if from an array.
+    """Ids [stop - start] of part of a text file, which can be sliced like an array and are read on demand.
 
     Attributes:
         file: the whole text.
@@ -138,7 +138,7 @@ class FileIds:
         return self.stop - self.start
 
     def __getitem__(self, part: slice, /) -> np.ndarray:
-        """Reads a slice of consecutive ids; errors as `TextFile.read`."""
+        """Reads a slice of consecutive ids; errors as for `TextFile.read`."""
         start, stop, step = part.indices(len(self))
         if step != 1:
             raise ValueError(f"ids in a file can only be sliced with step 1, not {step}")

@@ -74,7 +74,7 @@ class Vocab:
         """Encodes a text as ids.
 
         Args:
-            text: any text; "bytes" encodes it as UTF-8, and surrogate escapes as the bytes that they represent.
+            text: any string; "bytes" encodes it as UTF-8, and surrogate escapes as the bytes that they represent.
 
         Returns:
             [N] ids in `dtype`; N is the number of characters, or of bytes for "bytes".
@@ -170,10 +170,10 @@ def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:
 
 
 def to_utf8(text: str) -> bytes:
-    """Encodes a text as UTF-8, restoring bytes that were decoded with `errors="surrogateescape"`.
+    """Encodes a string as UTF-8, restoring bytes that were decoded with `errors="surrogateescape"`.
 
     Raises:
-        UserError: the text has other lone surrogates, which are not characters.
+        UserError: the string has other lone surrogates, which are not characters.
     """
     try:
         return text.encode("utf-8", errors="surrogateescape")

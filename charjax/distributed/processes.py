@@ -63,7 +63,7 @@ def join_processes(
 
 
 def _check_address(coordinator: str, *, is_first: bool) -> None:
-    """Checks an address: JAX would wait for a wrong one in silence, or end the process."""
+    """Checks an address: JAX would wait silently for a wrong one, or end the process."""
     host, _, port = coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port))
@@ -82,7 +82,7 @@ def _check_address(coordinator: str, *, is_first: bool) -> None:
 
 
 def _in_thread(wait: Callable[[], None]) -> None:
-    """Runs a call that may block in C++ for long in a thread, so that signals are handled; raises its errors."""
+    """Runs a call that may block for a long time in C++ in a thread, so that signals are handled; raises its errors."""
     done: Future[None] = Future()
 
     def run() -> None:
@@ -169,7 +169,7 @@ def from_main(make: Callable[[], Any]) -> Any:
     """Calls `make` in the main process only, and returns its result, ready for JSON, in every process.
 
     Raises:
-        UserError: `make` failed; the main process raises its own error.
+        UserError: `make` failed in the main process, which itself raises the original error.
     """
     if not are_several():
         return make()
@@ -234,7 +234,7 @@ class FailedElsewhereError(UserError):
 
 
 def least_of_all(number: int | None) -> int | None:
-    """Returns the smallest number of any process; None counts as infinite."""
+    """Returns the smallest of the numbers of all processes; None counts as infinite."""
     if not are_several():
         return number
     most = np.iinfo(np.int64).max
@@ -276,7 +276,7 @@ class Council:
         self._largest = jax.jit(lambda votes: votes.max(axis=0), out_shardings=whole)
 
     def cast(self, votes: Votes) -> None:
-        """Casts this process's votes; every process must."""
+        """Casts this process's votes; every process must call it."""
         if not are_several():
             return
         own = np.asarray([votes], np.int32)

@@ -1,4 +1,4 @@
-"""Beam search: the most likely continuations of a text, the whole search in one jitted call.
+"""Beam search: finds the most likely continuations of a context in one jitted call.
 
 The beams are the rows of a batch. A step scores every character after every beam, keeps the best W of those W x V
 texts and reorders the recurrent state by the beams they came from. Reordering the texts too would copy everything
@@ -68,10 +68,10 @@ class Search(NamedTuple):
     Attributes:
         position: [] int32, characters written.
         steps: the recurrent state of every beam.
-        scores: [W] float32, log-probabilities minus `offset`, best first, -inf for a beam without a text. Relative to
-            the best they stay near 0, where float32 separates close ones however long the texts are.
+        scores: [W] float32, log-probabilities minus `offset`, best first; -inf for a beam without a text. Relative to
+            the best they stay near 0, where float32 can tell close scores apart however long the texts are.
         offset: [] float32, the best log-probability.
-        backpointers: [C, W] int32, per character V * (the beam it came from) + id.
+        backpointers: [C, W] int32, for each character V * (index of its parent beam) + id.
         finished: texts that have ended.
     """
 
@@ -97,8 +97,8 @@ def beam_search(
 
     With `end`, a text that writes this character is finished and set aside, and texts are ranked by their
     log-probability divided by ((5 + n) / 6) ** length_penalty, for n characters including the end (Wu et al. 2016,
-    GNMT); texts that reach `length` without an end compete with them. The search stops as soon as nothing unfinished
-    can become better than what is finished.
+    GNMT); texts that reach `length` without an end compete with them. The search stops once no unfinished text can
+    beat the finished ones any more.
 
     Args:
         model: the model.
@@ -107,7 +107,7 @@ def beam_search(
             empty state, the head's bias.
         length: characters to write, at least 0; with `end`, the most to write.
         beam_width: W; 1 is argmax, V ** (length - 1) or more is exhaustive.
-        length_penalty: alpha, from -10 to 10: 0 ranks by log-probability, which favours short texts, 0.6 to 1 evens
+        length_penalty: alpha, from -10 to 10: 0 ranks by log-probability, which favors short texts, 0.6 to 1 evens
             that out. Without `end` all texts are equally long, and it has no effect.
         end: id that finishes a text, such as a line break's.
 
@@ -129,7 +129,7 @@ def beam_search(
         ((2, 4), True)
     """
     _check(model, length, beam_width, length_penalty, end)
-    params, context = checked_params(model, params), checked_ids(context, model.vocab_size, "[P]", "context")
+    context, params = checked_ids(context, model.vocab_size, "[P]", "context"), checked_params(model, params)
     goal = Goal(jnp.int32(length), jnp.int32(-1 if end is None else end), jnp.float32(length_penalty))
     found = _search(
         # The native kernel cannot reorder its state between two steps.
@@ -233,12 +233,12 @@ def _capacity(length: int) -> int:
 def _search(
     decoder: XlaDecoder, params: Params, context: Array, goal: Goal, *, width: int, capacity: int, ends: bool
 ) -> tuple[Array, Array]:
-    """Searches: -> (ids [W, capacity] int32, log_probs [W]); `ends` False leaves out what only an end requires."""
+    """Runs the search: -> (ids [W, capacity] int32, log_probs [W]); `ends` False omits the handling of end ids."""
     weights = decoder.pack(params)
     search = _start(decoder, weights, context, width, capacity)
 
     def take_trips(size: int, search: Search) -> Search:
-        """Takes trips of `size` characters as long as there is something to search for."""
+        """Extends the beams by `size` characters per iteration while that many remain and the result is undecided."""
 
         def extend(_: Array, search: Search) -> Search:
             return _extend(decoder, weights, goal, ends, search)
@@ -294,7 +294,7 @@ def _extend(decoder: XlaDecoder, weights: XlaWeights, goal: Goal, ends: bool, se
 
 
 def _divisor(counts: Array, penalty: Array) -> Array:
-    """Returns GNMT's length normalisation, kept within what log-probabilities can be divided by."""
+    """Returns GNMT's length normalization, clipped to values that log-probabilities can be divided by."""
     return jnp.clip(((5.0 + counts) / 6.0) ** penalty, 1e-30, 1e30)
 
 

@@ -1,4 +1,4 @@
-"""Blocks: the unit in which characters are generated, and by which sizes are rounded so that few of them recompile."""
+"""Blocks: the unit in which characters are generated, and to which sizes are rounded so that few of them recompile."""
 
 from charjax.ops.lstm.target import target_platform
 

@@ -13,7 +13,7 @@ from charjax.model import CharLSTM
 from charjax.ops.lstm.native.steps import library_for_steps
 from charjax.ops.lstm.target import target_is_hopper, target_platform
 
-# Pytrees of the decoder's own. Every state has `carry`, the recurrent state per layer, [B, H] float32.
+# Pytrees whose structure depends on the decoder. A state has `carry`, the recurrent state per layer, [B, H] float32.
 Weights = Any
 State = Any
 
@@ -21,7 +21,7 @@ State = Any
 class Decoder(Protocol):
     """Steps through characters with a model.
 
-    A decoder has no arrays and is hashable, so it can be a static argument of a jitted function. All decoders read
+    A decoder holds no arrays and is hashable, so it can be a static argument of a jitted function. All decoders read
     the same parameters and sample with the same noise.
     """
 
@@ -30,20 +30,20 @@ class Decoder(Protocol):
         """The model."""
 
     def pack(self, params: Params) -> Weights:
-        """Packs a model's parameters for the other methods; once, however many calls follow."""
+        """Packs a model's parameters once, for any number of calls of the other methods."""
 
     def init(self, batch: int) -> State:
         """Returns the state of B sequences before their first character."""
 
     def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:
-        """Pads what `prefill` takes, if that lets few sizes recompile without costing time."""
+        """Pads the arguments of `prefill`, if that saves recompilation and the padding costs no time to read."""
 
     def prefill(self, weights: Weights, state: State, ids: ArrayLike, lengths: ArrayLike | None = None) -> State:
         """Reads a context.
 
         Args:
             weights: from `pack`.
-            state: the state before it.
+            state: the state before the context.
             ids: [B, P] integer.
             lengths: [B] integer, how many ids of each row to read; by default all.
         """
@@ -73,7 +73,7 @@ class Decoder(Protocol):
 
         Args:
             weights: from `pack`.
-            state: the state before them.
+            state: the state before the first of them.
             sampling: how to sample.
             length: [] integer, at most `capacity`; another length does not recompile. Rounded up to whole blocks.
             capacity: a multiple of BLOCK.

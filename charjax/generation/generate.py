@@ -1,4 +1,7 @@
-"""Sampling: the context is read in one pass, then one jitted loop writes what follows, carrying the hidden state."""
+"""Sampling: the context is read in one pass, then one jitted loop writes what follows, carrying the hidden state.
+
+The loop is `write` of the decoder that `make_decoder` picks: `NativeDecoder.write` or `XlaDecoder.write`.
+"""
 
 import functools
 from collections.abc import Sequence, Sized
@@ -133,7 +136,7 @@ def generate_text(
     stop: str | None = None,
     weights: str = "auto",
 ) -> list[str]:
-    r"""Samples continuations of a text, or of several texts, side by side.
+    r"""Samples continuations of a context, or of several contexts, side by side.
 
     Args:
         model: the model.
@@ -141,8 +144,8 @@ def generate_text(
         vocab: its characters.
         context: the text to continue, or a list of texts; an empty one is replaced by a line break, if the vocabulary
             has one.
-        seed: sample i of a context depends only on the seed and i. Or a list of seeds, each of which gives what it
-            gives by itself.
+        seed: sample i of a context depends only on the seed and i. Or a list of seeds, each of which gives the same
+            text as in a separate call.
         length: characters per text, not counting the context.
         num_samples: number of continuations of a single context and seed.
         temperature: see `generate`; one for all texts, or a list.
@@ -210,7 +213,7 @@ def _is_single(value: object) -> bool:
 
 
 def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:
-    """Returns the end of the first `stop` [m] in ids [n], or None if it does not occur."""
+    """Returns the index in ids [n] just past the first `stop` [m]; None if there is none."""
     if len(ids) < len(stop):
         return None
     found = (np.lib.stride_tricks.sliding_window_view(ids, len(stop)) == stop).all(axis=1)
@@ -227,10 +230,10 @@ def keys_of_seeds(seed: int | Sequence[int], count: int) -> Array:
 
 
 def _settings(batch: int, temperature: float | Sequence[float], **others: object) -> tuple[SampleConfig, Settings]:
-    """Checks the settings, including the temperature of each row."""
+    """Checks the settings, including the temperature of each row: -> (config, settings as arrays)."""
     temperatures = np.asarray(temperature)
     if temperatures.ndim and temperatures.shape != (batch,):
-        raise UserError(f"temperature must be one number, or {batch}, one per text, not {len(temperatures)}")
+        raise UserError(f"temperature must be one number or {batch} numbers, one per text, not {len(temperatures)}")
     one = temperature if not temperatures.ndim else 1.0
     config = SampleConfig(temperature=one, **others)  # type: ignore[arg-type]
     for each in np.unique(temperatures) if temperatures.ndim else ():
@@ -243,7 +246,7 @@ def _keys_of_rows(key: Array, batch: int) -> Array:
     if key.ndim == 0:
         return _fold_each(jnp.broadcast_to(key, batch), jnp.arange(batch))
     if key.shape != (batch,):
-        raise UserError(f"key must be one PRNG key, or {batch}, one per row of the context, not {key.shape}")
+        raise UserError(f"key must be one PRNG key or {batch} keys, one per row of the context, not shape {key.shape}")
     return key
 
 

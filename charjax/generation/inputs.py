@@ -37,7 +37,8 @@ def checked_params(model: CharLSTM, params: Params) -> Params:
             raise UserError(f"params has {name} of shape {np.shape(leaf)}, this model needs {expected[name]}")
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise UserError(f"params has {name} of dtype {jnp.result_type(leaf)}, which is not floating-point")
-        if not _is_finite(leaf):
+        # A bias of -inf excludes a character.
+        if not (_is_finite(leaf) or (name == "head.bias" and bool((leaf < jnp.inf).all()))):
             raise UserError(f"params has values in {name} that are not finite")
     return jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.float32 else jnp.asarray(leaf, jnp.float32), params)
 

@@ -1,4 +1,4 @@
-"""The decoder of CPUs, in C++: many steps of all layers, and the sampling, in one custom call."""
+"""The decoder for CPUs, in C++: many steps of all layers, and the sampling, in one custom call."""
 
 import dataclasses
 import functools
@@ -69,7 +69,8 @@ class NativeDecoder:
     def _prefill(self, weights: PackedWeights, state: NativeState, ids: Array, lengths: Array) -> NativeState:
         ids = ids.astype(jnp.int32)
         within_BP = jnp.arange(ids.shape[1])[None] < jnp.broadcast_to(lengths, ids.shape[0])[:, None]
-        # To the kernel a negative number is an instruction: pass on the NaN that an id outside the vocabulary gives.
+        # The kernel treats negative ids as instructions (SAMPLE, SKIP, RESET): map them to V, which is out of range,
+        # too, and so also gives NaN.
         given = jnp.where(within_BP, jnp.where(ids < 0, self.model.vocab_size, ids), SKIP)
         return self._read(weights, state, given)[1]
 

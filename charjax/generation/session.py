@@ -1,4 +1,4 @@
-"""One text that grows piece by piece: shown as it is sampled, ended by a stop string, continued in turns."""
+"""A text generated incrementally: streamed as it is sampled, ended by a stop string, continued turn by turn."""
 
 import codecs
 import functools
@@ -55,7 +55,7 @@ class Session:
         self._state = self._decoder.prefill(self._weights, self._state, ids[None])
 
     def write_ids(self, length: int | None = None) -> Iterator[np.ndarray]:
-        """Samples `length` characters, or without end, up to the stop string; yields ids [n] as they are sampled.
+        """Samples `length` characters, or without limit, up to the stop string; yields ids [n] as they are sampled.
 
         After each piece the state is that after the piece's last character, so the caller may stop anywhere.
         """
@@ -71,7 +71,7 @@ class Session:
 
     def write(self, length: int | None = None) -> Iterator[str]:
         """Samples characters as `write_ids` does; yields text."""
-        # The end of a piece may cut a character of several bytes: the decoder keeps its first bytes back.
+        # The end of a piece may cut a character of several bytes: the decoder holds its first bytes back.
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for ids in self.write_ids(length):
             in_bytes = self._vocab.kind == "bytes"
@@ -92,7 +92,7 @@ class Session:
         if len(ids) % BLOCK == 0 and end is None:
             self._state = after
         else:
-            # The decoder samples whole blocks: read the characters that are kept from where the blocks began.
+            # The decoder samples whole blocks: go back to where they began and read the characters that are kept.
             self._state = before
             self.read(ids)
         self._sampling = self._sampling._replace(position=self._sampling.position + np.int32(len(ids)))
@@ -100,7 +100,7 @@ class Session:
 
 
 def _end_after(stop: np.ndarray, before: np.ndarray, ids: np.ndarray) -> int | None:
-    """Returns the end in `ids` of the first `stop`, which may begin in the characters before; None if there is none."""
+    """Returns the index in `ids` just past the first `stop`, which may start in `before`; None if there is none."""
     before = before[len(before) - min(len(before), len(stop) - 1) :]
     end = end_of(stop, np.concatenate([before, ids]))
     return None if end is None else end - len(before)

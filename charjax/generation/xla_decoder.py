@@ -87,7 +87,7 @@ class XlaDecoder:
     def logits(
         self, weights: XlaWeights, state: StepState, ids: Array, resets: Array, reduce: Callable[[Array, Array], Any]
     ) -> tuple[Any, StepState]:
-        """Reads a text and reduces the logits of each step in the step."""
+        """Reads a text, applying `reduce` to each step's logits inside the scan, so they are never stored together."""
 
         def read(state: StepState, now: tuple[Array, Array]) -> tuple[StepState, Any]:
             ids_B, resets_B = now

@@ -27,6 +27,6 @@ class History(NullReporter):
         self.samples: list[str] = []
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
-        """Keeps both."""
+        """Keeps the evaluation and its sample."""
         self.evaluations.append(evaluation)
         self.samples.append(sample_text)

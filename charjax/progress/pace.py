@@ -1,4 +1,4 @@
-"""Measures how far training is and how fast it runs."""
+"""Measures the progress and the speed of training."""
 
 import math
 from collections import deque
@@ -8,13 +8,13 @@ RECENT_SECONDS = 10.0
 
 
 class Pace:
-    """Step, loss and speed of a running training.
+    """Step, loss and speed of a training run in progress.
 
     The speed is that of about the last ten seconds, without compilation, which precedes the first update, and without
     evaluations, which are pauses.
 
     Attributes:
-        total_steps: steps of the whole training.
+        total_steps: total number of steps in the run.
         step: steps dispatched.
         epochs: passes over the training text in total_steps.
         loss: latest training loss in nats per character; NaN before the first.
@@ -35,7 +35,7 @@ class Pace:
         """Records that the steps up to `step` were dispatched."""
         now = self._clock()
         if self._updated_at is not None:
-            # The host dispatches one call ahead of the device: this time went into the call before.
+            # The host dispatches one call ahead of the device: this time went into the previous call.
             self._count(now - self._updated_at, self._in_flight)
         self._in_flight = step - self.step
         self.step, self.loss, self._updated_at = step, loss, now

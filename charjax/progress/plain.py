@@ -52,7 +52,7 @@ class PlainReporter:
         self._write(text)
 
     def stop(self) -> None:
-        """Does nothing: every line is written."""
+        """Does nothing: every line has been flushed."""
 
     def _write(self, text: str) -> None:
         print(printable(text, self._file.encoding or "utf-8"), file=self._file, flush=True)

@@ -15,11 +15,11 @@ class Reporter(Protocol):
     """Receives the progress of `fit`; any class with these methods will do."""
 
     def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
-        """Called when training starts.
+        """Called when training starts, and again after a rollback.
 
         Args:
-            total_steps: optimizer steps of the whole training.
-            step: steps already taken, by the run that is resumed.
+            total_steps: total number of optimizer steps in the run.
+            step: steps already taken; above 0 after resuming, and usually after a rollback.
             chars_per_step: characters that one step trains on.
             epochs: passes over the training text in total_steps.
         """

@@ -15,9 +15,9 @@ _UNCOLORED_FRACTION = 0.2
 
 
 class Scale(NamedTuple):
-    """Numbers from `low` to `high` in `levels` steps of equal width; values outside belong to the first or last step.
+    """A color scale: `low` to `high` in `levels` equal steps; values outside fall into the first or last step.
 
-    With 0 at the low end, colors run from none to warm; with 0 in the middle, from cold through none to warm.
+    With 0 at the low end, steps run from uncolored to warm; with 0 in the middle, from cold through uncolored to warm.
 
     Attributes:
         name: quantity and unit, for the legend.

@@ -102,7 +102,7 @@ class PageWriter:
             title: heading of the page.
             facts: names and values, in a table above the text.
             note: paragraph between the facts and the text.
-            excerpts: parts of the text, in a table of their own.
+            excerpts: parts of the text, in a separate table.
         """
         self._end_run()
         self._body.seek(0)

@@ -1,8 +1,8 @@
-"""Restores checkpoints with Orbax.
+"""Restores checkpoints with Orbax; `checkpoint_store` saves them, and layout.py lists their files.
 
 RUN/checkpoints has one folder per step kept: the latest two and the best. Each holds the whole TrainState and, as
 Orbax's custom metadata, the RunInfo and Progress. Digests of all files are written last: a checkpoint that is
-incomplete or has changed since is ignored, and the one before it restored.
+incomplete or has changed since is skipped, and the previous one restored.
 """
 
 from pathlib import Path
@@ -73,12 +73,12 @@ def load_checkpoint_params(path: Path, abstract: Params) -> Params:
 
 
 def checkpoint_parts(state: TrainState) -> dict[str, Any]:
-    """Splits a state in two parts, so that the parameters can be loaded without the rest."""
+    """Splits a state into two parts, so that the parameters can be loaded without the rest."""
     return {"params": state.params, "training": state.replace(params=None)}  # type: ignore[attr-defined]
 
 
 def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Loads some parts of a checkpoint; exceptions of Orbax and TensorStore become one line."""
+    """Loads some parts of a checkpoint; exceptions of Orbax and TensorStore become a UserError."""
     try:
         # Orbax would pad or cast an array of another shape or dtype.
         stored = ocp.checkpointables_metadata(path).metadata

@@ -66,7 +66,7 @@ def read_header_at(path: Path) -> Header:
 
     Raises:
         DamagedError: the checkpoint is incomplete or damaged.
-        UserError: it was not written by this version of charjax.
+        UserError: another version of charjax wrote the checkpoint, or its folder was renamed.
     """
     check_digests(path)
     metadata = read_json(path / _METADATA)

@@ -128,7 +128,7 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _system_errors(self) -> Iterator[None]:
-        """Turns TensorStore's ValueErrors into the OSErrors whose number is in their text."""
+        """Converts TensorStore's ValueErrors to OSErrors, taking the error number from the message."""
         try:
             yield
         except ValueError as error:
@@ -187,7 +187,7 @@ def _context() -> ocp.Context:
     context = ocp.Context()
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False
-    # Arrays may be loaded onto other devices than they were saved from.
+    # No sharding file: arrays may be loaded onto devices other than those they were saved from.
     context.array.saving.enable_write_sharding_file = False
     # Orbax measures its timeout by the wall clock, which may jump, or continue while the machine sleeps.
     context.asynchronous.timeout_secs = A_MONTH

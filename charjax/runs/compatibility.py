@@ -11,7 +11,7 @@ from charjax.errors import UserError
 from charjax.model import CharLSTM
 from charjax.runs.metadata import CorpusInfo, RunInfo
 
-# They determine the shapes of the state or the order of the text.
+# Fields that determine the shapes of the state or the order of the text.
 _FIXED_TRAIN_FIELDS = ("batch_size", "seq_len", "seed")
 
 
@@ -43,7 +43,7 @@ def check_same_text(earlier: RunInfo, sha256: str, text: str | Path, run_dir: st
     """Checks that a text is the one that a run was trained on.
 
     Raises:
-        UserError: it is another one, or has changed.
+        UserError: the run was trained on another text, or the text has changed since.
     """
     if earlier.corpus.sha256 != sha256:
         characters = earlier.corpus.train_characters + earlier.corpus.validation_characters
@@ -57,7 +57,7 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
     """Checks that a run can be resumed with a configuration.
 
     Raises:
-        UserError: it has another text, architecture, vocabulary, split, batch_size, seq_len or seed.
+        UserError: the run has another text, architecture, vocabulary, split, batch_size, seq_len or seed.
     """
     check_same_text(earlier, now.corpus.sha256, now.corpus.name, run_dir)
     old, new = _fixed(earlier), _fixed(now)

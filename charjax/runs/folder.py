@@ -221,8 +221,8 @@ class RunFolder:
             folder.rmdir()
 
     def _open_files(self, progress: Progress, *, step: int | None) -> None:
-        # The store before the logs are cut: if the process is killed in between, the checkpoint that is then the latest
-        # still fits them.
+        # Open the store before truncating the logs: if the process is killed in between, the then-latest checkpoint
+        # still matches them.
         self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
         self._metrics = self._open.enter_context(MetricsLog(self.path / METRICS, size=progress.metrics_bytes))
         self._samples = self._open.enter_context(SamplesLog(self.path / SAMPLES, size=progress.samples_bytes))

@@ -16,7 +16,7 @@ class DamagedError(Exception):
 
 
 def write_digests(folder: Path) -> None:
-    """Marks a folder as complete: any later change to its files is noticed."""
+    """Writes the digests of a folder's files, which marks it as complete and lets later changes be noticed."""
     found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / DIGESTS]
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in found}
     with replacing(folder / DIGESTS) as file:

@@ -32,7 +32,7 @@ class FolderLock:
         """Takes the lock; logs a warning where the file system, or Windows, has no locks.
 
         Raises:
-            UserError: another process has it; the message names the process.
+            UserError: another process holds it; the message names the process.
             OSError: the folder cannot be written.
         """
         while self._file is None:

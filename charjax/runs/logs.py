@@ -29,7 +29,7 @@ class AppendLog:
             size: length in bytes to cut the file to; None keeps all of it.
 
         Raises:
-            UserError: it is a symbolic link, not a regular file, or has no line breaks.
+            UserError: the path is a symbolic link or not a regular file, or the file has no line breaks.
             OSError: the file cannot be opened for writing.
         """
         self.path = Path(path)
@@ -61,7 +61,7 @@ class AppendLog:
     def _drop_cut_line(self) -> None:
         end = size = self.size
         while end > 0:
-            # From its end, a chunk at a time: the file may be larger than memory.
+            # Search from the end, a chunk at a time: the file may be larger than memory.
             start = max(0, end - _CHUNK)
             self._file.seek(start)
             found = self._file.read(end - start).rfind(b"\n")

@@ -32,7 +32,7 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
     """Loads a model: the best one of a run so far, or any folder with the three files of a model.
 
     Args:
-        run_dir: the folder; it is not written to, and needs no checkpoints.
+        run_dir: the folder, which is only read, and needs no checkpoints.
 
     Returns:
         The model, its parameters on the default device, and its vocabulary.
@@ -61,7 +61,7 @@ def load_params(folder: str | Path) -> tuple[Params, RunInfo, Progress]:
 
     Returns:
         The parameters on the default device, the configuration, and the progress at which they were saved (step 0 where
-        the file does not say); errors as `load_model` has them.
+        the file does not say); errors as for `load_model`.
     """
     info = read_info(folder)
     check_room_to_load(info.model, info.vocab.size)
@@ -80,7 +80,7 @@ def read_info(folder: str | Path) -> RunInfo:
     check_run_folder(folder)
     if not os.path.lexists(folder / MODEL):
         if (folder / CHECKPOINTS).is_dir():
-            raise UserError(f"{folder} has no {MODEL}, as earlier versions of charjax left it; {_REWRITE}")
+            raise UserError(f"{folder} has no {MODEL}; earlier versions of charjax did not write one; {_REWRITE}")
         raise UserError(
             f"{folder} is not a run folder or a model: it has no {MODEL}; give the --out folder of a charjax train"
         )
@@ -116,8 +116,8 @@ def read_parameters(folder: Path, info: RunInfo) -> tuple[dict[str, np.ndarray],
     """Reads model.safetensors: the arrays by their dotted names, and the progress at which they were saved.
 
     Raises:
-        UserError: it does not match the configuration, or is damaged.
-        OSError: it cannot be read.
+        UserError: the file does not match the configuration, or is damaged.
+        OSError: the file cannot be read.
     """
     path = folder / MODEL
     try:
@@ -133,7 +133,7 @@ def write_info(folder: Path, info: RunInfo) -> None:
     """Writes config.json and vocab.json.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a file cannot be written.
     """
     values = info.to_dict()
     vocab = values.pop("vocab")
@@ -146,12 +146,12 @@ def write_parameters(folder: Path, params: Params, progress: Progress) -> None:
     """Writes model.safetensors.
 
     Args:
-        folder: the folder.
+        folder: the folder to write to.
         params: the model's parameters.
-        progress: the progress of their run, which is stored with them.
+        progress: the run's progress, stored with the parameters.
 
     Raises:
-        OSError: it cannot be written; the file before it stays.
+        OSError: the file cannot be written; the previous one is kept.
     """
     arrays = flatten_dict(jax.tree.map(np.asarray, params), sep=".")
     write_arrays(folder / MODEL, arrays, {"progress": json.dumps(progress.to_dict())})

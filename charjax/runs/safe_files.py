@@ -17,8 +17,8 @@ def open_file(path: Path) -> io.BufferedReader:
     """Opens a regular file for reading.
 
     Raises:
-        UserError: it is a symbolic link, a folder, a pipe (which would block) or a device (which may never end).
-        OSError: it cannot be opened.
+        UserError: the path is a symbolic link, a folder, a pipe (which would block) or a device (which may never end).
+        OSError: the file cannot be opened.
     """
     return os.fdopen(_open_regular(path, os.O_RDONLY, "put the file itself there"), "rb")
 
@@ -30,8 +30,8 @@ def open_for_writing(path: Path, flags: int) -> int:
         The file descriptor.
 
     Raises:
-        UserError: it is a symbolic link, which may lead to any file, or not a regular file.
-        OSError: it cannot be opened.
+        UserError: the path is a symbolic link, which may lead to any file, or not a regular file.
+        OSError: the file cannot be opened.
     """
     return _open_regular(path, flags, "remove it, or choose another --out")
 
@@ -40,8 +40,8 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        UserError: it is not a regular file, larger than `LARGEST_JSON` or not valid JSON.
-        OSError: it cannot be read.
+        UserError: the file is not regular, is larger than `LARGEST_JSON` or is not valid JSON.
+        OSError: the file cannot be read.
     """
     with open_file(path) as file:
         content = file.read(LARGEST_JSON + 1)
@@ -54,7 +54,7 @@ def parse_json(content: bytes | str, name: object) -> Any:
     """Parses JSON of any content and depth; `name` is what an error calls it.
 
     Raises:
-        UserError: it is not valid JSON.
+        UserError: the content is not valid JSON.
     """
     try:
         return json.loads(content)

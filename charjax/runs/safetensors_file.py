@@ -1,8 +1,8 @@
 """Reads and writes float32 arrays as a safetensors file (https://huggingface.co/docs/safetensors).
 
-The file is the length of its header (8 bytes, little endian), the header (JSON: dtype, shape and offsets of each array
-by name, strings under `__metadata__`) and the arrays. charjax adds a SHA-256 of the arrays to the metadata; files of
-others may lack it.
+The file consists of the header's length (8 bytes, little-endian), the header (JSON: dtype, shape and offsets of each
+array by name, strings under `__metadata__`) and the arrays. charjax adds a SHA-256 of the arrays to the metadata; files
+written by other tools may lack it.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict
 
     Raises:
         UserError: the file is not a safetensors file, has other arrays, or is damaged.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     size = 4 * sum(map(math.prod, shapes.values()))
     with open_file(path) as file:
@@ -70,7 +70,7 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict
         entries = parse_json(file.read(length), f"the header of {path}")
         metadata = entries.pop("__metadata__", {}) if isinstance(entries, dict) else None
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise UserError(f"{path} is not a model file: its header is not of strings and arrays")
+            raise UserError(f"{path} is not a model file: its header does not consist of strings and arrays")
         offsets = {name: _check_entry(path, name, entries, shapes, size) for name in sorted({*entries, *shapes})}
         found = os.fstat(file.fileno()).st_size - 8 - length
         if found != size:

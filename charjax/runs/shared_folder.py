@@ -20,7 +20,7 @@ from charjax.train_state import TrainState
 
 @contextlib.contextmanager
 def open_run(out: str | Path | None, info: RunInfo, *, resume: bool) -> Iterator["SharedRun | None"]:
-    """Opens a run folder in all processes; errors as `RunFolder` has them.
+    """Opens a run folder in all processes; errors as for `RunFolder`.
 
     Args:
         out: the folder, the same in all processes; None keeps nothing on disk.
@@ -94,7 +94,7 @@ class SharedRun:
         return state, progress
 
     def begin(self, progress: Progress) -> None:
-        """Creates the folder of a new run; errors as `RunFolder.begin`."""
+        """Creates the folder of a new run; errors as for `RunFolder.begin`."""
         with together():
             if self._folder is not None:
                 self._folder.begin(progress)
@@ -123,10 +123,10 @@ class SharedRun:
             self.failure = self.failure or error
 
     def check(self) -> None:
-        """Waits until the last save is on disk, and raises what could not be written in any process.
+        """Waits until the last save is on disk, and raises the error of any process that could not write.
 
         Raises:
-            UserError: something could not be written.
+            UserError: a process could not write.
         """
         with together():
             failure, self.failure = self.failure, None

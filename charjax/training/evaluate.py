@@ -34,7 +34,7 @@ class EvalStep(NamedTuple):
     """(params, streams, carry) -> (metrics, carry); see `make_eval_step`.
 
     Attributes:
-        jitted: takes the same arguments.
+        jitted: the jitted function, with the same arguments.
         model: the model.
         mesh: devices.
     """

@@ -87,7 +87,7 @@ def fit(
     with together():
         _check(model, corpus, config, mesh)
     with contextlib.ExitStack() as stack:
-        # Without a folder to save to, a signal ends training like any other program.
+        # Without a folder to save to, a signal ends training as it ends any other program.
         signals = stack.enter_context(SignalCatcher()) if out is not None else None
         folder = stack.enter_context(open_run(out, info, resume=resume))
         loop = TrainLoop(model, corpus, config, mesh, reporter=reporter, folder=folder, signals=signals)
@@ -109,7 +109,7 @@ def _replaced(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
 
 
 def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
-    """Checks all arguments before anything is written or put on a device; errors as `fit`."""
+    """Checks all arguments before anything is written or put on a device; errors as for `fit`."""
     check_serves(model)
     check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)

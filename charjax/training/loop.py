@@ -33,10 +33,10 @@ from charjax.training.throughput import ThroughputMeter
 
 SAMPLE_TEMPERATURE = 0.8
 
-# Skipped steps in a row after which training has diverged.
+# Skipped steps in a row after which training counts as diverged.
 SKIPS_TO_ROLL_BACK = 3
 
-# Compiling and evaluating leave memory fragmented: after this many calls it is returned to the system.
+# Compiling and evaluating leave memory fragmented: this many calls after them each return it to the system.
 CALLS_TO_SETTLE = 2
 
 
@@ -70,7 +70,7 @@ class TrainLoop:
         self.rollbacks = RollbackPolicy(config, folder)
 
     def run(self, *, resume: bool) -> TrainState:
-        """Trains to the last step, from the latest checkpoint or from the beginning; errors as `fit`."""
+        """Trains to the last step, from the latest checkpoint or from the beginning; errors as for `fit`."""
         with self.feed, self.evaluator, contextlib.ExitStack() as at_exit:
             state = self._resume() if resume else self._begin()
             at_exit.callback(self.reporter.stop)
@@ -250,7 +250,7 @@ class TrainLoop:
         """Reports the steps skipped by the call whose metrics were read last.
 
         Raises:
-            DivergedError: too many in a row.
+            DivergedError: too many steps in a row were skipped.
         """
         step = self.progress.step
         if self.meter.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
@@ -263,7 +263,7 @@ class TrainLoop:
 
 
 def _evaluated(progress: Progress, val_loss: float) -> Progress:
-    """Returns the progress after an evaluation: the sums of training start again, and the best step is updated."""
+    """Returns the progress after an evaluation, with the sums of training reset and the best step updated."""
     progress = dataclasses.replace(progress, val_loss=val_loss, train_nats=0.0, train_count=0, train_skipped=0)
     if progress.best_val_loss is None or val_loss < progress.best_val_loss:
         return dataclasses.replace(progress, best_step=progress.step, best_val_loss=val_loss)

@@ -31,7 +31,7 @@ def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
 
     Args:
         config: how to train.
-        total_steps: optimizer steps of the whole training, at least 1.
+        total_steps: total number of optimizer steps in the run, at least 1.
 
     Returns:
         step (integer, from 0; traced or not) -> [] float, the learning rate.
@@ -73,11 +73,11 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
 
     Args:
         config: how to train.
-        total_steps: optimizer steps of the whole training, at least 1.
+        total_steps: total number of optimizer steps in the run, at least 1.
 
     Returns:
-        An optax transformation, the same object for the same settings. Its `update` takes a keyword `rate_scale`
-        ([] float32, by default 1), which multiplies the scheduled learning rate.
+        An optax transformation, the same object for the same settings. Its `update` takes a keyword argument
+        `rate_scale` ([] float32, by default 1), which multiplies the scheduled learning rate.
 
     Raises:
         ValueError: total_steps is below 1.
@@ -88,7 +88,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
         >>> optimizer is make_optimizer(TrainConfig(learning_rate=0.01, seed=7), total_steps=100)
         True
     """
-    # All other fields at their defaults: configs that differ only in those share one optimizer, so one compiled step.
+    # All other fields keep their defaults: configs that differ only in those share one optimizer and one compiled step.
     return _make_optimizer(TrainConfig(**{name: getattr(config, name) for name in _FIELDS}), total_steps)
 
 

@@ -19,7 +19,7 @@ class StepPlan:
 
     Attributes:
         steps_per_epoch: optimizer steps of one pass over the training text.
-        total_steps: optimizer steps of the whole training.
+        total_steps: total number of optimizer steps in the run.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints.
     """

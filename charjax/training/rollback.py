@@ -20,7 +20,7 @@ class DivergedError(Exception):
 
 
 class RollbackPolicy:
-    """Decides which checkpoint a diverged training goes back to.
+    """Decides which checkpoint a diverged run goes back to.
 
     It goes back to the latest checkpoint. If training diverges again before an evaluation has succeeded, that
     checkpoint was already bad, so it goes back to the best one, which was good when it was evaluated, or, before the
@@ -73,5 +73,5 @@ class RollbackPolicy:
 
 
 def rate_scale(progress: Progress) -> float:
-    """Returns the factor on the learning rate: one half per rollback, a power of two, so float32 rounds nothing."""
+    """Returns the factor on the learning rate: one half per rollback, a power of two, exact in float32."""
     return 0.5**progress.rollbacks

@@ -22,7 +22,7 @@ from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM
 from charjax.train_state import STATE_SPECS, TrainState, state_shardings
 
-# Compiled steps kept in the process, so that a second training with the same settings compiles nothing.
+# Compiled steps kept in the process, so that a second run with the same settings compiles nothing.
 STEPS_KEPT = 16
 
 
@@ -58,7 +58,7 @@ class TrainStep(NamedTuple):
     def __call__(
         self, state: TrainState, streams: Streams, num_steps: int | None = None, rate_scale: float = 1.0
     ) -> tuple[TrainState, TrainMetrics]:
-        """Takes optimizer steps; neither number makes it compile again.
+        """Takes optimizer steps; other numbers do not recompile.
 
         Args:
             state: donated, so it must not be used again.
@@ -102,7 +102,7 @@ def make_train_step(
         and steps built again with equal arguments share the compiled program.
 
     Raises:
-        ValueError: when called, streams made for another seq_len.
+        ValueError: on a call, the streams were made for another seq_len.
 
     Examples:
         >>> import jax, numpy as np

@@ -15,8 +15,8 @@ class ThroughputMeter:
     """Adds up metrics and measures speed; reads metrics one call late, so that the device always has work queued.
 
     A call is timed from its dispatch, or from the arrival of the previous call's metrics if that is later, to the
-    arrival of its own. The first call may compile: it is left out of the speed, unless it is the only call since the
-    last evaluation.
+    arrival of its own. The first call may include compilation, so it does not count toward the speed unless it is the
+    only call since the last evaluation.
 
     Attributes:
         steps_per_call: steps that the next call should take, chosen so that a call lasts about a second: long enough to
@@ -24,8 +24,8 @@ class ThroughputMeter:
             Ctrl-C promptly.
         nats: sum of -log p over the labels read since the last evaluation.
         count: number of those labels.
-        skipped: steps skipped since the last evaluation because they were not finite.
-        skipped_in_a_row: the longest run of them, in the calls read so far.
+        skipped: steps skipped since the last evaluation because their loss or gradient was not finite.
+        skipped_in_a_row: the longest run of skipped steps in the calls read so far.
         calls: calls dispatched since the last evaluation.
         latest_loss: mean nats per character of the call read last; NaN before the first.
     """
@@ -59,7 +59,7 @@ class ThroughputMeter:
         """Takes the metrics of the call just dispatched, and waits for those of the previous one.
 
         Returns:
-            Steps that the previous call skipped.
+            Number of steps that the previous call skipped.
         """
         self.calls += 1
         previous, self._pending = self._pending, (metrics, num_steps, self._begun_at)
@@ -69,7 +69,7 @@ class ThroughputMeter:
         """Waits for the metrics of the last call.
 
         Returns:
-            Steps that it skipped.
+            Number of steps that the last call skipped.
         """
         last, self._pending = self._pending, None
         return 0 if last is None else self._read(*last)

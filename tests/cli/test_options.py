@@ -110,8 +110,8 @@ def test_missing_arguments_are_named():
     ("argv", "message"),
     [
         (["--out"], "--out needs a value; see charjax train --help"),
-        (["--out", ""], "--out needs a value, not an empty one; see charjax train --help"),
-        (["--out="], "--out needs a value, not an empty one"),
+        (["--out", ""], "--out needs a non-empty value; see charjax train --help"),
+        (["--out="], "--out needs a non-empty value"),
         (["--config", "--out", "x"], "--config needs a value; if --out is meant, write --config=--out;"),
         (["--config"], "--config needs a value;"),
         (["--sample-context", "--x"], "if --x is meant, write --sample-context=--x;"),

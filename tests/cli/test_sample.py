@@ -336,7 +336,7 @@ def test_settings_out_of_range(run, capsys, option, rule):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--context a --context-file b", "--context and --context-file are both given"),
+        ("--context a --context-file b", "--context and --context-file cannot be combined"),
         ("--length-penalty 1", "--length-penalty needs --beam-width"),
         ("--interactive --num-samples 2", "--interactive continues a single text; leave --num-samples out"),
         ("--interactive --beam-width 2", "--interactive continues a single text; leave --beam-width out"),

@@ -132,7 +132,7 @@ def test_bytes_documents_and_the_page(text, tmp_path, capsys):
     [
         (
             ["--dynamic", "--streams", "2"],
-            "--streams must be 1 with --dynamic, which learns from all the text before",
+            "--streams must be 1 with --dynamic, which learns from all the preceding text",
         ),
         (["--dynamic", "--dynamic-seq-len", "0"], "--dynamic-seq-len must be a whole number from 1 to 4000, not 0"),
         (

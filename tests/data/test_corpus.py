@@ -99,7 +99,7 @@ def test_a_byte_order_mark_is_left_out(path):
     [
         (b"plain", "ascii", "is plain ASCII"),
         ("schön".encode(), "chars", "is UTF-8 beyond ASCII"),
-        (b"\x7fELF\xff\xfe", "bytes", "is not UTF-8"),
+        (b"\x7fELF\xff\xfe", "bytes", "2 bytes of "),
     ],
 )
 def test_auto_chooses_a_vocabulary_and_logs_why(path, caplog, content, kind, why):

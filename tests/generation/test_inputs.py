@@ -7,7 +7,6 @@ import pytest
 
 from charjax import (
     CharLSTM,
-    Session,
     Vocab,
     activations,
     beam_search,
@@ -21,6 +20,7 @@ from charjax import (
 )
 from charjax.config import SampleConfig
 from charjax.errors import UserError
+from charjax.generation.session import Session
 
 VOCAB = Vocab.ascii()
 MODEL = CharLSTM(VOCAB.size, hidden_dim=10, hidden_layers=2)
@@ -90,7 +90,7 @@ def without(name):
     ("params", "message"),
     [
         ({"params": PARAMS}, r'give variables\["params"\]'),
-        (without("head"), "params has no head.kernel, which this model needs"),
+        (without("head"), "params has no head.bias, which this model needs"),
         (without("layer_1"), "params has no layer_1.cell."),
         ({**PARAMS, "layer_2": PARAMS["layer_1"]}, "params has layer_2.cell..*, which this model does not need"),
         (None, "params has no "),
@@ -105,6 +105,12 @@ def without(name):
 def test_parameters_of_another_model_are_refused(call, params, message):
     with pytest.raises(UserError, match=message):
         call(params, IDS)
+
+
+def test_a_bias_of_minus_infinity_excludes_a_character():
+    others = jnp.arange(VOCAB.size) != ord("e")
+    params = changed("head.bias", lambda b: jnp.where(others, -jnp.inf, b))
+    assert generate_text(MODEL, params, VOCAB, "a", length=5) == ["eeeee"]
 
 
 def test_the_sum_of_large_parameters_may_overflow():
@@ -132,7 +138,8 @@ def test_ids_that_are_none_of_the_vocabularys_are_refused(call_with_ids, ids):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64, jnp.int16])
 def test_integers_of_any_width_are_read(call_with_ids, dtype):
-    np.testing.assert_array_equal(call_with_ids(PARAMS, jnp.asarray(IDS, dtype)), call_with_ids(PARAMS, IDS))
+    ids = jnp.asarray(IDS, dtype) if dtype is jnp.int16 else IDS.astype(dtype)
+    np.testing.assert_array_equal(call_with_ids(PARAMS, ids), call_with_ids(PARAMS, IDS))
 
 
 def test_a_row_without_its_batch_is_named():

@@ -327,6 +327,7 @@ def test_links_in_the_checkpoints_folder_are_removed_and_not_followed(run, tmp_p
         (run / "checkpoints" / name).symlink_to(outside)
     for name in ("8", "9"):
         (run / "checkpoints" / name).mkdir()
+    (run / "checkpoints" / "8" / "_CHECKPOINT_METADATA").touch()
     (run / "checkpoints" / "9" / DIGESTS).touch()
     with CheckpointStore(run, INFO, step=2):
         pass

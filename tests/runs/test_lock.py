@@ -70,7 +70,7 @@ def test_a_folder_that_another_run_created_in_the_meantime(tmp_path):
     with RunFolder(tmp_path / "run", info, resume=False) as folder:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "theirs").write_text("")
-        with pytest.raises(UserError, match="created by another process at the same time; choose another --out"):
+        with pytest.raises(UserError, match="changed by another process at the same time; choose another --out"):
             folder.begin(Progress(step=0))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["theirs"]
 

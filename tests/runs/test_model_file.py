@@ -175,7 +175,7 @@ def test_a_run_writes_the_best_model_so_far(trained):
 
 def test_resuming_writes_a_model_that_is_missing(trained, run):
     (run / MODEL).unlink()
-    refused(run, "has no model.safetensors, .* --resume and the same --out writes it")
+    refused(run, "has no model.safetensors; .* --resume and the same --out writes it")
     resume(run)
     assert (run / MODEL).read_bytes() == (trained / MODEL).read_bytes()
 
@@ -312,8 +312,8 @@ def entry(**changes):
         ("head.kernel", entry(data_offsets=[1, 6145]), "damaged: head.kernel is at"),
         ("head.kernel", entry(data_offsets=[0.0, 6144.0]), "damaged: head.kernel is at"),
         ("head.kernel", entry(data_offsets="ab"), "damaged: head.kernel is at"),
-        ("__metadata__", {"progress": 1}, "is not of strings and arrays"),
-        ("__metadata__", [], "is not of strings and arrays"),
+        ("__metadata__", {"progress": 1}, "does not consist of strings and arrays"),
+        ("__metadata__", [], "does not consist of strings and arrays"),
         ("__metadata__", {"progress": "{"}, "the progress in .* is not valid JSON"),
         ("__metadata__", {"progress": '{"step": -1}'}, "Progress.step must be a number from 0"),
         ("__metadata__", {"sha256": "0" * 64}, "is damaged"),

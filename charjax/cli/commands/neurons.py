@@ -30,8 +30,8 @@ _EXPLANATION = (
     "feature: 0 is none, and it is negative if the unit falls as the feature rises.\n"
 )
 _EXPLANATION_OF_SEARCH = (
-    f"{_EXPLANATION}Units were chosen on every other stretch of the text, and r is that of the stretches\n"
-    "between, so a unit that fits by chance has a small r.\n"
+    f"{_EXPLANATION}Units were chosen on every other stretch of the text, and r is measured on the\n"
+    "remaining stretches, so a unit that fits by chance has a small r.\n"
 )
 
 

@@ -44,14 +44,14 @@ def run(command: SampleCommand) -> None:
 
 
 def _check(command: SampleCommand) -> None:
-    """Checks that the options go together.
+    """Checks that the options can be combined.
 
     Raises:
-        UserError: they do not.
+        UserError: options exclude each other, or one lacks another that it needs.
     """
     several, endless = command.sampling.num_samples > 1, command.sampling.length == 0
     if command.context and command.context_file is not None:
-        raise UserError("--context and --context-file are both given; leave one out")
+        raise UserError("--context and --context-file cannot be combined; give only one")
     if command.beam_width is None and command.length_penalty:
         raise UserError("--length-penalty needs --beam-width; give it, or leave --length-penalty out")
     for given, flag in ((several, "--num-samples"), (command.beam_width is not None, "--beam-width")):

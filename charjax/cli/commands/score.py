@@ -90,7 +90,7 @@ def _check(command: ScoreCommand, text: TextPieces) -> np.ndarray | None:
     """Checks that the options suit the text: -> the ids of the separator, or None.
 
     Raises:
-        UserError: they do not.
+        UserError: the text has only one character, or an option does not suit it.
     """
     if text.size < 2:
         raise UserError(f"{command.text} has 1 character, which leaves nothing to predict; give a text of at least 2")
@@ -207,7 +207,7 @@ def _observed(blocks: Iterable[Characters], observers: Sequence[Callable[[Charac
 
 
 def _color_in_terminal(command: ScoreCommand, blocks: Iterator[Characters]) -> None:
-    """Writes the part of the text to color as it is scored, and consumes no more than that."""
+    """Writes the part of the text to color as it is scored, consuming no more blocks than necessary."""
     parts = excerpt(blocks, command.start_line, command.paint)
     colored = ((chr(code), bits) for part in parts for code, bits in zip(part.points, bits_of(part), strict=True))
     write_heatmap(colored, SCALE)

@@ -84,7 +84,7 @@ def bits_of(found: Characters) -> list[float]:
 
 
 def excerpt(found: Iterable[Characters], start_line: int, number: int) -> Iterator[Characters]:
-    """Yields `number` characters from a line on; consumes no more blocks than necessary."""
+    """Yields `number` characters from the start of a line; consumes no more blocks than necessary."""
     blocks = iter(found)
     while number and (block := next(blocks, None)) is not None:
         part = block.part(slice(int((block.lines < start_line).sum()), None)).part(slice(number))
@@ -93,7 +93,7 @@ def excerpt(found: Iterable[Characters], start_line: int, number: int) -> Iterat
 
 
 def table_of_places(places: list[Place]) -> Iterator[str]:
-    """Yields the lines of a table: each place, what was expected, and below it the text around with a caret."""
+    """Yields the lines of a table: each place, what was expected, and below it the surrounding text with a caret."""
     positions = [f"{place.line}:{place.column}" for place in places]
     width = max(len("line:column"), *map(len, positions))
     yield f"{'line:column':<{width}}   bits  probability  what    expected"

@@ -1,4 +1,7 @@
-"""`charjax train`: trains a model, or resumes a run."""
+"""`charjax train`: trains a model, or resumes a run.
+
+Its options are declared in `charjax.cli.arguments.TrainCommand` and in the dataclasses of `charjax.config`.
+"""
 
 import dataclasses
 import logging

@@ -1,1 +1,1 @@
-"""Decoders that were compiled and tested in an interpreter, but never ran on their device."""
+"""Decoders that have been compiled and run in interpret mode, but never run on their device."""

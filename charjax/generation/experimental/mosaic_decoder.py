@@ -1,6 +1,6 @@
 """The XLA decoder with a Pallas kernel for Hopper GPUs, which samples a character and computes layer 0's gates.
 
-Compiled for an H100 and interpreted on a CPU, but never run on a GPU.
+The kernel has been compiled for an H100 and run in interpret mode on a CPU, but never run on a GPU.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from charjax.ops.lstm.single_step import StepState
 
 @dataclasses.dataclass(frozen=True)
 class MosaicDecoder(XlaDecoder):
-    """Writes by the kernel unless top-k, top-p or min-p exclude characters.
+    """Writes with the kernel unless top-k, top-p or min-p exclude characters.
 
     Attributes:
         interpret: Pallas's parameters for interpreting the kernel on any platform, for tests; None compiles it.

@@ -73,8 +73,8 @@ def lstm(
             `LSTMCell`, the reference), "scan" (`jax.lax.scan`, with the input product hoisted out of the loop),
             "custom_vjp" (a hand-written backward pass), "native" (C++, for CPUs; see `charjax.ops.lstm.native`),
             "recompute" (for TPUs), "wavefront" (for GPUs; see `lstm_stack`). Experimental, compiled but never run on
-            their device, and never chosen for None: "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu" (kernels for
-            Hopper GPUs in bfloat16), "mosaic_tpu" (kernels for TPUs).
+            their device, and never chosen by default: "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu" (kernels
+            for Hopper GPUs in bfloat16), "mosaic_tpu" (kernels for TPUs).
         dtype: "float32" or "bfloat16", the format of the matmuls' operands; sums, gates and cell state are
             float32 in both.
 

@@ -1,9 +1,9 @@
-"""NVIDIA's own LSTM, through `jax.experimental.rnn`: the peer to compare with on GPUs in float32.
+"""NVIDIA's LSTM, through `jax.experimental.rnn`, to compare with on GPUs in float32.
 
 It supports only float32 and does not work under `jax.vmap`. JAX passes sequence lengths to cuDNN through the host,
 which synchronizes with the device in every call, forward and backward. Even tracing asks cuDNN for sizes, so nothing
-can be compiled on a machine without a GPU. This module has not run on a GPU yet: its tests replace cuDNN by JAX's own
-reference.
+can be compiled on a machine without a GPU. This module has not run on a GPU yet: its tests replace cuDNN by JAX's
+reference implementation.
 """
 
 import functools

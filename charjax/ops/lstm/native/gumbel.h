@@ -1,4 +1,4 @@
-// Gumbel noise, the numbers of jax.random.gumbel: Threefry-2x32 with 20 rounds (Salmon et al. 2011) over counters.
+// Gumbel noise, equal to jax.random.gumbel's: Threefry-2x32 with 20 rounds (Salmon et al. 2011) over counters.
 #pragma once
 
 #include "simd.h"

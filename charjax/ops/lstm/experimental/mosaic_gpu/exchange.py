@@ -69,7 +69,7 @@ def publish(
 
 
 def announce(at: Places, ready: Any, turn: Array | int) -> None:
-    """Does the rest of `publish` in a single thread block, once the value is written."""
+    """Completes `publish` in a single thread block, once the value is written."""
     plgpu.commit_smem()
     plgpu.barrier_arrive(ready.at[turn * at.geometry.slots + at.home])
 

@@ -110,7 +110,7 @@ class _Warpgroup(NamedTuple):
             plgpu.copy_gmem_to_smem(source, scratch.z_smem.at[at.group, gate], scratch.z_ready.at[at.group])
 
     def multiply(self, now: Array) -> tuple[list[Array], list[Array]]:
-        """Returns w_hh h and z, [UNITS, columns] float32 per gate; `now` is where h is."""
+        """Returns w_hh h and z, [UNITS, columns] float32 per gate; `now` is the index of the buffer that holds h."""
         at, scratch = self.at, self.scratch
 
         def run(*totals: Any) -> tuple[list[Array], list[Array]]:

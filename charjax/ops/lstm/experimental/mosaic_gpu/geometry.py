@@ -18,7 +18,7 @@ class Geometry(NamedTuple):
     """How one layer is divided.
 
     A cluster of blocks * halves thread blocks runs a group of sequences from the first step to the last. With two
-    halves, two thread blocks divide the sums over the units of the step before; the first of them, the lead, adds their
+    halves, two thread blocks divide the sums over the previous step's units; the first of them, the lead, adds their
     sums and does everything else.
 
     Attributes:
@@ -89,7 +89,7 @@ GEOMETRIES = (
 
 
 def geometry_for(hidden: int, *, flat: bool) -> Geometry:
-    """Returns the smallest geometry for `hidden` units.
+    """Returns the smallest geometry that has room for `hidden` units.
 
     Raises:
         NotImplementedError: there are too many units.

@@ -1,4 +1,4 @@
-"""Launching a kernel, and the position of a warpgroup in it."""
+"""Launches a kernel, and locates a warpgroup in it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Places(NamedTuple):
 
     @staticmethod
     def here(geometry: Geometry) -> "Places":
-        """Returns the places of the calling warpgroup."""
+        """Returns the part of the layer that the calling warpgroup computes."""
         # A constant index saves registers for addresses.
         thread = jax.lax.axis_index("thread") if geometry.threads > 1 else 0
         halves = geometry.halves

@@ -5,8 +5,8 @@ the cell state in registers; each step is one round of tensor core matmuls, with
 step ahead, and of its outputs. The input product, the recomputed gates and the weight gradients are XLA's, as in
 `recompute`.
 
-These kernels have been compiled for an H100 and interpreted on a CPU, but have never run on a GPU: their speed is
-unknown, and no default chooses them.
+These kernels have been compiled for an H100 and run in interpret mode on a CPU, but never run on a GPU: their speed is
+unknown, and they are never chosen by default.
 """
 
 import functools

@@ -1,11 +1,11 @@
-"""A kernel in Pallas for Hopper GPUs: it samples the next character and computes layer 0's gates from it.
+"""A Pallas kernel for Hopper GPUs that samples the next character and computes layer 0's gates from it.
 
-XLA cannot fuse these two into one launch, since all gates depend on the largest score. Here each thread block finds it
-by itself and computes its share of the units. A thread block has one sequence and as many units as threads, so even a
-single sequence keeps several multiprocessors busy.
+XLA cannot fuse the two into one launch, because all gates depend on the character with the highest score. Here every
+thread block finds that character itself and computes the gates of its own units, one unit per thread. Each block
+handles one sequence, so even a single sequence keeps several multiprocessors busy.
 
-The kernel has been compiled for an H100 and interpreted on a CPU, but has never run on a GPU: its speed is unknown, and
-no default chooses it.
+The kernel has been compiled for an H100 and run in interpret mode on a CPU, but never run on a GPU: its speed is
+unknown, and it is never chosen by default.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ _LARGEST = 2**31 - 1
 def summands(batch: int) -> int:
     """Returns the number of summands to split a step's matmuls into.
 
-    XLA would split some matmuls by itself, to keep more multiprocessors busy, and add the summands in another launch.
+    XLA itself would split some matmuls, to keep more multiprocessors busy, and add the summands in another launch.
     It does not split a matmul that is split already, or one of a single row, which tensor cores do not multiply.
     """
     return 1 if batch == 1 else 2
@@ -148,7 +148,7 @@ def _argmax(scores: Array, size: int) -> Array:
 def numbers(size: int) -> np.ndarray:
     """Returns [size] int32, the `number` argument of `choose` for each character, counted from 1.
 
-    XLA would recognize an iota, counted from 0, and compute each number in a launch of its own.
+    XLA would recognize an iota, counted from 0, and compute each number in a separate launch.
     """
     return np.arange(1, size + 1, dtype=np.int32)
 

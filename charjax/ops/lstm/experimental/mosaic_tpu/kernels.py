@@ -1,10 +1,10 @@
 """The two time loops of `recompute` as TPU kernels in Pallas, one launch each.
 
 The grid runs over time. w_hh is copied to VMEM once and stays there for the whole sequence, as do h and c, while the
-pipeline prefetches the next steps' inputs and writes back the last steps' results. A grid step takes several time
+pipeline prefetches the next steps' inputs and writes back the previous steps' results. A grid step takes several time
 steps, to spread its overhead. Units are padded to the lanes of a register, rows to its sublanes.
 
-These kernels have been compiled for TPUs and interpreted on CPUs, but have never run on a TPU.
+These kernels have been compiled for TPUs and run in interpret mode on CPUs, but never run on a TPU.
 """
 
 import functools
