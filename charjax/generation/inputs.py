@@ -39,7 +39,7 @@ def checked_params(model: CharLSTM, params: Params) -> Params:
             raise UserError(f"params has {name} of dtype {jnp.result_type(leaf)}, which is not floating-point")
         # A bias of -inf excludes a character.
         if not (_is_finite(leaf) or (name == "head.bias" and bool((leaf < jnp.inf).all()))):
-            raise UserError(f"params has values in {name} that are not finite")
+            raise UserError(f"the parameters have values in {name} that are not finite; train the model again")
     return jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.float32 else jnp.asarray(leaf, jnp.float32), params)
 
 

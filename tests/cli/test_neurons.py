@@ -231,7 +231,7 @@ def test_a_model_that_went_wrong(tmp_path, text, capsys):
     _, params = hand_made(Vocab.ascii())
     broken = jax.tree.map(lambda leaf: leaf * float("nan"), params["layer_0"])
     run = save(tmp_path / "run", Vocab.ascii(), layer_0=broken)
-    assert "cell states are not finite; train it again" in fails(capsys, "neurons", run, text)
+    assert "that are not finite; train the model again" in fails(capsys, "neurons", run, text)
 
 
 def test_a_page_does_not_replace_the_text(capsys, run, text):
