@@ -9,6 +9,7 @@ import humanize
 import jax
 
 from charjax.config import ModelConfig, TrainConfig
+from charjax.devices import all_devices
 from charjax.errors import UserError
 from charjax.host.memory import available_memory
 
@@ -71,7 +72,7 @@ def check_room_to_load(model: ModelConfig, vocab_size: int) -> None:
     Raises:
         UserError: the parameters do not fit.
     """
-    needed, available = _FLOAT32 * count_parameters(model, vocab_size), available_memory(jax.devices()[:1])
+    needed, available = _FLOAT32 * count_parameters(model, vocab_size), available_memory(all_devices()[:1])
     if available is not None and needed > available:
         raise UserError(f"the model needs about {_size(needed)} of memory, but {_size(available)} is available")
 
@@ -104,7 +105,7 @@ def check_room_to_sample(
     # behind it; ids on the device and on the host.
     each = model.hidden_layers * 20 * model.hidden_dim + (context_length + 4 * block) * vocab_size + 2 * length
     needed = num_samples * each * _FLOAT32
-    available = available_memory(jax.devices()[:1])
+    available = available_memory(all_devices()[:1])
     if available is not None and needed > available:
         raise UserError(
             f"generating {num_samples} x {length} characters needs about {_size(needed)} of memory, but "

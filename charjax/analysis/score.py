@@ -85,17 +85,18 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
         (1, 5)
     """
     _check_at_least_one(window=window)
-    ids = checked_ids(ids, model.vocab_size, "[B, N]")
-    if not ids.shape[1]:
+    ids_BN: np.ndarray = checked_ids(ids, model.vocab_size, "[B, N]")
+    batch, length = ids_BN.shape
+    if not length:
         raise UserError("ids must be [B, N] with N >= 1, not N = 0")
-    if not ids.shape[0]:
-        return np.zeros((0, ids.shape[1] - 1), np.float32)
-    begins = np.zeros(ids.shape, bool)
+    if not batch:
+        return np.zeros((0, length - 1), np.float32)
+    begins = np.zeros((batch, length), bool)
     begins[:, 0] = True
-    chunks = ((ids[:, at : at + window], begins[:, at : at + window]) for at in range(0, ids.shape[1], window))
+    chunks = ((ids_BN[:, at : at + window], begins[:, at : at + window]) for at in range(0, length, window))
     decoder = make_decoder(model)
     weights = decoder.pack(on_one_device(checked_params(model, params)))
-    scores = _score_chunks(decoder, weights, chunks, batch=len(ids), top=0, window=window)
+    scores = _score_chunks(decoder, weights, chunks, batch=batch, top=0, window=window)
     return np.concatenate([chunk.nats for chunk in scores], axis=1)[:, 1:]
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from charjax.devices import all_devices
 from charjax.errors import UserError
 from charjax.host.cpu import available_cores
 
@@ -34,7 +35,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
         >>> make_mesh(jax.devices()[:1]).axis_names
         ('data',)
     """
-    chosen = jax.devices() if devices is None else devices
+    chosen = all_devices() if devices is None else devices
     return Mesh(np.array(chosen), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -50,7 +51,7 @@ def use_all_cores() -> None:
     try:
         jax.config.update("jax_num_cpu_devices", available_cores())
     except RuntimeError:
-        if jax.default_backend() == "cpu" and available_cores() > 1:
+        if all_devices()[0].platform == "cpu" and available_cores() > 1:
             _log.info("JAX was already in use: training on %d CPU device(s)", jax.device_count())
 
 
@@ -60,8 +61,8 @@ def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
     A core takes at least 8 sequences at once; with fewer, its matmuls spend their time reading weights. With
     several processes, each contributes the same number of cores.
     """
-    devices = jax.devices()
-    if jax.default_backend() != "cpu":
+    devices = all_devices()
+    if devices[0].platform != "cpu":
         return make_mesh(devices)
     processes = jax.process_count()
     sequences = batch_size // microbatches // processes

@@ -75,8 +75,8 @@ def generate(
         >>> generate(model, params, context, key=jax.random.key(1), length=6).shape
         (1, 6)
     """
-    params, context = checked_params(model, params), checked_ids(context, model.vocab_size, "[B, P]", "context")
-    batch, size = context.shape
+    params, ids_BP = checked_params(model, params), checked_ids(context, model.vocab_size, "[B, P]", "context")
+    batch, size = ids_BP.shape
     config, settings = _settings(
         batch, temperature, length=length, top_k=top_k, top_p=top_p, min_p=min_p, weights=weights
     )
@@ -90,7 +90,7 @@ def generate(
     ids = _generate(
         decoder,
         on_one_device(params),
-        *decoder.pad_context(context, context_lengths),
+        *decoder.pad_context(ids_BP, context_lengths),
         keys,
         settings,
         np.int32(length),

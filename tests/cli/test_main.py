@@ -1,5 +1,6 @@
 """Exit codes of the command line, and output that nobody can read."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,3 +53,13 @@ def test_sampling_imports_nothing_that_only_training_needs():
     code = "import sys, charjax.cli.environment, charjax.cli.commands.sample; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"optax", "orbax", "tensorstore", "jax.experimental.pallas", "rich.progress"} & set(done.stdout.split())
+
+
+def test_a_platform_that_is_not_there_is_named(trained):
+    command = [sys.executable, "-m", "charjax", "sample", str(trained.run)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        "charjax: error: JAX_PLATFORMS=cuda: JAX finds no such devices here; unset it to use the best that there are"
+    )

@@ -4,19 +4,21 @@ import re
 
 import jax
 
+from charjax.devices import all_devices
+
 HOPPER = re.compile(r"NVIDIA G?H\d+")
 
 
 def target_platform() -> str:
     """Returns "cpu", "gpu" or "tpu": the platform of the surrounding mesh, which may be abstract, or JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+    return device.platform if device else all_devices()[0].platform
 
 
 def target_kind() -> str:
     """Returns the vendor's name for the device model being compiled for, such as "NVIDIA H100 80GB HBM3"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.device_kind if device else jax.devices()[0].device_kind
+    return device.device_kind if device else all_devices()[0].device_kind
 
 
 def target_is_hopper() -> bool:
