@@ -70,7 +70,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
         typed = isinstance(value, int | float if base is float else base) and not isinstance(value, bool)
         size = len(value) if typed and base is str else value
         valid = typed and bounds.low <= size <= bounds.high
-        if typed and bounds.high < size < math.inf and ("at least" in rule or "finite" in rule):
+        if typed and bounds.high < size < math.inf and ("finite" in rule or (base is int and "at least" in rule)):
             rule = f"at most {bounds.high if base is int else format(bounds.high, 'g')}"
     else:
         return

@@ -62,7 +62,7 @@ def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
     several processes, each contributes the same number of cores.
     """
     devices = all_devices()
-    if devices[0].platform != "cpu":
+    if jax.default_backend() != "cpu":
         return make_mesh(devices)
     processes = jax.process_count()
     sequences = batch_size // microbatches // processes

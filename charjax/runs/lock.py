@@ -42,9 +42,13 @@ class FolderLock:
                 # The process that had it may have removed the file after it was opened here: lock the new file instead.
                 if not self._is(file):
                     continue
-                os.ftruncate(file, 0)
-                os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
                 self._file, file = file, -1
+                try:
+                    os.ftruncate(self._file, 0)
+                    os.write(self._file, f"process {os.getpid()} on {platform.node()}".encode())
+                except OSError:
+                    self.release()
+                    raise
             finally:
                 if file >= 0:
                     os.close(file)

@@ -73,10 +73,10 @@ def remove_unfinished_start(folder: Path) -> None:
             (folder / name).unlink()
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_dir() and not checkpoints.is_symlink():
-        for path in checkpoints.iterdir():
-            if _FIRST.fullmatch(path.name):
-                remove_tree(path)
-        checkpoints.rmdir()
+        paths = list(checkpoints.iterdir())
+        ours = [path for path in paths if _FIRST.fullmatch(path.name)]
+        for path in [checkpoints] if ours == paths else ours:
+            remove_tree(path)
 
 
 def remove_temporary_files(folder: Path) -> None:
