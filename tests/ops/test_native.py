@@ -82,9 +82,17 @@ def with_another_type(types):
             yield [*types[:n], other, *types[n + 1 :]]
 
 
-@pytest.mark.parametrize("one_hot", [False, True])
-@pytest.mark.parametrize("dtype", native.STEP_DTYPES)
-@pytest.mark.parametrize("library", native.libraries(), ids=lambda library: library.instructions)
+def forms():
+    """The compiled forms; the default tier runs the best and the plainest."""
+    best, *others = native.libraries()
+    slow = [pytest.param(library, marks=pytest.mark.slow) for library in others[:-1]]
+    return [best, *slow, *others[-1:]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "one_hot"), [("float32", False), ("float32", True), ("bfloat16", False), ("int8", False)]
+)
+@pytest.mark.parametrize("library", forms(), ids=lambda library: library.instructions)
 def test_the_kernel_itself_refuses_what_it_would_misread(library, dtype, one_hot):
     def run(target, results, types, attributes):
         zeros = [np.zeros(one.shape, one.dtype) for one in types]
