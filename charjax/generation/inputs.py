@@ -1,5 +1,6 @@
 """Checks what callers give beside a model: parameters, ids and PRNG keys. Compiled code trusts what passed."""
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -77,11 +78,10 @@ def checked_key(key: Array) -> Array:
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
-    try:
-        assert key.dtype == jnp.uint32
-        return jax.random.wrap_key_data(key)
-    except (AssertionError, AttributeError, TypeError, ValueError):
-        raise UserError("key must be a PRNG key, such as jax.random.key(0), or an array of them") from None
+    if getattr(key, "dtype", None) == jnp.uint32:
+        with contextlib.suppress(TypeError, ValueError):  # not the shape of keys
+            return jax.random.wrap_key_data(key)
+    raise UserError("key must be a PRNG key, such as jax.random.key(0), or an array of them")
 
 
 def _by_name(params: Params) -> dict[str, Any]:

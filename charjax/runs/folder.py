@@ -117,9 +117,9 @@ class RunFolder:
         """
         with self._advised():
             self._created = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
-            found, self._stage = self._stage, _Stage.STARTED
             self.path.mkdir(parents=True, exist_ok=True)
-            self._claim(found)
+            self._claim()
+            found, self._stage = self._stage, _Stage.STARTED
             if found is _Stage.UNFINISHED:
                 remove_unfinished_start(self.path)
             self._open_files(progress, step=None)
@@ -200,25 +200,22 @@ class RunFolder:
             where = error.filename or self.path
             raise UserError(f"{where} cannot be written ({error.strerror or error}); {advice}") from error
 
-    def _claim(self, found: _Stage) -> None:
+    def _claim(self) -> None:
         """Locks the folder of a new run, and checks that it has not changed since.
 
         Raises:
             UserError: another process was faster.
         """
-        try:
-            self._lock.acquire()
-            names = {path.name for path in self.path.iterdir()} - {LOCK}
-            if names and not (found is _Stage.UNFINISHED and is_unfinished_start(self.path)):
-                raise UserError(f"{self.path} was changed by another process at the same time; choose another --out")
-        except (UserError, OSError):
-            self._stage = _Stage.EMPTY  # its files are the other's: they are not removed
-            raise
+        self._lock.acquire()
+        names = {path.name for path in self.path.iterdir()} - {LOCK}
+        if names and not (self._stage is _Stage.UNFINISHED and is_unfinished_start(self.path)):
+            raise UserError(f"{self.path} was changed by another process at the same time; choose another --out")
 
     def _remove_created_folders(self) -> None:
         """Removes the folders that a new run created and left empty; fails at one that others have used since."""
         for folder in self._created if self._stage is not _Stage.SAVED else ():
-            folder.rmdir()
+            if os.path.lexists(folder):  # creating it may be what failed
+                folder.rmdir()
 
     def _open_files(self, progress: Progress, *, step: int | None) -> None:
         # Open the store before truncating the logs: if the process is killed in between, the then-latest checkpoint

@@ -55,6 +55,12 @@ def test_a_run_that_fails_at_its_start_removes_nothing_of_others(tmp_path, monke
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_a_name_that_is_too_long_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="File name too long"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "new" / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_leftover_that_became_a_run_before_it_was_locked_is_kept(finished, tmp_path):
     """Two processes start the same command over a leftover; the first trains and ends before the second locks it."""
     out = tmp_path / "run"
