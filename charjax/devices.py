@@ -20,5 +20,5 @@ def all_devices() -> list[jax.Device]:
         if not chosen:
             raise
         raise UserError(
-            f"JAX_PLATFORMS={chosen}: JAX finds no such devices here; unset it to use the best that there are"
+            f"JAX_PLATFORMS={chosen}: JAX finds no such devices here; unset it to use the best available"
         ) from error

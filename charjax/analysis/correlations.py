@@ -76,7 +76,7 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
     """
     text = np.asarray(ids)
     if text.ndim != 1 or len(text) < 2:
-        raise UserError(f"ids must be those of one text of at least 2 characters, not of shape {text.shape}")
+        raise UserError(f"ids must be one text of at least 2 characters, but has shape {text.shape}")
     shape = (len(FEATURES), model.hidden_layers, model.hidden_dim)
     units = model.hidden_layers * model.hidden_dim
     halves = [Moments.of(np.zeros((len(FEATURES), 0)), np.zeros((0, units)))] * 2

@@ -1,4 +1,4 @@
-"""Parses a command line and a --config file into the dataclasses of `arguments`, by tyro; imports no jax."""
+"""Parses a command line and a --config file into the dataclasses of `arguments`, using tyro; imports no jax."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from charjax.errors import UserError
 
 _DESCRIPTION = (
     f"charjax {__version__}: train character-level LSTM language models and generate text with them.\n\n"
-    "charjax COMMAND --help explains the options of a command, charjax --version prints the version."
+    "charjax COMMAND --help explains a command's options; charjax --version prints the version."
 )
 _WHOLE_NUMBERS = (int, int | None)
 _NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
@@ -128,7 +128,7 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
         if not equals:
             value = argv[position] if position < len(argv) else ""
             if position == len(argv) or _is_flag(value):
-                hint = f"; if {value} is meant, write {flag}={shlex.quote(value)}" if value else ""
+                hint = f"; if you mean {value}, write {flag}={shlex.quote(value)}" if value else ""
                 raise UserError(f"{flag} needs a value{hint}; see charjax {command} --help")
             position += 1
         if not value and options[name] in _PATHS:

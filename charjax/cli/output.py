@@ -1,4 +1,4 @@
-"""Output of the commands: facts, text of a model and heatmaps, on standard output."""
+"""Output of the commands: facts, model text and heatmaps, on standard output."""
 
 import contextlib
 import logging
@@ -50,7 +50,7 @@ def write_heatmap(characters: Iterable[tuple[str, float]], scale: Scale) -> None
     marks = marks_for(encoding)
     sign = "+" if scale.low < 0 else ""
     ends = f"{marks[0]} is {scale.low:g}, {marks[-1]} is {scale.high:{sign}g}"
-    write(f"{scale.name} under each character: {ends}, of {marks}\n\n")
+    write(f"{scale.name} under each character, on the scale {marks}: {ends}\n\n")
     for text in mark_lines(characters, scale, width=width, encoding=encoding):
         write(text + "\n")
 

@@ -60,7 +60,7 @@ class SequenceLayout:
     def of(cls, length: int, *, batch_size: int, seq_len: int, burn_in: int = 0) -> "SequenceLayout":
         """Lays out a split of `length` characters as sequences; arguments and errors as for `make_streams`."""
         if length < 2:
-            raise UserError(f"a text of {_characters(length)} has nothing to predict; give at least 2")
+            raise UserError(f"a text of {_characters(length)} leaves nothing to predict; it needs at least 2")
         bounds = (np.arange(batch_size + 1) * (length - 1)) // batch_size
         begins = np.maximum(bounds[:-1] - burn_in, 0)
         windows = -(-int(np.max(bounds[1:] - begins)) // seq_len)
@@ -129,7 +129,8 @@ def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
     """
     labels = num_characters - 1
     if labels < 1:
-        raise UserError(f"a training text of {_characters(num_characters)} has nothing to predict; give at least 2")
+        text = f"a training text of {_characters(num_characters)}"
+        raise UserError(f"{text} leaves nothing to predict; it needs at least 2")
     if labels >= batch_size * seq_len:
         return
     fitting = []
@@ -169,5 +170,7 @@ def windows_held(streams: Streams, seq_len: int) -> int:
     """
     windows, remainder = divmod(streams.ids.shape[1] - 1, seq_len)
     if remainder or not windows:
-        raise ValueError(f"streams of {streams.ids.shape[1]} characters are not windows of seq_len {seq_len}, plus one")
+        raise ValueError(
+            f"streams of {streams.ids.shape[1]} characters are not windows of seq_len {seq_len} plus one character"
+        )
     return windows

@@ -160,7 +160,7 @@ def _open_together(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]
         check_is_file(path)
         file = TextFile.from_dict(found["file"], path.resolve())
         if _fingerprint(path) != found["fingerprint"]:
-            raise UserError(f"{path} has other text here than in process 0; give every process the same text")
+            raise UserError(f"{path} has different text here than in process 0; give every process the same text")
     return FileIds(file, 0, file.characters), file.vocab, found["sha256"]
 
 

@@ -35,7 +35,7 @@ def checked_params(model: CharLSTM, params: Params) -> Params:
         if name not in expected:
             raise UserError(f"params has {name}, which this model does not need; see init_params")
         if np.shape(leaf) != expected[name]:
-            raise UserError(f"params has {name} of shape {np.shape(leaf)}, this model needs {expected[name]}")
+            raise UserError(f"params has {name} of shape {np.shape(leaf)}; this model needs {expected[name]}")
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise UserError(f"params has {name} of dtype {jnp.result_type(leaf)}, which is not floating-point")
         # A bias of -inf excludes a character.
@@ -62,7 +62,7 @@ def checked_ids(ids: jax.typing.ArrayLike, vocab_size: int, shape: str, name: st
         raise UserError(f"{name} must be {shape} integers, all rows equally long") from None
     if array.ndim != shape.count(",") + 1 or (array.size and not jnp.issubdtype(array.dtype, jnp.integer)):
         hint = "; give ids[None] for a single row" if array.ndim == 1 and shape.count(",") == 1 else ""
-        raise UserError(f"{name} must be {shape} integers, not of shape {array.shape} and dtype {array.dtype}{hint}")
+        raise UserError(f"{name} must be {shape} integers, but has shape {array.shape} and dtype {array.dtype}{hint}")
     if isinstance(array, jax.core.Tracer):
         return array
     if array.size and (array.min() < 0 or array.max() >= vocab_size):

@@ -124,7 +124,7 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
 
 def _check_keys(tree: Any, expected: list[str], where: str) -> None:
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where} must be a mapping with {', '.join(expected)}, not {type(tree).__name__}")
+        raise UserError(f"{where} must be a mapping, not {type(tree).__name__}, with the keys {', '.join(expected)}")
     for key in expected:
         if key not in tree:
             raise UserError(f"{where} must have {key!r}, but it is missing")

@@ -55,7 +55,7 @@ def read_header(run_dir: str | Path, *, quiet: bool = False, up_to: int | None =
         for reason in [] if quiet else reasons:
             _log.warning("%s; using checkpoint %d instead", reason, step)
         return header
-    raise UserError(f"{reasons[0]}, nor can any other; train again with another --out")
+    raise UserError(f"{reasons[0]}, and neither can any other checkpoint; train again with another --out")
 
 
 def read_header_at(path: Path) -> Header:
@@ -102,6 +102,6 @@ def _steps(run_dir: Path) -> list[int]:
     steps = saved_steps(folder) if folder.is_dir() else []
     if not steps:
         raise UserError(
-            f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a charjax train"
+            f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a training run"
         )
     return steps

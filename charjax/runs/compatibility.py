@@ -49,7 +49,7 @@ def check_same_text(earlier: RunInfo, sha256: str, text: str | Path, run_dir: st
         characters = earlier.corpus.train_characters + earlier.corpus.validation_characters
         raise UserError(
             f"{run_dir} was trained on another text ({earlier.corpus.name}, {characters:,} characters), not on "
-            f"{text} as it is now; resume with that text, or choose another --out"
+            f"the current {text}; resume with the original, or choose another --out"
         )
 
 
@@ -65,11 +65,11 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
         if new[name] != value:
             flag = "--" + name.replace("_", "-")
             raise UserError(
-                f"{run_dir} was trained with {flag} {value}, not {new[name]}; leave {flag} out to resume it, "
+                f"{run_dir} was trained with {flag} {value}, not {new[name]}; omit {flag} to resume it, "
                 "or choose another --out"
             )
     if earlier.vocab != now.vocab:
-        raise UserError(f"{run_dir} was trained with another vocabulary; choose another --out")
+        raise UserError(f"{run_dir} was trained with a different vocabulary; choose another --out")
 
 
 def _fixed(info: RunInfo) -> dict[str, Any]:

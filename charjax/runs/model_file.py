@@ -25,7 +25,7 @@ from charjax.runs.safe_files import parse_json, read_json
 from charjax.runs.safetensors_file import read_arrays, write_arrays
 from charjax.runs.unfinished import check_run_folder
 
-_REWRITE = "charjax train with --resume and the same --out writes it"
+_REWRITE = "run charjax train with --resume and the same --out"
 
 
 def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
@@ -80,9 +80,11 @@ def read_info(folder: str | Path) -> RunInfo:
     check_run_folder(folder)
     if not os.path.lexists(folder / MODEL):
         if (folder / CHECKPOINTS).is_dir():
-            raise UserError(f"{folder} has no {MODEL}; earlier versions of charjax did not write one; {_REWRITE}")
+            raise UserError(
+                f"{folder} has no {MODEL}; earlier versions of charjax did not write one; to write it, {_REWRITE}"
+            )
         raise UserError(
-            f"{folder} is not a run folder or a model: it has no {MODEL}; give the --out folder of a charjax train"
+            f"{folder} is not a run folder or a model: it has no {MODEL}; give the --out folder of a training run"
         )
     parts = {}
     for name in (CONFIG, VOCAB):
@@ -125,7 +127,7 @@ def read_parameters(folder: Path, info: RunInfo) -> tuple[dict[str, np.ndarray],
         progress = parse_json(metadata.get("progress", '{"step": 0}'), f"the progress in {path}")
         return arrays, Progress.from_dict(progress)
     except UserError as error:
-        advice = f"; {_REWRITE} again" if (folder / CHECKPOINTS).is_dir() else ""
+        advice = f"; to write it again, {_REWRITE}" if (folder / CHECKPOINTS).is_dir() else ""
         raise UserError(f"{error}{advice}") from error
 
 

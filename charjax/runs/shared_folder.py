@@ -29,7 +29,7 @@ def open_run(out: str | Path | None, info: RunInfo, *, resume: bool) -> Iterator
     """
     if out is None:
         if resume:
-            raise UserError("resume needs a run folder: give out")
+            raise UserError("resume needs a run folder; set out")
         yield None
         return
     with contextlib.ExitStack() as stack:

@@ -31,7 +31,7 @@ def check_run_folder(path: Path) -> None:
     """
     if not path.is_dir():
         what = "is a file, not a run folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}; give the --out folder of a charjax train")
+        raise UserError(f"{path} {what}; give the --out folder of a training run")
     if is_unfinished_start(path):
         raise UserError(
             f"{path} was stopped before its first checkpoint was complete; "

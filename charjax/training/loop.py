@@ -231,7 +231,7 @@ class TrainLoop:
         self.folder.check()
         raise Interrupted(
             self.votes.signum,
-            f"interrupted at step {self.progress.step} of {self.plan.total_steps}; saved in {self.folder.path}, "
+            f"interrupted at step {self.progress.step} of {self.plan.total_steps} and saved in {self.folder.path}; "
             "continue with --resume",
         )
 

@@ -301,8 +301,8 @@ def test_bad_texts():
         with pytest.raises(UserError, match=f"ids must be at least 2 characters, not {len(ids)}"):
             dynamic(ids)
     for bad, message in (
-        (IDS[None], r"must be \[N\] integers, not of shape \(1, 203\) and dtype uint8"),
-        (IDS.astype(float), r"must be \[N\] integers, not of shape \(203,\) and dtype float64"),
+        (IDS[None], r"must be \[N\] integers, but has shape \(1, 203\) and dtype uint8"),
+        (IDS.astype(float), r"must be \[N\] integers, but has shape \(203,\) and dtype float64"),
         (np.array([0, V]), r"must be in \[0, 11\), not in \[0, 11\]"),
         (np.array([-1, 0]), r"must be in \[0, 11\), not in \[-1, 0\]"),
     ):

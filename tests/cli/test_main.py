@@ -61,5 +61,5 @@ def test_a_platform_that_is_not_there_is_named(trained):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == (
-        "charjax: error: JAX_PLATFORMS=cuda: JAX finds no such devices here; unset it to use the best that there are"
+        "charjax: error: JAX_PLATFORMS=cuda: JAX finds no such devices here; unset it to use the best available"
     )

@@ -236,7 +236,7 @@ def test_without_colors_the_text_has_marks(run, text, capsys, monkeypatch):
     colored, _, rest = out.partition("\n\nmodel ")
     assert rest
     legend, empty, line, marks = colored.splitlines()
-    assert legend == "surprise in bits under each character: ▁ is 0, █ is 10, of ▁▂▃▄▅▆▇█"
+    assert legend == "surprise in bits under each character, on the scale ▁▂▃▄▅▆▇█: ▁ is 0, █ is 10"
     assert (empty, line) == ("", TEXT[:20])
     assert re.fullmatch(" [▁▂▃▄▅▆▇█]{19}", marks)
     assert "\x1b" not in out

@@ -90,7 +90,7 @@ def test_what_cannot_be_resumed(trained, text, tmp_path, capsys, train_fails):
     (tmp_path / "folder").mkdir()
     assert "is not a run folder" in fails(capsys, "train", text, "--out", tmp_path / "folder", "--resume")
     message = fails(capsys, "train", trained.text, "--out", trained.run, "--resume", "--hidden-dim", "9")
-    assert "was trained with --hidden-dim 8, not 9; leave --hidden-dim out" in message
+    assert "was trained with --hidden-dim 8, not 9; omit --hidden-dim" in message
     text.write_text("é" + TEXT)
     message = fails(capsys, "train", text, "--out", trained.run, "--resume")
     assert "was trained on another text (coffee.txt, 3,360 characters)" in message

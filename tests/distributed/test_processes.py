@@ -76,7 +76,7 @@ def test_different_settings_are_rejected(name):
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [("A text of 99 bytes", "has 18 bytes here but 17 in process 0"), ("a text of a kind.", "has other text")],
+    [("A text of 99 bytes", "has 18 bytes here but 17 in process 0"), ("a text of a kind.", "has different text here")],
 )
 def test_a_different_text_is_rejected(tmp_path, monkeypatch, other, message):
     path, sent = tmp_path / "text.txt", []

@@ -95,8 +95,8 @@ def without(name):
         ({**PARAMS, "layer_2": PARAMS["layer_1"]}, "params has layer_2.cell..*, which this model does not need"),
         (None, "params has no "),
         ([1.0], "params has no "),
-        (changed("layer_0.cell.w_ih", lambda w: w[:-1]), r"layer_0.cell.w_ih of shape \(127, 40\), .* \(128, 40\)"),
-        (changed("layer_1.cell.w_hh", lambda w: w.T), r"layer_1.cell.w_hh of shape \(40, 10\), .* \(10, 40\)"),
+        (changed("layer_0.cell.w_ih", lambda w: w[:-1]), r"layer_0.cell.w_ih of shape \(127, 40\); .* \(128, 40\)"),
+        (changed("layer_1.cell.w_hh", lambda w: w.T), r"layer_1.cell.w_hh of shape \(40, 10\); .* \(10, 40\)"),
         (changed("head.bias", lambda b: b.astype(jnp.int32)), "head.bias of dtype int32, which is not floating"),
         (
             changed("head.bias", lambda b: b.at[3].set(jnp.nan)),

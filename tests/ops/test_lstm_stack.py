@@ -100,7 +100,7 @@ def test_shapes_that_do_not_fit_are_named():
     for implementation in ("wavefront", "scan"):
         with pytest.raises(ValueError, match=r"\(3, 6\), not \(2, 6\)"):
             lstm_stack(weights, x, short, implementation=implementation)
-        with pytest.raises(ValueError, match="carry must be 2 LSTMCarry, one per layer, as from init_carry, not 1"):
+        with pytest.raises(ValueError, match=r"carry must be 2 LSTMCarry, one per layer \(see init_carry\), not 1"):
             lstm_stack(weights, x, carry[:1], implementation=implementation)
 
 

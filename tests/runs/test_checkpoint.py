@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, run, caplog):
 def test_where_every_checkpoint_is_damaged_the_first_is_named(run):
     for step in (1, 2):
         shutil.rmtree(run / "checkpoints" / str(step) / "params")
-    with pytest.raises(UserError, match=r"checkpoint 2 of .* cannot be read .* nor can any other; train again"):
+    with pytest.raises(UserError, match=r"checkpoint 2 of .* cannot be read .*, and neither can any other checkpoint"):
         read_header(run)
 
 

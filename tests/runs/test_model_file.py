@@ -175,7 +175,7 @@ def test_a_run_writes_the_best_model_so_far(trained):
 
 def test_resuming_writes_a_model_that_is_missing(trained, run):
     (run / MODEL).unlink()
-    refused(run, "has no model.safetensors; .* --resume and the same --out writes it")
+    refused(run, "has no model.safetensors; .* to write it, run charjax train with --resume and the same --out")
     resume(run)
     assert (run / MODEL).read_bytes() == (trained / MODEL).read_bytes()
 
@@ -184,7 +184,7 @@ def test_resuming_writes_a_damaged_model_again(trained, run):
     content = bytearray((run / MODEL).read_bytes())
     content[-1] ^= 4
     (run / MODEL).write_bytes(content)
-    refused(run, "model.safetensors is damaged; .* --resume and the same --out writes it again")
+    refused(run, "model.safetensors is damaged; to write it again, run charjax train with --resume and the same --out")
     resume(run)
     assert (run / MODEL).read_bytes() == (trained / MODEL).read_bytes()
 

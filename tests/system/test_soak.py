@@ -159,4 +159,4 @@ def test_fifty_kills(tmp_path, monkeypatch, capsys):
         print(f"{KILLS} kills in {(time.monotonic() - began_at) / 60:.1f} minutes, seed {seed}")
         print(*(f"  {count} hit {what}" for what, count in phases.most_common()), sep="\n")
         print(f"  steps lost: {min(lost)} to {max(lost)}, median {statistics.median(lost):g}")
-        print(f"  bit for bit the uninterrupted run, after {read_header(out).progress.step} steps")
+        print(f"  bit for bit equal to the uninterrupted run, after {read_header(out).progress.step} steps")

@@ -27,7 +27,7 @@ def run(command: EvalCommand) -> None:
         ids, text = _validation_text(command.run, info)
     else:
         ids, _, sha256 = read_ids(command.text, info.vocab)
-        trained_on = " (the run was trained on most of it: leave TEXT out to measure only its validation part)"
+        trained_on = " (the run was trained on most of it: omit TEXT to measure only its validation part)"
         text = f"{command.text}{trained_on if sha256 == info.corpus.sha256 else ''}"
     loss = evaluate(model, params, ids)
     write_facts(

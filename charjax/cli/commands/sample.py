@@ -53,16 +53,16 @@ def _check(command: SampleCommand) -> None:
     if command.context and command.context_file is not None:
         raise UserError("--context and --context-file cannot be combined; give only one")
     if command.beam_width is None and command.length_penalty:
-        raise UserError("--length-penalty needs --beam-width; give it, or leave --length-penalty out")
+        raise UserError("--length-penalty needs --beam-width; give it, or omit --length-penalty")
     for given, flag in ((several, "--num-samples"), (command.beam_width is not None, "--beam-width")):
         if given and command.interactive:
-            raise UserError(f"--interactive continues a single text; leave {flag} out")
+            raise UserError(f"--interactive continues a single text; omit {flag}")
         if given and endless:
             raise UserError(f"--length 0 continues a single text forever; give a --length with {flag}")
     if several and command.context_file is not None:
-        raise UserError("--context-file continues a single text; leave --num-samples out, or use --context")
+        raise UserError("--context-file continues a single text; omit --num-samples, or use --context")
     if command.beam_width is not None and command.context_file is not None:
-        raise UserError("--context-file is for sampling; leave --beam-width out, or use --context")
+        raise UserError("--context-file is for sampling; omit --beam-width, or use --context")
     if command.interactive and endless and command.stop is None:
         raise UserError("--interactive needs a --length or a --stop to end a turn")
     if command.beam_width is not None:
@@ -77,7 +77,7 @@ def _check_search(beam_width: int, sampling: SampleConfig) -> None:
         )
     for name in ("temperature", "top_k", "top_p", "min_p", "weights"):
         if getattr(sampling, name) != getattr(SampleConfig, name):
-            raise UserError(f"--{name.replace('_', '-')} is for sampling; leave it or --beam-width out")
+            raise UserError(f"--{name.replace('_', '-')} is for sampling; omit it or --beam-width")
 
 
 def _stream(command: SampleCommand, session: Session, vocab: Vocab) -> None:

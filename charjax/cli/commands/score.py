@@ -93,7 +93,7 @@ def _check(command: ScoreCommand, text: TextPieces) -> np.ndarray | None:
         UserError: the text has only one character, or an option does not suit it.
     """
     if text.size < 2:
-        raise UserError(f"{command.text} has 1 character, which leaves nothing to predict; give a text of at least 2")
+        raise UserError(f"{command.text} has 1 character, which leaves nothing to predict; it needs at least 2")
     if command.start_line > 1:
         lines = _count_lines(text)
         if command.start_line > lines:

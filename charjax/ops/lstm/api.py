@@ -131,7 +131,7 @@ def lstm_stack(
     """
     if not isinstance(carry, tuple | list) or len(carry) != len(weights):
         found = f"{len(carry)}" if isinstance(carry, tuple | list) else type(carry).__name__
-        raise ValueError(f"carry must be {len(weights)} LSTMCarry, one per layer, as from init_carry, not {found}")
+        raise ValueError(f"carry must be {len(weights)} LSTMCarry, one per layer (see init_carry), not {found}")
     weights = [_in_float32(layer) for layer in weights]
     carry = [_in_float32(_checked_carry(before)) for before in carry]
     names = {
@@ -188,7 +188,7 @@ def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str |
 
 def _checked_carry(carry: LSTMCarry) -> LSTMCarry:
     if not isinstance(carry, LSTMCarry):
-        raise ValueError(f"the carry of a layer must be an LSTMCarry, as from init_carry, not {type(carry).__name__}")
+        raise ValueError(f"the carry of a layer must be an LSTMCarry (see init_carry), not {type(carry).__name__}")
     return carry
 
 
