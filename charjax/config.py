@@ -55,7 +55,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
     """Checks a value against an annotation: a Literal, a type with Bounds, or one of these or None; others pass.
 
     Raises:
-        UserError: the value has another type or is out of bounds.
+        UserError: the value has the wrong type or is out of bounds.
     """
     parts = get_args(kind)
     if type(None) in parts:

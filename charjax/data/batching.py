@@ -166,7 +166,7 @@ def windows_held(streams: Streams, seq_len: int) -> int:
     """Returns C, the number of windows in the whole split, or in a chunk of it.
 
     Raises:
-        ValueError: the streams were made for another seq_len.
+        ValueError: the streams were made for a different seq_len.
     """
     windows, remainder = divmod(streams.ids.shape[1] - 1, seq_len)
     if remainder or not windows:

@@ -83,7 +83,7 @@ class Corpus:
                 default is a quarter of the available memory.
 
         Raises:
-            UserError: the path is not a file; it is compressed, a document or in UTF-16; the text is too short to
+            UserError: the path is not a file; the file is compressed, a document or in UTF-16; the text is too short to
                 split; or the vocabulary lacks characters of it.
             OSError: the file cannot be read.
         """

@@ -142,7 +142,7 @@ def survey_text(open_text: OpenText, name: str, vocab: str | Vocab, *, index: bo
         index: whether to find the byte offsets of characters, too.
 
     Raises:
-        UserError: the text is empty, not UTF-8 where it has to be, or has characters that `vocab` lacks.
+        UserError: the text is empty, is not UTF-8 although `vocab` needs it, or has characters that `vocab` lacks.
     """
     survey = _survey(open_text, index=index)
     if not survey.size:

@@ -92,7 +92,7 @@ def make_decoder(model: CharLSTM, weights: str = "auto") -> Decoder:
         weights: format of the weights: "float32", "bfloat16", "int8", or "auto" for the model's.
 
     Raises:
-        NotImplementedError: int8 without the native kernel.
+        NotImplementedError: the weights are int8, but there is no native kernel.
     """
     dtype = model.dtype if weights == "auto" else weights
     native = target_platform() == "cpu" and model.implementation in (None, "native")

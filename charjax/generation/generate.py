@@ -63,7 +63,7 @@ def generate(
     Raises:
         UserError: a setting is out of range; params are not the model's; ids are not in [0, V); or context_lengths,
             temperatures or keys do not match the rows.
-        NotImplementedError: int8 without the native kernel.
+        NotImplementedError: the weights are int8, but there is no native kernel.
 
     Examples:
         >>> import jax
@@ -162,7 +162,7 @@ def generate_text(
     Raises:
         UserError: a context has characters that the vocabulary lacks, a number is out of range, lists differ in length,
             or there is too little memory.
-        NotImplementedError: int8 without the native kernel.
+        NotImplementedError: the weights are int8, but there is no native kernel.
 
     Examples:
         >>> import jax

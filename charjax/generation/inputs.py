@@ -54,7 +54,7 @@ def checked_ids(ids: jax.typing.ArrayLike, vocab_size: int, shape: str, name: st
         name: what the caller calls them.
 
     Raises:
-        UserError: another number of dimensions, not integers, or not in [0, V).
+        UserError: the ids have another number of dimensions, are not integers, or are not in [0, V).
     """
     try:
         array = ids if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
@@ -74,7 +74,7 @@ def checked_key(key: Array) -> Array:
     """Returns typed PRNG keys, [] or [B], of typed or raw ones; raw keys are uint32 as from `jax.random.PRNGKey`.
 
     Raises:
-        UserError: something else.
+        UserError: the key is neither.
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key

@@ -39,7 +39,7 @@ class Session:
 
         Raises:
             UserError: stop is empty or has characters that the vocabulary lacks, or params are not the model's.
-            NotImplementedError: int8 weights without the native kernel.
+            NotImplementedError: the weights are int8, but there is no native kernel.
         """
         self._decoder, self._vocab = make_decoder(model, config.weights), vocab
         self._weights = self._decoder.pack(on_one_device(checked_params(model, params)))
@@ -50,7 +50,7 @@ class Session:
         self._state, self._piece = self._decoder.init(1), BLOCK
 
     def read(self, ids: np.ndarray) -> None:
-        """Appends given characters, ids [P]; a UserError if they are not in [0, V)."""
+        """Appends given characters, ids [P]; raises UserError if they are not in [0, V)."""
         ids = checked_ids(ids, self._decoder.model.vocab_size, "[P]")
         self._state = self._decoder.prefill(self._weights, self._state, ids[None])
 

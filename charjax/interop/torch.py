@@ -47,7 +47,7 @@ def to_torch(params: Params) -> dict[str, Float32]:
         order; C-contiguous, writable float32 copies.
 
     Raises:
-        UserError: not the parameters of a CharLSTM; the message names the part.
+        UserError: the parameters are not those of a CharLSTM; the message names the part.
 
     Examples:
         >>> import jax
@@ -90,8 +90,8 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
         `bias` is the sum of torch's two.
 
     Raises:
-        UserError: a missing or unknown name, an LSTM that is bidirectional or has projections, a wrong shape or a
-            dtype that is not float; the message names the key.
+        UserError: a name is missing or unknown, the LSTM is bidirectional or has projections, a shape is wrong, or a
+            dtype is not float; the message names the key.
 
     Examples:
         >>> import numpy as np

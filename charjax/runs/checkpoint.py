@@ -31,7 +31,7 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
         The state on its devices, the run's configuration, and its progress.
 
     Raises:
-        UserError: not a run folder, a state of other shapes or dtypes, or all checkpoints are damaged.
+        UserError: the folder is not a run's, the state's shapes or dtypes differ, or all checkpoints are damaged.
 
     Examples:
         >>> import tempfile

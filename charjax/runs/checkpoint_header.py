@@ -41,7 +41,7 @@ def read_header(run_dir: str | Path, *, quiet: bool = False, up_to: int | None =
         up_to: a step; later checkpoints are ignored if there is one at or before it.
 
     Raises:
-        UserError: not a run folder, or all checkpoints are damaged.
+        UserError: the folder is not a run's, or all checkpoints are damaged.
     """
     steps = _steps(Path(run_dir))
     wanted = [step for step in steps if up_to is None or step <= up_to] or steps

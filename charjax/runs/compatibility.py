@@ -57,7 +57,7 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
     """Checks that a run can be resumed with a configuration.
 
     Raises:
-        UserError: the run has another text, architecture, vocabulary, split, batch_size, seq_len or seed.
+        UserError: the run has a different text, architecture, vocabulary, split, batch_size, seq_len or seed.
     """
     check_same_text(earlier, now.corpus.sha256, now.corpus.name, run_dir)
     old, new = _fixed(earlier), _fixed(now)

@@ -65,8 +65,8 @@ class RunFolder:
         """Checks the folder; nothing is written before `begin` or `go_back_to`.
 
         Raises:
-            UserError: without `resume`, a folder that is not empty, unless a run was killed in it before its first
-                checkpoint; with `resume`, a folder without a run, or with one of another configuration.
+            UserError: without `resume`, the folder is not empty, unless a run was killed in it before its first
+                checkpoint; with `resume`, it has no run, or one with a different configuration.
         """
         # Path.resolve() raises on a link to itself.
         self.path = Path(os.path.realpath(path))

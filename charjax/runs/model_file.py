@@ -38,7 +38,7 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
         The model, its parameters on the default device, and its vocabulary.
 
     Raises:
-        UserError: not a model, one that does not fit in memory, or a damaged one.
+        UserError: the folder is not a model, or the model is damaged or does not fit in memory.
 
     Examples:
         >>> import tempfile
@@ -74,7 +74,7 @@ def read_info(folder: str | Path) -> RunInfo:
     """Reads config.json and vocab.json.
 
     Raises:
-        UserError: not a model's folder, or a file that is missing or not valid.
+        UserError: the folder is not a model, or a file is missing or not valid.
     """
     folder = Path(folder)
     check_run_folder(folder)
@@ -104,7 +104,7 @@ def read_run(folder: str | Path) -> tuple[RunInfo, Progress]:
     """Reads the configuration and progress of a run from its latest checkpoint, or of a model from its files.
 
     Raises:
-        UserError: neither a run folder nor a model, or all checkpoints are damaged.
+        UserError: the folder is neither a run's nor a model, or all checkpoints are damaged.
     """
     folder = Path(folder)
     check_run_folder(folder)

@@ -59,7 +59,7 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict
         The arrays, float32, by name, and the metadata.
 
     Raises:
-        UserError: the file is not a safetensors file, has other arrays, or is damaged.
+        UserError: the file is not a safetensors file, its arrays are not float32 of these shapes, or it is damaged.
         OSError: the file cannot be read.
     """
     size = 4 * sum(map(math.prod, shapes.values()))

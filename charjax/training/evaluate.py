@@ -163,7 +163,7 @@ def evaluate(
         Nats per character; its exponential is the perplexity, and divided by ln 2 it is bits per character.
 
     Raises:
-        UserError: fewer than two characters.
+        UserError: the text has fewer than two characters.
 
     Examples:
         >>> import jax, numpy as np

@@ -59,7 +59,7 @@ def fit(
         The state after the last step. The run folder also keeps the best one.
 
     Raises:
-        TypeError: there is no option of a name in `overrides`; the message names the nearest.
+        TypeError: `overrides` has a name that is not an option; the message suggests the nearest one.
         UserError: the text is too short, the batch cannot be split over the devices, there is not enough memory, the
             run folder is in use or does not match, or the loss stays non-finite even after rolling back with lower
             learning rates (without `out`, at once).

@@ -102,7 +102,7 @@ def make_train_step(
         and steps built again with equal arguments share the compiled program.
 
     Raises:
-        ValueError: on a call, the streams were made for another seq_len.
+        ValueError: on a call, the streams were made for a different seq_len.
 
     Examples:
         >>> import jax, numpy as np

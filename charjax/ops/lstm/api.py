@@ -83,8 +83,8 @@ def lstm(
 
     Raises:
         ValueError: shapes do not fit together, or the carry is not an `LSTMCarry`.
-        NotImplementedError: an unknown implementation or dtype, or one that does not support the platform compiled
-            for, this machine or this size.
+        NotImplementedError: the implementation or dtype is unknown, or does not support the target platform, this
+            machine or this size.
 
     Examples:
         >>> import jax.numpy as jnp

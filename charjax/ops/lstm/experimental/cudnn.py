@@ -28,7 +28,8 @@ def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtyp
     (or "high", which cuDNN treats the same).
 
     Raises:
-        NotImplementedError: another dtype, not a GPU, no inputs, or a jaxlib without cuDNN.
+        NotImplementedError: the dtype is not float32, the platform is not a GPU, there are no inputs, or jaxlib has no
+            cuDNN.
     """
     platform = target_platform()
     if platform != "gpu":

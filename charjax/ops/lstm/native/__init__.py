@@ -76,7 +76,7 @@ def lstm_native(
     """Implements `charjax.ops.lstm` in C++, for CPUs.
 
     Raises:
-        NotImplementedError: not a CPU, a CPU that does not support the dtype, or the kernel is not compiled.
+        NotImplementedError: the platform is not a CPU, the CPU lacks the dtype, or the kernel is not compiled.
     """
     if (platform := target_platform()) != "cpu":
         raise NotImplementedError(f"LSTM implementation 'native' supports only CPUs, not the platform {platform!r}")

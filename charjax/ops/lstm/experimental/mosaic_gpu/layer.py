@@ -43,7 +43,7 @@ def lstm_mosaic_gpu(
         interpret: Pallas's parameters for interpreting the kernels on any platform, or None to compile them.
 
     Raises:
-        NotImplementedError: another dtype, more hidden units, or not a Hopper GPU.
+        NotImplementedError: the dtype is not bfloat16, there are too many hidden units, or it is not a Hopper GPU.
     """
     if interpret is None and not target_is_hopper():
         raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' supports only Hopper GPUs, not {target_kind()!r}")

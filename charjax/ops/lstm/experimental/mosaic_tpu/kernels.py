@@ -32,7 +32,7 @@ def lstm_mosaic_tpu(
     On a TPU, float32 operands of matmuls are rounded according to `jax.default_matmul_precision`, as always in JAX.
 
     Raises:
-        NotImplementedError: not a TPU, or w_hh does not fit in VMEM.
+        NotImplementedError: the platform is not a TPU, or w_hh does not fit in VMEM.
     """
     platform = target_platform()
     if platform != "tpu" and not interpret:
