@@ -68,7 +68,7 @@ def activations(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike) -> n
 def unit_activations(
     model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, units: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Returns the cell states tanh(c) of the given units (layer, unit), storing only those: -> [B, N, U] float32.
+    """Returns the cell states tanh(c) of the given units (layer, unit), [B, N, U] float32, storing only those.
 
     Raises:
         UserError: the model lacks one of the units, or ids are not [B, N] integers in [0, V).
@@ -89,7 +89,7 @@ def unit_activations(
 def excerpt_activations(
     model: CharLSTM, params: Params, vocab: Vocab, text: np.ndarray, part: slice, units: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Returns the cell states of units (layer, unit) after each character of a part of a text: -> [n, U] float32.
+    """Returns the cell states of units (layer, unit) after each character of a part of a text, [n, U] float32.
 
     Warms the state up on at most 1,024 characters before the part, instead of reading all of them.
 
@@ -152,7 +152,7 @@ def _warm_up_from(text: np.ndarray, begin: int, newline: int) -> int:
 def _collect(
     model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, units: Array | None, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Reads texts chunk by chunk: -> [B, N, *shape]."""
+    """Reads texts chunk by chunk and returns [B, N, *shape]."""
     ids_BN = checked_ids(ids, model.vocab_size, "[B, N]")
     batch, length = ids_BN.shape
     found = np.empty((batch, length, *shape), np.float32)
@@ -171,7 +171,7 @@ def _collect(
 def _read_chunk(
     decoder: XlaDecoder, weights: XlaWeights, state: StepState, ids: Array, units: Array | None
 ) -> tuple[StepState, Array]:
-    """Reads ids [B, T]: -> (state, tanh(c) after each character, [B, T, L, H], or [B, T, U] of units [U, 2])."""
+    """Reads ids [B, T] -> (state, tanh(c) after each character: [B, T, L, H], or [B, T, U] for units [U, 2])."""
 
     def read(state: StepState, ids_B: Array) -> tuple[StepState, Array]:
         state = decoder.step(weights, state, ids_B)

@@ -220,7 +220,7 @@ def _start(model: CharLSTM, params: Params, train_ids: Ids | None, seq_len: int,
 
 
 def _stretches(ids: Ids) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the parts of a text to measure on, each a document: (ids [n], which of them begin a document [n])."""
+    """Yields the parts of a text to measure on, each a document: (ids [n], begins [n])."""
     length = MEASURED // STRETCHES
     parts = (
         [ids[:]]
@@ -256,7 +256,7 @@ def _score(
     separator: np.ndarray | None,
     top: int,
 ) -> Iterator[tuple[Adaptation, DynamicPiece]]:
-    """Scores a text: yields (the state, which the next step donates; characters with their scores)."""
+    """Scores a text, yielding (state, scored characters); the next step donates the state."""
     rates = Rates(np.float32(config.learning_rate), np.float32(config.decay))
     waiting: list[ScoredPiece] = []
 

@@ -61,7 +61,7 @@ class FeatureReader:
         self._open: list[str] = []
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """Reads the next ids [N]: -> [F, N] float32, in the order of `FEATURES`."""
+        """Reads the next ids [N] -> [F, N] float32, in the order of `FEATURES`."""
         characters = self._characters
         rows = np.array([self._follow(characters[number]) for number in ids.tolist()], np.float32)
         most = np.array([feature.most for feature in FEATURES], np.float32)

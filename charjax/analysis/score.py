@@ -233,7 +233,7 @@ def _score_chunks(
 def _score_chunk(
     decoder: Decoder, weights: Weights, state: State, ids: Array, begins: Array, *, top: int
 ) -> tuple[State, Scores]:
-    """Scores ids [B, T] int32, read from an empty state where begins [B, T] is true: -> (state after them, scores)."""
+    """Scores ids [B, T] int32, read from an empty state where begins [B, T] is true -> (state after them, scores)."""
     scores, state = decoder.logits(weights, state, ids, begins, functools.partial(judge, top=top))
     return state, scores
 

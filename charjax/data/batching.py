@@ -67,7 +67,7 @@ class SequenceLayout:
         return cls(begins, bounds[:-1], bounds[1:], seq_len, windows)
 
     def read(self, ids: Ids, rows: slice, begin: int, windows: int) -> np.ndarray:
-        """Reads windows [begin, begin + windows) of some rows: [b, windows * T + 1], zero after a sequence's end."""
+        """Reads windows [begin, begin + windows) of some rows -> [b, windows * T + 1], zero after a sequence's end."""
         begins, ends = self.begins[rows] + begin * self.seq_len, self.ends[rows]
         chunk = np.zeros((len(begins), windows * self.seq_len + 1), ids.dtype)
         for row, start, last in zip(chunk, begins.tolist(), ends.tolist(), strict=True):

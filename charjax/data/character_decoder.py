@@ -19,7 +19,7 @@ class CharacterDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape") if vocab.kind == "bytes" else None
 
     def decode(self, ids: np.ndarray, *, final: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes the next ids [n]: -> (code points [m] uint32, number of ids in each [m] int64).
+        """Decodes the next ids [n] -> (code points [m] uint32, number of ids in each [m] int64).
 
         An incomplete character waits for the next call, unless this one is final.
         """
@@ -31,7 +31,7 @@ class CharacterDecoder:
 
 
 def utf8_sizes(points: np.ndarray) -> np.ndarray:
-    """Returns the UTF-8 length in bytes of code points [n]: [n] int64; a surrogate is one stray byte."""
+    """Returns the UTF-8 lengths in bytes [n] int64 of code points [n]; a surrogate is one stray byte."""
     sizes = np.searchsorted([0x80, 0x800, 0x10000], points, side="right") + 1
     return np.where((points >= 0xD800) & (points < 0xE000), 1, sizes)
 

@@ -133,7 +133,7 @@ class Corpus:
 def read_ids(
     path: str | Path, vocab: str | Vocab = "auto", *, memory_mb: int | None = None
 ) -> tuple[np.ndarray | FileIds, Vocab, str]:
-    """Reads a text file as `Corpus.from_file` does: -> (ids [N], vocabulary, hex SHA-256 of the file)."""
+    """Reads a text file as `Corpus.from_file` does -> (ids [N], vocabulary, hex SHA-256 of the file)."""
     path = Path(path)
     if are_several():
         return _open_together(path, vocab)
@@ -176,7 +176,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
-    """Surveys a text that stays in its file: -> (the file, hex SHA-256)."""
+    """Surveys a text that stays in its file -> (the file, hex SHA-256)."""
     check_is_text(path, vocab)
     before = path.stat()
     survey, chosen = survey_text(lambda: path.open("rb"), str(path), vocab, index=True)
@@ -239,7 +239,7 @@ class TextPieces:
             raise changed
 
     def read_all(self) -> np.ndarray:
-        """Reads the whole text into memory: ids [size]."""
+        """Reads the whole text into memory and returns ids [size]."""
         ids, position = np.empty(self.size, self.vocab.dtype), 0
         for piece in self:
             ids[position : position + len(piece)] = piece

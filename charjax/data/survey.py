@@ -200,7 +200,7 @@ def _survey(open_text: OpenText, *, index: bool) -> Survey:
 
 
 def _add_to_index(found: Survey, points: np.ndarray, offset: int) -> int:
-    """Adds the next characters, the first of them at a byte offset, to the index: -> the bytes that they take."""
+    """Adds the next characters, the first of them at a byte offset, to the index; returns the bytes that they take."""
     ends = np.cumsum(1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF))
     for position in range(-found.characters % INDEX_STRIDE, len(points), INDEX_STRIDE):
         found.index.append(offset + (int(ends[position - 1]) if position else 0))
@@ -208,7 +208,7 @@ def _add_to_index(found: Survey, points: np.ndarray, offset: int) -> int:
 
 
 def code_points(open_text: OpenText) -> Iterator[np.ndarray]:
-    """Decodes a text chunk by chunk: yields code points [n], without a byte order mark at the beginning.
+    """Decodes a text chunk by chunk, yielding code points [n] without a byte order mark at the beginning.
 
     Raises:
         NotUTF8Error: the text is not UTF-8.

@@ -63,7 +63,7 @@ class TextFile:
         return cls(**{**values, "path": path, "vocab": vocab, "modified": found.st_mtime_ns})
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Reads characters [start, stop), 0 <= start <= stop <= characters: ids [stop - start].
+        """Reads characters [start, stop), 0 <= start <= stop <= characters -> ids [stop - start].
 
         Raises:
             UserError: the file has changed since it was surveyed.

@@ -96,7 +96,7 @@ class Vocab:
         return ids
 
     def codes(self) -> np.ndarray:
-        """Returns the code point, or byte, of every id: [size] uint32, increasing."""
+        """Returns the code point, or byte, of every id, [size] uint32, increasing."""
         if self.kind != "chars":
             return np.arange(self.size, dtype=np.uint32)
         return np.frombuffer(self.characters.encode("utf-32-le", errors="surrogatepass"), np.uint32)

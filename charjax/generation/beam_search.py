@@ -233,7 +233,7 @@ def _capacity(length: int) -> int:
 def _search(
     decoder: XlaDecoder, params: Params, context: Array, goal: Goal, *, width: int, capacity: int, ends: bool
 ) -> tuple[Array, Array]:
-    """Runs the search: -> (ids [W, capacity] int32, log_probs [W]); `ends` False omits the handling of end ids."""
+    """Runs the search -> (ids [W, capacity] int32, log_probs [W]); `ends` False omits the handling of end ids."""
     weights = decoder.pack(params)
     search = _start(decoder, weights, context, width, capacity)
 
@@ -322,7 +322,7 @@ def _is_decided(search: Search, goal: Goal) -> Array:
 
 
 def _trace_back(backpointers: Array, texts: Texts, end: Array, vocab_size: int) -> Array:
-    """Follows the backpointers from the last character to the first: -> [W, C] int32."""
+    """Follows the backpointers from the last character to the first -> ids [W, C] int32."""
 
     def back(beams: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
         position, backpointers_W = row

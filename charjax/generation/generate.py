@@ -113,7 +113,7 @@ def _generate(
     capacity: int,
     filtered: bool,
 ) -> Array:
-    """Packs the weights, reads the contexts and samples: -> ids [B, capacity], of which `length` count."""
+    """Packs the weights, reads the contexts and samples -> ids [B, capacity], of which `length` count."""
     weights = decoder.pack(params)
     state = decoder.prefill(weights, decoder.init(len(keys)), context, context_lengths)
     sampling = Sampling(as_threefry(keys), jnp.zeros((), jnp.int32), settings)
@@ -230,7 +230,7 @@ def keys_of_seeds(seed: int | Sequence[int], count: int) -> Array:
 
 
 def _settings(batch: int, temperature: float | Sequence[float], **others: object) -> tuple[SampleConfig, Settings]:
-    """Checks the settings, including the temperature of each row: -> (config, settings as arrays)."""
+    """Checks the settings, including the temperature of each row -> (config, settings as arrays)."""
     temperatures = np.asarray(temperature)
     if temperatures.ndim and temperatures.shape != (batch,):
         raise UserError(f"temperature must be one number or {batch} numbers, one per text, not {len(temperatures)}")

@@ -18,7 +18,7 @@ _SHAPES_KEPT = 16
 
 
 def checked_params(model: CharLSTM, params: Params) -> Params:
-    """Compares the parameters with what the model needs: -> the parameters in float32.
+    """Compares the parameters with what the model needs, and returns them in float32.
 
     Arrays that are being traced, in a caller's `jit` or `vmap`, have no values yet: only their shapes are checked.
 
@@ -45,7 +45,7 @@ def checked_params(model: CharLSTM, params: Params) -> Params:
 
 
 def checked_ids(ids: jax.typing.ArrayLike, vocab_size: int, shape: str, name: str = "ids") -> Any:
-    """Checks ids: -> a NumPy array, int32; an array that is being traced is returned as it is.
+    """Checks ids and returns them as NumPy int32; an array that is being traced is returned unchanged.
 
     Args:
         ids: the ids.

@@ -104,7 +104,7 @@ class NativeDecoder:
     def _read(
         self, weights: PackedWeights, state: NativeState, given: Array, *, with_logits: bool = False
     ) -> tuple[Array, NativeState]:
-        """Takes steps without sampling: -> (logits if they are wanted, state)."""
+        """Takes steps without sampling -> (logits if requested, state)."""
         batch = len(given)
         keys = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), batch)
         sampling = Sampling(keys, jnp.zeros((), jnp.int32), make_settings(SampleConfig(), batch))

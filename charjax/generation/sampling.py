@@ -62,7 +62,7 @@ def is_filtered(config: SampleConfig) -> bool:
 
 
 def sample(noise: Array, logits: Array, settings: Settings, filtered: bool) -> Array:
-    """Samples one character from logits [V]: temperature first, then top-k, top-p and min-p; -> [] int32.
+    """Samples one character, [] int32, from logits [V]: temperature first, then top-k, top-p and min-p.
 
     The argmax of logits / temperature + Gumbel noise is a sample from their softmax (Gumbel 1954). So is the argmax of
     logits + temperature * noise, which cannot overflow at a small temperature and is the most likely character at 0.

@@ -122,7 +122,7 @@ class XlaDecoder:
         length: Array,
         capacity: int,
     ) -> tuple[StepState, Array]:
-        """Samples blocks until there are `length` characters: -> (state, ids [B, capacity]).
+        """Samples blocks until there are `length` characters -> (state, ids [B, capacity]).
 
         `sample_block` takes a state and noise [BLOCK, B, V], and returns the next state and ids [BLOCK, B].
         """

@@ -87,7 +87,7 @@ def run(command: ScoreCommand) -> None:
 
 
 def _check(command: ScoreCommand, text: TextPieces) -> np.ndarray | None:
-    """Checks that the options suit the text: -> the ids of the separator, or None.
+    """Checks that the options suit the text, and returns the ids of the separator, or None.
 
     Raises:
         UserError: the text has only one character, or an option does not suit it.

@@ -24,7 +24,7 @@ def input_product(x: Array, w_ih: Array, dtype: jnp.dtype) -> Array:
 
 
 def rows_of(x: Array) -> Array:
-    """[T, B, D] -> [T * B, D]."""
+    """Reshapes [T, B, D] -> [T * B, D]."""
     return x.reshape(x.shape[0] * x.shape[1], x.shape[2])
 
 

@@ -72,7 +72,7 @@ def logits(weights: StepWeights, state: StepState) -> Array:
 
 
 def step(weights: StepWeights, state: StepState, ids: Array) -> StepState:
-    """Reads a character of each sequence: ids [B] integer."""
+    """Reads a character of each sequence, ids [B] integer."""
     return step_above(weights, state, first_layer(weights, state, ids))
 
 
@@ -126,7 +126,7 @@ def _operand(weights: StepWeights, h: Array) -> Array:
 
 
 def _product(weights: StepWeights, layer: int, operand: Array, summands: int) -> Array:
-    """Multiplies a layer's h [B, H], in the operands' dtype, by its kernel: -> [S, B, 4H + N] float32."""
+    """Multiplies a layer's h [B, H], in the operands' dtype, by its kernel -> [S, B, 4H + N] float32."""
     kernel, rows = weights.kernels[layer], operand.shape[0]
     if summands > 1:
         parts = operand.reshape(rows, summands, -1).transpose(1, 0, 2)

@@ -239,7 +239,7 @@ def _in_blocks(
 
 
 def _products_of(weights: Layers, *, dropped: bool, dtype: str) -> Callable[[Array, Any], tuple[Array, Array]]:
-    """Returns (h [L, B, H], below [L - 1, B, H] or None) -> own [L, B, 4H], above [L - 1, B, 4H], float32."""
+    """Builds (h [L, B, H], below [L - 1, B, H] or None) -> (own [L, B, 4H], above [L - 1, B, 4H]), float32."""
     w_hh = jnp.stack([layer.w_hh for layer in weights]).astype(dtype)
     gates = w_hh.shape[-1]
     if len(weights) == 1:

@@ -143,7 +143,7 @@ def _pad(x: Array, axis: int, size: int) -> Array:
 
 
 def _panels_of_gates(x: Array, panel: int) -> Array:
-    """[K, 4H] -> [P, K, 4 * panel], the four gates of a panel's units side by side."""
+    """Rearranges [K, 4H] -> [P, K, 4 * panel], the four gates of a panel's units side by side."""
     units = x.reshape(x.shape[0], 4, -1)
     padded = -(-units.shape[2] // panel) * panel
     split = _pad(units, 2, padded).reshape(x.shape[0], 4, -1, panel)
@@ -151,19 +151,19 @@ def _panels_of_gates(x: Array, panel: int) -> Array:
 
 
 def _panels(x: Array, width: int) -> Array:
-    """[K, N] -> [P, K, width]."""
+    """Cuts [K, N] into panels -> [P, K, width]."""
     padded = -(-x.shape[1] // width) * width
     return _pad(x, 1, padded).reshape(x.shape[0], -1, width).transpose(1, 0, 2)
 
 
 def _in_groups(x: Array, group: int) -> Array:
-    """[P, K, N] -> [P, K / group, N, group]."""
+    """Groups terms of the sum: [P, K, N] -> [P, K / group, N, group]."""
     panels, rows, width = x.shape
     return x.reshape(panels, rows // group, group, width).swapaxes(2, 3)
 
 
 def _quantize(x: Array) -> tuple[Array, Array]:
-    """[P, K, N] -> int8 from -127 to 127, and the scale [P, N] of their products with states from -127 to 127."""
+    """Rounds [P, K, N] -> int8 in [-127, 127], and the scale [P, N] of its products with states in [-127, 127]."""
     largest = jnp.max(jnp.abs(x), axis=1)
     scale = jnp.where(largest > 0, largest, 1.0) / 127
     return jnp.round(x / scale[:, None]).astype(jnp.int8), scale / 127

@@ -103,41 +103,41 @@ def geometry_for(hidden: int, *, flat: bool) -> Geometry:
 
 
 def steps_to_kernel(steps: Array, parts: int, geometry: Geometry) -> Array:
-    """[T, B, parts * H] -> [T * parts, hidden, columns], padded with zeros."""
+    """Rearranges [T, B, parts * H] -> [T * parts, hidden, columns], padded with zeros."""
     time, batch, width = steps.shape
     split = steps.reshape(time, batch, parts, width // parts).transpose(0, 2, 3, 1)
     return _pad(split.reshape(time * parts, width // parts, batch), geometry)
 
 
 def steps_from_kernel(steps: Array, parts: int, batch: int, hidden: int) -> Array:
-    """[T * parts, hidden, columns] -> [T, B, parts * H]."""
+    """Undoes `steps_to_kernel`: [T * parts, hidden, columns] -> [T, B, parts * H]."""
     cut = steps[:, :hidden, :batch].reshape(-1, parts, hidden, batch)
     return cut.transpose(0, 3, 1, 2).reshape(-1, batch, parts * hidden)
 
 
 def state_to_kernel(state: Array, geometry: Geometry) -> Array:
-    """[B, H] -> [hidden, columns]."""
+    """Rearranges [B, H] -> [hidden, columns], padded with zeros."""
     return _pad(state.T, geometry)
 
 
 def state_from_kernel(state: Array, batch: int, hidden: int) -> Array:
-    """[hidden, columns] -> [B, H]."""
+    """Undoes `state_to_kernel`: [hidden, columns] -> [B, H]."""
     return state[:hidden, :batch].T
 
 
 def weights_forward(w_hh: Array, geometry: Geometry) -> Array:
-    """[H, 4H] -> [4, hidden after, hidden before]."""
+    """Rearranges [H, 4H] -> [4, hidden after, hidden before], padded with zeros."""
     return _padded_weights(w_hh, geometry).transpose(1, 2, 0)
 
 
 def weights_backward(w_hh: Array, geometry: Geometry) -> Array:
-    """[H, 4H] -> [hidden before, 4 * hidden after], with the four gates of UNITS units side by side."""
+    """Rearranges [H, 4H] -> [hidden before, 4 * hidden after], with the four gates of UNITS units side by side."""
     grouped = _padded_weights(w_hh, geometry).reshape(geometry.hidden, 4, -1, UNITS)
     return grouped.transpose(0, 2, 1, 3).reshape(geometry.hidden, 4 * geometry.hidden)
 
 
 def _padded_weights(w_hh: Array, geometry: Geometry) -> Array:
-    """[H, 4H] -> [hidden before, 4, hidden after], padded with zeros."""
+    """Separates the gates: [H, 4H] -> [hidden before, 4, hidden after], padded with zeros."""
     hidden = w_hh.shape[0]
     missing = geometry.hidden - hidden
     return jnp.pad(w_hh.reshape(hidden, 4, hidden), ((0, missing), (0, 0), (0, missing)))

@@ -177,7 +177,7 @@ def cut_carry(carry: tuple[LSTMCarry, ...], hidden: int) -> tuple[LSTMCarry, ...
 
 
 def pad_noise(noise: Array) -> Array:
-    """[T, B, V] -> [T, B, W]."""
+    """Pads [T, B, V] -> [T, B, W]."""
     return _pad(noise, 2)
 
 

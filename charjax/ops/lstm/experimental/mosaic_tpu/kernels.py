@@ -110,7 +110,7 @@ def _launch(
     reverse: bool,
     interpret: bool,
 ) -> list[Array]:
-    """Runs a kernel: inputs [T, B, *], then w; the initial carry -> [T, B, width * H] per width, final c and h; padded.
+    """Runs a kernel: (inputs [T, B, *], w; initial carry) -> ([T, B, width * H] per width; final c and h), padded.
 
     The output blocks of the final carry stay in VMEM over all time steps, so they double as its storage meanwhile.
     """
