@@ -39,7 +39,7 @@ Text = Annotated[str, Bounds("text of at most 100000 characters", 0, 100_000)]
 class Checked:
     """Base of dataclasses that check every field against its type when they are built.
 
-    Numbers may be scalars of NumPy or JAX; they are kept as Python's.
+    Numbers may be scalars of NumPy or JAX; they are converted to Python numbers.
     """
 
     def __post_init__(self) -> None:
@@ -119,8 +119,8 @@ class ModelConfig(Checked):
     Anywhere, but slower: scan or flax."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the matrix products. auto is bfloat16 where this machine multiplies it faster, else float32.
-    Cell state, loss and optimizer are float32 in any case."""
+    """Number format of the matrix products. auto is bfloat16 if it is faster on this machine, otherwise float32.
+    Cell state, loss and optimizer are always float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,12 +187,12 @@ class TrainConfig(Checked):
     """Characters in the sample that is shown at each evaluation; 0 for no sample."""
 
     text_memory_mb: Optional[Count] = None
-    """Memory for the text in megabytes, by default a quarter of what is free.
-    A larger text stays in its file and is read in chunks, with the same result."""
+    """Memory for the text in megabytes; by default a quarter of the free memory.
+    A larger text stays on disk and is read in chunks, with the same result."""
 
     microbatches: Count = 1
-    """Parts in which each batch is computed, one after another, if it does not fit in memory (gradient accumulation).
-    The result does not change."""
+    """Number of parts to split a batch into, computed one after another, if it does not fit in memory
+    (gradient accumulation). The result does not change."""
 
     # Devices count steps in int32.
     steps_per_call: Optional[Annotated[int, Bounds("a whole number of at least 1", 1, 2**31 - 1)]] = None
@@ -235,7 +235,7 @@ class SampleConfig(Checked):
     """Random seed; the same seed gives the same text."""
 
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number format of the weights. int8 needs a CPU, auto is the format of the model."""
+    """Number format of the weights. int8 needs a CPU; auto is the model's format."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

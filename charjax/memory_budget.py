@@ -28,14 +28,14 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> int:
 
 
 def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int, devices: Sequence[jax.Device]) -> None:
-    """Checks that a training run fits in the available memory; passes where that is unknown.
+    """Checks that a training run fits in the available memory; passes if that is unknown.
 
     Args:
         model: the model's shape.
         train: how to train; only batch_size, seq_len and microbatches matter.
         vocab_size: V.
         devices: devices of the run. Each has a copy of the parameters and their moments, and its share of the batch;
-            those of CPU cores are all in the same memory.
+            CPU-core devices share one memory.
 
     Raises:
         UserError: the run does not fit; the message says what to lower.
@@ -67,7 +67,7 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
 
 
 def check_room_to_load(model: ModelConfig, vocab_size: int) -> None:
-    """Checks that a model's parameters fit in the available memory; passes where that is unknown.
+    """Checks that a model's parameters fit in the available memory; passes if that is unknown.
 
     Raises:
         UserError: the parameters do not fit.
@@ -87,7 +87,7 @@ def check_room_to_sample(
     block: int,
     flags: str = "--num-samples or --length",
 ) -> None:
-    """Checks that generating texts fits in the available memory; passes where that is unknown.
+    """Checks that generating texts fits in the available memory; passes if that is unknown.
 
     Args:
         model: the model's shape.

@@ -12,7 +12,7 @@ from charjax.errors import in_short
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Returns -log p(label) at every position, by `optax.softmax_cross_entropy_with_integer_labels`.
+    """Returns -log p(label) at every position, using `optax.softmax_cross_entropy_with_integer_labels`.
 
     Args:
         logits: [..., V] float32, unnormalized log-probabilities.

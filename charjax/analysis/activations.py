@@ -131,8 +131,8 @@ def read_side_by_side(
 def _warm_up_from(text: np.ndarray, begin: int, newline: int) -> int:
     """Returns where to start reading so that the state at `begin` is nearly that of reading everything before it.
 
-    That is BURN_IN to BURN_IN / 2 characters before it, after an empty line if there is one, else at the start of a
-    line: a state that starts inside a quotation would take its closing quote for an opening one.
+    That is BURN_IN to BURN_IN / 2 characters before it, after an empty line if there is one, otherwise at the start
+    of a line: a state that starts inside a quotation would take its closing quote for an opening one.
 
     Args:
         text: [N] ids.

@@ -24,7 +24,7 @@ _MOST_SEGMENTS = 1e6
 
 
 class Rates(NamedTuple):
-    """How the weights move, as arrays, so that other values do not recompile.
+    """How the weights move, as arrays, so that new values do not trigger recompilation.
 
     Attributes:
         learning_rate: [] float32, eta.

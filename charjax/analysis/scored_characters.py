@@ -119,7 +119,7 @@ def _characters(
 
 
 def _first_largest(values: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Returns the offset within each group of the first of its largest values."""
+    """Returns the offset of the maximum within each group; ties go to the first."""
     largest = np.repeat(np.maximum.reduceat(values, starts), sizes)
     found = np.flatnonzero(values == largest)
     groups, first = np.unique(np.repeat(np.arange(len(starts)), sizes)[found], return_index=True)
@@ -137,7 +137,7 @@ class Alternatives:
     """Names the characters that a model expected instead of those in the text."""
 
     def __init__(self, vocab: Vocab, top: int) -> None:
-        """Names up to `top` others; the scores must have one more, since the character itself may be among them."""
+        """Names up to `top` alternatives; the scores must have one more, as the character itself may be among them."""
         self._top = top
         bytes_above = 0xDC00 if vocab.kind == "bytes" else 0
         self._names = [name_character(chr(c if c < 0x80 else c + bytes_above)) for c in vocab.codes().tolist()]

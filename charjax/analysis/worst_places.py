@@ -74,7 +74,7 @@ class WorstPlaces:
         self._before = text[-AROUND:]
 
     def places(self) -> list[Place]:
-        """Returns the places, most surprising first; equal ones in the order of the text."""
+        """Returns the places, most surprising first; ties in text order."""
         return sorted(self._best.values(), key=lambda place: (-place.nats, place.line, place.column))
 
     def _least(self) -> float:

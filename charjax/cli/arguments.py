@@ -152,8 +152,8 @@ class ScoreCommand(Checked):
 
     streams: Optional[Annotated[int, Bounds("a whole number of at least 1", 1, 4096)]] = None
     """Parts of the text to read in parallel. More is faster, but each part knows only the 256 characters before it.
-    1 reads the text in one pass, exactly. By default 1 up to 2e11 characters times parameters (half a minute), else 64.
-    """
+    1 reads the text in one pass, exactly. By default 1 if characters x parameters is at most 2e11 (half a minute),
+    otherwise 64."""
 
     dynamic: bool = False
     """Dynamic evaluation (Krause et al. 2018): the weights learn from the text while they score it, in one pass.

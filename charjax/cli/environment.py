@@ -18,7 +18,7 @@ def set_up() -> None:
 
 
 def _quieten_orbax() -> None:
-    """Hides the messages of Orbax about failed saves, which charjax reports itself."""
+    """Hides Orbax's messages about failed saves, which charjax reports itself."""
     absl.logging.set_verbosity(absl.logging.FATAL)
     # When one write of a save fails, Orbax drops the writes that have not begun, and does not await those that end.
     warnings.filterwarnings("ignore", "coroutine .*serialize.* was never awaited", RuntimeWarning)
@@ -43,7 +43,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _cpu_features() -> str:
-    """Returns the instruction sets of this CPU, or its name where the system does not list them."""
+    """Returns the instruction sets of this CPU, or its name if the system does not list them."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user, or 128 + the signal that ended the command (129, 130, 143).
+        The exit code: 0, 2 for a user error, or 128 + the signal that ended the command (129, 130, 143).
     """
     _open_missing_streams()
     try:
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _open_missing_streams() -> None:
-    """Opens closed standard streams: else the next file gets such a descriptor, and C libraries write into it."""
+    """Opens closed standard streams; otherwise the next file would get a descriptor that C libraries write to."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- open until the end

@@ -1,4 +1,4 @@
-"""Settings for the seconds in which JAX and other large modules are imported: no garbage collection, a clean Ctrl-C."""
+"""Settings while JAX and other large modules are imported: no garbage collection, and a clean exit on Ctrl-C."""
 
 import contextlib
 import gc
@@ -30,7 +30,7 @@ def exit_on_interrupt() -> Iterator[None]:
     """Makes SIGINT end the process with one line and exit code 130 for the duration of a with block.
 
     For imports, which have nothing to save: KeyboardInterrupt in the middle of one may surface as another error or, in
-    C code, not at all. Does nothing where SIGINT is ignored or has another handler, as in background jobs of a shell,
+    C code, not at all. Does nothing if SIGINT is ignored or has another handler, as in background jobs of a shell,
     and outside the main thread.
     """
     previous = signal.getsignal(signal.SIGINT)

@@ -2,7 +2,7 @@
 
 A split of N characters has N - 1 labels: every character but the first, predicted from all before it. They are divided
 into B sequences of consecutive text whose lengths differ by at most one, and each sequence is read in windows of
-`seq_len` characters. Where a sequence does not fill its last window, the rest is padding that every loss masks out. So
+`seq_len` characters. If a sequence does not fill its last window, the rest is padding that every loss masks out. So
 each label counts exactly once per epoch, and nothing is dropped.
 """
 

@@ -39,12 +39,12 @@ class Corpus:
     """A text as ids, split into a training and a validation part.
 
     Attributes:
-        train: [N] ids, the first `train_frac` of the text: a NumPy array, or `FileIds` where they stay in the file.
+        train: [N] ids, the first `train_frac` of the text: a NumPy array, or `FileIds` if they stay in the file.
         validation: [M] ids, the rest.
         vocab: the characters.
         train_frac: the requested fraction.
         name: name of the file.
-        path: absolute path of the file; empty where there is none.
+        path: absolute path of the file; empty if there is none.
         sha256: hex digest of the text's bytes, by which a resumed run recognizes its text.
 
     Examples:

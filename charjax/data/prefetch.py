@@ -1,4 +1,4 @@
-"""Loads a split onto the devices: whole, or in chunks read ahead where it is larger than its memory budget."""
+"""Loads a split onto the devices: whole, or in chunks read ahead if it is larger than its memory budget."""
 
 import collections
 import logging

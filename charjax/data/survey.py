@@ -16,7 +16,7 @@ from charjax.data.text_file import INDEX_STRIDE
 from charjax.data.vocab import Vocab, show_characters
 from charjax.errors import UserError
 
-# Bytes read at a time; of a whole file, only the ids are ever in memory.
+# Bytes read at a time; only the ids of the whole file are ever in memory.
 READ_BYTES = 1 << 22
 UNICODE_SIZE = 0x110000
 _BOM = 0xFEFF
@@ -94,7 +94,7 @@ class InvalidByte(NamedTuple):
 
 
 class NotUTF8Error(Exception):
-    """Raised where a text stops being UTF-8."""
+    """Raised at the first byte of a text that is not UTF-8."""
 
     def __init__(self, byte: InvalidByte) -> None:
         super().__init__(byte)

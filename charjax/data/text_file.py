@@ -14,7 +14,7 @@ import numpy as np
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 
-# Characters between two entries of a file's index; to find one, up to as many are decoded.
+# Characters between two entries of a file's index; up to that many are decoded to find one.
 INDEX_STRIDE = 1 << 16
 
 
@@ -27,7 +27,7 @@ class TextFile:
         vocab: its characters.
         characters: number of characters.
         first_byte: offset of the first character, after any byte order mark.
-        index: byte offset of every `INDEX_STRIDE`th character; None where every character is one byte.
+        index: byte offset of every `INDEX_STRIDE`th character; None if every character is one byte.
         size: size of the file in bytes.
         modified: time of its last change, in nanoseconds.
     """
@@ -90,7 +90,7 @@ class TextFile:
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
-        """Id of each code point, -1 where it has none."""
+        """Id of each code point, -1 if it has none."""
         codes = self.vocab.codes()
         table = np.full(int(codes[-1]) + 1, -1, np.int32)
         table[codes] = np.arange(self.vocab.size)

@@ -254,7 +254,7 @@ class Votes(NamedTuple):
     Attributes:
         steps: steps that the next call should take, 0 except in the main process.
         signum: number of the signal that this process received, or 0.
-        failed: 1 if this process has failed, else 0.
+        failed: 1 if this process has failed, otherwise 0.
     """
 
     steps: int

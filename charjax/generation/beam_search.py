@@ -25,13 +25,13 @@ from charjax.model import CharLSTM
 from charjax.ops.lstm import single_step
 from charjax.ops.lstm.single_step import StepState
 
-# The smallest capacity in characters; larger ones are powers of two, so that few lengths recompile.
+# The smallest capacity in characters; larger ones are powers of two, to limit recompilation.
 LEAST_CAPACITY = 256
 LARGEST_PENALTY = 10.0
 
 
 class Goal(NamedTuple):
-    """What to search for, as arrays, so that other values do not recompile.
+    """What to search for, as arrays, so that new values do not trigger recompilation.
 
     Attributes:
         length: [] int32, the most characters a text may have.
@@ -113,8 +113,8 @@ def beam_search(
 
     Returns:
         ids [W, length] int32, best first, and their log_probs [W] float32, summed over each text. Ids are -1 after the
-        end, and throughout for texts that do not exist because there are fewer than W, with log_prob -inf. Of equally
-        good texts the one from the better beam comes first, then the one with the lower id.
+        end, and throughout for texts that do not exist because there are fewer than W, with log_prob -inf. Ties go
+        to the better beam, then to the lower id.
 
     Raises:
         UserError: an argument is out of range, or params are not the model's.
@@ -306,7 +306,7 @@ def _texts(search: Search, log_probs: Array, goal: Goal, *, ended: bool) -> Text
 
 
 def _merge(first: Texts, second: Texts) -> Texts:
-    """Returns the best W of both; of equally good ones the first."""
+    """Returns the best W of both; ties keep the first."""
     both: Texts = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
     _, order = jax.lax.top_k(both.scores, len(first.scores))
     return jax.tree.map(lambda leaf: leaf[order], both)

@@ -1,4 +1,4 @@
-"""Blocks: the unit in which characters are generated, and to which sizes are rounded so that few of them recompile."""
+"""Generation in blocks of characters; sizes are rounded up to whole blocks, to limit recompilation."""
 
 from charjax.ops.lstm.target import target_platform
 
@@ -7,7 +7,7 @@ BLOCK = 16
 
 
 def capacity_for(length: int) -> int:
-    """Rounds a number of characters up to a power of two of blocks, so that few lengths recompile; 0 stays 0."""
+    """Rounds a number of characters up to a power of two of blocks, to limit recompilation; 0 stays 0."""
     blocks = -(-length // BLOCK)
     return BLOCK << max(0, blocks - 1).bit_length() if blocks else 0
 
@@ -15,6 +15,7 @@ def capacity_for(length: int) -> int:
 def steps_per_trip() -> int:
     """Returns how many steps a loop should unroll.
 
-    On a GPU the host decides about each trip of a loop. On a CPU unrolling gains nothing and takes longer to compile.
+    On a GPU the host checks a loop's condition at each iteration. On a CPU unrolling gains nothing and takes longer to
+    compile.
     """
     return 1 if target_platform() == "cpu" else BLOCK

@@ -75,7 +75,8 @@ class Decoder(Protocol):
             weights: from `pack`.
             state: the state before the first of them.
             sampling: how to sample.
-            length: [] integer, at most `capacity`; another length does not recompile. Rounded up to whole blocks.
+            length: [] integer, at most `capacity`, rounded up to whole blocks; a different length does not trigger
+                recompilation.
             capacity: a multiple of BLOCK.
             filtered: whether top-k, top-p or min-p exclude characters.
 

@@ -37,7 +37,7 @@ def generate(
     context_lengths: jax.typing.ArrayLike | None = None,
     weights: str = "auto",
 ) -> Array:
-    """Samples a continuation of each row of `context`; other lengths and settings do not recompile.
+    """Samples a continuation of each row of `context`; changing lengths or settings does not trigger recompilation.
 
     Args:
         model: the model.
@@ -58,7 +58,7 @@ def generate(
 
     Returns:
         ids [B, length] int32, without the context. With the native kernel on a CPU, a row does not depend on the rest
-        of the batch, bit for bit; elsewhere matmuls of other sizes may round differently.
+        of the batch, bit for bit; elsewhere matmuls of different sizes may round differently.
 
     Raises:
         UserError: a setting is out of range; params are not the model's; ids are not in [0, V); or context_lengths,

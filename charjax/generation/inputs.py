@@ -1,4 +1,4 @@
-"""Checks what callers give beside a model: parameters, ids and PRNG keys. Compiled code trusts what passed."""
+"""Validates what callers pass along with a model: parameters, ids and PRNG keys. Compiled code trusts what passed."""
 
 import contextlib
 import functools

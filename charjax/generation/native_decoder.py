@@ -27,7 +27,7 @@ class NativeState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NativeDecoder:
-    """Implements `Decoder` by the compiled kernel; see `charjax.ops.lstm.native.steps`.
+    """Implements `Decoder` with the compiled kernel; see `charjax.ops.lstm.native.steps`.
 
     A sequence is the same, bit for bit, whatever the rest of the batch is.
 
@@ -69,8 +69,8 @@ class NativeDecoder:
     def _prefill(self, weights: PackedWeights, state: NativeState, ids: Array, lengths: Array) -> NativeState:
         ids = ids.astype(jnp.int32)
         within_BP = jnp.arange(ids.shape[1])[None] < jnp.broadcast_to(lengths, ids.shape[0])[:, None]
-        # The kernel treats negative ids as instructions (SAMPLE, SKIP, RESET): map them to V, which is out of range,
-        # too, and so also gives NaN.
+        # The kernel treats negative ids as instructions (SAMPLE, SKIP, RESET): map them to V, which is also out
+        # of range and so gives NaN.
         given = jnp.where(within_BP, jnp.where(ids < 0, self.model.vocab_size, ids), SKIP)
         return self._read(weights, state, given)[1]
 

@@ -14,7 +14,7 @@ _NO_LIMIT = 2**31 - 1
 
 
 class Settings(NamedTuple):
-    """Temperature and filters of B sequences, as arrays, so that other values do not recompile.
+    """Temperature and filters of B sequences, as arrays, so that new values do not trigger recompilation.
 
     Attributes:
         temperature: [B] float32, 0 for argmax.

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path`, and moves it to `path` once the block has written it.
+    """Opens a temporary file next to `path`, and moves it to `path` once the block has written it.
 
     The permissions of `path` are kept. After an error `path` is unchanged and the temporary file is gone; after a kill
     `.NAME.PID.new` may be left. A symbolic link at either place is replaced, not followed.

@@ -31,10 +31,10 @@ class Reporter(Protocol):
         """Called after each evaluation, with a sample of the model."""
 
     def message(self, text: str) -> None:
-        """Called for anything else worth a line, perhaps before `start`."""
+        """Called for anything else worth a line; may be called before `start`."""
 
     def stop(self) -> None:
-        """Called when training ends, successfully or not; perhaps twice, or without `start`."""
+        """Called when training ends, successfully or not; may be called twice, or without `start`."""
 
 
 class NullReporter:
@@ -57,7 +57,7 @@ class NullReporter:
 
 
 def make_reporter(file: TextIO | None = None) -> Reporter:
-    """Returns a live bar for a terminal that can move its cursor, else a reporter of plain lines.
+    """Returns a live bar if the terminal can move its cursor, otherwise a plain-line reporter.
 
     Args:
         file: where to write; by default standard output.

@@ -59,7 +59,7 @@ class Scale(NamedTuple):
         return _mix(background, middle, 2 * fraction) if fraction < 0.5 else _mix(middle, end, 2 * fraction - 1)
 
     def color_on_any(self, level: int) -> RGB | None:
-        """Returns the background color of a step, for dark ink, where the surroundings may be light or dark.
+        """Returns the background color of a step, for dark ink, on a terminal that may be light or dark.
 
         A color close to a light page would stand out on a dark one, so steps near 0 have none and the others begin with
         a color that differs from both.

@@ -1,7 +1,7 @@
 """An HTML page with text in which a number sets the color of each character.
 
 The page is one file that loads nothing from a network, and its content security policy (CSP) allows only its own
-script, by digest. It works without the script, too, which only shows tooltips sooner. All text is escaped, and
+script, by digest. It also works without the script, which only shows tooltips sooner. All text is escaped, and
 characters that would reorder or hide text, or that HTML cannot contain, are shown by name in a frame.
 """
 

@@ -78,9 +78,9 @@ def checkpoint_parts(state: TrainState) -> dict[str, Any]:
 
 
 def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Loads some parts of a checkpoint; exceptions of Orbax and TensorStore become a UserError."""
+    """Loads some parts of a checkpoint; Orbax and TensorStore exceptions become a UserError."""
     try:
-        # Orbax would pad or cast an array of another shape or dtype.
+        # Orbax would pad or cast an array of a different shape or dtype.
         stored = ocp.checkpointables_metadata(path).metadata
         _check_arrays(path, _describe({part: stored.get(part) for part in abstract}), _describe(abstract))
         return ocp.load_checkpointables(path, abstract)

@@ -25,7 +25,7 @@ from charjax.runs.model_file import read_parameters, write_parameters
 from charjax.runs.unfinished import is_unfinished_start, remove_unfinished_start
 from charjax.train_state import TrainState
 
-# Advice for errors of the operating system.
+# Advice for OS errors.
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
@@ -127,7 +127,7 @@ class RunFolder:
     def go_back_to(self, progress: Progress) -> None:
         """Cuts metrics.jsonl and samples.txt to their length at a checkpoint, and renames later checkpoints.
 
-        A resumed run starts with it; a run that diverged rolls back with it.
+        Called when a run is resumed, and when a diverged run rolls back.
         """
         with self._advised():
             self._open.close()
@@ -163,8 +163,8 @@ class RunFolder:
     def outdated_model(self, latest: Header) -> Header | None:
         """Returns the checkpoint to rewrite model.safetensors from, or None if it is up to date.
 
-        It is not in run folders of earlier versions, after a kill between the checkpoint and the model, after a
-        rollback, or if the file is damaged.
+        It is out of date in run folders of earlier versions, after a kill between the checkpoint and the model, after
+        a rollback, or if the file is damaged.
 
         Args:
             latest: the checkpoint to continue from; the model comes from it if the best one is damaged.
@@ -188,7 +188,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _advised(self) -> Iterator[None]:
-        """Turns errors of the operating system into one line that says what to do."""
+        """Turns OS errors into one line that says what to do."""
         try:
             yield
         except OSError as error:

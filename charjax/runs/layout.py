@@ -10,9 +10,9 @@ RUN/model.safetensors    the best parameters so far, float32   } these three fil
 
 In STEP/, Orbax writes params/ (the parameters), training/ (the rest of the state), _CHECKPOINT_METADATA (with the
 RunInfo and Progress) and markers of its own format; charjax_seal.json holds the digests of all these files and is
-written last. Beside it, STEP.removed is being deleted, and STEP.set-aside is a later checkpoint that was damaged or led
-to numbers that are not finite. checkpoint_store.py writes and removes checkpoints, with integrity.py for the digests;
-checkpoint_header.py checks the digests and reads the metadata, and checkpoint.py reads the state.
+written last. Next to it, STEP.removed is being deleted, and STEP.set-aside is a later checkpoint that was damaged or
+led to numbers that are not finite. checkpoint_store.py writes and removes checkpoints, with integrity.py for the
+digests; checkpoint_header.py checks the digests and reads the metadata, and checkpoint.py reads the state.
 """
 
 MODEL = "model.safetensors"

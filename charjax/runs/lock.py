@@ -29,7 +29,7 @@ class FolderLock:
         self._file: int | None = None
 
     def acquire(self) -> None:
-        """Takes the lock; logs a warning where the file system, or Windows, has no locks.
+        """Takes the lock; logs a warning if the file system has no locks, or on Windows.
 
         Raises:
             UserError: another process holds it; the message names the process.

@@ -60,7 +60,7 @@ def load_params(folder: str | Path) -> tuple[Params, RunInfo, Progress]:
     """Loads the parameters that `load_model` does, with the configuration of their run.
 
     Returns:
-        The parameters on the default device, the configuration, and the progress at which they were saved (step 0 where
+        The parameters on the default device, the configuration, and the progress at which they were saved (step 0 if
         the file does not say); errors as for `load_model`.
     """
     info = read_info(folder)

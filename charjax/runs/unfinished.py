@@ -1,4 +1,4 @@
-"""Recognizes and removes what is left where training was killed before its first checkpoint was complete."""
+"""Recognizes and removes what a run leaves when it is killed before its first checkpoint is complete."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ _FIRST = re.compile(r"0(\.orbax-checkpoint-tmp.*)?")
 
 
 def check_run_folder(path: Path) -> None:
-    """Checks that a path is a folder in which a run got as far as its first checkpoint, or any other folder.
+    """Checks that a path is a folder, and not that of a run killed before its first checkpoint.
 
     Raises:
         UserError: it does not exist, is a file, or its run was killed before its first checkpoint.
@@ -87,9 +87,9 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, also while the writers of a failed save still add files to it.
+    """Removes a folder, even while the writers of a failed save still add files to it.
 
-    A symbolic link is removed itself, not what it leads to.
+    A symbolic link itself is removed, not its target.
     """
     if path.is_symlink() or path.is_file():
         path.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ def remove_tree(path: Path) -> None:
 
 
 def _is_run_config(path: Path) -> bool:
-    """Returns True for a config.json of charjax; earlier versions kept the vocabulary in it."""
+    """Returns True for a charjax config.json; earlier versions kept the vocabulary in it."""
     try:
         values = read_json(path)
         return isinstance(values, dict) and bool(RunInfo.from_dict({"vocab": _ASCII, **values}).charjax_version)

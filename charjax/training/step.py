@@ -58,13 +58,13 @@ class TrainStep(NamedTuple):
     def __call__(
         self, state: TrainState, streams: Streams, num_steps: int | None = None, rate_scale: float = 1.0
     ) -> tuple[TrainState, TrainMetrics]:
-        """Takes optimizer steps; other numbers do not recompile.
+        """Takes optimizer steps; changing their number does not trigger recompilation.
 
         Args:
             state: donated, so it must not be used again.
             streams: see `make_train_step`.
             num_steps: how many steps; by default `steps_per_call`.
-            rate_scale: multiplies the learning rate; only optimizers of `make_optimizer` use it.
+            rate_scale: multiplies the learning rate; only optimizers from `make_optimizer` use it.
         """
         num_steps = self.steps_per_call if num_steps is None else num_steps
         return self.jitted(state, streams, np.int32(num_steps), np.float32(rate_scale))
@@ -133,7 +133,7 @@ def _jitted_step(
     def steps(
         state: TrainState, streams: Streams, num_steps: Array, rate_scale: Array
     ) -> tuple[TrainState, TrainMetrics]:
-        windows_held(streams, seq_len)  # raises if they were made for another seq_len
+        windows_held(streams, seq_len)  # raises if they were made for a different seq_len
         one = functools.partial(_one_step, model, with_scale, seq_len, microbatches, streams, rate_scale)
         zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
         start = state, TrainMetrics(zero, none, zero, none, none)

@@ -79,7 +79,7 @@ def test_help_names_the_version_implementations_and_features(capsys, monkeypatch
 
 def test_help_of_score_states_the_default_number_of_streams(capsys, monkeypatch):
     most = f"{score.MOST_WORK_IN_ONE_PASS:.0e}".replace("e+", "e")
-    expected = f"By default 1 up to {most} characters times parameters (half a minute), else {score.STREAMS}."
+    expected = f"By default 1 if characters x parameters is at most {most} (half a minute), otherwise {score.STREAMS}."
     assert expected in help_of(capsys, monkeypatch, "score")
 
 

@@ -1,4 +1,4 @@
-"""What callers give beside a model is checked once, for every function that reads or writes text with it."""
+"""What callers pass along with a model is checked once, for every function that reads or writes text with it."""
 
 import jax
 import jax.numpy as jnp

@@ -69,7 +69,7 @@ def lstm(
         x: [B, T, D] float inputs; or [B, T] integers in [0, D), which act as one-hot rows and turn the input product
             into a row look-up (an integer out of range gives NaN).
         carry: state before the first step, `c` and `h` [B, H], converted to float32.
-        implementation: None for the fastest one on the platform compiled for, or one of "flax" (`flax.linen.scan` of
+        implementation: None for the fastest one on the target platform, or one of "flax" (`flax.linen.scan` of
             `LSTMCell`, the reference), "scan" (`jax.lax.scan`, with the input product hoisted out of the loop),
             "custom_vjp" (a hand-written backward pass), "native" (C++, for CPUs; see `charjax.ops.lstm.native`),
             "recompute" (for TPUs), "wavefront" (for GPUs; see `lstm_stack`). Experimental, compiled but never run on
@@ -151,7 +151,7 @@ def lstm_stack(
 
 
 def default_dtype() -> str:
-    """Returns the faster operand format on this machine: "bfloat16" where matmuls in it have hardware support."""
+    """Returns the faster operand format on this machine: "bfloat16" if its matmuls have hardware support."""
     return "bfloat16" if target_platform() != "cpu" or library_for("bfloat16") else "float32"
 
 
@@ -221,7 +221,7 @@ def _check_keep(keep: Sequence[Array], weights: Sequence[LSTMWeights], x: Array)
 
 
 def _outputs(x: Array, layer: LSTMWeights) -> jax.ShapeDtypeStruct:
-    """Returns the type of the input that a layer gets from the one below, where all have H units."""
+    """Returns the type of the input that a layer gets from the one below; all have H units."""
     return jax.ShapeDtypeStruct((*x.shape[:2], layer.w_hh.shape[0]), jnp.float32)
 
 

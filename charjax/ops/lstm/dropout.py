@@ -23,5 +23,5 @@ def keep_per_sequence(key: Array, rate: float, sequence_ids: Array, shape: tuple
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:
-    """Applies inverted dropout (Srivastava et al. 2014): x / (1 - rate) where `keep` is true, else 0."""
+    """Applies inverted dropout (Srivastava et al. 2014): x / (1 - rate) where `keep` is true, 0 elsewhere."""
     return jnp.where(keep, x / (1 - rate), 0)

@@ -16,7 +16,7 @@ def target_platform() -> str:
 
 
 def target_kind() -> str:
-    """Returns the vendor's name for the device model being compiled for, such as "NVIDIA H100 80GB HBM3"."""
+    """Returns the vendor's name for the device model of the target, such as "NVIDIA H100 80GB HBM3"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.device_kind if device else all_devices()[0].device_kind
 
