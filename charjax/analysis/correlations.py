@@ -11,8 +11,8 @@ from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.model import CharLSTM
 
-# A text is divided into stretches, used alternately to select units and to check the selection. If it were divided into
-# two halves instead, the start of the text, such as its preface, would select for all of it.
+# A text is divided into stretches, used alternately to select units and to check the selection. With two halves
+# instead, units would be selected only on the start of the text, such as its preface.
 LONGEST_STRETCH, LEAST_STRETCHES = 4096, 8
 # Series are float32 values of order 1: a standard deviation below float32 resolution counts as zero.
 _RESOLUTION = 1e-7

@@ -55,7 +55,7 @@ class DocumentFinder:
         return begins[:-1]
 
     def _separator_ends(self, separator: np.ndarray, ids: np.ndarray) -> list[int]:
-        """Returns the positions in the next characters [n], from 1 to n, right after each separator."""
+        """Returns the offset just past each separator that ends in the next characters [n], each from 1 to n."""
         joined, length = np.concatenate([self._tail, ids]), len(separator)
         if len(joined) < length:
             self._tail = joined
@@ -99,14 +99,14 @@ def segment_blocks(
     """Cuts a text that comes in pieces into segments, which do not depend on the pieces.
 
     Args:
-        pieces: ids [n], and which of them begin a document [n] bool; the text's first character does.
+        pieces: pairs of ids [n] and begins [n] bool, whether each begins a document; the text's first one must.
         seq_len: T, labels per segment; only a document's last has fewer.
         size: S, segments per block.
 
     Yields:
         Blocks of S segments; the last may have fewer.
     """
-    # The characters not cut yet and, before them, the last one that was: ids, and positions in their documents.
+    # Not yet cut, preceded by the last character that was: ids, and positions in their documents.
     ids, positions = np.zeros(1, np.int32), np.zeros(1, np.int64)
     for new_ids, begins in pieces:
         ids = np.concatenate([ids, new_ids.astype(np.int32)])
@@ -123,7 +123,7 @@ def segment_blocks(
 
 
 def _positions(begins: np.ndarray, first: int) -> np.ndarray:
-    """Returns the positions of characters in their documents; the first is at `first` unless it begins one."""
+    """Returns each character's position in its document; the first one's is `first`, or 0 if it begins a document."""
     numbers = np.arange(len(begins))
     return numbers - np.maximum.accumulate(np.where(begins, numbers, -first))
 
@@ -134,13 +134,13 @@ def _starts(positions: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def _block(ids: np.ndarray, positions: np.ndarray, seq_len: int, size: int) -> SegmentBlock:
-    """Makes a block of n characters, given with the one that precedes them: ids [n + 1], positions [n + 1]."""
+    """Makes a block of n characters; ids [n + 1] and positions [n + 1] include the character before them."""
     before, ids, positions = ids[:-1], ids[1:], positions[1:]
     starts = _starts(positions, seq_len)
     rows = np.cumsum(starts) - 1
     columns = np.where(positions == 0, 0, (positions - 1) % seq_len + 1)
     windows = np.zeros((size, seq_len + 1), np.int32)
-    # A document's first character overwrites the one before it.
+    # A document's first character goes in column 0, replacing the preceding one.
     windows[rows[starts], 0] = before[starts]
     windows[rows, columns] = ids
     counts = np.bincount(rows[positions > 0], minlength=size).astype(np.int32)

@@ -19,7 +19,7 @@ from charjax.model import CharLSTM
 
 # Characters per compiled call: a text's last call is padded, so that one compilation serves every length.
 WINDOW = 256
-# With several streams: characters that each reads at a time, and those before them that warm up its state.
+# With several streams: characters per part, and how many before it warm up its state.
 STRETCH, BURN_IN = 2048, 256
 
 
@@ -119,9 +119,9 @@ def score_pieces(
         separator: ids that end a document, wherever they occur, even across pieces. The separator belongs to the
             document that it ends, and the next document is read from an empty state. None: one document.
         top: K, how many of the most likely characters to return, at most V.
-        streams: how many parts of the text to read side by side, several times as fast. Each part of 2048 characters
-            is read from 256 characters before it, to warm its state up: older memory is lost. 1 reads the text in one
-            pass, exactly.
+        streams: how many parts of the text to read side by side, several times as fast. Reading of each
+            2048-character part starts 256 characters early, to warm up its state; anything older is forgotten. 1 reads
+            the text in one pass, exactly.
         window: see `score`.
 
     Yields:

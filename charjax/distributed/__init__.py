@@ -1,1 +1,1 @@
-"""The device mesh, and processes that train together."""
+"""The device mesh and multi-process training."""

@@ -55,9 +55,9 @@ class Session:
         self._state = self._decoder.prefill(self._weights, self._state, ids[None])
 
     def write_ids(self, length: int | None = None) -> Iterator[np.ndarray]:
-        """Samples `length` characters, or without limit, up to the stop string; yields ids [n] as they are sampled.
+        """Samples characters, at most `length` if given, up to the stop string; yields ids [n] as they are sampled.
 
-        After each piece the state is that after the piece's last character, so the caller may stop anywhere.
+        After each piece, the state corresponds to its last character, so the caller may stop anywhere.
         """
         written, tail = 0, np.zeros(0, np.int32)
         while length is None or written < length:

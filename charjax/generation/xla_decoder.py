@@ -57,7 +57,7 @@ class XlaDecoder:
         return StepState(init_carry(self.model, batch), tuple(jnp.zeros((1, batch, width)) for width in widths))
 
     def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:
-        """Returns both as they are: reading padding would take time."""
+        """Returns its arguments unchanged: reading padding would take time."""
         return ids, lengths
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -39,8 +39,8 @@ def release_unused_memory() -> None:
     """Makes glibc return the memory that is free now to the system; does nothing with other C libraries.
 
     Compilation and the first calls of a program leave small allocations between large ones, and holes that are a little
-    too small for the next large one, so they would never be used again. Call it between the first calls of a program;
-    later calls leave other holes and lose nothing.
+    too small for the next large one, so they would never be used again. Call it after each of the first few calls of a
+    program: from then on its allocations repeat, so trimming again gains nothing.
     """
     if sys.platform.startswith("linux"):
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -83,7 +83,7 @@ def system_memory() -> int | None:
 
 
 def _available_memory() -> int | None:
-    """Returns what Linux counts as available without swapping, which is psutil's number without its 30 ms of import."""
+    """Returns the memory available without swapping, as Linux counts it: psutil's figure without its 30 ms import."""
     for line in _lines(_PROC / "meminfo"):
         name, _, value = line.partition(":")
         if name == "MemAvailable":

@@ -8,8 +8,8 @@ class History(NullReporter):
     """Keeps the evaluations and samples of `fit(..., reporter=history)`.
 
     Attributes:
-        evaluations: one per evaluation.
-        samples: the sample of each evaluation; empty strings with sample_length=0.
+        evaluations: the `Evaluation`s so far, in order.
+        samples: the sample at each; empty strings if sample_length is 0.
 
     Examples:
         >>> from charjax import History

@@ -10,7 +10,7 @@ RECENT_SECONDS = 10.0
 class Pace:
     """Step, loss and speed of a training run in progress.
 
-    The speed is that of about the last ten seconds, without compilation, which precedes the first update, and without
+    The speed covers about the last ten seconds. It excludes compilation, which precedes the first update, and
     evaluations, which are pauses.
 
     Attributes:

@@ -44,7 +44,7 @@ class TerminalReporter:
         """Writes a line, green if the validation loss is the lowest so far, and below it the sample."""
         assert self._pace is not None, "evaluation() before start()"
         self._pace.pause()
-        # An update brings the loss of the previous call, so only this gives the last frame the final loss.
+        # Updates carry the previous call's loss, so only an evaluation gives the last frame the final loss.
         self._pace.loss = evaluation.train_loss
         self._latest = evaluation
         best = evaluation.val_loss < self._best_val_loss
@@ -101,7 +101,7 @@ class TerminalReporter:
         if self._latest is not None:
             numbers.append(("val", loss(self._latest.val_loss), "bold"))
             numbers.append(("perplexity", four_digits(self._latest.perplexity), "bold"))
-            # If every call is evaluated, only the evaluation has measured the speed.
+            # If every call ends with an evaluation, only the evaluation has a speed.
             speed = speed if math.isfinite(speed) else self._latest.chars_per_second or math.nan
         numbers.append(("", quantity(speed).strip() + " characters/s", "cyan"))
         text = Text(no_wrap=True, overflow="ellipsis")

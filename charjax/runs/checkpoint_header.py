@@ -87,7 +87,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Returns True for a folder named after a step that has the metadata or the digests of a checkpoint."""
+    """Returns True if a folder is named by a step number and holds a checkpoint's metadata or digests."""
     return bool(_STEP_NAME.fullmatch(path.name)) and any((path / name).is_file() for name in (_METADATA, DIGESTS))
 
 

@@ -108,7 +108,7 @@ class Progress:
 
     @property
     def model_step(self) -> int:
-        """Step whose parameters are the run's model: the best step, before the first evaluation the latest."""
+        """Step whose parameters are the run's model: the best step or, before the first evaluation, the latest."""
         return self.step if self.best_step is None else self.best_step
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from charjax.errors import UserError
 
-# Bytes of JSON, which can take twenty times that as objects. The largest vocabulary takes 13 MB.
+# Maximum size of JSON in bytes; parsed into objects, it can take twenty times that. The largest vocabulary takes 13 MB.
 LARGEST_JSON = 1 << 24
 
 

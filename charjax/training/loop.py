@@ -36,7 +36,7 @@ SAMPLE_TEMPERATURE = 0.8
 # Skipped steps in a row after which training counts as diverged.
 SKIPS_TO_ROLL_BACK = 3
 
-# Compiling and evaluating leave memory fragmented: this many calls after them each return it to the system.
+# Compilation and evaluation fragment memory, so each of the next few calls returns unused memory to the system.
 CALLS_TO_SETTLE = 2
 
 

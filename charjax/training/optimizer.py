@@ -52,7 +52,7 @@ def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
 
 
 def _make_decay(config: TrainConfig, total_steps: int, last_warmup: int) -> optax.Schedule:
-    """Returns the schedule from the last warm-up step on, which it counts as its step 0."""
+    """Returns the decay schedule, whose step 0 is the last warm-up step."""
     peak = config.learning_rate
     if config.schedule == "cosine":
         steps = max(1, total_steps - 1 - last_warmup)
@@ -62,7 +62,7 @@ def _make_decay(config: TrainConfig, total_steps: int, last_warmup: int) -> opta
     # Steps are int32, so a longer interval than int32 can hold never ends during training.
     interval = min(max(1, round(config.decay_every * total_steps / config.epochs)), 2**31 - 1)
     staircase = optax.exponential_decay(peak, interval, config.decay_factor, staircase=True)
-    # Half a step in: at a boundary the float32 quotient must not round to below the whole number.
+    # Offset by half a step, so that at a boundary the float32 quotient cannot round to below the whole number.
     return lambda count: staircase(count + last_warmup + 0.5)
 
 

@@ -173,7 +173,7 @@ def _best_units(found: Correlations, features: list[int]) -> list[tuple[Unit, in
 def _first_to_color(
     command: NeuronsCommand, found: Correlations, feature: int | None, ids: np.ndarray, vocab: Vocab
 ) -> int:
-    """Returns the user's --start or 0 or, if the feature first changes later, the start of some line before that."""
+    """Returns --start if given; otherwise 0 or, if the feature first changes later, the start of a line before that."""
     if command.start is not None:
         return command.start
     change = 0 if feature is None else int(found.first_change[feature])

@@ -99,7 +99,7 @@ def _write_all(pieces: Iterator[str]) -> None:
 
 
 def _join_line_breaks(pieces: Iterator[str]) -> Iterator[str]:
-    r"""Moves an \r at the end of a piece to the next: a terminal gets a line break for \r\n, a picture for \r."""
+    r"""Moves an \r at a piece's end to the next: a terminal shows \r\n as a line break, but a lone \r as a symbol."""
     pending = ""
     for piece in pieces:
         text = pending + piece
@@ -115,7 +115,7 @@ def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
         try:
             session.read(encode_context(vocab, line))
         except UserError as error:
-            # A typing mistake must not end the conversation.
+            # A typo should not end the conversation.
             print(f"charjax: {error}", file=sys.stderr)
             continue
         _write_all(session.write(_length(command)))

@@ -178,7 +178,7 @@ class _DynamicScorer:
 
 
 def _top_k(command: ScoreCommand) -> int:
-    """Returns how many of the most likely characters to score: the character itself may be among them."""
+    """Returns how many likely characters to score: one more than --top, as the character itself may be among them."""
     return command.top + 1
 
 

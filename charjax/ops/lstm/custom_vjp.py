@@ -4,8 +4,8 @@ Differentiating `lax.scan` carries the gradient of the weights through the rever
 needed. Here the reverse loop computes only dz; all weight gradients are matmuls after it. Saved per step: the activated
 gates, c and h. docs/performance.md says why it is arranged like this and what else was tried.
 
-bfloat16 arrays are kept as their bits in uint16, which XLA's CPU code handles in whole vectors; bfloat16 itself it
-converts element by element outside matmuls. On other devices the bits cost nothing.
+bfloat16 arrays are kept as their bits in uint16, which XLA's CPU code handles in whole vectors; it converts bfloat16
+itself element by element, outside matmuls. On other devices the bits cost nothing.
 """
 
 import functools
@@ -22,7 +22,7 @@ from charjax.ops.lstm.gates import matmul, rows_of
 
 
 class _Saved(NamedTuple):
-    """The residuals: the inputs, and from `_store` y and c [T, B, H] and the gates [T, B, 4H]."""
+    """The residuals: the inputs and, as returned by `_store`, y and c [T, B, H] and the gates [T, B, 4H]."""
 
     weights: LSTMWeights
     x: Array
@@ -147,7 +147,7 @@ def _sum(terms: Iterable[Array]) -> Array:
 def _store(x: Array, dtype: jnp.dtype) -> Array:
     """Rounds float32 to the nearest even bfloat16 and returns its bits as uint16; returns x itself for float32.
 
-    NaN stays NaN, unless all bits that make it one are rounded off, which no arithmetic produces.
+    NaN stays NaN, except for one whose distinguishing bits are all rounded off, which no arithmetic produces.
     """
     if dtype != jnp.bfloat16:
         return x

@@ -66,7 +66,7 @@ def per_gate(initializer: Initializer) -> Initializer:
     def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
         rows, gates = shape
         keys = jax.random.split(key, 4)
-        # Not vmap: JAX's batched QR on a CPU waits for threads that other devices hold in their own, forever.
+        # Not vmap: on a CPU, JAX's batched QR can deadlock, waiting for threads that the QRs of other devices hold.
         return jnp.concatenate([initializer(k, (rows, gates // 4), dtype) for k in keys], axis=1)
 
     return init

@@ -1,12 +1,12 @@
 """All layers of a stack in one loop, for GPUs: layer n at time t runs together with layer n + 1 at time t - 1.
 
-Launching kernels dominates on a GPU, and layers run one after the other take L T steps of several launches each. The
-cells on a diagonal of the (layer, time) plane are independent: one batched matmul and one pass over the gates serve all
-layers, in T + L - 1 steps (as in Appleyard et al. 2016). The columns of a step's matmul hold h w_hh for the layer
-itself and h w_ih for the layer above. The backward loop runs the same diagonals in reverse and writes dz over z; the
-weight gradients are matmuls after it, as in `recompute`.
+Kernel launches dominate on a GPU, and running the layers one after the other takes L T steps of several launches each.
+The cells on a diagonal of the (layer, time) plane are independent, so one batched matmul and one pass over the gates
+serve all layers, in T + L - 1 steps (as in Appleyard et al. 2016). The columns of a step's matmul hold h w_hh for the
+layer itself and h w_ih for the layer above. The backward loop runs the same diagonals in reverse and writes dz over z;
+the weight gradients are matmuls after it, as in `recompute`.
 
-At the corners some layers have no step to take and leave c and h unchanged. `s` counts the S diagonals.
+At the corners, layers with no step to take leave c and h unchanged. `s` indexes the S diagonals.
 """
 
 import functools
@@ -223,7 +223,7 @@ def _gradients(
 def _in_blocks(
     block: Callable[[Array, int, State], State], diagonals: int, state: State, *, reverse: bool = False
 ) -> State:
-    """Runs `block(first diagonal, number, state)` over all diagonals, UNROLL at a time, and then the rest."""
+    """Runs `block(first diagonal, number, state)` over all diagonals, in blocks of UNROLL plus any remainder."""
     blocks, left = divmod(diagonals, UNROLL)
 
     def trip(n: Array, state: State) -> State:

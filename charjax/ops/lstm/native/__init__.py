@@ -94,7 +94,7 @@ def lstm_native(
 
 
 def threads_of_a_call() -> int:
-    """Returns the number of threads per call: the cores, divided among the CPU devices that JAX makes of them."""
+    """Returns the number of threads per call: the cores, divided among the CPU devices that JAX splits them into."""
     return max(1, available_cores() // jax.local_device_count("cpu"))
 
 

@@ -123,7 +123,7 @@ def take_steps(
         jax.random.key_data(keys),
         jnp.asarray(position, jnp.uint32),
         *settings,
-        # All cores, even if JAX makes several devices of them: the other devices are idle meanwhile.
+        # All cores, even if JAX splits them into several devices: the other devices are idle meanwhile.
         threads=np.int64(available_cores()),
         vocab_size=np.int64(vocab_size),
     )
@@ -131,7 +131,7 @@ def take_steps(
 
 
 def _rows(layer: LSTMWeights, number: int, padded: int) -> Array:
-    """Returns the kernel of a layer's matmul, [K, 4H]: rows for the input, which layer 0 looks up, then for h."""
+    """Returns the kernel of a layer's matmul, [K, 4H]: rows for the input, except in layer 0, then rows for h."""
     parts = [layer.w_hh] if number == 0 else [layer.w_ih, layer.w_hh]
     return jnp.concatenate([_pad(part, 0, padded) for part in parts])
 

@@ -49,7 +49,7 @@ class Geometry(NamedTuple):
 
     @property
     def leads(self) -> int:
-        """Leads per thread block: the warpgroups that do not only help."""
+        """Leads per thread block: the warpgroups that are not just helpers."""
         return self.block_units // UNITS
 
     @property

@@ -78,16 +78,16 @@ class Places(NamedTuple):
 
     @property
     def source(self) -> Array | int:
-        """The index of its group of units among those of that half."""
+        """The index of its group of units within the half that sums over them."""
         return self.number % self.geometry.sources
 
     @property
     def rows(self) -> Any:
-        """Its units among those of that half."""
+        """Its units, counted within that half."""
         return pl.ds(self.source * UNITS, UNITS)
 
     def summed(self, slot: int, source: int | None = None) -> Any:
-        """The units that a slot's half sums over; or, in a matrix by sources, all gates of one source."""
+        """The units that a slot's half sums over; given `source`, its four gates instead, in an array by source."""
         half = slot if self.geometry.flat else self.half
         if source is None:
             return pl.ds(half * self.geometry.summed, self.geometry.summed)
