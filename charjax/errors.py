@@ -19,7 +19,7 @@ class UserError(ValueError):
 class Interrupted(KeyboardInterrupt):
     """Training ended early on a signal, after its state was saved.
 
-    Not an `Exception`, so that a sweep over settings that catches those ends too.
+    Not an `Exception`, so that it also ends a sweep over settings that catches those.
 
     The command line prints the message and exits with 128 + signum.
 

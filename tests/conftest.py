@@ -101,7 +101,7 @@ def _bounded_memory():
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """The text and the folder of a run that was left alone; see helpers/real_runs.py."""
+    """The text and the folder of a run that was not interrupted; see helpers/real_runs.py."""
     return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"))
 
 

@@ -26,7 +26,7 @@ class Accelerator:
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """A machine with 8 GB available: -> the folder of its system files."""
+    """A machine with 8 GB available -> the folder of its system files."""
     monkeypatch.setattr(memory, "_PROC", tmp_path)
     monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
     (tmp_path / "meminfo").write_text("MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n")

@@ -41,7 +41,7 @@ class TrainCommand(Checked):
 
     distributed: bool = False
     """Train together with other processes, here or on other machines, that were started with the same options.
-    Under Slurm, Open MPI, Kubernetes and on TPU pods this is enough; elsewhere give the next three options, too."""
+    Under Slurm, Open MPI, Kubernetes and on TPU pods this is enough; elsewhere also give the next three options."""
 
     coordinator: Optional[str] = None
     """With --distributed: HOST:PORT of process 0, where the others connect."""

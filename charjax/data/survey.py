@@ -139,7 +139,7 @@ def survey_text(open_text: OpenText, name: str, vocab: str | Vocab, *, index: bo
         open_text: opens the text, from its beginning each time.
         name: the text's name in error messages.
         vocab: as in `Corpus.from_file`.
-        index: whether to find the byte offsets of characters, too.
+        index: whether to find the byte offsets of characters as well.
 
     Raises:
         UserError: the text is empty, is not UTF-8 although `vocab` needs it, or has characters that `vocab` lacks.

@@ -19,7 +19,7 @@ def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInf
     """Builds the configuration that is saved with a run.
 
     Raises:
-        UserError: a size of the model is out of range, or its vocabulary is not that of the text.
+        UserError: a size of the model is out of range, or its vocabulary is not the text's.
     """
     if model.vocab_size != corpus.vocab.size:
         raise UserError(f"the model's vocab_size is {model.vocab_size}, the text's vocabulary has {corpus.vocab.size}")
@@ -43,7 +43,7 @@ def check_same_text(earlier: RunInfo, sha256: str, text: str | Path, run_dir: st
     """Checks that a text is the one that a run was trained on.
 
     Raises:
-        UserError: the run was trained on another text, or the text has changed since.
+        UserError: the run was trained on a different text, or the text has changed since.
     """
     if earlier.corpus.sha256 != sha256:
         characters = earlier.corpus.train_characters + earlier.corpus.validation_characters

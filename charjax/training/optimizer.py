@@ -107,7 +107,7 @@ def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtr
     """Builds a variant of `optax.scale_by_learning_rate` whose `update` also takes a factor, `rate_scale`."""
 
     def update(updates: Any, state: Any, params: Any = None, *, rate_scale: Any = 1.0, **_: Any) -> tuple[Any, Any]:
-        # The factor joins the scalar rate, not the updates: XLA then rounds as it would with the product as a constant.
+        # The factor multiplies the scalar rate, not the updates: XLA then rounds as if their product were a constant.
         return optax.scale_by_schedule(lambda count: -schedule(count) * rate_scale).update(updates, state)
 
     return optax.GradientTransformationExtraArgs(optax.scale_by_schedule(schedule).init, update)

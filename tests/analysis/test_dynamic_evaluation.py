@@ -32,7 +32,7 @@ dynamic = functools.partial(dynamic_score, MODEL, PARAMS, seq_len=SEQ_LEN, **RAT
 
 
 def joined(pieces, model=MODEL, params=PARAMS, **options):
-    """Scores a text that comes in pieces: -> (dynamic, static), each as one `ScoredPiece`."""
+    """Scores a text that comes in pieces -> (dynamic, static), each as one `ScoredPiece`."""
     parts = list(dynamic_score_pieces(model, params, pieces, **{"seq_len": SEQ_LEN, **RATES, **options}))
     return tuple(type(kind[0])(*map(np.concatenate, zip(*kind, strict=True))) for kind in zip(*parts, strict=True))
 
@@ -47,7 +47,7 @@ def _small_blocks(monkeypatch):
 
 
 def plain_loss(params, before, carry, labels, count):
-    """Sum of nats of the first `count` of labels [SEQ_LEN] over SEQ_LEN, by another LSTM: -> (it, (nats, carry))."""
+    """Sum of nats of the first `count` of labels [SEQ_LEN] over SEQ_LEN, by another LSTM -> (it, (nats, carry))."""
     nats = []
     for character, label in zip([before, *labels[:-1]], labels, strict=True):
         x, after = jnp.eye(V)[character], []
@@ -68,7 +68,7 @@ PLAIN_GRAD = jax.jit(jax.value_and_grad(plain_loss, has_aux=True))
 
 
 def plain_read(params, squares, documents, *, learning_rate, decay):
-    """The rule of Krause et al. in a loop over segments: -> (nats of all characters, weights after, squares)."""
+    """The rule of Krause et al. in a loop over segments -> (nats of all characters, weights after, squares)."""
     first, leaves = jax.tree.map(np.asarray, params), jax.tree.leaves
     params, nats = first, []
     for document in documents:

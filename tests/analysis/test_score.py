@@ -44,7 +44,7 @@ def in_one_pass(ids):
 
 
 def joined(pieces, params=PARAMS, **options):
-    """Scores a text that comes in pieces: -> one `ScoredPiece`."""
+    """Scores a text that comes in pieces -> one `ScoredPiece`."""
     parts = list(score_pieces(MODEL, params, pieces, **options))
     return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -22,7 +22,7 @@ from charjax.ops.lstm import api
 
 
 def error_of(*argv):
-    """Parses a command line that must be refused: -> the message."""
+    """Parses a command line that must be refused -> the message."""
     with pytest.raises(UserError) as error:
         parse([str(argument) for argument in argv])
     return str(error.value)

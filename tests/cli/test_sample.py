@@ -49,7 +49,7 @@ def context_file(tmp_path):
 
 
 def samples(capfdbinary, *argv):
-    """Runs the command: -> its output, to the byte."""
+    """Runs the command -> its output, to the byte."""
     capfdbinary.readouterr()
     code = main(["sample", *map(str, argv)])
     out, err = capfdbinary.readouterr()
@@ -128,7 +128,7 @@ def test_a_stop_that_cannot_occur(run, capsys, options):
 
 
 def take_turns(monkeypatch, typed, *argv):
-    """Runs the command with input from a pipe: -> its exit code."""
+    """Runs the command with input from a pipe -> its exit code."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
     return main(["sample", "--interactive", *map(str, argv)])
 

@@ -25,7 +25,7 @@ from charjax.runs.checkpoint import read_header
 
 @pytest.fixture
 def train_fails(capsys, text, options):
-    """Runs training that must fail and leave nothing behind: -> the message."""
+    """Runs training that must fail and leave nothing behind -> the message."""
 
     def run(*argv, path=text):
         out = text.parent / "run"
@@ -37,7 +37,7 @@ def train_fails(capsys, text, options):
 
 
 def copy_of(trained, folder):
-    """Copies the shared run, to change it: -> (its text, its folder)."""
+    """Copies the shared run, to change it -> (its text, its folder)."""
     shutil.copytree(trained.run, folder / "run")
     return trained.text, folder / "run"
 

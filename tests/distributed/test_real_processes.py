@@ -73,7 +73,7 @@ def started(number, make_command, folders=None, largest_file_kb=None):
 
 
 def results(running):
-    """Waits for processes: -> (exit code, lines of output, lines of errors without INFORMATION) of each."""
+    """Waits for processes -> (exit code, lines of output, lines of errors without INFORMATION) of each."""
     found = []
     for process in running:
         texts = process.communicate(timeout=300)

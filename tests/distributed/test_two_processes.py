@@ -26,7 +26,7 @@ def stopped_halfway(text, out):
 
 
 def refused(capsys, text, out, *more):
-    """Starts another run, which must fail with a user error: -> its one line."""
+    """Starts another run, which must fail with a user error -> its one line."""
     assert main(command(text, out, *more)[3:]) == 2
     printed, errors = capsys.readouterr()
     assert printed == ""

@@ -11,7 +11,7 @@ LOGGED = ("charjax: vocabulary", "charjax: LSTM implementation")
 
 
 def shows(capsys, *argv, warns=""):
-    """Runs a command: -> its output."""
+    """Runs a command -> its output."""
     capsys.readouterr()
     code = main([str(argument) for argument in argv])
     out, err = capsys.readouterr()
@@ -21,7 +21,7 @@ def shows(capsys, *argv, warns=""):
 
 
 def fails(capsys, *argv):
-    """Runs a command that must fail because of a user's mistake: -> its message, without the prefix."""
+    """Runs a command that must fail because of a user's mistake -> its message, without the prefix."""
     capsys.readouterr()
     assert main([str(argument) for argument in argv]) == 2
     out, err = capsys.readouterr()
@@ -32,7 +32,7 @@ def fails(capsys, *argv):
 
 
 def run_in_fixture(*argv):
-    """Runs a command where capsys cannot be used, and restores the log: -> its output and errors."""
+    """Runs a command where capsys cannot be used, and restores the log -> its output and errors."""
     logger = logging.getLogger("charjax")
     before = logger.handlers[:], logger.level, logger.propagate
     out, err = io.StringIO(), io.StringIO()

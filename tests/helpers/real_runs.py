@@ -41,7 +41,7 @@ def run(text, out, *more):
 
 
 def uninterrupted_run(folder, *more):
-    """A run that is left alone: -> (its text, its folder)."""
+    """A run that is not interrupted -> (its text, its folder)."""
     text = folder / "coffee.txt"
     text.write_text(TEXT)
     run(text, folder / "run", *more)

@@ -12,7 +12,7 @@ TESTS = ["tests/ops/test_lstm.py", "tests/ops/test_native.py", "tests/ops/test_s
 
 
 def run(*command, folder, **environment):
-    """Runs a command in a folder: -> what it prints."""
+    """Runs a command in a folder -> what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-10_000:]}\n{done.stderr[-10_000:]}"

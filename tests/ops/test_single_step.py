@@ -25,7 +25,7 @@ def make(layers, dtype):
 
 @jax.jit
 def take(weights, state, ids):
-    """A step: -> (state, logits)."""
+    """A step -> (state, logits)."""
     state = step(weights, state, ids)
     return state, logits(weights, state)
 

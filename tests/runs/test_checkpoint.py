@@ -45,7 +45,7 @@ def abstract(num_devices=1, model=MODEL, batch_size=8):
 
 
 def save(path, losses):
-    """Saves a state per step, with the validation loss given; -> the states."""
+    """Saves a state per step, with the validation loss given -> the states."""
     states, best = {}, (None, None)
     with CheckpointStore(path, INFO) as store:
         for step, loss in losses.items():

@@ -50,7 +50,7 @@ def model(original, tmp_path):
 
 
 def parts(path):
-    """Splits a model file: -> (header, arrays)."""
+    """Splits a model file -> (header, arrays)."""
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]

@@ -85,7 +85,7 @@ def may_mount():
 
 
 def mounted(function, folder):
-    """Runs a function of this module in a process that may mount: -> the JSON lines that it prints."""
+    """Runs a function of this module in a process that may mount -> the JSON lines that it prints."""
     code = f"import pathlib, sys, test_full_disk; test_full_disk.{function.__name__}(pathlib.Path(sys.argv[1]))"
     environment = {
         **os.environ,

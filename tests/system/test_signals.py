@@ -53,7 +53,7 @@ with SignalCatcher() as catcher:
 
 
 def catch(*numbers):
-    """Runs a process that receives one signal and then several at once: -> exit code, output, errors."""
+    """Runs a process that receives one signal and then several at once -> exit code, output, errors."""
     command = [sys.executable, "-c", CATCH, *(str(int(number)) for number in numbers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr

@@ -107,7 +107,7 @@ def phase(out, began):
 
 
 def check_what_is_left(out, before):
-    """Checks that checkpoints complete before a kill are undamaged, or replaced by later ones: -> the last step."""
+    """Checks that checkpoints complete before a kill are undamaged, or replaced by later ones -> the last step."""
     after = sealed_steps(out)
     if not before:
         return after[-1] if after else None

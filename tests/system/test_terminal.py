@@ -25,7 +25,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @contextmanager
 def terminal():
-    """Opens a terminal whose output is read: -> (its file descriptor, a function that closes it)."""
+    """Opens a terminal whose output is read -> (its file descriptor, a function that closes it)."""
     controller, end = pty.openpty()
     closing, close_now = os.pipe()
 
@@ -52,7 +52,7 @@ def terminal():
 
 
 def train_until_the_terminal_closes(text, out, on_hangup, errors=None):
-    """Trains on a terminal that closes after the first checkpoint: -> the exit code."""
+    """Trains on a terminal that closes after the first checkpoint -> the exit code."""
     arguments = [sys.executable, "-c", ON_TERMINAL, on_hangup, *command(text, out)]
     with (
         pytest.MonkeyPatch.context() as patch,
