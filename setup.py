@@ -1,7 +1,8 @@
 """Compiles the LSTM kernel for the CPU; pyproject.toml describes everything else about the package.
 
 The kernel is compiled once for each instruction set worth having, and charjax loads the best one that the CPU supports.
-Without a C++ compiler the package installs without the kernel and uses slower implementations.
+Without a C++ compiler the package installs without the kernel and uses slower implementations; so it does with a form
+that does not compile, unless CHARJAX_REQUIRE_KERNEL is 1.
 """
 
 import os
@@ -29,7 +30,7 @@ def extension(instructions: str) -> Extension:
         depends=sorted(map(str, Path(FOLDER).glob("*.h"))),
         extra_compile_args=[*common, *FLAGS[instructions]],
         language="c++",
-        optional=True,
+        optional=os.environ.get("CHARJAX_REQUIRE_KERNEL") != "1",
     )
 
 

@@ -58,3 +58,8 @@ class LSTMWeights(NamedTuple):
     w_ih: Array
     w_hh: Array
     bias: Array
+
+
+# For functions exported with `jax.export` that take or return them.
+for _type in (LSTMCarry, LSTMWeights):
+    jax.export.register_namedtuple_serialization(_type, serialized_name=f"charjax.{_type.__name__}")

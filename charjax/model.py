@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights, Params
 from charjax.config import ModelConfig
+from charjax.host.jax_modes import in_default_modes
 from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
 from charjax.ops.lstm.dropout import drop, keep_per_sequence
 from charjax.ops.lstm.gates import matmul_in
@@ -42,6 +43,7 @@ class LSTMLayer(nn.Module):
         """Declares the cell, which owns the parameters whatever the implementation."""
         self.cell = LSTMCell(self.hidden_dim, self.input_dim, self.dtype, self.w_ih_init)
 
+    @in_default_modes
     def __call__(self, x: Array, carry: LSTMCarry) -> tuple[Array, LSTMCarry]:
         """Maps x [B, T, D] float or [B, T] integer and carry [B, H] to (y [B, T, H], carry)."""
         return lstm(self.cell.weights, x, carry, implementation=self.implementation, dtype=self.dtype)
@@ -170,6 +172,7 @@ class CharLSTM(nn.Module):
         return tuple(keep_per_sequence(key, self.dropout, sequence_ids, (shape[1], self.hidden_dim)) for key in keys)
 
 
+@in_default_modes
 def init_carry(model: CharLSTM, batch_size: int) -> Carry:
     """Returns the state before any character: one zero `LSTMCarry` of [batch_size, H] float32 per layer.
 
@@ -184,6 +187,7 @@ def init_carry(model: CharLSTM, batch_size: int) -> Carry:
     return tuple(LSTMCarry(zeros(), zeros()) for _ in range(model.hidden_layers))
 
 
+@in_default_modes
 def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
     """Returns random initial parameters (float32): `layer_0` to `layer_{L-1}`, each with a `cell`, and the `head`.
 
@@ -214,6 +218,7 @@ def model_to_use(config: ModelConfig, vocab_size: int) -> CharLSTM:
     return model
 
 
+@in_default_modes
 def check_serves(model: CharLSTM) -> None:
     """Checks that the model's implementation is available on this machine, for the model's dtype and size.
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from charjax.array_types import Array, Params
 from charjax.distributed.mesh import OVER_BATCH, REPLICATED, check_divides, make_mesh
+from charjax.host.jax_modes import in_default_modes
 from charjax.model import Carry, CharLSTM, init_carry, init_params
 
 # Compiled initializers kept in the process, so that a second run with the same settings compiles nothing.
@@ -62,6 +63,7 @@ STATE_SPECS: Any = TrainState(
 )
 
 
+@in_default_modes
 def init_train_state(
     key: Array,
     model: CharLSTM,

@@ -13,9 +13,10 @@ from charjax.array_types import LSTMCarry
 from charjax.config import ModelConfig
 from charjax.errors import UserError
 from charjax.model import CharLSTM, LSTMLayer, init_carry, init_params
-from charjax.ops.lstm import api, native
+from charjax.ops.lstm import api
 from charjax.ops.lstm.api import IMPLEMENTATIONS
 from charjax.ops.lstm.dropout import drop, keep_per_sequence
+from charjax.ops.lstm.native.libraries import libraries, library_for
 
 
 @functools.cache
@@ -49,7 +50,7 @@ SERVED = [
     (implementation, dtype, tolerance)
     for implementation in (None, *sorted({*IMPLEMENTATIONS} - NOT_ON_CPU))
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 1e-2))
-    if implementation != "native" or native.library_for(dtype) is not None
+    if implementation != "native" or library_for(dtype) is not None
 ]
 
 
@@ -131,7 +132,7 @@ def test_config_round_trip():
 def test_dtype_auto_is_the_faster_one_on_this_machine(monkeypatch):
     config = ModelConfig(hidden_dim=6)
     assert config.dtype == "auto"
-    fast = next(iter(native.libraries()), None)
+    fast = next(iter(libraries()), None)
     monkeypatch.setattr(api, "library_for", lambda dtype: fast)
     expected = "bfloat16" if fast else "float32"
     assert CharLSTM.from_config(config, 11).dtype == expected

@@ -18,6 +18,7 @@ from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
 from charjax.generation.inputs import checked_ids, checked_params
 from charjax.generation.xla_decoder import XlaDecoder, XlaWeights
+from charjax.host.jax_modes import in_default_modes
 from charjax.model import CharLSTM
 from charjax.ops.lstm.single_step import StepState
 
@@ -39,6 +40,7 @@ class Unit(NamedTuple):
         return f"{self.layer}:{self.unit}"
 
 
+@in_default_modes
 def activations(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike) -> np.ndarray:
     """Returns the cell states tanh(c) of all units after each character.
 
@@ -65,6 +67,7 @@ def activations(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike) -> n
     return _collect(model, params, ids, None, (model.hidden_layers, model.hidden_dim))
 
 
+@in_default_modes
 def unit_activations(
     model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, units: Sequence[tuple[int, int]]
 ) -> np.ndarray:
@@ -86,6 +89,7 @@ def unit_activations(
     return _collect(model, params, ids, jnp.array(units, jnp.int32).reshape(-1, 2), (len(units),))
 
 
+@in_default_modes
 def excerpt_activations(
     model: CharLSTM, params: Params, vocab: Vocab, text: np.ndarray, part: slice, units: Sequence[tuple[int, int]]
 ) -> np.ndarray:
@@ -101,6 +105,7 @@ def excerpt_activations(
     return unit_activations(model, params, text[None, read_from:end], units)[0, begin - read_from :]
 
 
+@in_default_modes
 def read_side_by_side(
     model: CharLSTM, params: Params, vocab: Vocab, text: np.ndarray, begin: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -20,6 +20,7 @@ from charjax.config import DynamicConfig
 from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
 from charjax.generation.inputs import checked_ids, checked_params
+from charjax.host.jax_modes import in_default_modes
 from charjax.model import CharLSTM
 
 # Characters per call, which bounds memory.
@@ -81,6 +82,7 @@ class DynamicPiece(NamedTuple):
     static: ScoredPiece
 
 
+@in_default_modes
 def dynamic_score(
     model: CharLSTM,
     params: Params,
@@ -145,6 +147,7 @@ def dynamic_score(
     return DynamicScore(nats, static_nats, after)
 
 
+@in_default_modes
 def dynamic_score_pieces(
     model: CharLSTM,
     params: Params,

@@ -14,6 +14,7 @@ from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
 from charjax.generation.decoder import Decoder, State, Weights, make_decoder
 from charjax.generation.inputs import checked_ids, checked_params
+from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
 from charjax.model import CharLSTM
 
@@ -58,6 +59,7 @@ class Scores(NamedTuple):
     top_probs: Any
 
 
+@in_default_modes
 def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window: int = WINDOW) -> np.ndarray:
     """Returns -log p of every character but the first, in nats: the mean is the loss, its exponential the perplexity.
 
@@ -100,6 +102,7 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
     return np.concatenate([chunk.nats for chunk in scores], axis=1)[:, 1:]
 
 
+@in_default_modes
 def score_pieces(
     model: CharLSTM,
     params: Params,

@@ -10,6 +10,8 @@ from pathlib import Path
 import absl.logging
 import jax
 
+from charjax.host.cpu import cpu_flags
+
 
 def set_up() -> None:
     """Applies all settings."""
@@ -35,15 +37,9 @@ def _keep_compiled_programs() -> None:
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # Programs compiled for one kind of CPU may not run on another, so each kind has its own folder.
-        kind = hashlib.sha256(_cpu_features().encode()).hexdigest()[:12]
+        features = " ".join(sorted(cpu_flags())) or platform.processor()
+        kind = hashlib.sha256(features.encode()).hexdigest()[:12]
         jax.config.update("jax_compilation_cache_dir", str(caches / "charjax" / kind))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         # A process killed while it writes a program leaves a truncated file, which JAX skips with a warning.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
-
-
-def _cpu_features() -> str:
-    """Returns the instruction sets of this CPU, or its name if the system does not list them."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

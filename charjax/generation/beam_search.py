@@ -20,6 +20,7 @@ from charjax.errors import UserError
 from charjax.generation.blocks import steps_per_trip
 from charjax.generation.inputs import checked_ids, checked_params
 from charjax.generation.xla_decoder import XlaDecoder, XlaWeights
+from charjax.host.jax_modes import in_default_modes
 from charjax.memory_budget import check_room_to_sample
 from charjax.model import CharLSTM
 from charjax.ops.lstm import single_step
@@ -83,6 +84,7 @@ class Search(NamedTuple):
     finished: Texts
 
 
+@in_default_modes
 def beam_search(
     model: CharLSTM,
     params: Params,
@@ -145,6 +147,7 @@ def beam_search(
     return ids[:, :length], log_probs
 
 
+@in_default_modes
 def beam_search_text(
     model: CharLSTM,
     params: Params,

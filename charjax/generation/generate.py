@@ -19,10 +19,12 @@ from charjax.generation.blocks import BLOCK, capacity_for
 from charjax.generation.decoder import Decoder, make_decoder
 from charjax.generation.inputs import checked_ids, checked_key, checked_params
 from charjax.generation.sampling import Sampling, Settings, as_threefry, is_filtered, make_settings
+from charjax.host.jax_modes import in_default_modes
 from charjax.memory_budget import check_room_to_sample
 from charjax.model import CharLSTM
 
 
+@in_default_modes
 def generate(
     model: CharLSTM,
     params: Params,
@@ -120,6 +122,7 @@ def _generate(
     return decoder.write(weights, state, sampling, length, capacity=capacity, filtered=filtered)[1]
 
 
+@in_default_modes
 def generate_text(
     model: CharLSTM,
     params: Params,

@@ -15,7 +15,8 @@ from charjax.config import SampleConfig
 from charjax.generation.blocks import BLOCK, capacity_for
 from charjax.generation.sampling import Sampling, make_settings
 from charjax.model import Carry, CharLSTM, init_carry, layer_weights
-from charjax.ops.lstm.native import Library, steps
+from charjax.ops.lstm.native import steps
+from charjax.ops.lstm.native.libraries import Library
 from charjax.ops.lstm.native.steps import RESET, SAMPLE, SKIP, PackedWeights
 
 
@@ -33,7 +34,7 @@ class NativeDecoder:
 
     Attributes:
         model: the model.
-        dtype: format of the weights, one of `charjax.ops.lstm.native.STEP_DTYPES`.
+        dtype: format of the weights, one of `charjax.ops.lstm.native.libraries.STEP_DTYPES`.
         library: the compiled form of the kernel.
     """
 

@@ -16,6 +16,7 @@ from charjax.generation.decoder import make_decoder
 from charjax.generation.generate import end_of, keys_of_seeds
 from charjax.generation.inputs import checked_ids, checked_params
 from charjax.generation.sampling import Sampling, as_threefry, is_filtered, make_settings
+from charjax.host.jax_modes import in_default_modes
 from charjax.model import CharLSTM
 
 # The first piece is short, to show something at once; pieces grow as long as sampling one takes no noticeable time.
@@ -25,6 +26,7 @@ _LARGEST_PIECE, _SECONDS = 256, 0.03
 class Session:
     """A text of which some parts are given and others sampled, with one recurrent state throughout."""
 
+    @in_default_modes
     def __init__(
         self, model: CharLSTM, params: Params, vocab: Vocab, config: SampleConfig, *, stop: str | None = None
     ) -> None:
@@ -49,11 +51,13 @@ class Session:
         self._reach = len(self._stop) if self._stop is not None else 1
         self._state, self._piece = self._decoder.init(1), BLOCK
 
+    @in_default_modes
     def read(self, ids: np.ndarray) -> None:
         """Appends given characters, ids [P]; raises UserError if they are not in [0, V)."""
         ids = checked_ids(ids, self._decoder.model.vocab_size, "[P]")
         self._state = self._decoder.prefill(self._weights, self._state, ids[None])
 
+    @in_default_modes
     def write_ids(self, length: int | None = None) -> Iterator[np.ndarray]:
         """Samples characters, at most `length` if given, up to the stop string; yields ids [n] as they are sampled.
 
@@ -69,6 +73,7 @@ class Session:
             if ended:
                 return
 
+    @in_default_modes
     def write(self, length: int | None = None) -> Iterator[str]:
         """Samples characters as `write_ids` does; yields text."""
         # The end of a piece may cut a character of several bytes: the decoder holds its first bytes back.

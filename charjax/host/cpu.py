@@ -1,6 +1,7 @@
-"""Counts the CPU cores that this process may use."""
+"""The CPU: its instruction sets, and the cores that this process may use."""
 
 import os
+from pathlib import Path
 
 
 def available_cores() -> int:
@@ -8,3 +9,11 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_flags() -> frozenset[str]:
+    """Returns the names of the CPU's features as Linux lists them, such as "avx2"; elsewhere none."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(named, "").split())

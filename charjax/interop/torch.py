@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charjax.errors import UserError
+from charjax.host.jax_modes import in_default_modes
 
 Params = dict[str, Any]  # flax's nested dict of arrays
 Float32 = NDArray[np.float32]
@@ -76,6 +77,7 @@ def to_torch(params: Params) -> dict[str, Float32]:
     return state
 
 
+@in_default_modes
 def from_torch(state_dict: Mapping[str, Any]) -> Params:
     """Converts the state_dict of the torch model above to parameters of a `CharLSTM`.
 

@@ -14,11 +14,13 @@ from orbax.checkpoint import v1 as ocp
 
 from charjax.array_types import Params
 from charjax.errors import UserError, in_short
+from charjax.host.jax_modes import in_default_modes
 from charjax.runs.checkpoint_header import describe_checkpoint, read_header
 from charjax.runs.metadata import Progress, RunInfo
 from charjax.train_state import TrainState
 
 
+@in_default_modes
 def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[TrainState, RunInfo, Progress]:
     """Restores the latest undamaged checkpoint; damaged ones are skipped with a warning in the log.
 

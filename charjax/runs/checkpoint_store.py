@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from charjax.array_types import Params
 from charjax.distributed.processes import is_main
+from charjax.host.jax_modes import in_default_modes
 from charjax.runs.checkpoint import checkpoint_parts
 from charjax.runs.checkpoint_header import saved_steps
 from charjax.runs.integrity import DIGESTS, write_digests
@@ -138,6 +139,7 @@ class CheckpointStore:
             raise OSError(int(match[1]), os.strerror(int(match[1])), str(self.path)) from error
 
 
+@in_default_modes
 def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progress: Progress) -> None:
     """Saves one checkpoint, and the model if it is the best so far, and waits until they are on disk.
 

@@ -16,6 +16,7 @@ from charjax.array_types import Params
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.host.atomic_file import replacing
+from charjax.host.jax_modes import in_default_modes
 from charjax.memory_budget import check_room_to_load
 from charjax.model import CharLSTM, model_to_use
 from charjax.runs.checkpoint_header import read_header
@@ -56,6 +57,7 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
     return model_to_use(info.model, info.vocab.size), params, info.vocab
 
 
+@in_default_modes
 def load_params(folder: str | Path) -> tuple[Params, RunInfo, Progress]:
     """Loads the parameters that `load_model` does, with the configuration of their run.
 

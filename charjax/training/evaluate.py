@@ -12,6 +12,7 @@ from charjax.array_types import Array, Ids, Params
 from charjax.data.batching import SequenceLayout, Streams, cut_window, windows_held
 from charjax.data.prefetch import STREAM_SPECS, Prefetcher
 from charjax.distributed.mesh import DATA_AXIS, OVER_BATCH, REPLICATED, make_mesh, put_replicated, put_streams
+from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
 
@@ -43,6 +44,7 @@ class EvalStep(NamedTuple):
     model: CharLSTM
     mesh: Mesh
 
+    @in_default_modes
     def __call__(self, params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
         """Evaluates all windows of the streams, by default from a zero carry; the carry passed in is donated."""
         if carry is None:
@@ -128,6 +130,7 @@ class Evaluator(NamedTuple):
     def __exit__(self, *exception: object) -> None:
         self.feed.__exit__(*exception)
 
+    @in_default_modes
     def __call__(self, params: Params) -> float:
         """Returns the mean nats per character."""
         params = put_replicated(params, self.eval_step.mesh)
@@ -143,6 +146,7 @@ class Evaluator(NamedTuple):
         return float(np.sum(nats, dtype=np.float64) / np.sum(chars, dtype=np.int64))
 
 
+@in_default_modes
 def evaluate(
     model: CharLSTM, params: Params, ids: Ids, *, mesh: Mesh | None = None, budget: int | None = None
 ) -> float:

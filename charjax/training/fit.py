@@ -17,6 +17,7 @@ from charjax.distributed.mesh import check_divides, make_training_mesh, use_all_
 from charjax.distributed.processes import check_same, together
 from charjax.errors import UserError
 from charjax.generation.blocks import BLOCK
+from charjax.host.jax_modes import in_default_modes
 from charjax.host.memory import reuse_memory
 from charjax.host.signals import SignalCatcher
 from charjax.memory_budget import check_room_to_sample, check_room_to_train
@@ -31,6 +32,7 @@ from charjax.training.plan import training_layout
 MOST_STEPS = 2**31 - 1
 
 
+@in_default_modes
 def fit(
     model: CharLSTM,
     corpus: Corpus,

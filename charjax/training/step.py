@@ -18,6 +18,7 @@ from charjax.array_types import Array, Params
 from charjax.data.batching import Streams, Window, cut_window, windows_held
 from charjax.data.prefetch import STREAM_SPECS
 from charjax.distributed.mesh import DATA_AXIS, REPLICATED, make_mesh
+from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM
 from charjax.train_state import STATE_SPECS, TrainState, state_shardings
@@ -55,6 +56,7 @@ class TrainStep(NamedTuple):
     jitted: Any
     steps_per_call: int
 
+    @in_default_modes
     def __call__(
         self, state: TrainState, streams: Streams, num_steps: int | None = None, rate_scale: float = 1.0
     ) -> tuple[TrainState, TrainMetrics]:

@@ -19,7 +19,7 @@ from charjax.generation.native_decoder import NativeDecoder
 from charjax.generation.sampling import Settings, gumbel_noise, make_settings, sample
 from charjax.generation.xla_decoder import XlaDecoder
 from charjax.model import CharLSTM, init_carry, init_params
-from charjax.ops.lstm.native import STEP_DTYPES, libraries
+from charjax.ops.lstm.native.libraries import STEP_DTYPES, libraries
 from charjax.ops.lstm.native.steps import SAMPLE, library_for_steps, take_steps
 
 VOCAB = Vocab.ascii()

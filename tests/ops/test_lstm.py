@@ -13,10 +13,11 @@ from charjax.array_types import LSTMCarry, LSTMWeights
 from charjax.ops.lstm import api, native, wavefront
 from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
 from charjax.ops.lstm.experimental.mosaic_tpu.kernels import lstm_mosaic_tpu
+from charjax.ops.lstm.native.libraries import libraries
 from charjax.ops.lstm.reference import LSTMCell
 
 # Every form of the native kernel that this CPU runs is an implementation of its own here.
-NATIVE = {f"native {library.instructions}": library for library in native.libraries()}
+NATIVE = {f"native {library.instructions}": library for library in libraries()}
 BEST, OTHERS = [*NATIVE][:1], [*NATIVE][1:]
 PORTABLE = sorted({*IMPLEMENTATIONS} - {"native"} - NOT_ON_CPU)
 INTERPRETED = "mosaic_tpu interpreted"

@@ -1,9 +1,11 @@
 """What is particular to the C++ kernel: its compiled forms, its threads, and machines without it."""
 
 import contextlib
+import ctypes.util
 import functools
 import platform
 import shutil
+import tomllib
 from pathlib import Path
 
 import jax
@@ -15,17 +17,67 @@ from helpers.lstm_contract import gradients, make_inputs
 from charjax.array_types import LSTMCarry, LSTMWeights
 from charjax.config import SampleConfig
 from charjax.generation.sampling import make_settings
+from charjax.host.cpu import cpu_flags
 from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import lstm
-from charjax.ops.lstm.native import steps
+from charjax.ops.lstm.native import libraries, steps
+from charjax.ops.lstm.native.libraries import INSTRUCTION_SETS
+
+FOLDER = Path(native.__file__).parent
 
 
-def test_every_form_is_compiled_where_a_compiler_is():
-    names = native.INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else ("generic",)
-    folder = Path(native.__file__).parent
-    missing = [name for name in names if not list(folder.glob(f"_{name}.*so"))]
-    # setup.py lets a form fail to compile without failing itself.
-    assert not missing or not shutil.which("c++"), missing
+@pytest.fixture
+def new_choice():
+    """The default implementation is chosen again, here and in the tests after this one."""
+    api._default_for_sequences.cache_clear()
+    yield
+    api._default_for_sequences.cache_clear()
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+def test_every_form_is_built_and_those_of_this_cpu_load():
+    names = INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else ("generic",)
+    missing = [name for name in names if not list(FOLDER.glob(f"_{name}.*so"))]
+    assert not missing  # setup.py lets a form fail to compile unless CHARJAX_REQUIRE_KERNEL is 1
+    for name in names:
+        ctypes.CDLL(str(next(FOLDER.glob(f"_{name}.*so"))))
+    runs_here = [name for name in names if INSTRUCTION_SETS[name] <= cpu_flags()]
+    assert [library.instructions for library in libraries.libraries()] == runs_here
+    assert libraries.better_form() is None
+
+
+def test_the_kernel_is_built_with_the_lowest_supported_jax(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    (lowest,) = (name for name in project["project"]["dependencies"] if name.startswith("jax>="))
+    assert lowest.replace(">=", "==") in project["build-system"]["requires"]
+
+
+def test_a_library_that_is_no_kernel_is_left_out_with_a_word(tmp_path, caplog):
+    (tmp_path / "_generic.so").write_text("not a library")
+    assert libraries._load("generic", tmp_path / "_generic.so") is None
+    assert libraries._load("generic", Path(ctypes.util.find_library("m"))) is None
+    first, second = (record.message for record in caplog.records)
+    assert first.startswith("the LSTM kernel _generic.so cannot be used: ")
+    assert "charjax_lstm_supported" in second
+    assert second.endswith("; reinstall charjax")
+
+
+def test_a_kernel_built_for_a_later_jax_is_left_out_with_a_word(monkeypatch, caplog):
+    path = next(FOLDER.glob("_generic.*so"))
+    assert libraries._load("generic", path) is not None
+    monkeypatch.setattr(libraries, "_ffi_version", lambda: 0)
+    assert libraries._load("generic", path) is None
+    assert "it was built for a later jax than " in caplog.text
+
+
+@pytest.mark.parametrize("best", ["avx512bf16", "generic"])
+@pytest.mark.usefixtures("new_choice")
+def test_training_says_which_form_this_cpu_lacks(monkeypatch, caplog, best):
+    monkeypatch.setattr(libraries, "cpu_flags", lambda: INSTRUCTION_SETS[best])
+    monkeypatch.setattr(libraries, "libraries", lambda: ())
+    assert api.default_implementation("float32", 100) == "custom_vjp"
+    (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert f"this CPU is faster with the {best} form of the LSTM kernel, which is not installed" in warning
 
 
 @contextlib.contextmanager
@@ -84,7 +136,7 @@ def with_another_type(types):
 
 def forms():
     """The compiled forms; the default tier runs the best and the plainest."""
-    found = native.libraries()
+    found = libraries.libraries()
     slow = [pytest.param(library, marks=pytest.mark.slow) for library in found[1:-1]]
     return [*found[:1], *slow, *found[1:][-1:]]
 
@@ -120,14 +172,6 @@ def test_threads_divide_the_rows(monkeypatch, one_hot):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.fixture
-def new_choice():
-    """The default implementation is chosen again, here and in the tests after this one."""
-    api._default_for_sequences.cache_clear()
-    yield
-    api._default_for_sequences.cache_clear()
-
-
 @pytest.mark.usefixtures("new_choice")
 def test_native_is_the_default_where_packing_pays():
     assert api.default_implementation("float32", 100) == "native"
@@ -136,7 +180,7 @@ def test_native_is_the_default_where_packing_pays():
 
 @pytest.mark.usefixtures("new_choice")
 def test_a_machine_without_the_kernel_has_another_default(monkeypatch):
-    monkeypatch.setattr(native, "libraries", lambda: ())
+    monkeypatch.setattr(libraries, "libraries", lambda: ())
     assert api.default_implementation("float32", 100) == "custom_vjp"
     with pytest.raises(NotImplementedError, match="'native' is not available for bfloat16"):
         lstm(*make_inputs(), implementation="native", dtype="bfloat16")

@@ -1,21 +1,25 @@
 """`lstm` and `lstm_stack`: one interface to every implementation of an LSTM layer or a stack of layers."""
 
+import contextlib
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights
+from charjax.host.jax_modes import in_default_modes
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.dropout import drop
-from charjax.ops.lstm.native import library_for, lstm_native
+from charjax.ops.lstm.native import lstm_native
+from charjax.ops.lstm.native.libraries import better_form, library_for
 from charjax.ops.lstm.recompute import lstm_recompute
 from charjax.ops.lstm.reference import lstm_flax
 from charjax.ops.lstm.scan import lstm_scan
+from charjax.ops.lstm.second_order import with_higher_derivatives
 from charjax.ops.lstm.target import target_platform
 from charjax.ops.lstm.wavefront import lstm_wavefront, run_stack
 
@@ -47,10 +51,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "wavefront": lstm_wavefront,
     **{name: _experimental(name) for name in EXPERIMENTAL},
 }
+# JAX differentiates these itself, any number of times, also in forward mode.
+DIFFERENTIATED_BY_JAX = (lstm_flax, lstm_scan)
 DTYPES = ("float32", "bfloat16")
 MIN_STEPS_FOR_NATIVE = 8
 
 
+@in_default_modes
 def lstm(
     weights: LSTMWeights,
     x: Array,
@@ -99,9 +106,11 @@ def lstm(
     name = _check(weights, x, carry, implementation, dtype)
     if not _has_work(weights, x):
         return jnp.zeros((*x.shape[:2], weights.w_hh.shape[0]), dtype), carry
-    return IMPLEMENTATIONS[name](weights, _checked_ids(x, weights), carry, jnp.dtype(dtype))
+    with _forward_mode_explained():
+        return _layer(IMPLEMENTATIONS[name], dtype)(weights, _checked_ids(x, weights), carry)
 
 
+@in_default_modes
 def lstm_stack(
     weights: Sequence[LSTMWeights],
     x: Array,
@@ -141,10 +150,57 @@ def lstm_stack(
     _check_keep(keep, weights, x)
     if names == {"wavefront"} and _has_work(weights[0], x):
         x = _checked_ids(x, weights[0])
-        return run_stack(tuple(weights), x, tuple(carry), tuple(keep), rate, jnp.dtype(dtype))
+        with _forward_mode_explained():
+            return _wavefront(rate, dtype)(tuple(weights), x, tuple(carry), tuple(keep))
+    layer = functools.partial(lstm, implementation=implementation, dtype=dtype)
+    return _one_by_one(layer, weights, x, carry, keep, rate)
+
+
+@functools.lru_cache
+def _layer(implementation: Implementation, dtype: str) -> Callable[..., tuple[Array, LSTMCarry]]:
+    """Returns an implementation that reverse mode differentiates any number of times."""
+
+    def run(weights: LSTMWeights, x: Array, carry: LSTMCarry) -> tuple[Array, LSTMCarry]:
+        return implementation(weights, x, carry, jnp.dtype(dtype))
+
+    if implementation in DIFFERENTIATED_BY_JAX:
+        return run
+    return with_higher_derivatives(run, functools.partial(lstm_scan, dtype=jnp.dtype(dtype)))
+
+
+@functools.lru_cache
+def _wavefront(rate: float, dtype: str) -> Callable[..., tuple[Array, tuple[LSTMCarry, ...]]]:
+    """Returns `run_stack`, differentiable any number of times."""
+    layer = functools.partial(lstm_scan, dtype=jnp.dtype(dtype))
+    return with_higher_derivatives(
+        functools.partial(run_stack, rate=rate, dtype=jnp.dtype(dtype)),
+        functools.partial(_one_by_one, layer, rate=rate),
+    )
+
+
+@contextlib.contextmanager
+def _forward_mode_explained() -> Iterator[None]:
+    """Adds to JAX's error what to do about it; under an outer `jit` JAX raises it later, when it compiles."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" in str(error):
+            error.add_note('charjax: implementation="scan" and "flax" have forward mode (docs/jax.md)')
+        raise
+
+
+def _one_by_one(
+    layer: Callable[..., tuple[Array, LSTMCarry]],
+    weights: Sequence[LSTMWeights],
+    x: Array,
+    carry: Sequence[LSTMCarry],
+    keep: Sequence[Array],
+    rate: float,
+) -> tuple[Array, tuple[LSTMCarry, ...]]:
+    """Runs the layers of a stack one after the other."""
     after = []
-    for n, (layer, before) in enumerate(zip(weights, carry, strict=True)):
-        x, last = lstm(layer, x, before, implementation=implementation, dtype=dtype)
+    for n, (one, before) in enumerate(zip(weights, carry, strict=True)):
+        x, last = layer(one, x, before)
         x = drop(x, keep[n], rate) if n < len(keep) else x
         after.append(last)
     return x, tuple(after)
@@ -169,7 +225,14 @@ def _default_for_sequences(dtype: str, platform: str) -> str:
     library = library_for(dtype) if platform == "cpu" else None
     choice = {"gpu": "wavefront", "tpu": "recompute"}.get(platform, "native" if library else "custom_vjp")
     detail = f" ({library.instructions})" if library else ""
-    logging.getLogger("charjax").info("LSTM implementation: %s%s, %s operands", choice, detail, dtype)
+    log = logging.getLogger("charjax")
+    log.info("LSTM implementation: %s%s, %s operands", choice, detail, dtype)
+    if platform == "cpu" and (better := better_form()):
+        log.warning(
+            "this CPU is faster with the %s form of the LSTM kernel, which is not installed: reinstall charjax with a "
+            "C++ compiler (CHARJAX_REQUIRE_KERNEL=1 makes the installation fail if a form does not compile)",
+            better,
+        )
     return choice
 
 

@@ -6,10 +6,8 @@ when charjax is installed, once per instruction set; the best one that the CPU s
 docs/performance.md says what each choice gained.
 """
 
-import ctypes
 import functools
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,57 +15,9 @@ import numpy as np
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.host.cpu import available_cores
+from charjax.ops.lstm.native.libraries import Library, library_for
 from charjax.ops.lstm.target import target_platform
 from charjax.ops.lstm.vma import alike, result
-
-# Best first; only the first trains in bfloat16.
-INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "generic")
-STEP_DTYPES = ("float32", "bfloat16", "int8")
-
-
-class Library(NamedTuple):
-    """A compiled form of the kernel that this CPU can run.
-
-    Attributes:
-        instructions: one of INSTRUCTION_SETS.
-        panel: units per vector; arrays saved for the backward pass are padded to a multiple of it.
-        bytes_at_once: int8 weights of a column that one instruction takes.
-        dtypes: operand formats for training; generation supports weights in all of STEP_DTYPES.
-    """
-
-    instructions: str
-    panel: int
-    bytes_at_once: int
-    dtypes: tuple[str, ...]
-
-    def target(self, direction: str, dtype: str) -> str:
-        """Returns the name of a custom call."""
-        return f"charjax_lstm_{direction}_{dtype}_{self.instructions}"
-
-
-@functools.cache
-def libraries() -> tuple[Library, ...]:
-    """Returns the installed forms of the kernel that this CPU supports, best first; registers their custom calls."""
-    folder = Path(__file__).parent
-    paths = [(name, path) for name in INSTRUCTION_SETS for path in sorted(folder.glob(f"_{name}.*so"))]
-    kernels = [(name, ctypes.CDLL(str(path))) for name, path in paths]
-    return tuple(_register(name, kernel) for name, kernel in kernels if kernel.charjax_lstm_supported())
-
-
-def _register(instructions: str, kernel: ctypes.CDLL) -> Library:
-    """Registers the custom calls of a form of the kernel with JAX."""
-    dtypes = ("float32", "bfloat16") if instructions == "avx512bf16" else ("float32",)
-    library = Library(instructions, kernel.charjax_lstm_panel(), kernel.charjax_lstm_bytes_at_once(), dtypes)
-    calls = [(direction, dtype) for direction in ("forward", "backward") for dtype in dtypes]
-    for direction, dtype in [*calls, *(("generate", dtype) for dtype in STEP_DTYPES)]:
-        call = jax.ffi.pycapsule(getattr(kernel, f"charjax_lstm_{direction}_{dtype}"))
-        jax.ffi.register_ffi_target(library.target(direction, dtype), call, platform="cpu")
-    return library
-
-
-def library_for(dtype: str) -> Library | None:
-    """Returns the best form of the kernel that trains in a dtype, or None if there is none."""
-    return next((library for library in libraries() if dtype in library.dtypes), None)
 
 
 def lstm_native(

@@ -215,6 +215,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_bfloat16, backward<bf16>, bi
 
 extern "C" {
 
+// The version of XLA's interface that these calls are compiled for.
+int charjax_ffi_version() {
+  return 1000 * XLA_FFI_API_MAJOR + XLA_FFI_API_MINOR;
+}
+
 // Units per panel; the saved arrays are padded to a multiple of it.
 int charjax_lstm_panel() {
   return charjax::W;

@@ -14,7 +14,7 @@ import numpy as np
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.host.cpu import available_cores
-from charjax.ops.lstm.native import Library, libraries
+from charjax.ops.lstm.native.libraries import Library, libraries
 
 # Instead of an id: sample one; skip this step; RESET - id reads id from an empty state.
 SAMPLE, SKIP, RESET = -1, -2, -3
@@ -113,7 +113,7 @@ def take_steps(
         *(jax.ShapeDtypeStruct((len(carry), *carry[0].h.shape), jnp.float32) for _ in range(2)),
         jax.ShapeDtypeStruct((*given.shape, vocab_size) if with_logits else (0,), jnp.float32),
     ]
-    call = jax.ffi.ffi_call(library.target("generate", dtype), results)
+    call = jax.ffi.ffi_call(library.target("generate", dtype), results, vmap_method="sequential")
     c, h = (jnp.stack(part) for part in zip(*carry, strict=True))
     ids, c, h, logits = call(
         *weights,

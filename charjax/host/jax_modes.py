@@ -1,0 +1,59 @@
+"""Modes of JAX that a caller may have set and that must not change what charjax computes."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+
+_NO_GUARD = (None, "allow")
+# Options of jax.config, with the values that leave them as by default, and a context that makes them so.
+_MODES: dict[str, tuple[tuple[Any, ...], Callable[[], Any]]] = {
+    "jax_enable_x64": ((False,), lambda: jax.enable_x64(False)),
+    "jax_numpy_dtype_promotion": (("standard",), lambda: jax.numpy_dtype_promotion("standard")),
+    "jax_default_prng_impl": (("threefry2x32",), lambda: jax.default_prng_impl("threefry2x32")),
+    "jax_threefry_partitionable": ((True,), lambda: jax.threefry_partitionable(True)),
+    # Ids out of range give NaN on purpose, and training looks for NaN itself.
+    "jax_debug_nans": ((False,), lambda: jax.debug_nans(False)),
+    "jax_debug_infs": ((False,), lambda: jax.debug_infs(False)),
+    "jax_transfer_guard_host_to_device": (_NO_GUARD, lambda: jax.transfer_guard_host_to_device("allow")),
+    "jax_transfer_guard_device_to_device": (_NO_GUARD, lambda: jax.transfer_guard_device_to_device("allow")),
+    "jax_transfer_guard_device_to_host": (_NO_GUARD, lambda: jax.transfer_guard_device_to_host("allow")),
+}
+
+
+@contextlib.contextmanager
+def _default_modes() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name, (defaults, context) in _MODES.items():
+            if getattr(jax.config, name) not in defaults:
+                stack.enter_context(context())
+        yield
+
+
+def in_default_modes(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
+    """Decorates a function so that it computes as in JAX's default modes, whatever its caller has set.
+
+    With 64-bit types, strict promotion or another PRNG, arrays and numbers would be different. Between the items of a
+    generator the caller has its own modes.
+    """
+    if not inspect.isgeneratorfunction(function):
+        return _default_modes()(function)
+
+    @functools.wraps(function)
+    def items(*args: _Args.args, **kwargs: _Args.kwargs) -> Iterator[Any]:
+        with contextlib.closing(function(*args, **kwargs)) as generator:
+            while True:
+                with _default_modes():
+                    try:
+                        item = next(generator)
+                    except StopIteration:
+                        return
+                yield item
+
+    return items  # type: ignore[return-value]
