@@ -11,6 +11,7 @@ import jax
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
+_END = object()
 _NO_GUARD = (None, "allow")
 # Options of jax.config, with the values that leave them as by default, and a context that makes them so.
 _MODES: dict[str, tuple[tuple[Any, ...], Callable[[], Any]]] = {
@@ -48,12 +49,8 @@ def in_default_modes(function: Callable[_Args, _Result]) -> Callable[_Args, _Res
     @functools.wraps(function)
     def items(*args: _Args.args, **kwargs: _Args.kwargs) -> Iterator[Any]:
         with contextlib.closing(function(*args, **kwargs)) as generator:
-            while True:
-                with _default_modes():
-                    try:
-                        item = next(generator)
-                    except StopIteration:
-                        return
+            step = _default_modes()(functools.partial(next, generator, _END))
+            while (item := step()) is not _END:
                 yield item
 
     return items  # type: ignore[return-value]
