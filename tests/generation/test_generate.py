@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.kernel_steps import check_sampling, check_steps
 
 from charjax import generate as generate_function
-from charjax.array_types import LSTMCarry
 from charjax.config import SampleConfig
 from charjax.data.vocab import Vocab, encode_context
 from charjax.distributed.mesh import make_mesh, put_replicated
@@ -16,11 +16,10 @@ from charjax.errors import UserError
 from charjax.generation.decoder import make_decoder
 from charjax.generation.generate import _generate, generate_text
 from charjax.generation.native_decoder import NativeDecoder
-from charjax.generation.sampling import Settings, gumbel_noise, make_settings, sample
 from charjax.generation.xla_decoder import XlaDecoder
 from charjax.model import CharLSTM, init_carry, init_params
 from charjax.ops.lstm.native.libraries import STEP_DTYPES, libraries
-from charjax.ops.lstm.native.steps import SAMPLE, library_for_steps, take_steps
+from charjax.ops.lstm.native.steps import library_for_steps
 
 VOCAB = Vocab.ascii()
 MODEL = CharLSTM(VOCAB.size, hidden_dim=10, hidden_layers=2, dropout=0.5)
@@ -241,47 +240,10 @@ def test_the_only_character_left_is_the_most_likely(options):
 
 @needs_kernel
 def test_the_kernel_samples_as_xla_does():
-    """The same logits and noise, and all kinds of settings."""
-    rng = np.random.default_rng(0)
-    logits, keys = rng.normal(0, 3, (200, 65)), jax.random.split(jax.random.key(0), 200)
-    noise = gumbel_noise(keys, jnp.arange(7, 8), 65)
-    settings = Settings(
-        rng.choice([0, 0.3, 1, 3], 200).astype(np.float32),
-        rng.choice([1, 2, 10, 64, 65, 1000], 200).astype(np.int32),
-        rng.choice([1e-6, 0.3, 0.9, np.inf], 200).astype(np.float32),
-        rng.choice([0, 0.01, 0.3, 1], 200).astype(np.float32),
-    )
-    expected = jax.vmap(functools.partial(sample, filtered=True))(noise[0], jnp.asarray(logits, jnp.float32), settings)
-    # One layer whose unit n predicts the logits of row n, by the state that it starts in.
-    one = CharLSTM(65, hidden_dim=200, hidden_layers=1)
-    params = jax.tree.map(jnp.zeros_like, init_params(jax.random.key(0), one))
-    params["head"]["kernel"] = jnp.asarray(logits, jnp.float32)
-    carry = (LSTMCarry(jnp.zeros((200, 200)), jnp.eye(200)),)
-    given = np.full((200, 1), SAMPLE, np.int32)
-    library = library_for_steps()
-    take = jax.jit(functools.partial(take_steps, library, "float32", vocab_size=65))
-    weights = NativeDecoder(one, "float32", library).pack(params)
-    ids, _, _ = take(weights, carry, given, keys, jnp.int32(7), settings)
-    np.testing.assert_array_equal(ids[:, 0], expected)
+    check_sampling(library_for_steps())
 
 
 # ---- forms of the kernel, formats of the weights, kinds of keys
-
-
-def check_steps_of_the_kernel(library, dtype, batch, hidden):
-    """Compares the logits and the state of forced steps with the model's."""
-    rng = np.random.default_rng(0)
-    model = CharLSTM(20, hidden_dim=hidden, hidden_layers=2)
-    params = init_params(jax.random.key(0), model)
-    given = rng.integers(0, 20, (batch, 12)).astype(np.int32)
-    weights = NativeDecoder(model, dtype, library).pack(params)
-    keys, settings = jax.random.split(jax.random.key(0), batch), make_settings(SampleConfig(), batch)
-    take = jax.jit(functools.partial(take_steps, library, dtype, vocab_size=20, with_logits=True))
-    _, carry, found = take(weights, init_carry(model, batch), given, keys, jnp.int32(0), settings)
-    logits, expected = model.apply({"params": params}, given, init_carry(model, batch))
-    tolerance = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.02}[dtype]
-    np.testing.assert_allclose(found[:, 1:], logits[:, :-1], atol=tolerance)
-    np.testing.assert_allclose(carry[1].h, expected[1].h, atol=tolerance)
 
 
 def name_of(library):
@@ -294,14 +256,14 @@ def name_of(library):
 @pytest.mark.parametrize(("batch", "hidden"), [(1, 10), (1, 40), (7, 33), (70, 16)])
 def test_every_form_of_the_kernel_takes_the_same_steps(batch, hidden, library, dtype):
     """All that this CPU runs, for the three ways in which threads share the work."""
-    check_steps_of_the_kernel(library, dtype, batch, hidden)
+    check_steps(library, dtype, batch, hidden)
 
 
 @pytest.mark.parametrize("dtype", STEP_DTYPES)
 @pytest.mark.parametrize("library", [*libraries()[:1], *libraries()[1:][-1:]], ids=name_of)
 @pytest.mark.parametrize(("batch", "hidden"), [(1, 40), (7, 33)])
 def test_the_best_and_the_plainest_form_of_the_kernel_take_the_same_steps(batch, hidden, library, dtype):
-    check_steps_of_the_kernel(library, dtype, batch, hidden)
+    check_steps(library, dtype, batch, hidden)
 
 
 @needs_kernel
