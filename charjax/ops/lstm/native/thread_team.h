@@ -70,8 +70,14 @@ class ThreadTeam {
   template <class Pool, class Lead>
   static void run(Pool& pool, int threads, const Lead& lead) {
     auto team = std::make_shared<ThreadTeam>(threads);
-    for (int thread = 1; thread < threads; ++thread)
-      if (!schedule(pool, [team, thread] { team->follow(thread); })) break;
+    const auto leader = std::this_thread::get_id();
+    for (int thread = 1; thread < threads; ++thread) {
+      // A full pool runs a task at once, on the calling thread, which would follow itself forever.
+      const auto follow = [team, thread, leader] {
+        if (std::this_thread::get_id() != leader) team->follow(thread);
+      };
+      if (!schedule(pool, follow)) break;
+    }
     lead(*team);
     // A thread that the pool starts late sees this and touches only the team, which it keeps alive.
     team->phase_.store(ENDED, std::memory_order_release);
