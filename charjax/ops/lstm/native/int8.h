@@ -140,10 +140,12 @@ struct Mac<Quantized> {
   struct Pairs {
     Ints even, odd;
   };
+  static CHARJAX_INLINE Ints upper_bytes(Half pairs) {
+    return __builtin_convertvector(reinterpret_cast<Shorts>(pairs) >> 8, Ints);
+  }
   static CHARJAX_INLINE Pairs weights(const int8_t* p) {
-    Pairs pairs;
-    for (int lane = 0; lane < W; ++lane) pairs.even[lane] = p[2 * lane], pairs.odd[lane] = p[2 * lane + 1];
-    return pairs;
+    const Half pairs = load_any<Half>(p);
+    return {upper_bytes(pairs << 8), upper_bytes(pairs)};
   }
   static CHARJAX_INLINE Pairs spread(const int16_t* p) { return {p[0] - Ints{}, p[1] - Ints{}}; }
   static CHARJAX_INLINE Vec add(Vec sum, Pairs x, Pairs w) {

@@ -27,6 +27,7 @@ typedef float Vec __attribute__((vector_size(4 * W)));
 typedef uint32_t Bits __attribute__((vector_size(4 * W)));
 typedef int32_t Ints __attribute__((vector_size(4 * W)));
 typedef uint16_t Half __attribute__((vector_size(2 * W)));
+typedef int16_t Shorts __attribute__((vector_size(2 * W)));
 
 // Reads or writes a vector at any address. Not through a type with less alignment: templates drop that attribute.
 template <class V>
