@@ -4,7 +4,9 @@ import contextlib
 import ctypes.util
 import functools
 import platform
+import re
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -68,6 +70,18 @@ def test_a_kernel_built_for_a_later_jax_is_left_out_with_a_word(monkeypatch, cap
     monkeypatch.setattr(libraries, "_ffi_version", lambda: 0)
     assert libraries._load("generic", path) is None
     assert "it was built for a later jax than " in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+def test_a_kernel_compiled_with_later_headers_is_left_out(tmp_path):
+    headers, library = tmp_path / "include", tmp_path / "_generic.so"
+    shutil.copytree(jax.ffi.include_dir(), headers)
+    interface = headers / "xla/ffi/api/c_api.h"
+    interface.write_text(re.sub(r"(XLA_FFI_API_MINOR) \d+", r"\1 99", interface.read_text()))
+    options = ["-O0", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-isystem", headers]
+    subprocess.run(["c++", *options, FOLDER / "generic.cc", "-o", library], check=True)
+    assert libraries._load("generic", library) is None
 
 
 @pytest.mark.parametrize("best", ["avx512bf16", "generic"])

@@ -1,8 +1,9 @@
-"""Makes writes to JAX's compilation cache atomic; Python imports this file first in every process the tests start.
+"""Lets all test processes share one compilation cache of JAX; Python imports this file first in every one of them.
 
-All test processes share one cache. JAX writes an entry in place, so another process may read half of it, and a killed
-process leaves half of it behind for good. JAX's own lock (`jax_compilation_cache_max_size`) does not help here: every
-write then reads the whole folder, and a process stopped by a test may hold the lock.
+JAX writes an entry in place, so another process may read half of it, and a killed process leaves half of it behind for
+good. JAX's own lock (`jax_compilation_cache_max_size`) does not help here: every write then reads the whole folder, and
+a process stopped by a test may hold the lock. Of processes that train together JAX lets only the first one write, so
+the others would compile their programs in every test.
 """
 
 import os
@@ -21,19 +22,32 @@ def put(self, key, value):
         os.replace(partial, path)
 
 
+def write(cache_key, compile_seconds, module_name, backend, executable, host_callbacks):
+    """Stores a compiled program; replaces `_cache_write`, which does so only in the first of several processes."""
+    if not host_callbacks:
+        cache = sys.modules["jax._src.compilation_cache"]
+        cache.put_executable_and_time(cache_key, module_name, executable, backend, int(compile_seconds))
+
+
+REPLACEMENTS = {
+    "jax._src.lru_cache": lambda module: setattr(module.LRUCache, "put", put),
+    "jax._src.compiler": lambda module: setattr(module, "_cache_write", write),
+}
+
+
 class CacheFinder:
     """Patches JAX's cache when it is imported: importing JAX here would slow down commands that do not need it."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != "jax._src.lru_cache":
+        if name not in REPLACEMENTS:
             return None
         spec = PathFinder.find_spec(name, path, target)
         execute = spec.loader.exec_module
 
         def execute_and_patch(module):
             execute(module)
-            module.LRUCache.put = put
+            REPLACEMENTS[name](module)
 
         spec.loader.exec_module = execute_and_patch
         return spec
