@@ -13,7 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from charjax.array_types import Params
-from charjax.errors import UserError, in_short
+from charjax.errors import UserError, check_type, checked_path, in_short
 from charjax.host.jax_modes import in_default_modes
 from charjax.runs.checkpoint_header import describe_checkpoint, read_header
 from charjax.runs.metadata import Progress, RunInfo
@@ -54,7 +54,8 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
         >>> bool((restored.params["head"]["kernel"] == state.params["head"]["kernel"]).all()), progress.step
         (True, 0)
     """
-    header = read_header(run_dir)
+    check_type("abstract", abstract, TrainState, "make one with charjax.train_state.abstract_train_state")
+    header = read_header(checked_path("run_dir", run_dir))
     return load_state(header.path, abstract), header.info, header.progress
 
 
