@@ -19,8 +19,7 @@ from charjax.model import Carry, CharLSTM, check_model, checked_key, init_carry,
 _INITIALIZERS_KEPT = 16
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The complete state of training: with it and the text, training resumes bit for bit.
 
     Attributes:

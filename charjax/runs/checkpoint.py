@@ -77,7 +77,7 @@ def load_checkpoint_params(path: Path, abstract: Params) -> Params:
 
 def checkpoint_parts(state: TrainState) -> dict[str, Any]:
     """Splits a state into two parts, so that the parameters can be loaded without the rest."""
-    return {"params": state.params, "training": state.replace(params=None)}  # type: ignore[attr-defined]
+    return {"params": state.params, "training": state.replace(params=None)}
 
 
 def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _one_step(
     # A select between new and old values would make XLA copy the optimizer's moments at every step.
     params, opt_state = jax.lax.cond(finite, update, lambda *kept: kept, state.params, state.opt_state)
     skipped = jnp.where(finite, 0, state.skipped + 1)
-    state = state.replace(  # type: ignore[attr-defined]
+    state = state.replace(
         step=state.step + 1,
         cursor=(state.cursor + 1) % streams.windows,
         params=params,
