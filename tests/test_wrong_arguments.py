@@ -33,6 +33,7 @@ from charjax import (
     make_train_step,
     ops,
     put_streams,
+    restore_checkpoint,
     score,
     score_pieces,
     unit_activations,
@@ -167,6 +168,10 @@ MISTAKES = [
     ("text must be a str, not PosixPath; Corpus.from_file", lambda: Corpus.from_text(Path("text.txt"))),
     ("path must be a path, not int", lambda: Corpus.from_file(123)),
     ("run_dir must be a path, not Corpus", lambda: load_model(CORPUS)),
+    (
+        "abstract must have a sharding for each array; make one with",
+        lambda: restore_checkpoint("runs/none", STATE.replace(step=jax.ShapeDtypeStruct((), np.int32))),
+    ),
     ("vocab_size must be a whole number of at least 1, not Vocab", lambda: CharLSTM(VOCAB)),
     ("hidden_layers must be a whole number from 1 to 1000, not 0", lambda: CharLSTM(5, hidden_layers=0)),
     ("stop must be a str, not list; give one string", lambda: write(stop=["x"])),

@@ -54,7 +54,10 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
         >>> bool((restored.params["head"]["kernel"] == state.params["head"]["kernel"]).all()), progress.step
         (True, 0)
     """
-    check_type("abstract", abstract, TrainState, "make one with charjax.train_state.abstract_train_state")
+    advice = "make one with charjax.train_state.abstract_train_state"
+    check_type("abstract", abstract, TrainState, advice)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None for leaf in jax.tree.leaves(abstract)):
+        raise UserError(f"abstract must have a sharding for each array; {advice}")
     header = read_header(checked_path("run_dir", run_dir))
     return load_state(header.path, abstract), header.info, header.progress
 
