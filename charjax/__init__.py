@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from charjax._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from charjax import interop as interop, ops as ops
     from charjax.analysis.activations import activations as activations, unit_activations as unit_activations
     from charjax.analysis.correlations import unit_correlations as unit_correlations
     from charjax.analysis.dynamic_evaluation import (
@@ -44,6 +45,15 @@ if TYPE_CHECKING:
     from charjax.training.optimizer import make_optimizer as make_optimizer
     from charjax.training.step import make_train_step as make_train_step
 
+__all__ = [
+    "CharLSTM", "Corpus", "DynamicConfig", "DynamicPiece", "DynamicScore", "History", "LSTMCarry", "LSTMCell",
+    "LSTMWeights", "ModelConfig", "SampleConfig", "ScoredPiece", "TrainConfig", "TrainState", "Vocab", "activations",
+    "beam_search", "beam_search_text", "dynamic_score", "dynamic_score_pieces", "evaluate", "fit", "generate",
+    "generate_text", "init_carry", "init_params", "init_train_state", "interop", "join_processes", "load_model",
+    "make_eval_step", "make_mesh", "make_optimizer", "make_streams", "make_train_step", "ops", "put_streams",
+    "read_pieces", "restore_checkpoint", "save_checkpoint", "score", "score_pieces", "unit_activations",
+    "unit_correlations",
+]  # fmt: skip
 _NAMES_OF = {
     "analysis.activations": ("activations", "unit_activations"),
     "analysis.correlations": ("unit_correlations",),
@@ -78,8 +88,6 @@ _SUBPACKAGES = ("interop", "ops")
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name == "__all__":
-            return [*sorted(_MODULE_OF), *_SUBPACKAGES]
         if name in _SUBPACKAGES:
             return importlib.import_module(f"charjax.{name}")
         if name not in _MODULE_OF:
@@ -90,4 +98,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF, *_SUBPACKAGES, "__all__"})
+    return sorted({*globals(), *__all__})

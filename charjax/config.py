@@ -63,7 +63,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
             return
         kind, parts = parts[0], get_args(parts[0])
     if get_origin(kind) is Literal:
-        valid, rule = value in parts, f"{', '.join(parts[:-1])} or {parts[-1]}"
+        valid, rule = isinstance(value, str) and value in parts, f"{', '.join(parts[:-1])} or {parts[-1]}"
     elif parts and isinstance(parts[-1], Bounds):
         base, bounds = parts
         rule = bounds.rule

@@ -1,6 +1,11 @@
-"""Errors that the command line reports in one line, and its exit codes for them."""
+"""Errors that the command line reports in one line, its exit codes for them, and checks of arguments."""
 
+import operator
+import os
+import re
 import reprlib
+from pathlib import Path
+from typing import Any
 
 USER_ERROR = 2
 # 128 + SIGPIPE, as a shell reports it; not every system has that signal.
@@ -34,4 +39,32 @@ class Interrupted(KeyboardInterrupt):
 
 def in_short(value: object) -> str:
     """Formats a value for a message: on one line and of bounded length, whatever a file contains."""
-    return _SHORT.repr(value)
+    return re.sub(r"\s*\n\s*", " ", _SHORT.repr(value))
+
+
+def check_type(name: str, value: object, kind: type, advice: str) -> None:
+    """Checks the type of an argument: callers swap two, or give a path where its content belongs.
+
+    Raises:
+        UserError: another type; the message ends with `advice`.
+    """
+    if not isinstance(value, kind):
+        raise UserError(f"{name} must be a {kind.__name__}, not {type(value).__name__}; {advice}")
+
+
+def checked_path(name: str, value: Any) -> Path:
+    """Returns a path that was given as a string or path; a UserError for anything else."""
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name} must be a path, not {type(value).__name__}")
+    return Path(value)
+
+
+def checked_whole(name: str, value: Any, least: int = 1) -> int:
+    """Returns a whole number of at least `least`, perhaps a scalar of NumPy or JAX, as Python's; else a UserError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, not {in_short(value)}")
+    return number

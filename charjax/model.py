@@ -1,5 +1,6 @@
 """The character-level LSTM language model, in flax.linen."""
 
+import contextlib
 import functools
 import logging
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights, Params
 from charjax.config import ModelConfig
+from charjax.errors import UserError, check_type, checked_whole
 from charjax.host.jax_modes import in_default_modes
 from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
 from charjax.ops.lstm.dropout import drop, keep_per_sequence
@@ -86,6 +88,9 @@ class CharLSTM(nn.Module):
         implementation: how each layer is computed; see `charjax.ops.lstm`.
         dtype: "float32" or "bfloat16", the format of the matmul operands.
 
+    Raises:
+        UserError: a size, probability or dtype is out of range.
+
     Examples:
         >>> import jax, jax.numpy as jnp
         >>> from charjax import CharLSTM, init_carry, init_params
@@ -103,6 +108,12 @@ class CharLSTM(nn.Module):
     implementation: str | None = None
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        """Checks the attributes."""
+        super().__post_init__()
+        checked_whole("vocab_size", self.vocab_size)
+        self.config  # noqa: B018 -- checks the others
+
     @classmethod
     def from_config(cls, config: ModelConfig, vocab_size: int) -> "CharLSTM":
         """Builds the model that a config describes; the dtype "auto" becomes the faster one on this machine."""
@@ -117,11 +128,7 @@ class CharLSTM(nn.Module):
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape as a `ModelConfig`, which checks it.
-
-        Raises:
-            UserError: a size, probability or dtype is out of range.
-        """
+        """The model's shape as a `ModelConfig`, which checks it."""
         return ModelConfig(
             hidden_dim=self.hidden_dim,
             hidden_layers=self.hidden_layers,
@@ -182,6 +189,8 @@ def init_carry(model: CharLSTM, batch_size: int) -> Carry:
         >>> len(carry), carry[0].c.shape
         (2, (3, 8))
     """
+    check_model(model)
+    batch_size = checked_whole("batch_size", batch_size, least=0)
     # Separate arrays: a buffer that appears twice cannot be donated.
     zeros = functools.partial(jnp.zeros, (batch_size, model.hidden_dim), jnp.float32)
     return tuple(LSTMCarry(zeros(), zeros()) for _ in range(model.hidden_layers))
@@ -198,9 +207,31 @@ def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
         >>> params["head"]["kernel"].shape
         (8, 5)
     """
+    check_model(model)
     # Parameters do not depend on the implementation, and "scan" runs everywhere.
-    variables = model.clone(implementation="scan").init(key, jnp.zeros((1, 1), jnp.int32), init_carry(model, 1))
+    variables = model.clone(implementation="scan").init(
+        checked_key(key), jnp.zeros((1, 1), jnp.int32), init_carry(model, 1)
+    )
     return variables["params"]
+
+
+def check_model(model: CharLSTM) -> None:
+    """Checks that a model is one; a UserError otherwise."""
+    check_type("model", model, CharLSTM, "make one with CharLSTM, or load one with load_model")
+
+
+def checked_key(key: Array) -> Array:
+    """Returns typed PRNG keys, [] or [B], of typed or raw ones; raw keys are uint32 as from `jax.random.PRNGKey`.
+
+    Raises:
+        UserError: the key is neither.
+    """
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if getattr(key, "dtype", None) == jnp.uint32:
+        with contextlib.suppress(TypeError, ValueError):  # not the shape of keys
+            return jax.random.wrap_key_data(key)
+    raise UserError("key must be a PRNG key, such as jax.random.key(0), or an array of them")
 
 
 def model_to_use(config: ModelConfig, vocab_size: int) -> CharLSTM:

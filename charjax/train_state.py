@@ -10,16 +10,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from charjax.array_types import Array, Params
-from charjax.distributed.mesh import OVER_BATCH, REPLICATED, check_divides, make_mesh
+from charjax.distributed.mesh import OVER_BATCH, REPLICATED, check_divides, checked_mesh
+from charjax.errors import check_type
 from charjax.host.jax_modes import in_default_modes
-from charjax.model import Carry, CharLSTM, init_carry, init_params
+from charjax.model import Carry, CharLSTM, check_model, checked_key, init_carry, init_params
 
 # Compiled initializers kept in the process, so that a second run with the same settings compiles nothing.
 _INITIALIZERS_KEPT = 16
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The complete state of training: with it and the text, training resumes bit for bit.
 
     Attributes:
@@ -82,7 +82,8 @@ def init_train_state(
         mesh: devices; by default all.
 
     Raises:
-        UserError: batch_size is not a multiple of the number of devices.
+        UserError: batch_size is not a multiple of the number of devices, the mesh is not from `make_mesh`, or an
+            argument has another type.
 
     Examples:
         >>> import jax
@@ -94,9 +95,11 @@ def init_train_state(
         >>> sorted(state.params)
         ['head', 'layer_0']
     """
-    mesh = mesh or make_mesh()
+    mesh = checked_mesh(mesh)
+    check_model(model)
+    check_optimizer(optimizer)
     check_divides(batch_size, mesh)
-    return _jitted_initializer(model, optimizer, batch_size, mesh)(key)
+    return _jitted_initializer(model, optimizer, batch_size, mesh)(checked_key(key))
 
 
 @functools.lru_cache(maxsize=_INITIALIZERS_KEPT)
@@ -113,7 +116,12 @@ def abstract_train_state(
     def placed(sharding: NamedSharding, subtree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), subtree)
 
-    return jax.tree.map(placed, state_shardings(mesh or make_mesh()), shapes)
+    return jax.tree.map(placed, state_shardings(checked_mesh(mesh)), shapes)
+
+
+def check_optimizer(optimizer: optax.GradientTransformation) -> None:
+    """Checks that an optimizer is one of optax; a UserError otherwise."""
+    check_type("optimizer", optimizer, optax.GradientTransformation, "make one with make_optimizer or optax")
 
 
 def state_shardings(mesh: Mesh) -> Any:

@@ -15,11 +15,11 @@ import numpy as np
 from charjax.array_types import Array, Params
 from charjax.data.vocab import Vocab
 from charjax.distributed.mesh import on_one_device
-from charjax.errors import UserError
+from charjax.errors import UserError, in_short
 from charjax.generation.inputs import checked_ids, checked_params
 from charjax.generation.xla_decoder import XlaDecoder, XlaWeights
 from charjax.host.jax_modes import in_default_modes
-from charjax.model import CharLSTM
+from charjax.model import CharLSTM, check_model
 from charjax.ops.lstm.single_step import StepState
 
 # Characters per compiled call.
@@ -64,6 +64,7 @@ def activations(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike) -> n
         >>> activations(model, params, vocab.encode("coffee")[None]).shape
         (1, 6, 1, 8)
     """
+    check_model(model)
     return _collect(model, params, ids, None, (model.hidden_layers, model.hidden_dim))
 
 
@@ -196,8 +197,13 @@ def check_units(model: CharLSTM, units: Sequence[tuple[int, int]]) -> None:
     """Checks that the model has the given units (layer, unit).
 
     Raises:
-        UserError: the model lacks one of them; the message says which units it has.
+        UserError: the model lacks one of them; the message says which units it has. Or the units are not pairs.
     """
+    check_model(model)
+    found = np.array(units, object)
+    are_pairs = found.ndim == 2 and found.shape[1] == 2 and all(isinstance(n, int | np.integer) for n in found.flat)
+    if found.size and not are_pairs:
+        raise UserError(f"units must be a list of pairs (layer, unit), such as [(0, 3)], not {in_short(units)}")
     for layer, unit in units:
         if not (0 <= layer < model.hidden_layers and 0 <= unit < model.hidden_dim):
             raise UserError(

@@ -9,6 +9,7 @@ from charjax.analysis.features import FEATURES, FeatureReader
 from charjax.array_types import Params
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
+from charjax.generation.inputs import check_vocab, checked_ids
 from charjax.model import CharLSTM
 
 # A text is divided into stretches, used alternately to select units and to check the selection. With two halves
@@ -74,9 +75,10 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
         >>> found.whole.shape, len(found.best(0, top=3))  # 12 features; the first is "quotes"
         ((12, 1, 8), 3)
     """
-    text = np.asarray(ids)
-    if text.ndim != 1 or len(text) < 2:
-        raise UserError(f"ids must be one text of at least 2 characters, but has shape {text.shape}")
+    check_vocab(model, vocab)
+    text = checked_ids(ids, model.vocab_size, "[N]", dtype=None)
+    if len(text) < 2:
+        raise UserError(f"ids must be one text of at least 2 characters, not {len(text)}")
     shape = (len(FEATURES), model.hidden_layers, model.hidden_dim)
     units = model.hidden_layers * model.hidden_dim
     halves = [Moments.of(np.zeros((len(FEATURES), 0)), np.zeros((0, units)))] * 2

@@ -18,8 +18,8 @@ from charjax.analysis.score import ScoredPiece, score_pieces
 from charjax.array_types import Ids, Params
 from charjax.config import DynamicConfig
 from charjax.distributed.mesh import on_one_device
-from charjax.errors import UserError
-from charjax.generation.inputs import checked_ids, checked_params
+from charjax.errors import UserError, checked_whole
+from charjax.generation.inputs import checked_ids, checked_params, checked_text
 from charjax.host.jax_modes import in_default_modes
 from charjax.model import CharLSTM
 
@@ -134,7 +134,8 @@ def dynamic_score(
         >>> found.loss < found.static_loss
         True
     """
-    piece, params = _check_ids(model, ids), on_one_device(checked_params(model, params))
+    params = on_one_device(checked_params(model, params))
+    piece = _check_ids(model, ids)
     config = DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
     state = _start(model, params, train_ids, seq_len, top=0)
     found = list(_score(model, params, state, config, [piece], separator=None, top=0))
@@ -195,7 +196,8 @@ def dynamic_score_pieces(
         ['coffee']
     """
     config = DynamicConfig(seq_len=seq_len, learning_rate=learning_rate, decay=decay)
-    params, top = on_one_device(checked_params(model, params)), min(top, model.vocab_size)
+    params = on_one_device(checked_params(model, params))
+    top = min(checked_whole("top", top, least=0), model.vocab_size)
     state = _start(model, params, train_ids, seq_len, top=top)
     for _, piece in _score(model, params, state, config, pieces, separator=separator, top=top):
         yield piece
@@ -212,6 +214,7 @@ def _start(model: CharLSTM, params: Params, train_ids: Ids | None, seq_len: int,
     """Returns the state before a text, its gradients measured on the training text if there is one."""
     state = init_adaptation(model, params)
     if train_ids is not None:
+        train_ids = checked_text(train_ids, model.vocab_size, "train_ids")
         stretches = ((_check_ids(model, ids, "train_ids"), begins) for ids, begins in _stretches(train_ids))
         # Rates of zero run the same compiled program without moving the weights.
         still = Rates(np.float32(0), np.float32(0))

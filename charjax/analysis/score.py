@@ -11,7 +11,7 @@ import numpy as np
 from charjax.analysis.documents import DocumentFinder, regroup
 from charjax.array_types import Array, Params
 from charjax.distributed.mesh import on_one_device
-from charjax.errors import UserError
+from charjax.errors import UserError, checked_whole
 from charjax.generation.decoder import Decoder, State, Weights, make_decoder
 from charjax.generation.inputs import checked_ids, checked_params
 from charjax.host.jax_modes import in_default_modes
@@ -86,7 +86,7 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
         >>> score(model, params, vocab.encode("coffee")[None]).shape
         (1, 5)
     """
-    _check_at_least_one(window=window)
+    params, window = checked_params(model, params), checked_whole("window", window)
     ids_BN: np.ndarray = checked_ids(ids, model.vocab_size, "[B, N]")
     batch, length = ids_BN.shape
     if not length:
@@ -97,7 +97,7 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
     begins[:, 0] = True
     chunks = ((ids_BN[:, at : at + window], begins[:, at : at + window]) for at in range(0, length, window))
     decoder = make_decoder(model)
-    weights = decoder.pack(on_one_device(checked_params(model, params)))
+    weights = decoder.pack(on_one_device(params))
     scores = _score_chunks(decoder, weights, chunks, batch=batch, top=0, window=window)
     return np.concatenate([chunk.nats for chunk in scores], axis=1)[:, 1:]
 
@@ -144,11 +144,16 @@ def score_pieces(
         >>> [vocab.decode(piece.ids) for piece in score_pieces(model, params, pieces)]
         ['coffee']
     """
-    _check_at_least_one(streams=streams, window=window)
-    finder, top = DocumentFinder(separator), min(top, model.vocab_size)
-    pieces = (checked_ids(piece, model.vocab_size, "[n]") for piece in pieces)
+    params = checked_params(model, params)
+    streams, window = checked_whole("streams", streams), checked_whole("window", window)
+    if separator is not None:
+        separator = checked_ids(separator, model.vocab_size, "[m]", "separator")
+    finder, top = DocumentFinder(separator), min(checked_whole("top", top, least=0), model.vocab_size)
+    if not isinstance(pieces, Iterable):
+        raise UserError(f"pieces must be a list or iterator of ids [n], not {type(pieces).__name__}")
+    pieces = (checked_ids(piece, model.vocab_size, "[n]", "each of pieces") for piece in pieces)
     decoder = make_decoder(model)
-    weights = decoder.pack(on_one_device(checked_params(model, params)))
+    weights = decoder.pack(on_one_device(params))
     if streams > 1:
         yield from _score_streams(decoder, weights, pieces, finder, streams=streams, top=top, window=window)
         return
@@ -243,9 +248,3 @@ def _score_chunk(
 
 def _fetch(scores: Scores, length: int) -> Scores:
     return Scores(*(np.asarray(values)[:, :length] for values in scores))
-
-
-def _check_at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}")

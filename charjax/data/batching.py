@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.array_types import Array, Ids
-from charjax.errors import UserError
+from charjax.errors import UserError, checked_whole
 
 # Characters read at once; from a file, each takes about twelve bytes while it is decoded.
 READ_CHARACTERS = 1 << 18
@@ -59,6 +59,8 @@ class SequenceLayout:
     @classmethod
     def of(cls, length: int, *, batch_size: int, seq_len: int, burn_in: int = 0) -> "SequenceLayout":
         """Lays out a split of `length` characters as sequences; arguments and errors as for `make_streams`."""
+        batch_size, seq_len = checked_whole("batch_size", batch_size), checked_whole("seq_len", seq_len)
+        burn_in = checked_whole("burn_in", burn_in, least=0)
         if length < 2:
             raise UserError(f"a text of {_characters(length)} leaves nothing to predict; it needs at least 2")
         bounds = (np.arange(batch_size + 1) * (length - 1)) // batch_size
@@ -99,7 +101,7 @@ def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int
         first[b] <= t < stop[b].
 
     Raises:
-        UserError: the text has fewer than two characters.
+        UserError: ids are not an array [N] of integers, there are fewer than two, or a number is out of range.
 
     Examples:
         >>> import numpy as np
@@ -111,10 +113,20 @@ def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int
         >>> int(streams.windows)
         2
     """
+    check_is_array(ids)
     layout = SequenceLayout.of(len(ids), batch_size=batch_size, seq_len=seq_len, burn_in=burn_in)
     rows, windows = slice(0, batch_size), layout.windows
     whole = layout.read(ids, rows, 0, windows)
     return Streams(whole, *layout.counted(rows, 0, windows), np.int32(0), np.int32(windows))
+
+
+def check_is_array(ids: Ids) -> None:
+    """Checks that a text [N] is an array of integers, or in a file; a UserError otherwise."""
+    shape = getattr(ids, "shape", (0,) if hasattr(ids, "__len__") else ())  # a file has none
+    dtype = getattr(ids, "dtype", None)
+    if len(shape) != 1 or dtype is None or not np.issubdtype(dtype, np.integer):
+        found = type(ids).__name__ if dtype is None else f"{type(ids).__name__} of shape {shape} and dtype {dtype}"
+        raise UserError(f"ids must be an array [N] of integers, such as corpus.train, not {found}")
 
 
 def _characters(number: int) -> str:

@@ -25,7 +25,7 @@ from charjax.data.survey import (
 from charjax.data.text_file import FileIds, TextFile
 from charjax.data.vocab import Vocab, to_utf8
 from charjax.distributed.processes import are_several, from_main, together
-from charjax.errors import UserError
+from charjax.errors import UserError, checked_path, checked_whole
 from charjax.host.memory import room_for_text
 
 # The number of blocks of a file that a fingerprint covers, and the size of each.
@@ -134,11 +134,11 @@ def read_ids(
     path: str | Path, vocab: str | Vocab = "auto", *, memory_mb: int | None = None
 ) -> tuple[np.ndarray | FileIds, Vocab, str]:
     """Reads a text file as `Corpus.from_file` does -> (ids [N], vocabulary, hex SHA-256 of the file)."""
-    path = Path(path)
+    path = checked_path("path", path)
     if are_several():
         return _open_together(path, vocab)
     check_is_file(path)
-    budget = room_for_text() if memory_mb is None else memory_mb * 1_000_000
+    budget = room_for_text() if memory_mb is None else 1_000_000 * checked_whole("memory_mb", memory_mb, least=0)
     if budget is not None and path.stat().st_size > budget:
         _log.info("%s does not fit in its memory budget and is read from disk as needed", path)
         file, sha256 = _open_text(path, vocab)
@@ -280,6 +280,7 @@ def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:
         ...     [piece.tolist() for piece in read_pieces(path, "chars")]
         [[0, 1, 2, 0, 1]]
     """
+    path = checked_path("path", path)
     check_is_file(path)
     check_is_text(path, vocab)
-    return TextPieces.of(lambda: Path(path).open("rb"), str(path), vocab)
+    return TextPieces.of(lambda: path.open("rb"), str(path), vocab)

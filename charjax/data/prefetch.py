@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from charjax.array_types import Ids
-from charjax.data.batching import SequenceLayout, Streams
+from charjax.data.batching import SequenceLayout, Streams, check_is_array
 from charjax.distributed.mesh import OVER_BATCH, REPLICATED
 
 STREAM_SPECS: Any = Streams(OVER_BATCH, OVER_BATCH, OVER_BATCH, REPLICATED, REPLICATED)
@@ -45,6 +45,7 @@ class Prefetcher:
             budget: bytes of the split that this process may hold at once; None sets no limit. One window of every
                 sequence is held in any case.
         """
+        check_is_array(ids)
         self._ids, self._layout, self._mesh = ids, layout, mesh
         self._shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), STREAM_SPECS)
         batch_size = len(layout.begins)

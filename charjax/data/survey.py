@@ -57,9 +57,11 @@ def check_is_text(path: str | Path, vocab: str | Vocab) -> None:
     """Recognizes files that are not texts by their first bytes, except for the vocabulary "bytes".
 
     Raises:
-        UserError: the file is compressed, a document, or in UTF-16 or UTF-32; the message says how to get its text.
+        UserError: the file is compressed, a document, or in UTF-16 or UTF-32; the message says how to get its text. Or
+            vocab is not one.
     """
-    if "bytes" in (vocab, getattr(vocab, "kind", "")):
+    kind = vocab.kind if isinstance(vocab, Vocab) else DataConfig(vocab=vocab).vocab  # type: ignore[arg-type]
+    if kind == "bytes":
         return
     with Path(path).open("rb") as file:
         start = file.read(1024)

@@ -1,11 +1,11 @@
 """Maps characters to ids and back."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from charjax.errors import UserError
+from charjax.errors import UserError, check_type, in_short
 
 Kind = Literal["ascii", "chars", "bytes"]
 
@@ -35,6 +35,9 @@ class Vocab:
     characters: str = ""
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.kind, str) and self.kind in get_args(Kind)):
+            raise UserError(f"the kind of a vocabulary must be ascii, chars or bytes, not {in_short(self.kind)}")
+        check_type("characters", self.characters, str, "Vocab.from_text makes a vocabulary of a text")
         if self.characters != "".join(sorted(set(self.characters))):
             raise UserError("the vocabulary's characters must be distinct and in the order of their code points")
 
@@ -46,6 +49,7 @@ class Vocab:
     @classmethod
     def from_text(cls, text: str) -> "Vocab":
         """Returns the vocabulary of a text's distinct characters."""
+        _check_is_text(text)
         return cls("chars", "".join(sorted(set(text))))
 
     @classmethod
@@ -65,6 +69,7 @@ class Vocab:
 
     def unknown(self, text: str) -> str:
         """Returns the distinct characters of a text that the vocabulary lacks, in the order of their code points."""
+        _check_is_text(text)
         if self.kind == "bytes":
             return ""
         known = set(map(chr, range(128))) if self.kind == "ascii" else set(self.characters)
@@ -82,11 +87,11 @@ class Vocab:
         Raises:
             UserError: the vocabulary lacks characters of the text.
         """
-        if self.kind == "bytes":
-            return np.frombuffer(to_utf8(text), np.uint8).copy()
         unknown = self.unknown(text)
         if unknown:
             raise UserError(f"not in the {self.kind} vocabulary: {show_characters(unknown)}")
+        if self.kind == "bytes":
+            return np.frombuffer(to_utf8(text), np.uint8).copy()
         ids = np.empty(len(text), self.dtype)
         codes = self.codes()
         for start in range(0, len(text), CHUNK):
@@ -145,6 +150,7 @@ def encode_context(vocab: Vocab, context: str) -> np.ndarray:
     Raises:
         UserError: the vocabulary lacks characters of the context.
     """
+    check_type("context", context, str, "give a string, or a list of strings for several texts")
     if not context and not vocab.unknown("\n"):
         context = "\n"
     unknown = vocab.unknown(context)
@@ -162,6 +168,7 @@ def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:
     Raises:
         UserError: the string is empty, or the vocabulary lacks characters of it.
     """
+    check_type("stop", stop, str, "give one string")
     unknown = vocab.unknown(stop)
     if unknown or not stop:
         why = f"the {vocab.kind} vocabulary lacks {show_characters(unknown)}" if unknown else "it is empty"
@@ -175,11 +182,16 @@ def to_utf8(text: str) -> bytes:
     Raises:
         UserError: the string has other lone surrogates, which are not characters.
     """
+    _check_is_text(text)
     try:
         return text.encode("utf-8", errors="surrogateescape")
     except UnicodeEncodeError as error:
         lone = f"U+{ord(text[error.start]):04X}"
         raise UserError(f"character {error.start} of the text is {lone}, half a surrogate pair; remove it") from error
+
+
+def _check_is_text(text: str) -> None:
+    check_type("text", text, str, "Corpus.from_file and read_pieces read a file")
 
 
 def show_characters(characters: str) -> str:

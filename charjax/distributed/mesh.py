@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from charjax.devices import all_devices
-from charjax.errors import UserError
+from charjax.errors import UserError, check_type, checked_whole, in_short
 from charjax.host.cpu import available_cores
 
 Tree = TypeVar("Tree")
@@ -29,14 +29,37 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
     The axis is Auto: with the Explicit axes of `jax.make_mesh`, indexing inside flax.linen raises.
 
+    Raises:
+        UserError: devices is not a list of different devices, or is empty.
+
     Examples:
         >>> import jax
         >>> from charjax import make_mesh
         >>> make_mesh(jax.devices()[:1]).axis_names
         ('data',)
     """
-    chosen = all_devices() if devices is None else devices
-    return Mesh(np.array(chosen), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    chosen = np.array(all_devices() if devices is None else devices)
+    are_devices = chosen.ndim == 1 and all(hasattr(device, "platform") for device in chosen)
+    if not are_devices or not 0 < len(set(chosen)) == len(chosen):
+        raise UserError(f"devices must be different devices, such as jax.devices()[:2], not {in_short(devices)}")
+    return Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def checked_mesh(mesh: Mesh | None) -> Mesh:
+    """Returns the mesh that a caller gave, or one of all devices.
+
+    Raises:
+        UserError: it is not a mesh, or has other axes than that of `make_mesh`.
+    """
+    if mesh is None:
+        return make_mesh()
+    advice = "make one with charjax.make_mesh"
+    check_type("mesh", mesh, Mesh, advice)
+    if mesh.axis_names != (DATA_AXIS,):
+        raise UserError(
+            f'mesh must have one axis, "{DATA_AXIS}", not {", ".join(map(repr, mesh.axis_names))}; {advice}'
+        )
+    return mesh
 
 
 def use_all_cores() -> None:
@@ -80,7 +103,7 @@ def check_divides(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
     Raises:
         UserError: batch_size is not a multiple of the number of devices times `microbatches`.
     """
-    parts = mesh.size * microbatches
+    batch_size, parts = checked_whole("batch_size", batch_size), mesh.size * microbatches
     if batch_size % parts:
         over = [f"{mesh.size} device{'s' if mesh.size > 1 else ''}"] if mesh.size > 1 or microbatches == 1 else []
         over += [f"{microbatches} microbatches"] if microbatches > 1 else []
@@ -93,6 +116,9 @@ def check_divides(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
 def put_streams(tree: Tree, mesh: Mesh) -> Tree:
     """Puts arrays [B, ...] on the mesh's devices, split along B, and scalars on all of them.
 
+    Raises:
+        UserError: the mesh is not from `make_mesh`.
+
     Examples:
         >>> import jax, numpy as np
         >>> from charjax import make_mesh, make_streams, put_streams
@@ -101,6 +127,7 @@ def put_streams(tree: Tree, mesh: Mesh) -> Tree:
         >>> streams.ids.shape
         (2, 5)
     """
+    mesh = checked_mesh(mesh)
     split, replicated = NamedSharding(mesh, OVER_BATCH), NamedSharding(mesh, REPLICATED)
     return jax.device_put(tree, jax.tree.map(lambda leaf: split if np.ndim(leaf) else replicated, tree))
 

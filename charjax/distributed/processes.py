@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError
+from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError, check_type, checked_whole
 
 _log = logging.getLogger("charjax")
 
@@ -48,7 +48,11 @@ def join_processes(
         Traceback (most recent call last):
         charjax.errors.UserError: coordinator 127.0.0.1:99999: the port must be from 1 to 65535
     """
+    for name, value, least in (("num_processes", num_processes, 1), ("process_id", process_id, 0)):
+        if value is not None:
+            checked_whole(name, value, least)
     if coordinator is not None:
+        check_type("coordinator", coordinator, str, "give HOST:PORT")
         _check_address(coordinator, is_first=process_id == 0)
         _log.info("waiting for %s processes to connect at %s", num_processes, coordinator)
     try:
@@ -67,7 +71,7 @@ def _check_address(coordinator: str, *, is_first: bool) -> None:
     host, _, port = coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port))
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise UserError(f"coordinator {coordinator} cannot be resolved ({error}); give HOST:PORT") from error
     if not 0 < int(port) < 2**16:
         raise UserError(f"coordinator {coordinator}: the port must be from 1 to 65535")

@@ -6,29 +6,39 @@ written so far at every character. So the search stores only W backpointers per 
 the character) and follows them from the end once it is over.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from charjax.array_types import Array, Params
+from charjax.config import Bounds, Checked, Count
 from charjax.data.vocab import Vocab, encode_context
 from charjax.distributed.mesh import on_one_device
-from charjax.errors import UserError
+from charjax.errors import UserError, check_type, checked_whole
 from charjax.generation.blocks import steps_per_trip
-from charjax.generation.inputs import checked_ids, checked_params
+from charjax.generation.inputs import check_vocab, checked_ids, checked_params
 from charjax.generation.xla_decoder import XlaDecoder, XlaWeights
 from charjax.host.jax_modes import in_default_modes
 from charjax.memory_budget import check_room_to_sample
-from charjax.model import CharLSTM
+from charjax.model import CharLSTM, check_model
 from charjax.ops.lstm import single_step
 from charjax.ops.lstm.single_step import StepState
 
 # The smallest capacity in characters; larger ones are powers of two, to limit recompilation.
 LEAST_CAPACITY = 256
-LARGEST_PENALTY = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Wanted(Checked):
+    """The numbers that a caller gives, checked."""
+
+    length: Annotated[int, Bounds("a whole number from 0 to 1000000000", 0, 10**9)]
+    beam_width: Count
+    length_penalty: Annotated[float, Bounds("a number from -10 to 10", -10, 10)]
 
 
 class Goal(NamedTuple):
@@ -130,16 +140,20 @@ def beam_search(
         >>> ids.shape, bool(log_probs[0] >= log_probs[1])
         ((2, 4), True)
     """
-    _check(model, length, beam_width, length_penalty, end)
+    check_model(model)
+    wanted = _Wanted(length=length, beam_width=beam_width, length_penalty=length_penalty)
+    length = wanted.length
+    if end is not None and checked_whole("end", end, least=0) >= model.vocab_size:
+        raise UserError(f"end must be an id from 0 to {model.vocab_size - 1}, not {end}")
     context, params = checked_ids(context, model.vocab_size, "[P]", "context"), checked_params(model, params)
-    goal = Goal(jnp.int32(length), jnp.int32(-1 if end is None else end), jnp.float32(length_penalty))
+    goal = Goal(jnp.int32(length), jnp.int32(-1 if end is None else end), jnp.float32(wanted.length_penalty))
     found = _search(
         # The native kernel cannot reorder its state between two steps.
         XlaDecoder(model, model.dtype),
         on_one_device(params),
         context,
         goal,
-        width=beam_width,
+        width=wanted.beam_width,
         capacity=_capacity(length),
         ends=end is not None,
     )
@@ -175,7 +189,8 @@ def beam_search_text(
         The continuations, best first, without the context; fewer than `beam_width` if there are no more.
 
     Raises:
-        UserError: the vocabulary lacks a character, a number is out of range, or there is too little memory.
+        UserError: the vocabulary is not the model's or lacks a character, a number is out of range, or there is too
+            little memory.
 
     Examples:
         >>> import jax
@@ -186,16 +201,19 @@ def beam_search_text(
         >>> [len(text) for text in beam_search_text(model, params, vocab, "ab", length=4, beam_width=2)]
         [4, 4]
     """
+    check_vocab(model, vocab)
     context_P = encode_context(vocab, context)
+    if end is not None:
+        check_type("end", end, str, "give a single character")
     end_ids = None if end is None else vocab.encode(end)
     if end_ids is not None and len(end_ids) != 1:
         raise UserError(f"end must be a single character of the {vocab.kind} vocabulary, not {end!r}")
-    _check(model, length, beam_width, length_penalty, None)
+    wanted = _Wanted(length=length, beam_width=beam_width, length_penalty=length_penalty)
     check_room_to_sample(
         model.config,
         model.vocab_size,
-        num_samples=beam_width,
-        length=_capacity(length),
+        num_samples=wanted.beam_width,
+        length=_capacity(wanted.length),
         context_length=0,
         block=1,
         flags="--beam-width or --length",
@@ -210,22 +228,6 @@ def beam_search_text(
         end=None if end_ids is None else int(end_ids[0]),
     )
     return [vocab.decode(row[row >= 0]) for row in ids[np.isfinite(log_probs)]]
-
-
-def _check(model: CharLSTM, length: int, beam_width: int, length_penalty: float, end: int | None) -> None:
-    if not _is_whole(beam_width) or beam_width < 1:
-        raise UserError(f"beam_width must be a whole number of at least 1, not {beam_width!r}")
-    if not _is_whole(length) or not 0 <= length <= 10**9:
-        raise UserError(f"length must be a whole number from 0 to 1000000000, not {length!r}")
-    number = isinstance(length_penalty, int | float | np.floating) and not isinstance(length_penalty, bool)
-    if not (number and abs(length_penalty) <= LARGEST_PENALTY):  # false for NaN, too
-        raise UserError(f"length_penalty must be a number from -10 to 10, not {length_penalty!r}")
-    if end is not None and not (_is_whole(end) and 0 <= end < model.vocab_size):
-        raise UserError(f"end must be an id from 0 to {model.vocab_size - 1}, not {end!r}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _capacity(length: int) -> int:

@@ -5,6 +5,7 @@ The loop is `write` of the decoder that `make_decoder` picks: `NativeDecoder.wri
 
 import functools
 from collections.abc import Sequence, Sized
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,11 @@ from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
 from charjax.generation.blocks import BLOCK, capacity_for
 from charjax.generation.decoder import Decoder, make_decoder
-from charjax.generation.inputs import checked_ids, checked_key, checked_params
+from charjax.generation.inputs import check_vocab, checked_ids, checked_params
 from charjax.generation.sampling import Sampling, Settings, as_threefry, is_filtered, make_settings
 from charjax.host.jax_modes import in_default_modes
 from charjax.memory_budget import check_room_to_sample
-from charjax.model import CharLSTM
+from charjax.model import CharLSTM, checked_key
 
 
 @in_default_modes
@@ -85,8 +86,8 @@ def generate(
     keys = _keys_of_rows(key, batch)
     if context_lengths is not None:
         context_lengths = np.asarray(context_lengths)
-        in_range = (context_lengths >= 0) & (context_lengths <= size) & np.issubdtype(context_lengths.dtype, np.integer)
-        if context_lengths.shape != (batch,) or not in_range.all():
+        are_whole = context_lengths.shape == (batch,) and np.issubdtype(context_lengths.dtype, np.integer)
+        if not are_whole or (context_lengths < 0).any() or (context_lengths > size).any():
             raise UserError(f"context_lengths must be {batch} integers from 0 to {size}, one per row of the context")
     decoder = make_decoder(model, weights)
     ids = _generate(
@@ -163,8 +164,8 @@ def generate_text(
         `num_samples`.
 
     Raises:
-        UserError: a context has characters that the vocabulary lacks, a number is out of range, lists differ in length,
-            or there is too little memory.
+        UserError: the vocabulary is not the model's, a context has characters that it lacks, a number is out of range,
+            lists differ in length, or there is too little memory.
         NotImplementedError: the weights are int8, but there is no native kernel.
 
     Examples:
@@ -176,6 +177,8 @@ def generate_text(
         >>> [len(text) for text in generate_text(model, params, vocab, "coff", length=6, num_samples=2)]
         [6, 6]
     """
+    check_vocab(model, vocab)
+    num_samples = SampleConfig(num_samples=num_samples, length=length).num_samples
     lists = {"context": context, "seed": seed, "temperature": temperature}
     sizes = {name: len(value) for name, value in lists.items() if isinstance(value, Sized) and not _is_single(value)}
     for name, size in sizes.items():
@@ -185,10 +188,10 @@ def generate_text(
     if set(sizes.values()) | {count} != {count} or (sizes and num_samples not in (1, count)):
         sizes |= {"num_samples": num_samples} if num_samples > 1 else {}
         raise UserError(f"lists must be equally long, not {', '.join(f'{n} {size}' for n, size in sizes.items())}")
-    SampleConfig(num_samples=count)
     stop_ids = None if stop is None else encode_stop(vocab, stop)
     # Encode a shared context only once: memory for this many texts has not been checked yet.
-    contexts = [encode_context(vocab, one) for one in ([context] if isinstance(context, str) else context)]
+    texts: Any = context if "context" in sizes else [context]
+    contexts = [encode_context(vocab, text) for text in texts]
     longest = max(map(len, contexts))
     check_room_to_sample(
         model.config, model.vocab_size, num_samples=count, length=length, context_length=longest, block=BLOCK
@@ -226,7 +229,8 @@ def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:
 def keys_of_seeds(seed: int | Sequence[int], count: int) -> Array:
     """Returns keys [B] of B texts that share a seed, or have one each."""
     seeds = np.broadcast_to(seed, count) if np.ndim(seed) == 0 else np.asarray(seed)
-    for one in np.unique(seeds).tolist():
+    each: list[Any] = np.unique(seeds).tolist() if seeds.ndim == 1 else [seed]
+    for one in each:
         SampleConfig(seed=one)
     numbers = np.arange(count) if np.ndim(seed) == 0 else np.zeros(count, int)
     return _keys(seeds.astype(np.uint32), numbers)
@@ -239,8 +243,8 @@ def _settings(batch: int, temperature: float | Sequence[float], **others: object
         raise UserError(f"temperature must be one number or {batch} numbers, one per text, not {len(temperatures)}")
     one = temperature if not temperatures.ndim else 1.0
     config = SampleConfig(temperature=one, **others)  # type: ignore[arg-type]
-    for each in np.unique(temperatures) if temperatures.ndim else ():
-        SampleConfig(temperature=float(each))
+    for each in set(temperatures.tolist()) if temperatures.ndim else ():
+        SampleConfig(temperature=each)
     return config, make_settings(config, batch, temperatures if temperatures.ndim else None)
 
 

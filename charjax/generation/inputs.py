@@ -1,6 +1,5 @@
-"""Validates what callers pass along with a model: parameters, ids and PRNG keys. Compiled code trusts what passed."""
+"""Validates what callers pass along with a model: parameters, vocabulary and ids. Compiled code trusts what passed."""
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.array_types import Array, Params
-from charjax.errors import UserError
-from charjax.model import CharLSTM, init_params
+from charjax.array_types import Ids, Params
+from charjax.data.text_file import FileIds
+from charjax.data.vocab import Vocab
+from charjax.errors import UserError, check_type
+from charjax.model import CharLSTM, check_model, init_params
 
 # Models whose parameter shapes are kept.
 _SHAPES_KEPT = 16
@@ -23,8 +24,19 @@ def checked_params(model: CharLSTM, params: Params) -> Params:
     Arrays that are being traced, in a caller's `jit` or `vmap`, have no values yet: only their shapes are checked.
 
     Raises:
-        UserError: names or shapes differ, or values are not finite floating-point numbers.
+        UserError: the model is none, names or shapes differ, or values are not finite floating-point numbers.
     """
+    check_shapes(model, params)
+    for name, leaf in _by_name(params).items():
+        # A bias of -inf excludes a character.
+        if not (_is_finite(leaf) or (name == "head.bias" and bool((leaf < jnp.inf).all()))):
+            raise UserError(f"the parameters have values in {name} that are not finite; train the model again")
+    return jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.float32 else jnp.asarray(leaf, jnp.float32), params)
+
+
+def check_shapes(model: CharLSTM, params: Params) -> None:
+    """Compares the names, shapes and dtypes of parameters with what the model needs; errors as `checked_params`."""
+    check_model(model)
     if isinstance(params, Mapping) and set(params) == {"params"}:
         raise UserError('params must be the parameters themselves: give variables["params"] instead of variables')
     found, expected = _by_name(params), _shapes(model)
@@ -38,28 +50,58 @@ def checked_params(model: CharLSTM, params: Params) -> Params:
             raise UserError(f"params has {name} of shape {np.shape(leaf)}; this model needs {expected[name]}")
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise UserError(f"params has {name} of dtype {jnp.result_type(leaf)}, which is not floating-point")
-        # A bias of -inf excludes a character.
-        if not (_is_finite(leaf) or (name == "head.bias" and bool((leaf < jnp.inf).all()))):
-            raise UserError(f"the parameters have values in {name} that are not finite; train the model again")
-    return jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.float32 else jnp.asarray(leaf, jnp.float32), params)
 
 
-def checked_ids(ids: jax.typing.ArrayLike, vocab_size: int, shape: str, name: str = "ids") -> Any:
-    """Checks ids and returns them as NumPy int32; an array that is being traced is returned unchanged.
+def check_vocab(model: CharLSTM, vocab: Vocab) -> None:
+    """Checks that a vocabulary has as many characters as the model.
+
+    Raises:
+        UserError: it has more or fewer, or an argument has another type.
+    """
+    check_model(model)
+    check_type("vocab", vocab, Vocab, "load_model returns that of a model, and a text's is corpus.vocab")
+    if vocab.size != model.vocab_size:
+        raise UserError(
+            f"the vocabulary has {vocab.size} characters, but the model's vocab_size is {model.vocab_size}; "
+            "give the vocabulary that the model was trained with"
+        )
+
+
+def checked_text(ids: Ids, vocab_size: int, name: str = "ids") -> Ids:
+    """Checks the ids of a text [N], which may stay in their file, and returns them; a list as NumPy.
+
+    Raises:
+        UserError: the ids are not [N] integers in [0, V), or the file's vocabulary is larger.
+    """
+    if not isinstance(ids, FileIds):
+        return checked_ids(ids, vocab_size, "[N]", name, dtype=None)
+    if ids.file.vocab.size > vocab_size:
+        raise UserError(f"{name} must be in [0, {vocab_size}), but the text's vocabulary has {ids.file.vocab.size}")
+    return ids
+
+
+def checked_ids(
+    ids: Any, vocab_size: int, shape: str, name: str = "ids", *, dtype: jax.typing.DTypeLike | None = np.int32
+) -> Any:
+    """Checks ids and returns them as NumPy; an array that is being traced is returned unchanged.
 
     Args:
         ids: the ids.
         vocab_size: V.
         shape: the dimensions that they must have, such as "[B, P]".
         name: what the caller calls them.
+        dtype: what they are converted to; None to leave them unchanged.
 
     Raises:
         UserError: the ids have another number of dimensions, are not integers, or are not in [0, V).
     """
     try:
         array = ids if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
-    except ValueError:  # lists of different lengths
+    except (ValueError, TypeError):  # lists of different lengths, or PRNG keys
         raise UserError(f"{name} must be {shape} integers, all rows equally long") from None
+    if array.dtype.kind in "OSU":
+        found = array.dtype if ids is array else type(ids).__name__
+        raise UserError(f"{name} must be {shape} integers, not {found}; vocab.encode makes them [N] of a text")
     if array.ndim != shape.count(",") + 1 or (array.size and not jnp.issubdtype(array.dtype, jnp.integer)):
         hint = "; give ids[None] for a single row" if array.ndim == 1 and shape.count(",") == 1 else ""
         raise UserError(f"{name} must be {shape} integers, but has shape {array.shape} and dtype {array.dtype}{hint}")
@@ -67,21 +109,7 @@ def checked_ids(ids: jax.typing.ArrayLike, vocab_size: int, shape: str, name: st
         return array
     if array.size and (array.min() < 0 or array.max() >= vocab_size):
         raise UserError(f"{name} must be in [0, {vocab_size}), not in [{array.min()}, {array.max()}]")
-    return array.astype(np.int32)
-
-
-def checked_key(key: Array) -> Array:
-    """Returns typed PRNG keys, [] or [B], of typed or raw ones; raw keys are uint32 as from `jax.random.PRNGKey`.
-
-    Raises:
-        UserError: the key is neither.
-    """
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if getattr(key, "dtype", None) == jnp.uint32:
-        with contextlib.suppress(TypeError, ValueError):  # not the shape of keys
-            return jax.random.wrap_key_data(key)
-    raise UserError("key must be a PRNG key, such as jax.random.key(0), or an array of them")
+    return array if dtype is None else array.astype(dtype)
 
 
 def _by_name(params: Params) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from charjax.array_types import Params
 from charjax.config import SampleConfig
 from charjax.data.vocab import Vocab, encode_stop
 from charjax.distributed.mesh import on_one_device
+from charjax.errors import check_type, checked_whole
 from charjax.generation.blocks import BLOCK
 from charjax.generation.decoder import make_decoder
 from charjax.generation.generate import end_of, keys_of_seeds
-from charjax.generation.inputs import checked_ids, checked_params
+from charjax.generation.inputs import check_vocab, checked_ids, checked_params
 from charjax.generation.sampling import Sampling, as_threefry, is_filtered, make_settings
 from charjax.host.jax_modes import in_default_modes
 from charjax.model import CharLSTM
@@ -40,9 +41,12 @@ class Session:
             stop: sampling ends right after the first occurrence of this string.
 
         Raises:
-            UserError: stop is empty or has characters that the vocabulary lacks, or params are not the model's.
+            UserError: stop is empty or has characters that the vocabulary lacks, or the vocabulary or params are not
+                the model's.
             NotImplementedError: the weights are int8, but there is no native kernel.
         """
+        check_vocab(model, vocab)
+        check_type("config", config, SampleConfig, "such as SampleConfig(temperature=0.7)")
         self._decoder, self._vocab = make_decoder(model, config.weights), vocab
         self._weights = self._decoder.pack(on_one_device(checked_params(model, params)))
         keys = as_threefry(keys_of_seeds(config.seed, 1))
@@ -63,6 +67,8 @@ class Session:
 
         After each piece, the state corresponds to its last character, so the caller may stop anywhere.
         """
+        if length is not None:
+            length = checked_whole("length", length, least=0)
         written, tail = 0, np.zeros(0, np.int32)
         while length is None or written < length:
             count = self._piece if length is None else min(self._piece, length - written)

@@ -59,8 +59,9 @@ def to_torch(params: Params) -> dict[str, Float32]:
         >>> state_dict["lstm.weight_hh_l0"].shape
         (32, 8)
     """
+    _check_is_mapping(params, "params")
     layers = max(1, sum(name.startswith("layer_") for name in params))
-    _check_keys(params, [*(f"layer_{n}" for n in range(layers)), "head"], "the parameters")
+    _check_keys(params, [*(f"layer_{n}" for n in range(layers)), "head"], "params")
     state = {}
     for n in range(layers):
         _check_keys(params[f"layer_{n}"], ["cell"], f"layer_{n}")
@@ -104,6 +105,7 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
         >>> params["layer_0"]["cell"]["w_hh"].shape
         (8, 32)
     """
+    _check_is_mapping(state_dict, "the state_dict")
     layers = sum(re.fullmatch(r"lstm\.weight_ih_l\d+", key) is not None for key in state_dict)
     _refuse_other_lstms(state_dict)
     lstm_keys = [f"lstm.{name}_l{n}" for n in range(max(1, layers)) for name in _LAYER_KEYS]
@@ -124,9 +126,13 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
     return params
 
 
-def _check_keys(tree: Any, expected: list[str], where: str) -> None:
+def _check_is_mapping(tree: Any, where: str) -> None:
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where} must be a mapping, not {type(tree).__name__}, with the keys {', '.join(expected)}")
+        raise UserError(f"{where} must be a mapping of names to arrays, not {type(tree).__name__}")
+
+
+def _check_keys(tree: Any, expected: list[str], where: str) -> None:
+    _check_is_mapping(tree, where)
     for key in expected:
         if key not in tree:
             raise UserError(f"{where} must have {key!r}, but it is missing")

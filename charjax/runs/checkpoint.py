@@ -13,7 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from charjax.array_types import Params
-from charjax.errors import UserError, in_short
+from charjax.errors import UserError, check_type, checked_path, in_short
 from charjax.host.jax_modes import in_default_modes
 from charjax.runs.checkpoint_header import describe_checkpoint, read_header
 from charjax.runs.metadata import Progress, RunInfo
@@ -54,7 +54,11 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
         >>> bool((restored.params["head"]["kernel"] == state.params["head"]["kernel"]).all()), progress.step
         (True, 0)
     """
-    header = read_header(run_dir)
+    advice = "make one with charjax.train_state.abstract_train_state"
+    check_type("abstract", abstract, TrainState, advice)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None for leaf in jax.tree.leaves(abstract)):
+        raise UserError(f"abstract must have a sharding for each array; {advice}")
+    header = read_header(checked_path("run_dir", run_dir))
     return load_state(header.path, abstract), header.info, header.progress
 
 
@@ -76,7 +80,7 @@ def load_checkpoint_params(path: Path, abstract: Params) -> Params:
 
 def checkpoint_parts(state: TrainState) -> dict[str, Any]:
     """Splits a state into two parts, so that the parameters can be loaded without the rest."""
-    return {"params": state.params, "training": state.replace(params=None)}  # type: ignore[attr-defined]
+    return {"params": state.params, "training": state.replace(params=None)}
 
 
 def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from charjax.array_types import Params
 from charjax.distributed.processes import is_main
+from charjax.errors import check_type, checked_path
 from charjax.host.jax_modes import in_default_modes
 from charjax.runs.checkpoint import checkpoint_parts
 from charjax.runs.checkpoint_header import saved_steps
@@ -150,7 +151,7 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         progress: its progress; the step names the checkpoint.
 
     Raises:
-        UserError: a run is being trained in the folder.
+        UserError: a run is being trained in the folder, or an argument has another type.
         OSError: the folder cannot be written, the disk is full, or the step is already saved.
 
     Examples:
@@ -170,10 +171,14 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         >>> bool((params["head"]["kernel"] == state.params["head"]["kernel"]).all())
         True
     """
+    run_dir = checked_path("run_dir", run_dir)
+    check_type("state", state, TrainState, "make one with init_train_state or fit")
+    check_type("info", info, RunInfo, "make one with charjax.runs.compatibility.describe_run")
+    check_type("progress", progress, Progress, "such as charjax.runs.metadata.Progress(step=0)")
     with contextlib.ExitStack() as stack:
         if is_main():
-            Path(run_dir).mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(Path(run_dir))
+            run_dir.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(run_dir)
             lock.acquire()
             stack.callback(lock.release)
         stack.enter_context(CheckpointStore(run_dir, info)).save(state, progress)

@@ -7,8 +7,8 @@ from typing import Any
 from charjax._version import __version__
 from charjax.config import DataConfig, TrainConfig
 from charjax.data.corpus import Corpus
-from charjax.errors import UserError
-from charjax.model import CharLSTM
+from charjax.errors import UserError, check_type
+from charjax.model import CharLSTM, check_model
 from charjax.runs.metadata import CorpusInfo, RunInfo
 
 # Fields that determine the shapes of the state or the order of the text.
@@ -19,8 +19,10 @@ def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInf
     """Builds the configuration that is saved with a run.
 
     Raises:
-        UserError: a size of the model is out of range, or its vocabulary is not the text's.
+        UserError: the model's vocab_size is not the text's, or an argument has another type.
     """
+    check_model(model)
+    check_type("corpus", corpus, Corpus, "make one with Corpus.from_file or Corpus.from_text")
     if model.vocab_size != corpus.vocab.size:
         raise UserError(f"the model's vocab_size is {model.vocab_size}, the text's vocabulary has {corpus.vocab.size}")
     return RunInfo(

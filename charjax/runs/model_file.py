@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from charjax.array_types import Params
 from charjax.data.vocab import Vocab
-from charjax.errors import UserError
+from charjax.errors import UserError, checked_path
 from charjax.host.atomic_file import replacing
 from charjax.host.jax_modes import in_default_modes
 from charjax.memory_budget import check_room_to_load
@@ -78,7 +78,7 @@ def read_info(folder: str | Path) -> RunInfo:
     Raises:
         UserError: the folder is not a model, or a file is missing or not valid.
     """
-    folder = Path(folder)
+    folder = checked_path("run_dir", folder)
     check_run_folder(folder)
     if not os.path.lexists(folder / MODEL):
         if (folder / CHECKPOINTS).is_dir():

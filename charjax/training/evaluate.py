@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from charjax.array_types import Array, Ids, Params
 from charjax.data.batching import SequenceLayout, Streams, cut_window, windows_held
 from charjax.data.prefetch import STREAM_SPECS, Prefetcher
-from charjax.distributed.mesh import DATA_AXIS, OVER_BATCH, REPLICATED, make_mesh, put_replicated, put_streams
+from charjax.distributed.mesh import DATA_AXIS, OVER_BATCH, REPLICATED, checked_mesh, put_replicated, put_streams
+from charjax.errors import check_type, checked_whole
+from charjax.generation.inputs import check_shapes, checked_params, checked_text
 from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
-from charjax.model import Carry, CharLSTM, init_carry
+from charjax.model import Carry, CharLSTM, check_model, init_carry
 
 EVAL_WINDOW = 100
 EVAL_BURN_IN = 200
@@ -46,9 +48,17 @@ class EvalStep(NamedTuple):
 
     @in_default_modes
     def __call__(self, params: Params, streams: Streams, carry: Carry | None = None) -> tuple[EvalMetrics, Carry]:
-        """Evaluates all windows of the streams, by default from a zero carry; the carry passed in is donated."""
+        """Evaluates all windows of the streams, by default from a zero carry; the carry passed in is donated.
+
+        Raises:
+            UserError: params are not the model's, or an argument has another type.
+            ValueError: the streams were made for a different seq_len, or the carry for another model or batch size.
+        """
+        check_shapes(self.model, params)
+        check_type("streams", streams, Streams, "make them with make_streams")
         if carry is None:
             carry = put_streams(init_carry(self.model, streams.ids.shape[0]), self.mesh)
+        check_type("carry", carry, tuple, "make one with init_carry")
         return self.jitted(params, streams, carry)
 
 
@@ -64,6 +74,9 @@ def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -
         (params, streams, carry) -> (EvalMetrics, carry): one sum per window, for the host to add up in float64, and the
         carry after the last window, to pass in with the next chunk. The carry passed in is donated.
 
+    Raises:
+        UserError: an argument has another type or is out of range, or the mesh is not from `make_mesh`.
+
     Examples:
         >>> import jax, numpy as np
         >>> from charjax import CharLSTM, init_params, make_eval_step, make_mesh, make_streams, put_streams
@@ -75,8 +88,9 @@ def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -
         >>> metrics.chars.tolist()
         [20, 20]
     """
-    mesh = mesh or make_mesh()
-    return EvalStep(_jitted_step(model, seq_len, mesh), model, mesh)
+    check_model(model)
+    mesh = checked_mesh(mesh)
+    return EvalStep(_jitted_step(model, checked_whole("seq_len", seq_len), mesh), model, mesh)
 
 
 @functools.lru_cache(maxsize=STEPS_KEPT)
@@ -109,7 +123,7 @@ def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budge
         mesh: devices; by default all.
         budget: bytes of the text to keep in memory at once; see `Prefetcher`.
     """
-    mesh = mesh or make_mesh()
+    mesh = checked_mesh(mesh)
     # Enough sequences to fill the machine, few enough that their burn-in is about a tenth of the work.
     wanted = min(EVAL_MAX_SEQUENCES, max(1, (len(ids) - 1) // (10 * EVAL_BURN_IN)))
     batch_size = -(-wanted // mesh.size) * mesh.size
@@ -167,7 +181,8 @@ def evaluate(
         Nats per character; its exponential is the perplexity, and divided by ln 2 it is bits per character.
 
     Raises:
-        UserError: the text has fewer than two characters.
+        UserError: ids are not [N] integers in [0, V) or fewer than two, params are not the model's, or the mesh is not
+            from `make_mesh`.
 
     Examples:
         >>> import jax, numpy as np
@@ -178,5 +193,8 @@ def evaluate(
         >>> round(loss, 1)
         1.6
     """
+    params = checked_params(model, params)
+    ids = checked_text(ids, model.vocab_size)
+    budget = None if budget is None else checked_whole("budget", budget, least=0)
     with make_evaluator(model, ids, mesh=mesh, budget=budget) as evaluator:
         return evaluator(params)

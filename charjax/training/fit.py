@@ -13,9 +13,9 @@ from charjax.config import TrainConfig
 from charjax.data.batching import check_fits
 from charjax.data.corpus import Corpus
 from charjax.data.vocab import encode_context
-from charjax.distributed.mesh import check_divides, make_training_mesh, use_all_cores
+from charjax.distributed.mesh import check_divides, checked_mesh, make_training_mesh, use_all_cores
 from charjax.distributed.processes import check_same, together
-from charjax.errors import UserError
+from charjax.errors import UserError, check_type, checked_path, in_short
 from charjax.generation.blocks import BLOCK
 from charjax.host.jax_modes import in_default_modes
 from charjax.host.memory import reuse_memory
@@ -62,9 +62,9 @@ def fit(
 
     Raises:
         TypeError: `overrides` has a name that is not an option; the message suggests the nearest one.
-        UserError: the text is too short, the batch cannot be split over the devices, there is not enough memory, the
-            run folder is in use or does not match, or the loss stays non-finite even after rolling back with lower
-            learning rates (without `out`, at once).
+        UserError: an argument has another type, the text is too short, the batch cannot be split over the devices,
+            there is not enough memory, the run folder is in use or does not match, or the loss stays non-finite even
+            after rolling back with lower learning rates (without `out`, at once).
         Interrupted: SIGINT, SIGTERM or SIGHUP arrived while training with `out`; a checkpoint was saved.
 
     Examples:
@@ -77,7 +77,11 @@ def fit(
         >>> int(state.step)
         10
     """
-    config = _replaced(config or TrainConfig(), overrides)
+    config = _replaced(TrainConfig() if config is None else config, overrides)
+    if out is not None:
+        checked_path("out", out)
+    if reporter is not None and (isinstance(reporter, type) or not hasattr(reporter, "evaluation")):
+        raise UserError(f"reporter must be a Reporter, such as History(), not {in_short(reporter)}")
     reuse_memory()
     use_all_cores()
     info = describe_run(model, corpus, config)
@@ -85,7 +89,7 @@ def fit(
     # Each machine has its own memory.
     del settings["text_memory_mb"]
     check_same(settings | {"resume": resume, "out": out and os.path.realpath(out)})
-    mesh = mesh or make_training_mesh(config.batch_size, config.microbatches)
+    mesh = make_training_mesh(config.batch_size, config.microbatches) if mesh is None else checked_mesh(mesh)
     with together():
         _check(model, corpus, config, mesh)
     with contextlib.ExitStack() as stack:
@@ -100,8 +104,10 @@ def _replaced(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
     """Returns the configuration with some fields replaced.
 
     Raises:
+        UserError: the configuration is not a `TrainConfig`.
         TypeError: there is no such field, as for any unknown keyword argument.
     """
+    check_type("config", config, TrainConfig, "such as TrainConfig(epochs=5), or give its fields by name")
     names = [field.name for field in dataclasses.fields(config)]
     for name in overrides:
         if name not in names:

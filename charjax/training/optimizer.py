@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from charjax.config import TrainConfig
+from charjax.errors import check_type, checked_whole
 
 ADAM_B1 = 0.9
 # A character model trains for few steps: Adam's usual 0.999 averages second moments over a thousand of them.
@@ -80,7 +81,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
         `rate_scale` ([] float32, by default 1), which multiplies the scheduled learning rate.
 
     Raises:
-        ValueError: total_steps is below 1.
+        UserError: total_steps is not a whole number of at least 1, or config is not a `TrainConfig`.
 
     Examples:
         >>> from charjax import TrainConfig, make_optimizer
@@ -88,6 +89,8 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
         >>> optimizer is make_optimizer(TrainConfig(learning_rate=0.01, seed=7), total_steps=100)
         True
     """
+    check_type("config", config, TrainConfig, "such as TrainConfig(learning_rate=0.01)")
+    total_steps = checked_whole("total_steps", total_steps)
     # All other fields keep their defaults: configs that differ only in those share one optimizer and one compiled step.
     return _make_optimizer(TrainConfig(**{name: getattr(config, name) for name in _FIELDS}), total_steps)
 

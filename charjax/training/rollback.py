@@ -68,7 +68,7 @@ class RollbackPolicy:
         self._restored_step = restored.step
         # Steps skipped before the checkpoint must not count toward the next rollback.
         none = jax.make_array_from_callback((), state.skipped.sharding, lambda _: np.int32(0))
-        state = state.replace(skipped=none)  # type: ignore[attr-defined]
+        state = state.replace(skipped=none)
         return state, dataclasses.replace(restored, rollbacks=rollbacks)
 
 

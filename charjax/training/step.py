@@ -17,11 +17,12 @@ from jax.sharding import Mesh, NamedSharding
 from charjax.array_types import Array, Params
 from charjax.data.batching import Streams, Window, cut_window, windows_held
 from charjax.data.prefetch import STREAM_SPECS
-from charjax.distributed.mesh import DATA_AXIS, REPLICATED, make_mesh
+from charjax.distributed.mesh import DATA_AXIS, REPLICATED, check_divides, checked_mesh
+from charjax.errors import check_type, checked_whole
 from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
-from charjax.model import Carry, CharLSTM
-from charjax.train_state import STATE_SPECS, TrainState, state_shardings
+from charjax.model import Carry, CharLSTM, check_model
+from charjax.train_state import STATE_SPECS, TrainState, check_optimizer, state_shardings
 
 # Compiled steps kept in the process, so that a second run with the same settings compiles nothing.
 STEPS_KEPT = 16
@@ -67,8 +68,15 @@ class TrainStep(NamedTuple):
             streams: see `make_train_step`.
             num_steps: how many steps; by default `steps_per_call`.
             rate_scale: multiplies the learning rate; only optimizers from `make_optimizer` use it.
+
+        Raises:
+            UserError: an argument has another type.
+            ValueError: see `make_train_step`.
         """
-        num_steps = self.steps_per_call if num_steps is None else num_steps
+        check_type("state", state, TrainState, "make one with init_train_state")
+        check_type("state.carry", state.carry, tuple, "make one with init_carry")
+        check_type("streams", streams, Streams, "make them with make_streams")
+        num_steps = self.steps_per_call if num_steps is None else checked_whole("num_steps", num_steps, least=0)
         return self.jitted(state, streams, np.int32(num_steps), np.float32(rate_scale))
 
 
@@ -104,7 +112,10 @@ def make_train_step(
         and steps built again with equal arguments share the compiled program.
 
     Raises:
-        ValueError: on a call, the streams were made for a different seq_len.
+        UserError: an argument has another type or is out of range, or the mesh is not from `make_mesh`; on a call, if
+            microbatches do not divide the batch.
+        ValueError: on a call, the streams were made for a different seq_len, or the state for another model or batch
+            size.
 
     Examples:
         >>> import jax, numpy as np
@@ -122,7 +133,11 @@ def make_train_step(
         >>> int(state.step), int(metrics.chars)
         (4, 80)
     """
-    return TrainStep(_jitted_step(model, optimizer, seq_len, mesh or make_mesh(), microbatches), steps_per_call)
+    check_model(model)
+    check_optimizer(optimizer)
+    seq_len, microbatches = checked_whole("seq_len", seq_len), checked_whole("microbatches", microbatches)
+    steps_per_call = checked_whole("steps_per_call", steps_per_call)
+    return TrainStep(_jitted_step(model, optimizer, seq_len, checked_mesh(mesh), microbatches), steps_per_call)
 
 
 @functools.lru_cache(maxsize=STEPS_KEPT)
@@ -136,6 +151,7 @@ def _jitted_step(
         state: TrainState, streams: Streams, num_steps: Array, rate_scale: Array
     ) -> tuple[TrainState, TrainMetrics]:
         windows_held(streams, seq_len)  # raises if they were made for a different seq_len
+        check_divides(len(streams.ids) * mesh.size, mesh, microbatches)
         one = functools.partial(_one_step, model, with_scale, seq_len, microbatches, streams, rate_scale)
         zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
         start = state, TrainMetrics(zero, none, zero, none, none)
@@ -180,7 +196,7 @@ def _one_step(
     # A select between new and old values would make XLA copy the optimizer's moments at every step.
     params, opt_state = jax.lax.cond(finite, update, lambda *kept: kept, state.params, state.opt_state)
     skipped = jnp.where(finite, 0, state.skipped + 1)
-    state = state.replace(  # type: ignore[attr-defined]
+    state = state.replace(
         step=state.step + 1,
         cursor=(state.cursor + 1) % streams.windows,
         params=params,

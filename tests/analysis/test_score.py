@@ -113,7 +113,7 @@ def test_bad_ids_are_refused(ids):
 
 def test_a_window_of_0_is_refused():
     for refused in (lambda: score(IDS[None], window=0), lambda: list(score_pieces(MODEL, PARAMS, [IDS], window=0))):
-        with pytest.raises(ValueError, match="window must be at least 1, not 0"):
+        with pytest.raises(ValueError, match="window must be a whole number of at least 1, not 0"):
             refused()
 
 
@@ -197,7 +197,7 @@ def test_streams_see_documents_that_began_before_them(monkeypatch):
 
 
 def test_0_streams_are_refused():
-    with pytest.raises(ValueError, match="streams must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="streams must be a whole number of at least 1, not 0"):
         list(score_pieces(MODEL, PARAMS, [IDS], streams=0))
 
 

@@ -37,6 +37,7 @@ def test_an_unreachable_coordinator_is_reported(monkeypatch):
         ("127.0.0.1:99999", "port must be from 1"),
         ("127.0.0.1:0", "port must be"),
         ("a.invalid:9", "cannot be resolved"),
+        ("localhost", "localhost cannot be resolved .*; give HOST:PORT"),
     ],
 )
 def test_an_invalid_address_is_rejected(coordinator, message):

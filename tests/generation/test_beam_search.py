@@ -1,5 +1,6 @@
 """Beam search finds what exhaustive search finds, with the model's own log-probabilities."""
 
+import functools
 import itertools
 
 import jax
@@ -198,6 +199,13 @@ def test_texts_are_decoded_up_to_their_end():
 def test_an_empty_text_starts_after_a_line_break():
     after_break = beam_search_text(MODEL, PARAMS, VOCAB, "\n", length=9, beam_width=2)
     assert beam_search_text(MODEL, PARAMS, VOCAB, "", length=9, beam_width=2) == after_break
+
+
+def test_numbers_may_be_scalars_of_numpy_and_jax():
+    numbers = {"length": jnp.int32(3), "beam_width": np.int64(2), "length_penalty": np.float32(1), "end": jnp.uint8(1)}
+    plain = {"length": 3, "beam_width": 2, "length_penalty": 1.0, "end": 1}
+    search = functools.partial(beam_search, SMALL, init_params(jax.random.key(0), SMALL), [1])
+    np.testing.assert_array_equal(search(**numbers)[0], search(**plain)[0])
 
 
 @pytest.mark.parametrize(

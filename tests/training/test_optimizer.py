@@ -75,7 +75,7 @@ def test_warmup_over_the_whole_training_peaks_at_its_last_step():
 
 
 def test_total_steps_below_one_is_refused():
-    with pytest.raises(ValueError, match="total_steps must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="total_steps must be a whole number of at least 1, not 0"):
         make_optimizer(TrainConfig(), 0)
 
 

@@ -102,7 +102,7 @@ def lstm(
         >>> y.shape, carry.c.shape
         ((2, 3, 8), (2, 8))
     """
-    weights, carry = _in_float32(weights), _in_float32(_checked_carry(carry))
+    weights, carry = _in_float32(_checked_weights(weights)), _in_float32(_checked_carry(carry))
     name = _check(weights, x, carry, implementation, dtype)
     if not _has_work(weights, x):
         return jnp.zeros((*x.shape[:2], weights.w_hh.shape[0]), dtype), carry
@@ -138,10 +138,12 @@ def lstm_stack(
     Returns:
         y [B, T, H] in `dtype`, the last layer's hidden state after every step, and the carry per layer.
     """
+    if isinstance(weights, LSTMWeights) or not isinstance(weights, tuple | list):
+        raise ValueError(f"weights must be a list of LSTMWeights, one per layer, not {type(weights).__name__}")
     if not isinstance(carry, tuple | list) or len(carry) != len(weights):
         found = f"{len(carry)}" if isinstance(carry, tuple | list) else type(carry).__name__
         raise ValueError(f"carry must be {len(weights)} LSTMCarry, one per layer (see init_carry), not {found}")
-    weights = [_in_float32(layer) for layer in weights]
+    weights = [_in_float32(_checked_weights(layer)) for layer in weights]
     carry = [_in_float32(_checked_carry(before)) for before in carry]
     names = {
         _check(layer, x if n == 0 else _outputs(x, layer), before, implementation, dtype)
@@ -249,6 +251,13 @@ def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str |
     return name
 
 
+def _checked_weights(weights: LSTMWeights) -> LSTMWeights:
+    if not isinstance(weights, LSTMWeights):
+        found = type(weights).__name__
+        raise ValueError(f"the weights of a layer must be LSTMWeights, as LSTMWeights(**cell) makes them, not {found}")
+    return weights
+
+
 def _checked_carry(carry: LSTMCarry) -> LSTMCarry:
     if not isinstance(carry, LSTMCarry):
         raise ValueError(f"the carry of a layer must be an LSTMCarry (see init_carry), not {type(carry).__name__}")
@@ -296,6 +305,8 @@ def _check_shapes(weights: LSTMWeights, x: Any, carry: LSTMCarry) -> None:
             "LSTM weights must be w_ih [D, 4H], w_hh [H, 4H] and bias [4H], not "
             f"{weights.w_ih.shape}, {weights.w_hh.shape} and {weights.bias.shape}"
         )
+    if not hasattr(x, "ndim"):
+        raise ValueError(f"LSTM input must be an array, not {type(x).__name__}")
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     if x.ndim != (2 if one_hot else 3) or not (one_hot or x.shape[-1] == inputs):
         raise ValueError(f"LSTM input must be [B, T, {inputs}] float or [B, T] integer, not {x.shape} {x.dtype}")
