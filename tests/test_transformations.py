@@ -13,7 +13,7 @@ from charjax.generation.generate import generate
 from charjax.model import CharLSTM, init_carry, init_params
 from charjax.ops.lstm.native.libraries import library_for
 
-IDS = np.arange(24, dtype=np.int32).reshape(2, 12) % 5
+IDS = np.arange(18, dtype=np.int32).reshape(2, 9) % 5
 MODEL = CharLSTM(5, hidden_dim=4, hidden_layers=2)
 
 
@@ -27,6 +27,7 @@ def loss(implementation, dtype, params):
     return jnp.mean(logits.astype(jnp.float32) ** 2)
 
 
+@functools.cache
 def hessian_times_vector(implementation, dtype):
     """The derivative of the gradient along a direction, by reverse mode over reverse mode."""
     params = parameters()
@@ -78,7 +79,7 @@ def test_forward_mode_names_the_implementation_that_has_it():
     assert np.isfinite(slope("scan"))
 
 
-@pytest.mark.parametrize("implementation", [None, "scan"])
+@pytest.mark.parametrize("implementation", [None, pytest.param("scan", marks=pytest.mark.slow)])
 def test_generation_under_vmap(implementation):
     model, context = MODEL.clone(implementation=implementation), IDS[:, :3]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(parameters(seed) for seed in range(2)))

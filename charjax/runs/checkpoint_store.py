@@ -71,6 +71,8 @@ class CheckpointStore:
 
     def __enter__(self) -> Self:
         logging.getLogger("absl").addFilter(_is_of_use)
+        # Stays: what a failed save leaves behind is collected at any later time.
+        logging.getLogger("asyncio").addFilter(_is_not_told_yet)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -187,6 +189,12 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
 def _is_of_use(record: logging.LogRecord) -> bool:
     """Returns False for Orbax's warning at every save that there are no OCDBT files, which charjax does not use."""
     return "Skipping merge of OCDBT" not in record.getMessage()
+
+
+def _is_not_told_yet(record: logging.LogRecord) -> bool:
+    """Returns False for what asyncio says about the other writes of a failed save, which charjax has reported."""
+    message = record.getMessage()
+    return not ("exception was never retrieved" in message and "orbax" in message)
 
 
 def _context() -> ocp.Context:

@@ -174,8 +174,10 @@ def test_sequences_too_long_for_32_bits_are_counted_exactly():
 
 @pytest.mark.parametrize(
     ("text", "in_memory", "in_file"),
-    [("Plain text, of one byte each.\n", [], [1500]), ("Grüße, über zwei Bytes — und drei.\n", [1500], [1])],
-    ids=["ascii", "unicode"],
+    [
+        pytest.param("Plain text, of one byte each.\n", [], [1500], marks=pytest.mark.slow, id="ascii"),
+        pytest.param("Grüße, über zwei Bytes — und drei.\n", [1500], [1], id="unicode"),
+    ],
 )
 def test_training_from_a_file_equals_training_from_memory_bit_for_bit(tmp_path, monkeypatch, text, in_memory, in_file):
     path = tmp_path / "text.txt"

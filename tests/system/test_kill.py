@@ -12,13 +12,13 @@ from helpers.signalled_run import signalled
 from charjax.runs.checkpoint import read_header
 
 
-def test_killed_at_three_random_moments(uninterrupted, tmp_path):
+def test_killed_at_two_random_moments(uninterrupted, tmp_path):
     text, whole = uninterrupted
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng, out, resume = random.Random(seed), tmp_path / "run", ()
     progress = []
-    for _ in range(3):
+    for _ in range(2):
         with started(command(text, out, *resume), out, stdout=subprocess.DEVNULL) as process:
             before = read_header(out).progress.step
             # A few steps after start-up and compilation.

@@ -70,6 +70,7 @@ def test_imported_names_exist(name):
         assert hasattr(importlib.import_module(module), imported), f"{module}.{imported}"
 
 
+@pytest.mark.slow
 def test_coffee_runs_at_small_settings(tmp_path):
     settings = [part for item in SMALL.items() for part in ("--set", "=".join(map(str, item)))]
     out = tmp_path / "executed.ipynb"

@@ -80,6 +80,7 @@ def test_a_step_equals_textbook_bptt():
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.slow  # two devices, below and in tests/distributed, run the same code
 @pytest.mark.devices(8)
 def test_eight_devices_train_like_one():
     one, state_of_one = run(20, num_devices=1, dropout=0.4)
@@ -218,7 +219,13 @@ def test_streams_made_for_another_seq_len_are_refused():
 
 @pytest.mark.parametrize(
     ("implementation", "num_devices", "microbatches"),
-    [(None, 1, 2), (None, 1, 8), (None, 2, 4), ("scan", 1, 8), ("custom_vjp", 2, 4)],
+    [
+        (None, 1, 2),
+        (None, 1, 8),
+        (None, 2, 4),
+        pytest.param("scan", 1, 8, marks=pytest.mark.slow),
+        pytest.param("custom_vjp", 2, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_microbatches_give_the_same_result(implementation, num_devices, microbatches):
     options = {"dropout": 0.3, "implementation": implementation}
