@@ -9,6 +9,16 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes OS errors name `path`: a user knows nothing of the temporary file that stands for it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file next to `path`, and moves it to `path` once the block has written it.
 

@@ -5,6 +5,7 @@ script, by digest. It also works without the script, which only shows tooltips s
 characters that would reorder or hide text, or that HTML cannot contain, are shown by name in a frame.
 """
 
+import contextlib
 import html
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from charjax.errors import UserError
-from charjax.host.atomic_file import replacing
+from charjax.host.atomic_file import naming, replacing
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_template import ExcerptTable, class_of, escape, page_around_text
 from charjax.rendering.visible_text import BIDI_CONTROLS, name_character
@@ -51,16 +52,17 @@ class PageWriter:
 
         Raises:
             UserError: the folder does not exist, or `path` exists and is not a regular file.
-            OSError: the folder is not writable.
+            OSError: the folder is not writable. Every OSError of this class names `path`.
         """
         # Replace the target of a symbolic link, not the link.
-        self._path, self._scale = Path(path).resolve(), scale
+        self._given, self._path, self._scale = Path(path), Path(path).resolve(), scale
         if not self._path.parent.is_dir():
             raise UserError(f"{path} cannot be written: there is no folder {self._path.parent}; create it first")
         if self._path.exists() and not self._path.is_file():
             kind = "folder" if self._path.is_dir() else "pipe or device"
             raise UserError(f"{path} is a {kind}; name a file to write the page to")
-        self._body = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115 -- __exit__ closes it
+        with naming(self._given):
+            self._body = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115 -- __exit__ closes it
         self._run: list[str] = []
         self._key = "", ""
 
@@ -81,12 +83,12 @@ class PageWriter:
     def heading(self, text: str) -> None:
         """Starts another text with a heading, below the previous one."""
         self._end_run()
-        self._body.write(f"<h2>{escape(text)}</h2>".encode())
+        self._write(f"<h2>{escape(text)}</h2>")
 
     def line(self, number: int) -> None:
         """Starts a line, which shows its number and can be linked to."""
         self._end_run()
-        self._body.write(f'<i id="{number}"></i>'.encode())
+        self._write(f'<i id="{number}"></i>')
 
     def finish(
         self,
@@ -105,9 +107,9 @@ class PageWriter:
             excerpts: parts of the text, in a separate table.
         """
         self._end_run()
-        self._body.seek(0)
         before, after = page_around_text(title, facts, note, self._scale, excerpts)
-        with replacing(self._path) as file:
+        with naming(self._given), replacing(self._path) as file:
+            self._body.seek(0)
             file.write(before.encode())
             shutil.copyfileobj(self._body, file)
             file.write(after.encode())
@@ -116,15 +118,21 @@ class PageWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._body.close()
+        # On a full disk the rest of an unfinished text cannot be written, which does not matter any more.
+        with contextlib.suppress(OSError):
+            self._body.close()
 
     def _end_run(self) -> None:
         names, tip = self._key
         if self._run:
             attributes = (f' class="{names}"' if names else "") + (f' title="{escape(tip)}"' if tip else "")
             text = html.escape("".join(self._run), quote=False)
-            self._body.write((f"<b{attributes}>{text}</b>" if attributes else text).encode())
+            self._write(f"<b{attributes}>{text}</b>" if attributes else text)
             self._run = []
+
+    def _write(self, text: str) -> None:
+        with naming(self._given):
+            self._body.write(text.encode())
 
 
 def _mark(character: str, *, colored: bool) -> str:

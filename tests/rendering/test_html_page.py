@@ -6,7 +6,9 @@ import itertools
 import math
 import os
 import re
+import resource
 import stat
+from pathlib import Path
 
 import pytest
 from helpers.painted_page import PaintedPage
@@ -162,6 +164,21 @@ def test_a_failure_to_replace_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no"):
         write(tmp_path / "x.html", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_name_the_page_that_was_asked_for(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match=r"'/proc/self/x\.html'$"):  # where nobody can create a file
+        PageWriter("/proc/self/x.html", SURPRISE)
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        for size in (100, 10**5):  # which fail at the end and earlier
+            with pytest.raises(OSError, match=r"File too large: 'x\.html'$"):
+                write(Path("x.html"), [Painted("x", n % 10) for n in range(size)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
 
 
