@@ -1,11 +1,13 @@
 """A run folder shared by processes that train together: the main one writes it, each saves its part of a checkpoint."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from charjax.config import TrainConfig, from_dict
 from charjax.distributed.processes import are_several, from_main, is_main, together
 from charjax.errors import UserError
 from charjax.metrics import Evaluation
@@ -57,13 +59,16 @@ class SharedRun:
         self._folder, self._info, self._stack = folder, info, stack
         self._store: CheckpointStore | None = None
 
-    def restore(self, abstract: TrainState, *, up_to: int | None = None) -> tuple[TrainState, Progress]:
+    def restore(self, abstract: TrainState, *, up_to: int | None = None) -> tuple[TrainState, Progress, TrainConfig]:
         """Restores a checkpoint, cuts metrics.jsonl and samples.txt to match, and rewrites an outdated model.
 
         Args:
             abstract: shapes, dtypes and shardings; see `abstract_train_state`.
             up_to: a step; later checkpoints are ignored if there is one at or before it. By default the latest is
                 restored. Checkpoints later than the restored one are renamed.
+
+        Returns:
+            The state, the progress, and how the run was trained up to there.
 
         Raises:
             UserError: all checkpoints are damaged, or the folder cannot be written.
@@ -76,11 +81,11 @@ class SharedRun:
             self._folder.wait()
             latest = read_header(self.path, up_to=up_to)
             model = self._folder.outdated_model(latest)
-            return [latest.progress.to_dict(), model and model.progress.step]
+            return [latest.progress.to_dict(), dataclasses.asdict(latest.info.train), model and model.progress.step]
 
         if self._store is not None:
             self._store.wait()
-        values, model_step = from_main(choose)
+        values, earlier, model_step = from_main(choose)
         progress = Progress.from_dict(values)
         state = load_state(self._checkpoint(progress.step), abstract)
         params = state.params
@@ -91,7 +96,7 @@ class SharedRun:
                 self._folder.go_back_to(progress)
                 if model is not None:
                     self._folder.write_model(params, model.progress)
-        return state, progress
+        return state, progress, from_dict(TrainConfig, earlier)
 
     def begin(self, progress: Progress) -> None:
         """Creates the folder of a new run; errors as for `RunFolder.begin`."""

@@ -25,7 +25,7 @@ from charjax.runs.metadata import Progress
 from charjax.runs.shared_folder import SharedRun
 from charjax.train_state import TrainState, abstract_train_state, init_train_state
 from charjax.training.evaluate import make_evaluator
-from charjax.training.optimizer import make_optimizer
+from charjax.training.optimizer import make_optimizer, warn_if_rate_rises
 from charjax.training.plan import StepPlan, training_layout
 from charjax.training.rollback import DivergedError, RollbackPolicy, rate_scale
 from charjax.training.step import make_train_step
@@ -109,7 +109,7 @@ class TrainLoop:
     def _resume(self) -> TrainState:
         """Returns the state of the latest checkpoint."""
         assert self.folder is not None  # `open_run` refuses to resume without one
-        state, progress = self.folder.restore(self._abstract_state())
+        state, progress, earlier = self.folder.restore(self._abstract_state())
         with together():
             if progress.step > self.plan.total_steps:
                 raise UserError(
@@ -118,6 +118,8 @@ class TrainLoop:
                 )
         self._continue_from(progress)
         self.reporter.message(f"resuming at step {progress.step} of {self.plan.total_steps}")
+        if is_main():
+            warn_if_rate_rises(earlier, self.config, self.plan.steps_per_epoch, progress.step)
         return state
 
     def _roll_back(self, problem: str) -> TrainState:

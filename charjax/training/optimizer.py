@@ -1,6 +1,7 @@
 """The optimizer: AdamW after clipping by global norm, with a learning rate that warms up and decays."""
 
 import functools
+import logging
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ _FIELDS = (
     "weight_decay", "clip_norm",
 )  # fmt: skip
 _OPTIMIZERS_KEPT = 32
+
+_log = logging.getLogger("charjax")
 
 
 def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
@@ -65,6 +68,32 @@ def _make_decay(config: TrainConfig, total_steps: int, last_warmup: int) -> opta
     staircase = optax.exponential_decay(peak, interval, config.decay_factor, staircase=True)
     # Offset by half a step, so that at a boundary the float32 quotient cannot round to below the whole number.
     return lambda count: staircase(count + last_warmup + 0.5)
+
+
+def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoch: int, step: int) -> None:
+    """Logs that the learning rate rises where a run is resumed, because more epochs stretch its cosine.
+
+    Args:
+        earlier: how the run was trained until now.
+        config: how to train on.
+        steps_per_epoch: optimizer steps of one epoch.
+        step: optimizer steps taken.
+    """
+    asked = any(getattr(earlier, name) != getattr(config, name) for name in ("learning_rate", "schedule"))
+    if asked or earlier.epochs == config.epochs:
+        return
+    totals = (earlier.epochs * steps_per_epoch, config.epochs * steps_per_epoch)
+    with jax.transfer_guard("allow"):  # the step is a number of the host's
+        before, after = (
+            float(make_schedule(how, total)(min(step, total - 1)))
+            for how, total in zip((earlier, config), totals, strict=True)
+        )
+    if after > 1.01 * before:
+        _log.warning(
+            "the learning rate rises from %.3g to %.3g, because its %s schedule now ends after --epochs %d instead of "
+            "%d; to train on at a low rate, give --schedule constant and a --learning-rate",
+            before, after, config.schedule, config.epochs, earlier.epochs,
+        )  # fmt: skip
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:

@@ -64,7 +64,7 @@ class RollbackPolicy:
         up_to = None
         if self._restored_step is not None:
             up_to = self._restored_step - 1 if progress.best_step is None else progress.best_step
-        state, restored = self._folder.restore(abstract, up_to=up_to)
+        state, restored, _ = self._folder.restore(abstract, up_to=up_to)
         self._restored_step = restored.step
         # Steps skipped before the checkpoint must not count toward the next rollback.
         none = jax.make_array_from_callback((), state.skipped.sharding, lambda _: np.int32(0))

@@ -170,12 +170,14 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, whole, sign
     assert (tmp_path / "run" / "samples.txt").read_text() == (out / "samples.txt").read_text()
 
 
-def test_a_finished_run_may_be_given_more_epochs(tmp_path):
+def test_a_finished_run_may_be_given_more_epochs(tmp_path, caplog):
     fit(MODEL, CORPUS, SMALL, out=tmp_path)
     again = Recorder()
     fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, reporter=again)
     assert again.updates == []
+    assert "learning rate" not in caplog.text
     more = fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, epochs=3)
+    assert "the learning rate rises from 0.0001 to " in caplog.text
     assert int(more.step) == read_header(tmp_path).progress.step
     assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 3
 

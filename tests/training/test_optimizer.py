@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from charjax.config import TrainConfig
-from charjax.training.optimizer import make_optimizer, make_schedule
+from charjax.training.optimizer import make_optimizer, make_schedule, warn_if_rate_rises
 
 PEAK = 0.01
 
@@ -48,6 +48,26 @@ def test_step_decays_at_epochs_counted_from_the_start_of_training():
     np.testing.assert_allclose(values[6:20], PEAK, rtol=1e-6)
     np.testing.assert_allclose(values[20:40], PEAK / 2, rtol=1e-6)
     np.testing.assert_allclose(values[40:], PEAK / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "rates"),
+    [
+        (100, {"epochs": 20}, "from 0.0001 to 0.00501"),
+        (50, {"epochs": 20}, "from 0.00497 to 0.00854"),
+        (100, {"epochs": 20, "schedule": "constant", "learning_rate": 0.0001}, None),
+        (100, {"epochs": 20, "learning_rate": 0.02}, None),
+        (100, {"epochs": 10}, None),
+        (1, {"epochs": 20}, None),  # by less than a percent
+    ],
+)
+def test_a_rate_that_rises_because_of_more_epochs_is_logged(caplog, step, changes, rates):
+    earlier = TrainConfig(learning_rate=PEAK, epochs=10, warmup_frac=0)
+    with jax.transfer_guard("disallow"):
+        warn_if_rate_rises(earlier, dataclasses.replace(earlier, **changes), 10, step)
+    rise = f"the learning rate rises {rates}, because its cosine schedule now ends after --epochs 20 instead of 10; "
+    message = f"{rise}to train on at a low rate, give --schedule constant and a --learning-rate"
+    assert [record.getMessage() for record in caplog.records] == ([message] if rates else [])
 
 
 @pytest.mark.parametrize("epoch_steps", [7, 49, 331, 100_003])
