@@ -128,8 +128,8 @@ def test_a_stop_that_cannot_occur(run, capsys, options):
 
 
 def take_turns(monkeypatch, typed, *argv):
-    """Runs the command with input from a pipe -> its exit code."""
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
+    """Runs the command with input from a pipe, in a locale that knows only ASCII -> its exit code."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="ascii", newline="\n"))
     return main(["sample", "--interactive", *map(str, argv)])
 
 
@@ -168,6 +168,21 @@ def test_a_bad_line_is_reported_and_the_conversation_continues(run, loaded, monk
     assert first.startswith("charjax: ")
     assert "'é' (U+00E9)" in first
     assert "U+DCFF" in second
+
+
+def test_lines_may_end_as_on_windows(run, loaded, monkeypatch, capsys):
+    expected = list(in_turns(loaded, SampleConfig(length=9), ["one", "two"]))
+    assert take_turns(monkeypatch, b"one\r\ntwo\r\n", run, "--length", 9) == 0
+    assert capsys.readouterr() == ("".join(expected), "")
+
+
+def test_input_of_which_no_line_can_be_used_is_an_error(run, monkeypatch, capsys):
+    assert take_turns(monkeypatch, b"\xff\ncaf\xc3\xa9\n", run) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[2:] == [
+        "charjax: error: no line of the input could be continued; correct the characters named above"
+    ]
 
 
 def test_no_input_writes_nothing(run, monkeypatch, capsys):

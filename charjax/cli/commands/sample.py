@@ -111,25 +111,33 @@ def _join_line_breaks(pieces: Iterator[str]) -> Iterator[str]:
 def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
     if command.context or command.context_file is not None:
         session.read(_context(command, vocab))
+    taken = refused = 0
     for line in _input_lines():
         try:
             session.read(encode_context(vocab, line))
         except UserError as error:
             # A typo should not end the conversation.
             print(f"charjax: {error}", file=sys.stderr)
+            refused += 1
             continue
+        taken += 1
         _write_all(session.write(_length(command)))
+    if refused and not taken:
+        raise UserError("no line of the input could be continued; correct the characters named above")
 
 
 def _input_lines() -> Iterator[str]:
     """Yields lines of input without their ends; on a terminal, with a prompt and line editing."""
-    # Bytes that are not UTF-8 become surrogates, which the vocabulary has or reports as unknown.
-    cast(io.TextIOWrapper, sys.stdin).reconfigure(errors="surrogateescape")
+    # UTF-8 whatever the locale, as texts are; other bytes become surrogates, which the vocabulary has or reports.
+    cast(io.TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        yield from (line.rstrip("\n") for line in sys.stdin)
+        yield from (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
         return
     with contextlib.suppress(ImportError):  # not on every system
-        importlib.import_module("readline")
+        readline = importlib.import_module("readline")
+        # In some locales it would take ASCII only.
+        for setting in ("input-meta on", "output-meta on", "convert-meta off"):
+            readline.parse_and_bind(f"set {setting}")
     while True:
         try:
             yield input("> ")
