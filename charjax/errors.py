@@ -1,5 +1,6 @@
 """Errors that the command line reports in one line, its exit codes for them, and checks of arguments."""
 
+import errno
 import operator
 import os
 import re
@@ -10,6 +11,20 @@ from typing import Any
 USER_ERROR = 2
 # 128 + SIGPIPE, as a shell reports it; not every system has that signal.
 BROKEN_PIPE = 128 + 13
+# What to do about an OS error that lies with a file or its disk, ...
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions of it and its folder"),
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "make its file system writable",
+    errno.ENAMETOOLONG: "shorten its name",
+}
+# ... and about one that every other file would meet, too.
+_REMEDIES_OF_LIMITS = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs, which have too many files open",
+    errno.ENOMEM: "free some memory, or raise the limit on it (ulimit -v)",
+}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
@@ -35,6 +50,16 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+def is_limit(error: OSError) -> bool:
+    """Returns True for a limit of the process or the system, such as on open files: no file is to blame."""
+    return error.errno in _REMEDIES_OF_LIMITS
+
+
+def remedy_for(error: OSError) -> str:
+    """Returns what to do about an OS error; empty if there is no more to say than its text."""
+    return (_REMEDIES | _REMEDIES_OF_LIMITS).get(error.errno or 0, "")
 
 
 def in_short(value: object) -> str:

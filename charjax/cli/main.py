@@ -13,7 +13,7 @@ from charjax.cli.arguments import COMMANDS, Command, TrainCommand
 from charjax.cli.option_parsing import parse
 from charjax.cli.output import tolerate_lost_output
 from charjax.cli.startup import exit_on_interrupt, garbage_collection_off
-from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError
+from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError, remedy_for
 from charjax.rendering.visible_text import one_line
 
 
@@ -57,17 +57,29 @@ def _exit_code(argv: list[str]) -> int:
     except BrokenPipeError:
         # The reader of the output, `head` for example, has closed it.
         return BROKEN_PIPE
-    except (UserError, NotImplementedError) as error:
-        return _fail(str(error), USER_ERROR)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        advice = "; check its permissions" if isinstance(error, PermissionError) else ""
-        return _fail(f"{where}{error.strerror or error}{advice}", USER_ERROR)
+    except (UserError, NotImplementedError, OSError, MemoryError, RuntimeError) as error:
+        return _fail(_explain(error), USER_ERROR)
     except Interrupted as error:
         return _fail(str(error), 128 + error.signum)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     return 0
+
+
+def _explain(error: Exception) -> str:
+    """Returns the message for an error that is no bug; raises any other again."""
+    if isinstance(error, OSError):
+        remedy = remedy_for(error)
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}{f'; {remedy}' if remedy else ''}"
+    if isinstance(error, UserError | NotImplementedError):
+        return str(error)
+    reason = next(iter(str(error).splitlines()), "")
+    # The latter two are RuntimeErrors, of JAX and Python.
+    if isinstance(error, MemoryError) or reason.startswith(("RESOURCE_EXHAUSTED", "can't start new thread")):
+        found = f" ({reason})" if reason else ""
+        return f"out of memory{found}; make the model, the batch or the text smaller, or raise the limits (ulimit -a)"
+    raise error
 
 
 def _fail(message: str, code: int) -> int:

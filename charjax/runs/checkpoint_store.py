@@ -31,9 +31,9 @@ from charjax.train_state import TrainState
 
 KEEP_LATEST = 2
 A_MONTH = 30 * 24 * 3600  # seconds
-_REMOVED = ".removed"
+_REMOVED, _ORBAX_TEMPORARY = ".removed", ".orbax-checkpoint-tmp"
 # Folders of saves and removals that were killed.
-_INCOMPLETE = re.compile(rf"\d+({re.escape(_REMOVED)}|\.orbax-checkpoint-tmp.*)")
+_INCOMPLETE = re.compile(rf"\d+({re.escape(_REMOVED)}|{re.escape(_ORBAX_TEMPORARY)}.*)")
 
 
 class CheckpointStore:
@@ -132,9 +132,16 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _system_errors(self) -> Iterator[None]:
-        """Converts TensorStore's ValueErrors to OSErrors, taking the error number from the message."""
+        """Converts TensorStore's ValueErrors to OSErrors, taking the error number from the message.
+
+        Like errors of Orbax's temporary files, they name the folder of the checkpoints.
+        """
         try:
             yield
+        except OSError as error:
+            if _ORBAX_TEMPORARY in str(error.filename):
+                error.filename = str(self.path)
+            raise
         except ValueError as error:
             match = re.search(r"os_error_code='(\d+)'", str(error))
             if match is None:

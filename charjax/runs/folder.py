@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import enum
-import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from charjax.array_types import Params
-from charjax.errors import UserError
+from charjax.errors import UserError, is_limit, remedy_for
+from charjax.host.limits import limit_on
 from charjax.metrics import Evaluation
 from charjax.runs.checkpoint_header import Header, read_header, read_header_at
 from charjax.runs.checkpoint_store import CheckpointStore
@@ -25,12 +25,9 @@ from charjax.runs.model_file import read_parameters, write_parameters
 from charjax.runs.unfinished import is_unfinished_start, remove_unfinished_start
 from charjax.train_state import TrainState
 
-# Advice for OS errors.
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
-    errno.EROFS: "make its file system writable",
-}
+# Open files with which Orbax restores and saves a small model. With less than a dozen it aborts in C++, or takes a
+# checkpoint that it could not open for one without arrays.
+_LEAST_FILES = 64
 
 _log = logging.getLogger("charjax")
 
@@ -66,8 +63,12 @@ class RunFolder:
 
         Raises:
             UserError: without `resume`, the folder is not empty, unless a run was killed in it before its first
-                checkpoint; with `resume`, it has no run, or one with a different configuration.
+                checkpoint; with `resume`, it has no run, or one with a different configuration; or too few files may be
+                open to save.
         """
+        files = limit_on("NOFILE")
+        if files is not None and files < _LEAST_FILES:
+            raise UserError(f"only {files} files may be open at a time; raise that limit: ulimit -n {_LEAST_FILES}")
         # Path.resolve() raises on a link to itself.
         self.path = Path(os.path.realpath(path))
         self._info = info
@@ -192,11 +193,11 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            remedy = _REMEDIES.get(error.errno or 0)
+            remedy, elsewhere = remedy_for(error), "" if is_limit(error) else "choose another --out"
             if self._stage is _Stage.SAVED:
                 advice = f"earlier checkpoints are kept: {remedy or 'fix that'}, and continue with --resume"
             else:
-                advice = f"nothing was kept: {remedy + ', or ' if remedy else ''}choose another --out"
+                advice = f"nothing was kept: {', or '.join(filter(None, (remedy, elsewhere)))}"
             where = error.filename or self.path
             raise UserError(f"{where} cannot be written ({error.strerror or error}); {advice}") from error
 

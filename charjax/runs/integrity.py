@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from charjax.errors import UserError
+from charjax.errors import UserError, is_limit
 from charjax.host.atomic_file import replacing
 from charjax.runs.safe_files import open_file, read_json
 
@@ -28,6 +28,7 @@ def check_digests(folder: Path) -> None:
 
     Raises:
         DamagedError: the folder has no digests, or a file is missing, has changed or cannot be read.
+        OSError: this process can read no file at all, so that nothing is known of the folder.
     """
     for name, expected in _read_digests(folder).items():
         try:
@@ -35,6 +36,8 @@ def check_digests(folder: Path) -> None:
         except FileNotFoundError as error:
             raise DamagedError(f"{name} is missing") from error
         except OSError as error:
+            if is_limit(error):
+                raise
             raise DamagedError(f"{name}: {error.strerror}") from error
         except (UserError, ValueError) as error:  # ValueError: a name with a null byte
             raise DamagedError(f"{name} is not a regular file") from error
@@ -48,6 +51,8 @@ def _read_digests(folder: Path) -> dict[str, str]:
     except FileNotFoundError as error:
         raise DamagedError("it is incomplete") from error
     except OSError as error:
+        if is_limit(error):
+            raise
         raise DamagedError(f"{DIGESTS}: {error.strerror}") from error
     except UserError as error:
         raise DamagedError(f"{DIGESTS} is damaged") from error

@@ -1,5 +1,6 @@
 """Exit codes of the command line, and output that nobody can read."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 from charjax.cli import main as main_module
 from charjax.errors import BROKEN_PIPE, Interrupted, UserError
 
+SMALLER = "make the model, the batch or the text smaller, or raise the limits (ulimit -a)"
+
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
@@ -19,9 +22,26 @@ from charjax.errors import BROKEN_PIPE, Interrupted, UserError
         (
             PermissionError(13, "Permission denied", "x"),
             2,
-            "charjax: error: x: Permission denied; check its permissions",
+            "charjax: error: x: Permission denied; check the permissions of it and its folder",
         ),
-        (OSError(28, "No space left on device"), 2, "charjax: error: No space left on device"),
+        (OSError(28, "No space left on device"), 2, "charjax: error: No space left on device; free some space"),
+        (
+            OSError(errno.EMFILE, "Too many open files", "x"),
+            2,
+            "charjax: error: x: Too many open files; raise the limit on open files (ulimit -n)",
+        ),
+        (OSError(5, "Input/output error"), 2, "charjax: error: Input/output error"),
+        (MemoryError(), 2, f"charjax: error: out of memory; {SMALLER}"),
+        (
+            RuntimeError("can't start new thread"),
+            2,
+            f"charjax: error: out of memory (can't start new thread); {SMALLER}",
+        ),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"),
+            2,
+            f"charjax: error: out of memory (RESOURCE_EXHAUSTED: Out of memory); {SMALLER}",
+        ),
         (Interrupted(signal.SIGTERM, "interrupted at step 3"), 143, "charjax: interrupted at step 3"),
         (KeyboardInterrupt(), 130, "charjax: interrupted"),
         (BrokenPipeError(), BROKEN_PIPE, None),
@@ -37,9 +57,13 @@ def test_each_kind_of_error_has_its_exit_code_and_line(monkeypatch, capsys, erro
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(main_module, "_run", lambda argv: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main_module.main(["info", "run"])
+    def fail(argv):
+        raise RuntimeError("a bug")
+
+    for run, error in ((lambda argv: 1 / 0, ZeroDivisionError), (fail, RuntimeError)):
+        monkeypatch.setattr(main_module, "_run", run)
+        with pytest.raises(error):
+            main_module.main(["info", "run"])
 
 
 def test_a_reader_that_has_enough_is_no_error(trained):

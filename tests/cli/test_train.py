@@ -247,7 +247,7 @@ def test_files_that_may_not_be_read(capsys, options, open_folder):
     shutil.copy(open_folder / "coffee.txt", closed)
     closed.chmod(0)
     (open_folder / "closed").mkdir(mode=0)
-    denied = "Permission denied; check its permissions"
+    denied = "Permission denied; check the permissions of it and its folder"
     with somebody_else():
         assert fails(capsys, "info", open_folder / "closed") == f"{open_folder}/closed: {denied}"
         assert fails(capsys, "eval", run, closed) == f"{closed}: {denied}"
@@ -255,4 +255,4 @@ def test_files_that_may_not_be_read(capsys, options, open_folder):
     (run / "checkpoints").chmod(0)
     with somebody_else():
         message = fails(capsys, "train", open_folder / "coffee.txt", "--out", run, "--resume")
-    assert "Permission denied; check its permissions" in message
+    assert denied in message

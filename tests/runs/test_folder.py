@@ -1,7 +1,9 @@
 """A run folder that cannot be written: one line that says what to do, and nothing left behind."""
 
+import contextlib
 import errno
 import os
+import resource
 import shutil
 
 import jax
@@ -12,6 +14,7 @@ from charjax import fit, init_train_state, make_mesh, make_optimizer, save_check
 from charjax.errors import UserError
 from charjax.runs.checkpoint_header import read_header
 from charjax.runs.folder import RunFolder
+from charjax.runs.integrity import check_digests
 from charjax.runs.metadata import Progress
 
 CORPUS = small_corpus()
@@ -28,10 +31,14 @@ def refuse(number):
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (errno.EACCES, "nothing was kept: change its permissions, or choose another --out"),
+        (errno.EACCES, "nothing was kept: check the permissions of it and its folder, or choose another --out"),
         (errno.EROFS, "nothing was kept: make its file system writable, or choose another --out"),
         (errno.ENOSPC, "nothing was kept: free some space, or choose another --out"),
-        (errno.ENAMETOOLONG, "nothing was kept: choose another --out"),
+        (errno.EFBIG, r"nothing was kept: raise the limit on the size of files \(ulimit -f\), or choose another --out"),
+        (errno.ENAMETOOLONG, "nothing was kept: shorten its name, or choose another --out"),
+        (errno.ENOTDIR, "nothing was kept: choose another --out"),
+        (errno.EMFILE, r"nothing was kept: raise the limit on open files \(ulimit -n\)"),
+        (errno.ENFILE, "nothing was kept: close other programs, which have too many files open"),
     ],
 )
 def test_the_advice_fits_the_error(tmp_path, monkeypatch, number, advice):
@@ -39,6 +46,43 @@ def test_the_advice_fits_the_error(tmp_path, monkeypatch, number, advice):
     with pytest.raises(UserError, match=f"config.json cannot be written .*; {advice}$"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_error_in_a_temporary_folder_names_the_checkpoints(tmp_path, monkeypatch):
+    def save(folder, *_, **__):
+        refuse(errno.EMFILE)(f"{folder}.orbax-checkpoint-tmp/file")
+
+    monkeypatch.setattr("charjax.runs.checkpoint_store.ocp.save_checkpointables_async", save)
+    with pytest.raises(
+        UserError, match=r"/run/checkpoints cannot be written \(Too many open files\); nothing was kept: "
+    ):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
+
+
+def test_too_few_files_for_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("charjax.runs.folder.limit_on", {"NOFILE": 20}.get)
+    with pytest.raises(UserError, match="only 20 files may be open at a time; raise that limit: ulimit -n 64"):
+        fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@contextlib.contextmanager
+def no_more_files():
+    """Lets this process open no more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.dup(0)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_checkpoint_is_not_damaged_because_no_more_files_can_be_opened(run):
+    path = read_header(run).path
+    with no_more_files(), pytest.raises(OSError, match="Too many open files"):
+        check_digests(path)
 
 
 @pytest.mark.parametrize("name", ["sweep/second/notes", "sweep/run/notes", "sweep/run/checkpoints/notes"])
@@ -114,7 +158,8 @@ def test_a_failed_clean_up_does_not_hide_the_reason(tmp_path, monkeypatch):
 def test_a_resumed_run_is_told_that_checkpoints_are_kept(run, monkeypatch):
     monkeypatch.setattr("charjax.runs.model_file.replacing", refuse(errno.EACCES))
     with pytest.raises(
-        UserError, match="earlier checkpoints are kept: change its permissions, and continue with --resume"
+        UserError,
+        match="earlier checkpoints are kept: check the permissions of it and its folder, and continue with --resume",
     ):
         fit(MODEL, CORPUS, SMALL, out=run, resume=True)
 
