@@ -1,5 +1,7 @@
 """Memory checks: the estimates, and the sources of the available memory."""
 
+import os
+
 import jax
 import pytest
 from helpers.small_run import SMALL, small_corpus, small_model
@@ -72,6 +74,23 @@ def test_a_control_group_limits_the_memory(system, line, group, files):
     assert available_memory(jax.devices()) == 5000 - 3000 + 120
     write_group(system / group, "max", 3000, files)
     assert available_memory(jax.devices()) == 8_000_000 * 1024
+
+
+def test_limits_of_the_shell_limit_the_memory(system, monkeypatch):
+    """Beside the arrays, programs take what they take now, or what they will once they are compiled."""
+    limits = {"AS": 4 * GB}
+    monkeypatch.setattr(memory, "limit_on", limits.get)
+    monkeypatch.setattr(memory, "space_for_programs", lambda name: GB // 2 if name == "DATA" else GB)
+    (system / "self").mkdir()
+    statm, page = system / "self" / "statm", os.sysconf("SC_PAGE_SIZE")
+    statm.write_text(f"{GB // page // 2} 9 9 9 0 {GB // page // 4} 0\n")
+    assert available_memory(jax.devices()) == 3 * GB // 2
+    statm.write_text(f"{3 * GB // page} 9 9 9 0 {GB // page // 4} 0\n")
+    assert available_memory(jax.devices()) == pytest.approx(GB // 2, abs=page)
+    limits["DATA"] = GB
+    assert available_memory(jax.devices()) == pytest.approx(GB // 4, abs=page)
+    limits["AS"] = GB
+    assert available_memory(jax.devices()) == 0
 
 
 def test_accelerators_report_their_own_memory():

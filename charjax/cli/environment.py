@@ -11,10 +11,12 @@ import absl.logging
 import jax
 
 from charjax.host.cpu import cpu_flags
+from charjax.host.memory import save_address_space
 
 
 def set_up() -> None:
     """Applies all settings."""
+    save_address_space()
     _quieten_orbax()
     _keep_compiled_programs()
 

@@ -12,7 +12,7 @@ from typing import TextIO
 from charjax.cli.arguments import COMMANDS, Command, TrainCommand
 from charjax.cli.option_parsing import parse
 from charjax.cli.output import tolerate_lost_output
-from charjax.cli.startup import exit_on_interrupt, garbage_collection_off
+from charjax.cli.startup import check_memory_limits, exit_on_interrupt, garbage_collection_off
 from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError, remedy_for
 from charjax.rendering.visible_text import one_line
 
@@ -96,6 +96,7 @@ def _for_stderr(message: str) -> str:
 def _run(argv: list[str]) -> None:
     parsed = parse(argv)
     _require_current_directory()
+    check_memory_limits()
     if isinstance(parsed.command, TrainCommand):
         with tolerate_lost_output():
             _set_up_log(logging.INFO)

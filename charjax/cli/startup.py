@@ -1,4 +1,4 @@
-"""Settings while JAX and other large modules are imported: no garbage collection, and a clean exit on Ctrl-C."""
+"""Settings before and while JAX and other large modules are imported: limits, no garbage collection, a clean Ctrl-C."""
 
 import contextlib
 import gc
@@ -8,6 +8,32 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+from charjax.errors import UserError
+from charjax.host.limits import limit_on, space_for_programs
+
+# Bytes of arrays that should fit beside the programs.
+_LEAST_MEMORY = 200_000_000
+
+
+def check_memory_limits() -> None:
+    """Checks that the limits on memory leave room for JAX, which otherwise aborts, or waits for a minute and longer.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name, option in (("AS", "v"), ("DATA", "d")):
+        limit, least = limit_on(name), least_memory_limit(name)
+        if limit is not None and limit < 1024 * least:
+            raise UserError(
+                f"JAX needs more memory than the {limit // 1024:,} kB that ulimit -{option} allows; "
+                f"raise the limit: ulimit -{option} {least}"
+            )
+
+
+def least_memory_limit(name: str) -> int:
+    """Returns the kilobytes that a limit ("AS" or "DATA") should allow, rounded up to hundreds."""
+    return -(-(space_for_programs(name) + _LEAST_MEMORY) // 102_400) * 100
 
 
 @contextlib.contextmanager

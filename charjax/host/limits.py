@@ -2,6 +2,13 @@
 
 import sys
 
+from charjax.host.cpu import available_cores
+
+# Limits on memory: of the address space (`ulimit -v`) and of its private part (`ulimit -d`). What a training of a model
+# of no size takes of each with jax 0.10, in bytes, with a margin; and its threads per core, each with a stack.
+_PROGRAMS, _THREADS_PER_CORE = {"AS": 1_100_000_000, "DATA": 700_000_000}, 5
+_USUAL_STACK = 8 << 20
+
 
 def limit_on(name: str) -> int | None:
     """Returns a limit in its unit; None if there is none, as on Windows.
@@ -15,3 +22,8 @@ def limit_on(name: str) -> int | None:
 
     limit, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def space_for_programs(name: str) -> int:
+    """Returns about how many bytes of a limit ("AS" or "DATA") libraries, compiled programs and stacks take."""
+    return _PROGRAMS[name] + _THREADS_PER_CORE * available_cores() * (limit_on("STACK") or _USUAL_STACK)

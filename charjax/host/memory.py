@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from charjax.host.limits import limit_on, space_for_programs
+
 # From glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _LARGEST_INT = 2**31 - 1
@@ -25,14 +27,26 @@ def reuse_memory() -> None:
     Call it before JAX is first used. The process keeps its largest size until it ends. Does nothing with other C
     libraries, or if the user has set GLIBC_TUNABLES or MALLOC_ARENA_MAX.
     """
+    _tune_allocator({_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _LARGEST_INT})
+
+
+def save_address_space() -> None:
+    """Makes all threads allocate from one heap where `ulimit -v` limits the address space.
+
+    By default glibc reserves 64 MB of it for each thread. Does nothing where `reuse_memory` does nothing.
+    """
+    if limit_on("AS") is not None:
+        _tune_allocator({_M_ARENA_MAX: 1})
+
+
+def _tune_allocator(settings: dict[int, int]) -> None:
     set_by_user = "GLIBC_TUNABLES" in os.environ or "MALLOC_ARENA_MAX" in os.environ
     if set_by_user or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+        for name, value in settings.items():
+            mallopt(name, value)
 
 
 def release_unused_memory() -> None:
@@ -77,8 +91,8 @@ def _device_memory(device: jax.Device) -> int | None:
 
 
 def system_memory() -> int | None:
-    """Returns the bytes that the system and this process's control groups leave free; None if they are unknown."""
-    sizes = (_available_memory(), _cgroup_memory())
+    """Returns the bytes that the system, control groups and `ulimit` leave this process; None if unknown."""
+    sizes = (_available_memory(), _cgroup_memory(), _room_in_limits())
     return min((size for size in sizes if size is not None), default=None)
 
 
@@ -89,6 +103,22 @@ def _available_memory() -> int | None:
         if name == "MemAvailable":
             return int(value.split()[0]) * 1024
     return None
+
+
+def _room_in_limits() -> int | None:
+    """Returns what the limits on this process, which batch systems set, leave for arrays."""
+    pages = [int(count) for line in _lines(_PROC / "self" / "statm") for count in line.split()]
+    if not pages:
+        return None
+    rooms = []
+    for name, column in (("AS", 0), ("DATA", 5)):
+        limit = limit_on(name)
+        if limit is not None:
+            # Programs that are still to be compiled will take their space, too.
+            used = max(os.sysconf("SC_PAGE_SIZE") * pages[column], space_for_programs(name))
+            # Half of the rest: heaps have holes, and XLA waits a minute and aborts if only some devices find room.
+            rooms.append(max(0, limit - used) // 2)
+    return min(rooms, default=None)
 
 
 def _cgroup_memory() -> int | None:

@@ -44,10 +44,11 @@ def read_json(path: Path) -> Any:
         OSError: the file cannot be read.
     """
     with open_file(path) as file:
-        content = file.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-        raise UserError(f"{path} is larger than {LARGEST_JSON:,} bytes")
-    return parse_json(content, path)
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_JSON:
+            raise UserError(f"{path} is larger than {LARGEST_JSON:,} bytes")
+        # Not `LARGEST_JSON`, which would be allocated for any file.
+        return parse_json(file.read(size), path)
 
 
 def parse_json(content: bytes | str, name: object) -> Any:

@@ -24,6 +24,7 @@ from charjax.runs.compatibility import describe_run
 from charjax.runs.integrity import DIGESTS, DamagedError, check_digests, write_digests
 from charjax.runs.logs import AppendLog, read_metrics
 from charjax.runs.metadata import Progress, RunInfo
+from charjax.runs.safe_files import read_json
 
 CORPUS = small_corpus()
 MODEL = small_model(CORPUS)
@@ -119,6 +120,19 @@ def test_metrics_from_a_pipe_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match="is not a regular file"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_small_file_is_read_with_a_small_buffer(tmp_path):
+    path = tmp_path / "vocab.json"
+    path.write_text("{}")
+    tracemalloc.start()
+    assert read_json(path) == {}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**18
+    os.truncate(path, 2**25)
+    with pytest.raises(UserError, match="is larger than 16,777,216 bytes"):
+        read_json(path)
 
 
 def test_logs_are_not_read_whole(tmp_path, monkeypatch):

@@ -1,0 +1,46 @@
+"""What a shell may set."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers.command_line import fails
+
+from charjax.cli import startup
+from charjax.host import limits
+
+
+def in_shell(shell, *argv, **environment):
+    """Runs a command after some lines of shell: -> exit code, output and errors."""
+    command = ["bash", "-c", f'{shell}; exec "$@"', "bash", sys.executable, "-m", "charjax", *map(str, argv)]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+# ---- limits
+
+
+@pytest.mark.parametrize(("name", "option"), [("AS", "v"), ("DATA", "d")])
+def test_limits_that_leave_no_room_for_jax(trained, capsys, monkeypatch, name, option):
+    least = startup.least_memory_limit(name)
+    monkeypatch.setattr(startup, "limit_on", {name: 1024 * least - 1}.get)
+    message = f"JAX needs more memory than the {least - 1:,} kB that ulimit -{option} allows; raise the limit: ulimit"
+    assert fails(capsys, "info", trained.run) == f"{message} -{option} {least}"
+
+
+def test_the_least_limits_are_enough(trained):
+    least = f"ulimit -v {startup.least_memory_limit('AS')} -d {startup.least_memory_limit('DATA')}"
+    code, out, err = in_shell(least, "sample", trained.run, "--length", 10)
+    assert (code, err) == (0, "")
+    assert len(out) == 11
+
+
+def test_limits_are_read(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert limits.limit_on("AS") is None
+    monkeypatch.undo()
+    code = "from charjax.host.limits import limit_on; print(limit_on('AS'), limit_on('NOFILE'))"
+    shell = ["bash", "-c", 'ulimit -v 4000000 -n 77; "$@"', "bash", sys.executable, "-c", code]
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == f"{4000000 * 1024} 77\n"
