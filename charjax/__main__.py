@@ -3,11 +3,12 @@
 import gc
 import sys
 
-from charjax.cli.startup import exit_on_interrupt, garbage_collection_off
+from charjax.cli.startup import exit_on_interrupt, garbage_collection_off, require_utf8
 
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    require_utf8()
     with exit_on_interrupt(), garbage_collection_off():
         from charjax.cli.main import main as run  # noqa: PLC0415 -- slow, and the user may press Ctrl-C meanwhile
     code = run()

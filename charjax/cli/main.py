@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for a user error, or 128 + the signal that ended the command (129, 130, 143).
     """
-    _open_missing_streams()
+    _prepare_streams()
     try:
         return _exit_code(sys.argv[1:] if argv is None else argv)
     finally:
@@ -34,11 +35,17 @@ def main(argv: list[str] | None = None) -> int:
             _drop_unwritable(file)
 
 
-def _open_missing_streams() -> None:
-    """Opens closed standard streams; otherwise the next file would get a descriptor that C libraries write to."""
+def _prepare_streams() -> None:
+    """Opens closed standard streams, and makes the others take any text.
+
+    Otherwise the next file would get the descriptor of a closed stream, which C libraries write to.
+    """
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- open until the end
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper):
+            file.reconfigure(errors="backslashreplace")
 
 
 def _drop_unwritable(file: TextIO) -> None:

@@ -1,5 +1,6 @@
-"""Settings before and while JAX and other large modules are imported: limits, no garbage collection, a clean Ctrl-C."""
+"""Settings before and while JAX and other large modules are imported: UTF-8, limits, garbage collection, Ctrl-C."""
 
+import codecs
 import contextlib
 import gc
 import os
@@ -14,6 +15,16 @@ from charjax.host.limits import limit_on, space_for_programs
 
 # Bytes of arrays that should fit beside the programs.
 _LEAST_MEMORY = 200_000_000
+
+
+def require_utf8() -> None:
+    """Starts the process again in Python's UTF-8 mode where the locale knows only ASCII.
+
+    Python is in that mode by itself in such a locale, unless it is told not to be (PYTHONUTF8=0). Then options, paths,
+    standard streams and files would all have to be decoded again.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def check_memory_limits() -> None:

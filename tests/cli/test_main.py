@@ -1,6 +1,7 @@
 """Exit codes of the command line, and output that nobody can read."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -64,6 +65,14 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         monkeypatch.setattr(main_module, "_run", run)
         with pytest.raises(error):
             main_module.main(["info", "run"])
+
+
+def test_output_takes_any_character(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(main_module, "_run", lambda argv: print("caf\xe9\udcff"))
+    assert main_module.main(["info", "run"]) == 0
+    assert output.buffer.getvalue() == rb"caf\xe9\udcff" + b"\n"
 
 
 def test_a_reader_that_has_enough_is_no_error(trained):

@@ -1,6 +1,8 @@
-"""What a shell may set."""
+"""What a shell may set: limits, a locale without UTF-8, a cache that cannot be written."""
 
 import os
+import pty
+import shutil
 import subprocess
 import sys
 
@@ -44,3 +46,34 @@ def test_limits_are_read(monkeypatch):
     code = "from charjax.host.limits import limit_on; print(limit_on('AS'), limit_on('NOFILE'))"
     shell = ["bash", "-c", 'ulimit -v 4000000 -n 77; "$@"', "bash", sys.executable, "-c", code]
     assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == f"{4000000 * 1024} 77\n"
+
+
+# ---- a locale that knows only ASCII
+
+ASCII_ONLY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_locale_without_utf8(trained, tmp_path):
+    """Paths and options are UTF-8, and what is written is."""
+    shutil.copytree(trained.run, tmp_path / "café")
+    code, out, err = in_shell(":", "sample", tmp_path / "café", "--context", "é", **ASCII_ONLY)
+    assert (code, out) == (2, "")
+    assert "the ascii vocabulary lacks: 'é' (U+00E9)" in err
+
+
+def test_a_terminal_without_utf8(trained):
+    """It is read as UTF-8, although Python and readline would take ASCII only."""
+    controller, end = pty.openpty()
+    command = [sys.executable, "-m", "charjax", "sample", str(trained.run), "--interactive"]
+    environment = {**os.environ, **ASCII_ONLY, "PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(command, env=environment, stdin=end, stdout=end, stderr=subprocess.PIPE) as process:
+        os.close(end)
+        for typed in (b"\xc3\xa9\n", b"\4"):
+            shown = b""
+            while not shown.endswith(b"> "):
+                shown += os.read(controller, 1000)
+            os.write(controller, typed)
+        err = process.stderr.read()
+        os.close(controller)
+    assert process.returncode == 2
+    assert rb"the ascii vocabulary lacks: '\xe9' (U+00E9)" in err
