@@ -1,17 +1,20 @@
 """Process-wide settings of the command line: quiet libraries and a persistent compilation cache; imports jax."""
 
+import errno
 import hashlib
+import logging
 import os
 import platform
 import sys
 import warnings
-from pathlib import Path
 
 import absl.logging
 import jax
 
 from charjax.host.cpu import cpu_flags
 from charjax.host.memory import save_address_space
+
+_log = logging.getLogger("charjax")
 
 
 def set_up() -> None:
@@ -36,12 +39,43 @@ def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 
 def _keep_compiled_programs() -> None:
     """Turns on JAX's persistent compilation cache, in the user's cache folder, unless the user has configured it."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # Programs compiled for one kind of CPU may not run on another, so each kind has its own folder.
-        features = " ".join(sorted(cpu_flags())) or platform.processor()
-        kind = hashlib.sha256(features.encode()).hexdigest()[:12]
-        jax.config.update("jax_compilation_cache_dir", str(caches / "charjax" / kind))
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+        return
+    # JAX warns of a program that cannot be written, or that a kill has truncated, in the middle of a text.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    folder = chosen or _default_cache()
+    if not chosen:
+        jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        # A process killed while it writes a program leaves a truncated file, which JAX skips with a warning.
-        warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+    if obstacle := _obstacle(folder):
+        variable = "JAX_COMPILATION_CACHE_DIR" if chosen else "XDG_CACHE_HOME"
+        advice = f"set {variable} to another folder"
+        _log.warning(
+            "compiled programs cannot be kept (%s), so every command compiles them again; %s", obstacle, advice
+        )
+
+
+def _default_cache() -> str | None:
+    """Returns the user's folder for programs; None for users without a home.
+
+    Programs compiled for one kind of CPU may not run on another, so each kind has its own folder.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if caches.startswith("~"):
+        return None
+    features = " ".join(sorted(cpu_flags())) or platform.processor()
+    return os.path.join(caches, "charjax", hashlib.sha256(features.encode()).hexdigest()[:12])
+
+
+def _obstacle(folder: str | None) -> str | None:
+    """Returns why no program can be written to a folder, which is created if needed; None if nothing is known of it."""
+    if folder is None:
+        return "no home folder"
+    if "://" in folder:
+        return None
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder}: {os.strerror(errno.EACCES)}"

@@ -6,15 +6,18 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
-from helpers.command_line import fails
+from helpers.command_line import fails, shows
+from jax.experimental.compilation_cache import compilation_cache
 
 from charjax.cli import startup
 from charjax.host import limits
 
 
 def in_shell(shell, *argv, **environment):
-    """Runs a command after some lines of shell: -> exit code, output and errors."""
+    """Runs a command after some lines of shell -> exit code, output and errors."""
     command = ["bash", "-c", f'{shell}; exec "$@"', "bash", sys.executable, "-m", "charjax", *map(str, argv)]
     environment = {**os.environ, **environment}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
@@ -77,3 +80,39 @@ def test_a_terminal_without_utf8(trained):
         os.close(controller)
     assert process.returncode == 2
     assert rb"the ascii vocabulary lacks: '\xe9' (U+00E9)" in err
+
+
+# ---- a cache that cannot be written
+
+
+@pytest.fixture
+def cache():
+    """Puts JAX's compilation cache elsewhere -> a function that does it."""
+    before = jax.config.jax_compilation_cache_dir
+
+    def move(folder):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
+
+    yield move
+    move(before)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(trained, tmp_path, cache, monkeypatch, capsys):
+    folder = tmp_path / "file" / "cache"
+    (tmp_path / "file").write_text("")
+    cache(str(folder))
+    shows(capsys, "info", trained.run, warns=(
+        f"charjax: compiled programs cannot be kept ({folder}: Not a directory), so every command compiles them again; "
+        "set JAX_COMPILATION_CACHE_DIR to another folder\n"
+    ))  # fmt: skip
+    jax.jit(lambda: jnp.zeros(3))()  # JAX would warn, which is an error here
+    cache(None)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    shows(
+        capsys,
+        "info",
+        trained.run,
+        warns="kept (no home folder), so every command compiles them again; set XDG_CACHE_HOME",
+    )
