@@ -35,6 +35,7 @@ def test_limits_that_leave_no_room_for_jax(trained, capsys, monkeypatch, name, o
     assert fails(capsys, "info", trained.run) == f"{message} -{option} {least}"
 
 
+@pytest.mark.slow  # the least limits are measured, and differ between versions of jax
 def test_the_least_limits_are_enough(trained):
     least = f"ulimit -v {startup.least_memory_limit('AS')} -d {startup.least_memory_limit('DATA')}"
     code, out, err = in_shell(least, "sample", trained.run, "--length", 10)
