@@ -43,7 +43,9 @@ class CheckpointStore:
     at the same time: each writes its part of the checkpoint, the main one everything else.
     """
 
-    def __init__(self, run_dir: str | Path, info: RunInfo, *, step: int | None = None) -> None:
+    def __init__(
+        self, run_dir: str | Path, info: RunInfo, *, step: int | None = None, lock: FolderLock | None = None
+    ) -> None:
         """Creates the folder if needed, and writes config.json and vocab.json.
 
         Args:
@@ -51,13 +53,14 @@ class CheckpointStore:
             info: the configuration of the run.
             step: the checkpoint that the run continues from. Later ones, which were damaged or led to numbers that are
                 not finite, are renamed to STEP.set-aside; incomplete ones are removed.
+            lock: the folder's, in the main process: the folder that it is of is the only one that is written to.
 
         Raises:
             OSError: the folder cannot be written.
         """
         self.run_dir = Path(run_dir).resolve()
         self.path = self.run_dir / CHECKPOINTS
-        self._info = info
+        self._info, self._lock = info, lock
         self._writer = ThreadPoolExecutor(1, "charjax checkpoints")
         self._pending: Future[None] | None = None
         if is_main():
@@ -82,6 +85,7 @@ class CheckpointStore:
             self._writer.shutdown()
             logging.getLogger("absl").removeFilter(_is_of_use)
             if is_main():
+                self._check()
                 _remove_incomplete(self.path)
 
     def save(self, state: TrainState, progress: Progress) -> None:
@@ -123,12 +127,17 @@ class CheckpointStore:
         response.result()
         if not is_main():
             return
+        self._check()
         write_digests(folder)
         if params is not None:
             write_parameters(self.run_dir, params, progress)
         steps = saved_steps(self.path)
         for step in {*steps} - {*steps[-KEEP_LATEST:], progress.best_step}:
             _remove_checkpoint(self.path / str(step))
+
+    def _check(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
     @contextlib.contextmanager
     def _system_errors(self) -> Iterator[None]:
@@ -185,12 +194,12 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
     check_type("info", info, RunInfo, "make one with charjax.runs.compatibility.describe_run")
     check_type("progress", progress, Progress, "such as charjax.runs.metadata.Progress(step=0)")
     with contextlib.ExitStack() as stack:
+        lock = FolderLock(run_dir)
         if is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(run_dir)
             lock.acquire()
             stack.callback(lock.release)
-        stack.enter_context(CheckpointStore(run_dir, info)).save(state, progress)
+        stack.enter_context(CheckpointStore(run_dir, info, lock=lock)).save(state, progress)
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:

@@ -103,7 +103,8 @@ class RunFolder:
                 self._open.close()
         finally:
             # If files or folders cannot be removed either, the first error says why.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
+                self._lock.check()
                 if self._stage is _Stage.STARTED:
                     remove_unfinished_start(self.path)
             self._lock.release()
@@ -116,7 +117,7 @@ class RunFolder:
         Raises:
             UserError: another process created it first, or it cannot be written.
         """
-        with self._advised():
+        with self._writing():
             self._created = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
             self.path.mkdir(parents=True, exist_ok=True)
             self._claim()
@@ -130,7 +131,7 @@ class RunFolder:
 
         Called when a run is resumed, and when a diverged run rolls back.
         """
-        with self._advised():
+        with self._writing():
             self._open.close()
             self._open_files(progress, step=progress.step)
 
@@ -141,7 +142,7 @@ class RunFolder:
             UserError: the disk is full or not writable; earlier checkpoints are kept.
         """
         assert self._store is not None  # begin or go_back_to came first
-        with self._advised():
+        with self._writing():
             sizes = {"metrics_bytes": self._metrics.size, "samples_bytes": self._samples.size}
             self._store.save(state, dataclasses.replace(progress, **sizes))
             if self._stage is _Stage.STARTED:
@@ -151,12 +152,12 @@ class RunFolder:
     def wait(self) -> None:
         """Waits until the last save is on disk."""
         if self._store is not None:
-            with self._advised():
+            with self._writing():
                 self._store.wait()
 
     def record(self, evaluation: Evaluation, sample: str) -> None:
         """Appends an evaluation to metrics.jsonl and its sample, unless empty, to samples.txt."""
-        with self._advised():
+        with self._writing():
             self._metrics.append(evaluation)
             if sample:
                 self._samples.append(evaluation, sample)
@@ -184,15 +185,28 @@ class RunFolder:
 
     def write_model(self, params: Params, progress: Progress) -> None:
         """Replaces model.safetensors."""
-        with self._advised():
+        with self._writing():
             write_parameters(self.path, params, progress)
 
     @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Checks that the folder is still this run's, and explains errors."""
+        self._lock.check()
+        with self._advised():
+            yield
+
+    @contextlib.contextmanager
     def _advised(self) -> Iterator[None]:
-        """Turns OS errors into one line that says what to do."""
+        """Turns OS errors into one line that says what to do; if the folder is another one now, that is the reason."""
         try:
             yield
+        except UserError:
+            raise
+        except (ValueError, RuntimeError):  # Orbax's, such as for a folder that was moved during a save
+            self._lock.check()
+            raise
         except OSError as error:
+            self._lock.check()
             remedy, elsewhere = remedy_for(error), "" if is_limit(error) else "choose another --out"
             if self._stage is _Stage.SAVED:
                 advice = f"earlier checkpoints are kept: {remedy or 'fix that'}, and continue with --resume"
@@ -221,7 +235,7 @@ class RunFolder:
     def _open_files(self, progress: Progress, *, step: int | None) -> None:
         # Open the store before truncating the logs: if the process is killed in between, the then-latest checkpoint
         # still matches them.
-        self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step))
+        self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step, lock=self._lock))
         self._metrics = self._open.enter_context(MetricsLog(self.path / METRICS, size=progress.metrics_bytes))
         self._samples = self._open.enter_context(SamplesLog(self.path / SAMPLES, size=progress.samples_bytes))
 

@@ -53,6 +53,18 @@ class FolderLock:
                 if file >= 0:
                     os.close(file)
 
+    def check(self) -> None:
+        """Checks that the folder is still the one that was locked, for what is written by path; does nothing before.
+
+        Raises:
+            UserError: the folder was moved, removed or replaced.
+        """
+        if self._file is not None and not self._is(self._file):
+            raise UserError(
+                f"{self._path.parent} was moved, removed or replaced while a run trained in it; the run has stopped "
+                "and can be continued with --resume from where its folder is now"
+            )
+
     def release(self) -> None:
         """Removes the file and releases the lock, if it was acquired."""
         if self._file is None:
@@ -93,5 +105,5 @@ class FolderLock:
         """Returns True if the path still leads to this file."""
         try:
             return os.path.samestat(os.fstat(file), self._path.stat())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False

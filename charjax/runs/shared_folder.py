@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,20 @@ class SharedRun:
         self._folder, self._info, self._stack = folder, info, stack
         self._store: CheckpointStore | None = None
 
-    def restore(self, abstract: TrainState, *, up_to: int | None = None) -> tuple[TrainState, Progress, TrainConfig]:
+    def restore(
+        self,
+        abstract: TrainState,
+        *,
+        up_to: int | None = None,
+        check: Callable[[Progress], None] = lambda _: None,
+    ) -> tuple[TrainState, Progress, TrainConfig]:
         """Restores a checkpoint, cuts metrics.jsonl and samples.txt to match, and rewrites an outdated model.
 
         Args:
             abstract: shapes, dtypes and shardings; see `abstract_train_state`.
             up_to: a step; later checkpoints are ignored if there is one at or before it. By default the latest is
                 restored. Checkpoints later than the restored one are renamed.
+            check: called with the checkpoint's progress before anything is written; may raise a `UserError`.
 
         Returns:
             The state, the progress, and how the run was trained up to there.
@@ -80,6 +87,7 @@ class SharedRun:
             assert self._folder is not None
             self._folder.wait()
             latest = read_header(self.path, up_to=up_to)
+            check(latest.progress)
             model = self._folder.outdated_model(latest)
             return [latest.progress.to_dict(), dataclasses.asdict(latest.info.train), model and model.progress.step]
 

@@ -13,7 +13,7 @@ from charjax.config import TrainConfig
 from charjax.data.corpus import Corpus
 from charjax.data.prefetch import Prefetcher
 from charjax.distributed.mesh import on_one_device
-from charjax.distributed.processes import Council, Votes, is_main, least_of_all, together
+from charjax.distributed.processes import Council, Votes, is_main, least_of_all
 from charjax.errors import Interrupted, UserError
 from charjax.generation.generate import generate_text
 from charjax.host.memory import release_unused_memory, room_for_text
@@ -109,18 +109,19 @@ class TrainLoop:
     def _resume(self) -> TrainState:
         """Returns the state of the latest checkpoint."""
         assert self.folder is not None  # `open_run` refuses to resume without one
-        state, progress, earlier = self.folder.restore(self._abstract_state())
-        with together():
-            if progress.step > self.plan.total_steps:
-                raise UserError(
-                    f"the run was trained for {progress.step} steps, which is {progress.epoch:.4g} epochs, "
-                    f"more than --epochs {self.config.epochs}; raise --epochs to resume it"
-                )
+        state, progress, earlier = self.folder.restore(self._abstract_state(), check=self._check_length)
         self._continue_from(progress)
         self.reporter.message(f"resuming at step {progress.step} of {self.plan.total_steps}")
         if is_main():
             warn_if_rate_rises(earlier, self.config, self.plan.steps_per_epoch, progress.step)
         return state
+
+    def _check_length(self, progress: Progress) -> None:
+        if progress.step > self.plan.total_steps:
+            raise UserError(
+                f"the run was trained for {progress.step} steps, which is {progress.epoch:.4g} epochs, "
+                f"more than --epochs {self.config.epochs}; raise --epochs to resume it"
+            )
 
     def _roll_back(self, problem: str) -> TrainState:
         """Returns an earlier state, to be trained with half the learning rate."""

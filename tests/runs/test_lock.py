@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from helpers.small_run import SMALL, small_corpus, small_model
 
 from charjax import fit
 from charjax.errors import UserError
+from charjax.progress.reporter import NullReporter
 from charjax.runs.compatibility import describe_run
 from charjax.runs.folder import RunFolder
 from charjax.runs.lock import LOCK, FolderLock
@@ -106,6 +108,48 @@ def test_other_errors_are_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         FolderLock(tmp_path).acquire()
+
+
+class AtStep(NullReporter):
+    """Does something to a run's folder once, at the sixth step."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def update(self, step, loss):
+        if step >= 6 and self.action is not None:
+            action, self.action = self.action, None
+            action()
+
+
+def short_run(folder, action=None, **options):
+    # No checkpoint is due, so nothing is being saved while the folder is moved.
+    options |= {"steps_per_call": 3, "checkpoint_every": 1000, "epochs": 2}
+    return fit(MODEL, CORPUS, SMALL, out=folder, reporter=AtStep(action), **options)
+
+
+def test_a_folder_that_another_run_has_replaced_is_left_alone(tmp_path):
+    """Someone moves the folder of a run in progress, and starts another one under its name."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    state_of_the_other = []
+
+    def replace():
+        run.rename(moved)
+        short_run(run)
+        state_of_the_other.append(content(run))
+
+    with pytest.raises(UserError, match=f"^{run} was moved, removed or replaced while a run trained in it; "):
+        short_run(run, replace)
+    assert content(run) == state_of_the_other[0]
+    short_run(moved, resume=True)
+    short_run(run, resume=True)
+
+
+def test_a_run_ends_with_its_folder(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="was moved, removed or replaced"):
+        short_run(run, lambda: shutil.rmtree(run))
+    assert not run.exists()
 
 
 def test_releasing_twice_or_after_the_folder_is_gone_is_harmless(tmp_path):

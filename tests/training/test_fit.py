@@ -182,6 +182,16 @@ def test_a_finished_run_may_be_given_more_epochs(tmp_path, caplog):
     assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 3
 
 
+def test_a_run_longer_than_asked_for_is_refused_and_left_as_it_is(tmp_path, whole):
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    (run / "model.safetensors").write_text("to be written again, if the run is resumed")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="more than --epochs 1; raise --epochs to resume it"):
+        fit(MODEL, CORPUS, SMALL, out=run, resume=True, epochs=1)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_if_the_latest_checkpoint_is_damaged_the_previous_one_is_resumed(tmp_path, whole, caplog):
     out, expected = whole
     shutil.copytree(out, tmp_path / "run")
