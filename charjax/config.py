@@ -103,7 +103,8 @@ class ModelConfig(Checked):
         charjax.errors.UserError: dropout must be at least 0 and below 1, not 1.0
     """
 
-    hidden_dim: Count = 512
+    # Devices count in int32, and a layer has 4H gates.
+    hidden_dim: Annotated[int, Bounds("a whole number of at least 1", 1, 10**8)] = 512
     """Units per LSTM layer."""
 
     # Each layer is compiled separately: a thousand take minutes, and a file from someone else may ask for millions.
@@ -168,7 +169,8 @@ class TrainConfig(Checked):
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay of AdamW. It applies to weight matrices, not to biases."""
 
-    clip_norm: Positive = 1.0
+    # Smaller gradients vanish beside the epsilon of AdamW, 1e-8: nothing would be trained.
+    clip_norm: Annotated[float, Bounds("at least 1e-9 and finite", 1e-9, 1e9)] = 1.0
     """Maximum global norm of the gradient; a larger gradient is scaled down to it."""
 
     seed: Seed = 0

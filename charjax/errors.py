@@ -84,6 +84,20 @@ def checked_path(name: str, value: Any) -> Path:
     return Path(value)
 
 
+def checked_checkpoint_folder(name: str, value: Any) -> Path:
+    """Returns the path of a run folder that checkpoints are saved in or restored from.
+
+    Raises:
+        UserError: it is no path, or it leads through a name that is not UTF-8, which Orbax cannot pass on to C++.
+    """
+    path = checked_path(name, value)
+    try:
+        os.path.realpath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: checkpoints need a path that is valid UTF-8; choose another --out") from None
+    return path
+
+
 def checked_whole(name: str, value: Any, least: int = 1) -> int:
     """Returns a whole number of at least `least`, perhaps a scalar of NumPy or JAX, as Python's; else a UserError."""
     try:

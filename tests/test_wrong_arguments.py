@@ -227,6 +227,15 @@ def test_likely_mistakes_are_named(message, mistake):
     refuses(message, mistake)
 
 
+@pytest.mark.parametrize("name", ["fit", "save_checkpoint", "restore_checkpoint"])
+def test_a_run_folder_whose_path_is_not_utf8_is_refused(name, tmp_path):
+    """Orbax cannot pass it on to C++."""
+    where = "out" if name == "fit" else "run_dir"
+    message = r"/run: checkpoints need a path that is valid UTF-8; choose another --out"
+    refuses(message, call, name, TAKEN[name] | {where: tmp_path / "re\udcff" / "run"})
+    assert not list(tmp_path.iterdir())
+
+
 WITH_VOCAB = [name for name, taken in TAKEN.items() if {"model", "vocab"} <= set(taken)]
 
 

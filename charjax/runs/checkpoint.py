@@ -13,7 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from charjax.array_types import Params
-from charjax.errors import UserError, check_type, checked_path, in_short
+from charjax.errors import UserError, check_type, checked_checkpoint_folder, in_short
 from charjax.host.jax_modes import in_default_modes
 from charjax.runs.checkpoint_header import describe_checkpoint, read_header
 from charjax.runs.metadata import Progress, RunInfo
@@ -58,7 +58,7 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
     check_type("abstract", abstract, TrainState, advice)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None for leaf in jax.tree.leaves(abstract)):
         raise UserError(f"abstract must have a sharding for each array; {advice}")
-    header = read_header(checked_path("run_dir", run_dir))
+    header = read_header(checked_checkpoint_folder("run_dir", run_dir))
     return load_state(header.path, abstract), header.info, header.progress
 
 

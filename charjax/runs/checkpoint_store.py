@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from charjax.array_types import Params
 from charjax.distributed.processes import is_main
-from charjax.errors import check_type, checked_path
+from charjax.errors import check_type, checked_checkpoint_folder
 from charjax.host.jax_modes import in_default_modes
 from charjax.runs.checkpoint import checkpoint_parts
 from charjax.runs.checkpoint_header import saved_steps
@@ -189,7 +189,7 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
         >>> bool((params["head"]["kernel"] == state.params["head"]["kernel"]).all())
         True
     """
-    run_dir = checked_path("run_dir", run_dir)
+    run_dir = checked_checkpoint_folder("run_dir", run_dir)
     check_type("state", state, TrainState, "make one with init_train_state or fit")
     check_type("info", info, RunInfo, "make one with charjax.runs.compatibility.describe_run")
     check_type("progress", progress, Progress, "such as charjax.runs.metadata.Progress(step=0)")

@@ -15,7 +15,7 @@ from charjax.data.corpus import Corpus
 from charjax.data.vocab import encode_context
 from charjax.distributed.mesh import check_divides, checked_mesh, make_training_mesh, use_all_cores
 from charjax.distributed.processes import check_same, together
-from charjax.errors import UserError, check_type, checked_path, in_short
+from charjax.errors import UserError, check_type, checked_checkpoint_folder, in_short
 from charjax.generation.blocks import BLOCK
 from charjax.host.jax_modes import in_default_modes
 from charjax.host.memory import reuse_memory
@@ -79,7 +79,7 @@ def fit(
     """
     config = _replaced(TrainConfig() if config is None else config, overrides)
     if out is not None:
-        checked_path("out", out)
+        checked_checkpoint_folder("out", out)
     if reporter is not None and (isinstance(reporter, type) or not hasattr(reporter, "evaluation")):
         raise UserError(f"reporter must be a Reporter, such as History(), not {in_short(reporter)}")
     reuse_memory()
