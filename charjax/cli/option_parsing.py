@@ -25,6 +25,7 @@ _DESCRIPTION = (
 _WHOLE_NUMBERS = (int, int | None)
 _NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
 _PATHS = (Path, Path | None)
+_LARGEST_CONFIG = 1_000_000
 _NUMERAL = re.compile(r"-[0-9.]")
 (_POSITIONAL,) = tyro.conf.Positional[str].__metadata__  # type: ignore[attr-defined]
 
@@ -164,14 +165,20 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         UserError: the file cannot be read, an option is unknown or repeated, or a value has the wrong type.
     """
     try:
-        values = _flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_CONFIG + 1)
+        if len(content) > _LARGEST_CONFIG:
+            raise UserError(f"--config {path} is too large for a file of options; give another")
+        values = _flatten(tomllib.loads(content.decode("utf-8-sig")))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not valid TOML: {error}") from error
     names = [name for name, _ in values]
     for name, value in values:
-        if name not in options or name == "config":
+        if name == "config":
+            raise UserError(f"--config {path}: config cannot be set in such a file; remove it")
+        if name not in options:
             raise UserError(f"--config {path}: unknown option {name!r}{_suggestion(name, options)}")
         if names.count(name) > 1:
             raise UserError(f"--config {path}: {name} is given twice; remove one")

@@ -203,7 +203,8 @@ def test_options_of_distributed_training(argv, message):
         ("hidden_dim = [3]", "hidden_dim cannot be [3]"),
         ("resume = 1", "resume cannot be 1"),
         ("hidden_dim = true", "hidden_dim cannot be True"),
-        ("config = 'x'", "unknown option 'config'"),
+        ("config = 'x'", "config cannot be set in such a file; remove it"),
+        ("#" * 1_000_001, "is too large for a file of options"),
         ("learning_rate = 'x'", "learning_rate cannot be 'x'"),
         ("hidden_dim = '8'", "hidden_dim cannot be '8'"),
         ("eval_every = 8.5", "eval_every cannot be 8.5"),
@@ -223,6 +224,7 @@ def test_a_config_file_that_does_not_exist():
 
 def test_the_command_line_overrides_a_config_file(tmp_path):
     (tmp_path / "run.toml").write_text(
+        "\ufeff"  # a byte order mark, which editors on Windows write
         "hidden-dim = 6\nlearning_rate = 0.02\nresume = false\n"
         "[data]\nvocab = 'bytes'\n[train]\nsample_context = '--odd'\n"
     )

@@ -9,6 +9,9 @@ from helpers.command_line import fails, shows
 from helpers.small_run import TEXT, save_run, small_model
 
 from charjax import Corpus, dynamic_score, load_model, score
+from charjax.analysis.scored_characters import Totals
+from charjax.cli.commands import score as score_module
+from charjax.cli.main import main
 from charjax.data.vocab import Vocab
 
 SPOKEN = TEXT[:600]
@@ -111,6 +114,18 @@ def test_learning_that_does_harm_logs_a_warning(run, text, capsys):
     assert learned > static
     message = fails(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "3e38")
     assert "diverged" in message
+
+
+def test_losses_that_are_equal_but_for_rounding_log_nothing(run, text, capsys, monkeypatch):
+    class Rounded(Totals):
+        def add(self, found):
+            super().add(found)
+            self.nats *= 1 + 1e-6
+
+    monkeypatch.setattr(score_module, "Totals", Rounded)
+    capsys.readouterr()
+    assert main(["score", str(run), str(text), "--dynamic", "--dynamic-learning-rate", "0"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_bytes_documents_and_the_page(text, tmp_path, capsys):
