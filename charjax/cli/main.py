@@ -5,6 +5,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -146,6 +147,23 @@ def _import_run(command: Command) -> Callable[..., None]:
     """Imports the `run` of a command's module and, with it, JAX, which takes about a second."""
     (name,) = (name for name, kind in COMMANDS.items() if kind is type(command))
     with exit_on_interrupt(), garbage_collection_off():
+        _import_jax()
         importlib.import_module("charjax.cli.environment").set_up()
         run: Callable[..., None] = importlib.import_module(f"charjax.cli.commands.{name}").run
     return run
+
+
+def _import_jax() -> None:
+    """Imports JAX, which reads its options from the environment.
+
+    Raises:
+        UserError: JAX does not take the value of a variable.
+    """
+    try:
+        importlib.import_module("jax")
+    except ValueError as error:
+        named = re.search(r"\bjax_\w+", str(error), re.IGNORECASE)
+        variable = named[0].upper() if named else ""
+        if variable not in os.environ:
+            raise
+        raise UserError(f"{variable}={os.environ[variable]} is not a value that JAX takes; unset it") from error

@@ -1,8 +1,9 @@
-"""Modes of JAX that a caller may have set and that must not change what charjax computes."""
+"""Modes of JAX that a caller may have set and that must not change what charjax computes; and forks, which break JAX."""
 
 import contextlib
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -28,13 +29,25 @@ _MODES: dict[str, tuple[tuple[Any, ...], Callable[[], Any]]] = {
 }
 
 
+# The process that last used JAX through charjax.
+_user: int | None = None
+
+
 @contextlib.contextmanager
 def _default_modes() -> Iterator[None]:
+    global _user  # noqa: PLW0603 -- state of the process
+    if _user not in (None, os.getpid()):
+        # The child has none of JAX's threads, and would wait for them forever.
+        raise RuntimeError(
+            "JAX cannot be used in a process that was forked after JAX was first used; "
+            "use multiprocessing.get_context('spawn')"
+        )
     with contextlib.ExitStack() as stack:
         for name, (defaults, context) in _MODES.items():
             if getattr(jax.config, name) not in defaults:
                 stack.enter_context(context())
         yield
+    _user = os.getpid()
 
 
 def in_default_modes(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
@@ -42,6 +55,8 @@ def in_default_modes(function: Callable[_Args, _Result]) -> Callable[_Args, _Res
 
     With 64-bit types, strict promotion or another PRNG, arrays and numbers would be different. Between the items of a
     generator the caller has its own modes.
+
+    The function raises a RuntimeError in a process that was forked after JAX was used, instead of hanging.
     """
     if not inspect.isgeneratorfunction(function):
         return _default_modes()(function)

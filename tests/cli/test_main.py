@@ -88,11 +88,21 @@ def test_sampling_imports_nothing_that_only_training_needs():
     assert not {"optax", "orbax", "tensorstore", "jax.experimental.pallas", "rich.progress"} & set(done.stdout.split())
 
 
-def test_a_platform_that_is_not_there_is_named(trained):
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("JAX_PLATFORMS=cuda", "JAX finds no such devices here; unset it to use the best available"),
+        ("JAX_NUM_CPU_DEVICES=0", "JAX finds no such devices here; unset it to use the best available"),
+        ("JAX_NUM_CPU_DEVICES=two", "is not a value that JAX takes; unset it"),
+        ("JAX_ENABLE_X64=maybe", "is not a value that JAX takes; unset it"),
+    ],
+)
+def test_variables_that_jax_cannot_follow_are_named(trained, variable, message):
     command = [sys.executable, "-m", "charjax", "sample", str(trained.run)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    environment = {key: os.environ[key] for key in os.environ if key != "JAX_PLATFORMS"}
+    environment |= [variable.split("=")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1] == (
-        "charjax: error: JAX_PLATFORMS=cuda: JAX finds no such devices here; unset it to use the best available"
-    )
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"charjax: error: {variable}")
+    assert line.endswith(message)

@@ -1,6 +1,7 @@
 """Modes of JAX that a user's environment may set: they change nothing that charjax computes."""
 
 import contextlib
+import os
 
 import jax
 import jax.numpy as jnp
@@ -114,3 +115,18 @@ def test_a_generator_leaves_its_callers_modes_alone():
     with mode("jax_enable_x64", True):
         dtypes = [(inside, jnp.zeros(()).dtype) for inside in count()]
     assert dtypes == [(jnp.float32, jnp.float64)] * 2
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")  # what JAX and Python say about it
+def test_a_child_forked_after_jax_was_used_is_refused():
+    """It hung."""
+    charjax.init_carry(charjax.CharLSTM(5, hidden_dim=4, hidden_layers=1), 1)
+    child = os.fork()
+    if child == 0:
+        message = ""
+        try:
+            in_default_modes(lambda: None)()
+        except RuntimeError as error:
+            message = str(error)
+        os._exit("use multiprocessing.get_context('spawn')" in message)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
