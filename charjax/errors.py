@@ -13,7 +13,7 @@ USER_ERROR = 2
 BROKEN_PIPE = 128 + 13
 # What to do about an OS error that lies with a file or its disk, ...
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or files"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions of it and its folder"),
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "make its file system writable",

@@ -121,8 +121,7 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
             continue
         name = flag[2:].replace("-", "_")
         if name not in options or not flag.startswith("--"):
-            suggestion = _suggestion("--" + flag.lstrip("-"), map(_flag, options))
-            raise UserError(f"unknown option {flag}{suggestion}; see charjax {command} --help")
+            raise UserError(f"unknown option {flag}{_advice(flag, options)}; see charjax {command} --help")
         given.add(name)
         if options[name] is bool:
             continue
@@ -151,6 +150,13 @@ def _check_number(flag: str, value: str, command: str, *, whole: bool) -> None:
 
 def _is_flag(argument: str) -> bool:
     return argument.startswith("-") and argument != "-" and not _NUMERAL.match(argument)
+
+
+def _advice(flag: str, options: Iterable[str]) -> str:
+    """Suggests the option nearest to an unknown one; for a file, or a -- before one, says how to name it."""
+    if flag == "--" or Path(flag).exists():
+        return "; write ./ before a path that begins with a dash"
+    return _suggestion("--" + flag.lstrip("-"), map(_flag, options))
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -55,6 +56,12 @@ def write_heatmap(characters: Iterable[tuple[str, float]], scale: Scale) -> None
         write(text + "\n")
 
 
+def shell_path(path: Path) -> str:
+    """Writes a path as an argument of a command that users can copy."""
+    argument = str(path)
+    return one_line(shlex.quote(f"./{argument}" if argument.startswith("-") else argument), stdout_encoding())
+
+
 def stdout_encoding() -> str:
     """Returns the encoding of the terminal, or UTF-8, which files and pipes get."""
     return (sys.stdout.encoding if sys.stdout.isatty() else None) or "utf-8"
@@ -68,11 +75,16 @@ def _write_colored(console: Console, text: Text) -> None:
 
 
 def _write(text: str) -> None:
-    if sys.stdout.isatty():
-        sys.stdout.write(text)
-    else:
-        sys.stdout.buffer.write(_encode(text))
-    sys.stdout.flush()
+    try:
+        if sys.stdout.isatty():
+            sys.stdout.write(text)
+        else:
+            sys.stdout.buffer.write(_encode(text))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"standard output cannot be written ({error.strerror})") from error
 
 
 def _encode(text: str) -> bytes:
@@ -92,6 +104,12 @@ def check_page_path(page: Path, *, text: Path, run: Path) -> None:
         raise UserError(f"--html {page} is the text itself, which the page would replace; name another file")
     if page.exists() and page.resolve().is_relative_to(run.resolve()):
         raise UserError(f"--html {page} is a file of the run, which the page would replace; name another file")
+
+
+def report_page(page: Path, part: str = "") -> None:
+    """Says on standard error where a page was written, and which part of the text it has."""
+    path = one_line(str(page), sys.stderr.encoding or "utf-8")
+    print(f"written to {path}: {part}" if part else f"written to {path}", file=sys.stderr)
 
 
 class _TolerantFile:

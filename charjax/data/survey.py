@@ -15,6 +15,7 @@ from charjax.config import DataConfig
 from charjax.data.text_file import INDEX_STRIDE
 from charjax.data.vocab import Vocab, show_characters
 from charjax.errors import UserError
+from charjax.host.atomic_file import naming
 
 # Bytes read at a time; only the ids of the whole file are ever in memory.
 READ_BYTES = 1 << 22
@@ -146,13 +147,17 @@ def survey_text(open_text: OpenText, name: str, vocab: str | Vocab, *, index: bo
     Raises:
         UserError: the text is empty, is not UTF-8 although `vocab` needs it, or has characters that `vocab` lacks.
     """
-    survey = _survey(open_text, index=index)
+    with naming(Path(name)):
+        survey = _survey(open_text, index=index)
     if not survey.size:
         raise UserError(f"{name} is empty; give a non-empty text")
     chosen = _choose(survey, name, vocab)
     if survey.invalid is not None and vocab == "auto":
         byte, offset = survey.invalid
-        reason = f"{_count_invalid(open_text)} bytes of {name} are not UTF-8, the first 0x{byte:02x} at offset {offset}"
+        count = _count_invalid(open_text)
+        some, first = ("1 byte", "") if count == 1 else (f"{count} bytes", "the first ")
+        verb = "is" if count == 1 else "are"
+        reason = f"{some} of {name} {verb} not UTF-8, {first}0x{byte:02x} at offset {offset}"
         _log.info("vocabulary: bytes (256), because %s", reason)
     if chosen.kind == "bytes":
         return survey, chosen

@@ -195,7 +195,12 @@ def _check_is_text(text: str) -> None:
 
 
 def show_characters(characters: str) -> str:
-    """Formats characters for an error message, each with its code point."""
-    shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:_MAX_SHOWN])
+    """Formats characters for an error message, each with its code point; of a byte that is not UTF-8, its value."""
+    shown = ", ".join(
+        f"byte 0x{ord(character) - 0xDC00:02x}"
+        if "\udc80" <= character <= "\udcff"
+        else f"{character!r} (U+{ord(character):04X})"
+        for character in characters[:_MAX_SHOWN]
+    )
     more = len(characters) - _MAX_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown

@@ -48,8 +48,14 @@ def check_shapes(model: CharLSTM, params: Params) -> None:
             raise UserError(f"params has {name}, which this model does not need; see init_params")
         if np.shape(leaf) != expected[name]:
             raise UserError(f"params has {name} of shape {np.shape(leaf)}; this model needs {expected[name]}")
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise UserError(f"params has {name} of dtype {jnp.result_type(leaf)}, which is not floating-point")
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError:  # such as floats in the other byte order, or objects
+            raise UserError(
+                f"params has {name} of dtype {leaf.dtype}, which JAX does not take; convert it: .astype(np.float32)"
+            ) from None
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise UserError(f"params has {name} of dtype {dtype}, which is not floating-point")
 
 
 def check_vocab(model: CharLSTM, vocab: Vocab) -> None:

@@ -1,4 +1,4 @@
-"""Modes of JAX that a caller may have set and that must not change what charjax computes; and forks, which break JAX."""
+"""Modes of JAX that a caller may have set and that must not change what charjax computes, and forks, which break it."""
 
 import contextlib
 import functools

@@ -25,7 +25,11 @@ SMALLER = "make the model, the batch or the text smaller, or raise the limits (u
             2,
             "charjax: error: x: Permission denied; check the permissions of it and its folder",
         ),
-        (OSError(28, "No space left on device"), 2, "charjax: error: No space left on device; free some space"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "charjax: error: No space left on device; free some space or files",
+        ),
         (
             OSError(errno.EMFILE, "Too many open files", "x"),
             2,

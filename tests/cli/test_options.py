@@ -116,12 +116,23 @@ def test_missing_arguments_are_named():
         (["--config"], "--config needs a value;"),
         (["--sample-context", "--x"], "if you mean --x, write --sample-context=--x;"),
         (["--hidden-dim", "--resume"], "--hidden-dim needs a value"),
+        (
+            ["--", "-x.txt"],
+            "unknown option --; write ./ before a path that begins with a dash; see charjax train --help",
+        ),
         (["-out", "x"], "unknown option -out, did you mean --out?; see charjax train --help"),
         (["--schedule", "linear"], "see charjax train --help"),
     ],
 )
 def test_values_that_are_missing(argv, message):
     assert message in train_error(*argv)
+
+
+def test_a_file_whose_name_begins_with_a_dash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-x.txt").touch()
+    message = "unknown option -x.txt; write ./ before a path that begins with a dash; see charjax train --help"
+    assert error_of("train", "-x.txt", "--out", "run") == message
 
 
 @pytest.mark.parametrize("value", ["0", "1", "-0.1", "1.5", "nan"])

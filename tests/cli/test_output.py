@@ -2,16 +2,36 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
-from charjax.cli.output import check_page_path, tolerate_lost_output, write_facts
+from charjax.cli.output import check_page_path, report_page, shell_path, tolerate_lost_output, write_facts
 from charjax.errors import UserError
 
 
 def test_facts_are_aligned_and_harmless(capsys):
     write_facts([("a", "one\ntwo"), ("name", "\x1b[31mred\udcff")])
     assert capsys.readouterr().out == "a     one\\ntwo\nname  ␛[31mred\\xff\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("runs/one", "runs/one"),
+        ("my run", "'my run'"),
+        ("-re2", "./-re2"),
+        ("a\nb", "'a\\nb'"),
+        ("re\udcff", r"'re\xff'"),
+    ],
+)
+def test_paths_of_a_hint_can_be_copied_to_a_shell(path, shown):
+    assert shell_path(Path(path)) == shown
+
+
+def test_the_path_of_a_page_is_harmless(capsys):
+    report_page(Path("p\udcff\n.html"), "all characters")
+    assert capsys.readouterr().err == "written to p\\xff\\n.html: all characters\n"
 
 
 class Broken(io.StringIO):

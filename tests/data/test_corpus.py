@@ -1,6 +1,7 @@
 """Corpus: any file becomes ids and splits, in little memory, and errors say where in the text they are."""
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -100,6 +101,7 @@ def test_a_byte_order_mark_is_left_out(path):
         (b"plain", "ascii", "is plain ASCII"),
         ("schön".encode(), "chars", "is UTF-8 beyond ASCII"),
         (b"\x7fELF\xff\xfe", "bytes", "2 bytes of "),
+        (b"caf\xe9", "bytes", "1 byte of "),
     ],
 )
 def test_auto_chooses_a_vocabulary_and_logs_why(path, caplog, content, kind, why):
@@ -143,6 +145,16 @@ def test_a_missing_file_and_a_folder_are_rejected(path, tmp_path):
         Corpus.from_file(path)
     with pytest.raises(UserError, match="is a folder"):
         Corpus.from_file(tmp_path)
+
+
+def test_an_error_in_reading_names_the_file(path, monkeypatch):
+    def fail(file, kind):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path.write_text("a flat white")
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.raises(OSError, match=r"Input/output error: .*text\.txt"):
+        Corpus.from_file(path)
 
 
 @pytest.mark.parametrize("vocab", ["ascii", "chars", "bytes"])

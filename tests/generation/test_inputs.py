@@ -99,6 +99,11 @@ def without(name):
         (changed("layer_1.cell.w_hh", lambda w: w.T), r"layer_1.cell.w_hh of shape \(40, 10\); .* \(10, 40\)"),
         (changed("head.bias", lambda b: b.astype(jnp.int32)), "head.bias of dtype int32, which is not floating"),
         (
+            changed("head.bias", lambda b: np.asarray(b, ">f4")),
+            "head.bias of dtype >f4, which JAX does not take; convert",
+        ),
+        (changed("head.bias", lambda b: np.asarray(b, object)), "head.bias of dtype object, which JAX does not take"),
+        (
             changed("head.bias", lambda b: b.at[3].set(jnp.nan)),
             "values in head.bias that are not finite; train the model again",
         ),

@@ -33,7 +33,7 @@ def refuse(number):
     [
         (errno.EACCES, "nothing was kept: check the permissions of it and its folder, or choose another --out"),
         (errno.EROFS, "nothing was kept: make its file system writable, or choose another --out"),
-        (errno.ENOSPC, "nothing was kept: free some space, or choose another --out"),
+        (errno.ENOSPC, "nothing was kept: free some space or files, or choose another --out"),
         (errno.EFBIG, r"nothing was kept: raise the limit on the size of files \(ulimit -f\), or choose another --out"),
         (errno.ENAMETOOLONG, "nothing was kept: shorten its name, or choose another --out"),
         (errno.ENOTDIR, "nothing was kept: choose another --out"),

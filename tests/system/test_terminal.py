@@ -127,4 +127,7 @@ def test_other_commands_report_a_full_disk_in_one_line(uninterrupted):
     _, whole = uninterrupted
     shell = ["bash", "-c", '"$@" > /dev/full', "bash", sys.executable, "-m", "charjax", "info", str(whole)]
     done = subprocess.run(shell, env=environment(), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "charjax: error: No space left on device; free some space\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "charjax: error: standard output cannot be written (No space left on device)\n",
+    )

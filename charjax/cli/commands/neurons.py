@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from charjax.analysis.activations import Unit, check_units, excerpt_activations
 from charjax.analysis.correlations import Correlations, unit_correlations
 from charjax.analysis.features import FEATURES
 from charjax.cli.arguments import NeuronsCommand
-from charjax.cli.output import Facts, check_page_path, write, write_facts, write_heatmap
+from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap
 from charjax.data.character_decoder import decode_characters
 from charjax.data.corpus import read_pieces
 from charjax.data.vocab import Vocab
@@ -90,7 +89,7 @@ def run(command: NeuronsCommand) -> None:
     if command.html is not None:
         title = f"Units of {command.run.resolve().name} on {command.text.name}"
         _write_page(command, title, facts, [paint(*one) for one in chosen], info.vocab)
-        print(f"written to {command.html}", file=sys.stderr)
+        report_page(command.html)
 
 
 def _parse_features(names: str) -> list[int]:

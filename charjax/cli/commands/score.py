@@ -29,7 +29,7 @@ from charjax.cli.commands.score_report import (
     loss_facts,
     table_of_places,
 )
-from charjax.cli.output import Facts, check_page_path, write, write_facts, write_heatmap
+from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap
 from charjax.data.corpus import Corpus, TextPieces, read_pieces
 from charjax.data.survey import digest
 from charjax.errors import UserError
@@ -80,11 +80,11 @@ def run(command: ScoreCommand) -> None:
             _log.warning("learning from this text made its loss higher; try a lower --dynamic-learning-rate")
         if places := worst.places():
             write(f"\n{HEADING}:\n\n" + "".join(f"{row}\n" for row in table_of_places(places)))
-        if page is not None:
+        if page is not None and command.html is not None:  # both or neither
             facts.append(("colored", colored_part(command.start_line, page.colored, totals.characters)))
             title = f"Surprise of {command.run.resolve().name} at {command.text.name}"
             page.finish(title, facts, places)
-            print(f"written to {command.html}: {facts[-1][1]}", file=sys.stderr)
+            report_page(command.html, facts[-1][1])
 
 
 def _check(command: ScoreCommand, text: TextPieces) -> np.ndarray | None:

@@ -8,6 +8,7 @@ import logging
 from typing import Any, TypeVar
 
 from charjax.cli.arguments import TrainCommand
+from charjax.cli.output import shell_path
 from charjax.cli.startup import exit_on_interrupt
 from charjax.config import DataConfig, ModelConfig, TrainConfig
 from charjax.data.corpus import Corpus
@@ -59,7 +60,8 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
     model = CharLSTM.from_config(model_config, corpus.vocab.size)
     fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
     if is_main():
-        print(f"saved in {command.out}; to generate text: charjax sample {command.out}", flush=True)
+        out = shell_path(command.out)
+        print(f"saved in {out}; to generate text: charjax sample {out}", flush=True)
 
 
 def _saved_info(command: TrainCommand) -> dict[str, Any]:
