@@ -180,7 +180,7 @@ class DiskFull(NullReporter):
 
 @pytest.fixture
 def no_compilation_cache():
-    """The full disk would truncate its files, too."""
+    """A full disk would truncate its files, too, and another user may not write them."""
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     yield
@@ -234,7 +234,7 @@ def open_folder(trained):
         yield folder
 
 
-@pytest.mark.filterwarnings("ignore:Error .* persistent compilation cache")
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_a_folder_without_write_permission(capsys, options, open_folder):
     (open_folder / "closed").mkdir(mode=0o555)
     with somebody_else():
@@ -242,6 +242,7 @@ def test_a_folder_without_write_permission(capsys, options, open_folder):
     assert "closed/run cannot be written (Permission denied); nothing was kept: " in message
 
 
+@pytest.mark.usefixtures("no_compilation_cache")
 def test_files_that_may_not_be_read(capsys, options, open_folder):
     run, closed = open_folder / "run", open_folder / "closed.txt"
     shutil.copy(open_folder / "coffee.txt", closed)
