@@ -34,8 +34,8 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
         model: the model's shape.
         train: how to train; only batch_size, seq_len and microbatches matter.
         vocab_size: V.
-        devices: devices of the run. Each has a copy of the parameters and their moments, and its share of the batch;
-            CPU-core devices share one memory.
+        devices: devices of the run. Each has a copy of the parameters and the optimizer's moments, and its share of
+            the batch; devices that are CPU cores share the host's memory.
 
     Raises:
         UserError: the run does not fit; the message says what to lower.
@@ -53,10 +53,10 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
     if available is None or states + share <= available:
         return
     if states > available:
-        advice = f"lower --hidden-dim (it is {model.hidden_dim}) or --hidden-layers ({model.hidden_layers})"
+        advice = f"lower --hidden-dim (currently {model.hidden_dim}) or --hidden-layers ({model.hidden_layers})"
     else:
         advice = (
-            f"lower --batch-size (it is {train.batch_size}) or --seq-len ({train.seq_len}), "
+            f"lower --batch-size (currently {train.batch_size}) or --seq-len ({train.seq_len}), "
             f"or raise --microbatches ({train.microbatches})"
         )
     if shared and len(local) > 1 and state + len(local) * each <= available:

@@ -127,9 +127,9 @@ def test_every_core_has_a_copy_of_the_parameters_and_a_share_of_the_batch(system
 @pytest.mark.parametrize(
     ("model", "train", "advice"),
     [
-        ({"hidden_dim": 10**8}, {}, r"needs about 1\.9\d EB .*lower --hidden-dim \(it is 100000000\)"),
+        ({"hidden_dim": 10**8}, {}, r"needs about 1\.9\d EB .*lower --hidden-dim \(currently 100000000\)"),
         ({"hidden_dim": 10**5, "hidden_layers": 1000}, {}, r"or --hidden-layers \(1000\)"),
-        ({}, {"batch_size": 10**4, "seq_len": 10**4}, r"lower --batch-size \(it is 10000\) or --seq-len \(10000\)"),
+        ({}, {"batch_size": 10**4, "seq_len": 10**4}, r"lower --batch-size \(currently 10000\) or --seq-len \(10000\)"),
     ],
 )
 def test_the_message_says_what_to_lower(system, model, train, advice):

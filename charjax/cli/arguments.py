@@ -41,7 +41,7 @@ class TrainCommand(Checked):
 
     distributed: bool = False
     """Train together with other processes, here or on other machines, that were started with the same options.
-    Under Slurm, Open MPI, Kubernetes and on TPU pods this is enough; elsewhere also give the next three options."""
+    Under Slurm, Open MPI, Kubernetes and on TPU pods this is enough; elsewhere, also set the next three options."""
 
     coordinator: Optional[str] = None
     """With --distributed: HOST:PORT of process 0, where the others connect."""
@@ -65,7 +65,7 @@ class TrainCommand(Checked):
         if not self.distributed:
             raise UserError(f"--{given[0].replace('_', '-')} needs --distributed")
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
-            raise UserError("--coordinator, --num-processes and --process-id belong together: give all three or none")
+            raise UserError("--coordinator, --num-processes and --process-id belong together: pass all three or none")
         if not re.fullmatch(r".+:[0-9]{1,5}", self.coordinator):
             raise UserError(f"coordinator must be HOST:PORT, not {self.coordinator!r}")
         if self.process_id >= self.num_processes:
@@ -156,7 +156,7 @@ class ScoreCommand(Checked):
     otherwise 64."""
 
     dynamic: bool = False
-    """Dynamic evaluation (Krause et al. 2018): the weights learn from the text while they score it, in one pass.
+    """Dynamic evaluation (Krause et al. 2018): the weights learn from the text while it is scored, in one pass.
     Prints the loss with and without learning; places and colors are those with learning."""
 
     dynamic_learning_rate: float = DynamicConfig.learning_rate

@@ -124,7 +124,7 @@ def _require_current_directory() -> None:
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise UserError("the current directory was deleted; change to another one (cd) and try again") from error
+        raise UserError("the current directory was deleted; change to a different one (cd) and try again") from error
 
 
 class _OneLineFormatter(logging.Formatter):

@@ -174,7 +174,7 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(_LARGEST_CONFIG + 1)
         if len(content) > _LARGEST_CONFIG:
-            raise UserError(f"--config {path} is too large for a file of options; give another")
+            raise UserError(f"--config {path} is too large for a file of options; choose a different one")
         values = _flatten(tomllib.loads(content.decode("utf-8-sig")))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
@@ -221,7 +221,7 @@ def _flag(name: str) -> str:
 
 
 def _run_tyro(argv: list[str]) -> Command:
-    """Lets tyro parse, and turns its boxed error messages into one line.
+    """Parses with tyro, and turns its boxed error messages into one line.
 
     Raises:
         UserError: tyro found a mistake.

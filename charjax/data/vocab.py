@@ -172,7 +172,7 @@ def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:
     unknown = vocab.unknown(stop)
     if unknown or not stop:
         why = f"the {vocab.kind} vocabulary lacks {show_characters(unknown)}" if unknown else "it is empty"
-        raise UserError(f"the stop string can never occur: {why}; give another one")
+        raise UserError(f"the stop string cannot be used: {why}; choose a different one")
     return vocab.encode(stop)
 
 

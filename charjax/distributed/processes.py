@@ -59,7 +59,7 @@ def join_processes(
         _in_thread(lambda: jax.distributed.initialize(coordinator, num_processes, process_id))
     except ValueError as error:
         raise UserError(
-            f"no cluster was detected ({error}); give --coordinator HOST:PORT, --num-processes and --process-id"
+            f"no cluster was detected ({error}); pass --coordinator HOST:PORT, --num-processes and --process-id"
         ) from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -82,7 +82,7 @@ def _check_address(coordinator: str, *, is_first: bool) -> None:
             try:
                 listener.bind(("", int(port)))
             except OSError as error:
-                raise UserError(f"port {port} is not available ({error.strerror}); choose another one") from error
+                raise UserError(f"port {port} is not available ({error.strerror}); choose a different one") from error
 
 
 def _in_thread(wait: Callable[[], None]) -> None:
@@ -107,8 +107,8 @@ def _in_thread(wait: Callable[[], None]) -> None:
 def leaving_together() -> Iterator[None]:
     """Disconnects the processes at the end of a block; only the main one reports an error that all of them have.
 
-    An error in a single process ends that process at once: on a normal exit, JAX would wait for the others, and they
-    for it.
+    An error in a single process ends that process immediately: on a normal exit, JAX would wait for the others, and
+    they for it.
 
     Raises:
         UserError: the connection to the other processes is lost.

@@ -30,7 +30,7 @@ def checked_params(model: CharLSTM, params: Params) -> Params:
     for name, leaf in _by_name(params).items():
         # A bias of -inf excludes a character.
         if not (_is_finite(leaf) or (name == "head.bias" and bool((leaf < jnp.inf).all()))):
-            raise UserError(f"the parameters have values in {name} that are not finite; train the model again")
+            raise UserError(f"parameter {name} has values that are not finite; train the model again")
     return jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.float32 else jnp.asarray(leaf, jnp.float32), params)
 
 

@@ -197,7 +197,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _advised(self) -> Iterator[None]:
-        """Turns OS errors into one line that says what to do; if the folder is another one now, that is the reason."""
+        """Turns OS errors into one line that says what to do, or that the folder is a different one now."""
         try:
             yield
         except UserError:
@@ -245,7 +245,7 @@ def _examine_new(path: Path, name: str | Path) -> _Stage:
     if not path.exists():
         return _Stage.EMPTY
     if not path.is_dir():
-        raise UserError(f"{name} is a file; give --out a folder")
+        raise UserError(f"{name} is a file; choose a folder for --out")
     if is_unfinished_start(path):
         _log.info("%s has a run that was stopped before its first checkpoint was complete: starting it over", name)
         return _Stage.UNFINISHED

@@ -83,7 +83,7 @@ def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoc
     if asked or earlier.epochs == config.epochs:
         return
     totals = (earlier.epochs * steps_per_epoch, config.epochs * steps_per_epoch)
-    with jax.transfer_guard("allow"):  # the step is a number of the host's
+    with jax.transfer_guard("allow"):  # the step is a host-side number
         before, after = (
             float(make_schedule(how, total)(min(step, total - 1)))
             for how, total in zip((earlier, config), totals, strict=True)
@@ -91,7 +91,7 @@ def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoc
     if after > 1.01 * before:
         _log.warning(
             "the learning rate rises from %.3g to %.3g, because its %s schedule now ends after --epochs %d instead of "
-            "%d; to train on at a low rate, give --schedule constant and a --learning-rate",
+            "%d; to train on at a low rate, pass --schedule constant and a --learning-rate",
             before, after, config.schedule, config.epochs, earlier.epochs,
         )  # fmt: skip
 

@@ -54,7 +54,7 @@ class RollbackPolicy:
             UserError: there are no checkpoints, or there were too many rollbacks.
         """
         rollbacks = progress.rollbacks + 1
-        advice = f"try a lower --learning-rate (it is {self._config.learning_rate:g}) or a lower --clip-norm"
+        advice = f"try a lower --learning-rate (currently {self._config.learning_rate:g}) or a lower --clip-norm"
         with together():
             if self._folder is None:
                 raise UserError(f"{reason}; {advice}")

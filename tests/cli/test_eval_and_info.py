@@ -30,7 +30,7 @@ def test_eval_without_the_training_text(capsys, trained, tmp_path):
     original = trained.text
     away = original.rename(original.with_name("away.txt"))
     try:
-        assert "does not exist; give a TEXT" in fails(capsys, "eval", tmp_path / "run")
+        assert "does not exist; pass a TEXT" in fails(capsys, "eval", tmp_path / "run")
         original.write_text("changed")
         assert "has changed since" in fails(capsys, "eval", tmp_path / "run")
     finally:

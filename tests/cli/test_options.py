@@ -187,7 +187,7 @@ def test_the_names_of_given_options_are_kept():
     ("argv", "message"),
     [
         ("--coordinator=x:1", "--coordinator needs --distributed"),
-        ("--distributed --num-processes=2", "--num-processes and --process-id belong together: give all three or none"),
+        ("--distributed --num-processes=2", "--num-processes and --process-id belong together: pass all three or none"),
         ("--distributed --coordinator=x --num-processes=2 --process-id=0", "--coordinator must be HOST:PORT, not 'x'"),
         (
             "--distributed --coordinator=x:1 --num-processes=2 --process-id=2",

@@ -120,7 +120,7 @@ def test_a_text_ends_right_after_the_stop_even_across_pieces(run, loaded, capfdb
 
 @pytest.mark.parametrize("options", [[], ["--num-samples", "2"], ["--interactive"], ["--beam-width", "2"]])
 def test_a_stop_that_cannot_occur(run, capsys, options):
-    assert "the stop string can never occur: it is empty" in fails(capsys, "sample", run, "--stop", "", *options)
+    assert "the stop string cannot be used: it is empty" in fails(capsys, "sample", run, "--stop", "", *options)
     assert "the ascii vocabulary lacks 'é' (U+00E9)" in fails(capsys, "sample", run, "--stop", "né", *options)
 
 
@@ -355,8 +355,8 @@ def test_settings_out_of_range(run, capsys, option, rule):
         ("--length-penalty 1", "--length-penalty needs --beam-width"),
         ("--interactive --num-samples 2", "--interactive continues a single text; omit --num-samples"),
         ("--interactive --beam-width 2", "--interactive continues a single text; omit --beam-width"),
-        ("--length 0 --num-samples 2", "give a --length with --num-samples"),
-        ("--length 0 --beam-width 2", "give a --length with --beam-width"),
+        ("--length 0 --num-samples 2", "pass a --length with --num-samples"),
+        ("--length 0 --beam-width 2", "pass a --length with --beam-width"),
         ("--num-samples 2 --context-file b", "omit --num-samples, or use --context"),
         ("--beam-width 2 --context-file b", "omit --beam-width, or use --context"),
         ("--interactive --length 0", "--interactive needs a --length or a --stop to end a turn"),

@@ -400,7 +400,7 @@ def test_paths_where_no_page_can_be_written(run, text, tmp_path, capsys):
 def test_a_model_that_went_wrong_leaves_no_page(text, tmp_path, capsys):
     run = save(tmp_path / "run", Vocab.ascii(), spoil=math.nan)
     message = fails(capsys, "score", run, text, "--html", tmp_path / "page.html")
-    assert message == "the parameters have values in head.bias that are not finite; train the model again"
+    assert message == "parameter head.bias has values that are not finite; train the model again"
     assert not (tmp_path / "page.html").exists()
 
 

@@ -276,4 +276,4 @@ def test_without_a_cluster_the_message_says_what_to_give():
     clean = {name: value for name, value in environment().items() if not name.startswith(("SLURM", "OMPI", "KUBE"))}
     done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=False)
     assert "no cluster was detected" in done.stderr.splitlines()[-1]
-    assert done.stderr.splitlines()[-1].endswith("give --coordinator HOST:PORT, --num-processes and --process-id")
+    assert done.stderr.splitlines()[-1].endswith("pass --coordinator HOST:PORT, --num-processes and --process-id")

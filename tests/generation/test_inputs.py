@@ -105,9 +105,12 @@ def without(name):
         (changed("head.bias", lambda b: np.asarray(b, object)), "head.bias of dtype object, which JAX does not take"),
         (
             changed("head.bias", lambda b: b.at[3].set(jnp.nan)),
-            "values in head.bias that are not finite; train the model again",
+            "parameter head.bias has values that are not finite; train the model again",
         ),
-        (changed("layer_0.cell.bias", lambda b: b.at[3].set(-jnp.inf)), "in layer_0.cell.bias that are not finite"),
+        (
+            changed("layer_0.cell.bias", lambda b: b.at[3].set(-jnp.inf)),
+            "layer_0.cell.bias has values that are not finite",
+        ),
     ],
 )
 def test_parameters_of_another_model_are_refused(call, params, message):

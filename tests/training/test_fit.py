@@ -351,7 +351,7 @@ def test_a_checkpoint_that_diverges_again_is_given_up_for_the_best(tmp_path):
 
 def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoints(tmp_path):
     with pytest.raises(
-        UserError, match=r"not finite .* the last good checkpoint is kept in .*; .*--learning-rate \(it is 1e"
+        UserError, match=r"not finite .* the last good checkpoint is kept in .*; .*--learning-rate \(currently 1e"
     ):
         fit(MODEL, CORPUS, SMALL, out=tmp_path, learning_rate=1e9, clip_norm=1e9, schedule="constant", warmup_frac=0)
     _, params, _ = load_model(tmp_path)
@@ -447,7 +447,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
 
 def test_a_file_as_run_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match="is a file; give --out a folder"):
+    with pytest.raises(UserError, match="is a file; choose a folder for --out"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
 
 

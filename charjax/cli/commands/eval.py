@@ -45,8 +45,8 @@ def _validation_text(run_dir: Path, info: RunInfo) -> tuple[Ids, str]:
     """Returns the ids of the validation part of the training text, and its name."""
     path = info.corpus.path
     if not Path(path).is_file():
-        raise UserError(f"{path or info.corpus.name}, which {run_dir} was trained on, does not exist; give a TEXT")
+        raise UserError(f"{path or info.corpus.name}, which {run_dir} was trained on, does not exist; pass a TEXT")
     if digest(path) != info.corpus.sha256:
-        raise UserError(f"{path} has changed since {run_dir} was trained on it; give a TEXT")
+        raise UserError(f"{path} has changed since {run_dir} was trained on it; pass a TEXT")
     corpus = Corpus.from_file(path, vocab=info.vocab, train_frac=info.data.train_frac)
     return corpus.validation, f"the validation part of {path}"

@@ -51,14 +51,14 @@ def _check(command: SampleCommand) -> None:
     """
     several, endless = command.sampling.num_samples > 1, command.sampling.length == 0
     if command.context and command.context_file is not None:
-        raise UserError("--context and --context-file cannot be combined; give only one")
+        raise UserError("--context and --context-file cannot be combined; pass only one")
     if command.beam_width is None and command.length_penalty:
-        raise UserError("--length-penalty needs --beam-width; give it, or omit --length-penalty")
+        raise UserError("--length-penalty needs --beam-width; add it, or omit --length-penalty")
     for given, flag in ((several, "--num-samples"), (command.beam_width is not None, "--beam-width")):
         if given and command.interactive:
             raise UserError(f"--interactive continues a single text; omit {flag}")
         if given and endless:
-            raise UserError(f"--length 0 continues a single text forever; give a --length with {flag}")
+            raise UserError(f"--length 0 continues a single text forever; pass a --length with {flag}")
     if several and command.context_file is not None:
         raise UserError("--context-file continues a single text; omit --num-samples, or use --context")
     if command.beam_width is not None and command.context_file is not None:
