@@ -242,10 +242,10 @@ class SampleConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicConfig(Checked):
-    """How weights adapt to a text while they score it; see `charjax.dynamic_score`.
+    """How the weights adapt to a text while it is scored; see `charjax.dynamic_score`.
 
-    The defaults were best or nearly best for a model of 2 x 256 units trained on Shakespeare's plays, both on plays
-    that it had not seen and on text of another kind.
+    The defaults were best or nearly best for a 2 x 256 model trained on Shakespeare's plays, both on plays that it had
+    not seen and on a different kind of text.
 
     Examples:
         >>> from charjax import DynamicConfig

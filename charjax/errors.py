@@ -11,7 +11,7 @@ from typing import Any
 USER_ERROR = 2
 # 128 + SIGPIPE, as a shell reports it; not every system has that signal.
 BROKEN_PIPE = 128 + 13
-# What to do about an OS error that lies with a file or its disk, ...
+# What to do about an OS error caused by one file or its disk.
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or files"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions of it and its folder"),
@@ -19,7 +19,7 @@ _REMEDIES = {
     errno.EROFS: "make its file system writable",
     errno.ENAMETOOLONG: "shorten its name",
 }
-# ... and about one that every other file would meet, too.
+# What to do about an OS error that would occur with any other file, too.
 _REMEDIES_OF_LIMITS = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs, which have too many files open",

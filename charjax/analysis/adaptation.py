@@ -24,7 +24,7 @@ _MOST_SEGMENTS = 1e6
 
 
 class Rates(NamedTuple):
-    """How the weights move, as arrays, so that new values do not trigger recompilation.
+    """The rates at which the weights move, as arrays, so that new values do not trigger recompilation.
 
     Attributes:
         learning_rate: [] float32, eta.
@@ -117,7 +117,7 @@ def _adapt_once(
         return jnp.sum(jnp.where(jnp.arange(seq_len) < count, nats, 0.0)) / seq_len, (logits[0], carry)
 
     grads, (logits, carry) = jax.grad(loss, has_aux=True)(state.params)
-    # A document's first character is predicted from an empty state, by the bias.
+    # A document's first character is predicted from a zero state, by the bias.
     scores = judge(jnp.concatenate([state.params["head"]["bias"][None], logits]), ids, top)
 
     # A segment without labels has no gradient and does not count.

@@ -25,7 +25,8 @@ from charjax.model import CharLSTM
 
 # Characters per call, which bounds memory.
 CHUNK = 4000
-# How much of a training text to measure gradients on, and in how many stretches, spread over it.
+# Characters of a training text to measure gradients on, and the number of stretches, spread over the text, that they
+# come from.
 MEASURED, STRETCHES = 10_000, 20
 
 
@@ -115,7 +116,7 @@ def dynamic_score(
             which helps a little less, mostly at the start.
         seq_len: characters per segment, at most 4000. Shorter ones adapt sooner and take longer.
         learning_rate: 0 gives static scores.
-        decay: 0 never decays; 1 or more forgets at once.
+        decay: 0 never decays; 1 or more forgets immediately.
 
     Returns:
         The scores, those of the original weights for comparison, and the weights after the text.
@@ -163,7 +164,7 @@ def dynamic_score_pieces(
 ) -> Iterator[DynamicPiece]:
     """Scores a text that comes in pieces, as `dynamic_score` does, in memory that does not grow with it.
 
-    A document is read from an empty recurrent state, but with the weights that earlier documents left. A segment
+    A document is read from a zero recurrent state, but with the weights that earlier documents left. A segment
     ends with its document; the shorter it is, the less the weights move. A document's first character is scored, but
     not learned from, as in training.
 

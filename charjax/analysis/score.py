@@ -30,7 +30,7 @@ class ScoredPiece(NamedTuple):
     Attributes:
         ids: [n] integer, the characters.
         nats: [n] float32, -log p(character | those before it in its document).
-        begins: [n] bool, whether a document begins here. Its first character is predicted from an empty state, by the
+        begins: [n] bool, whether a document begins here. Its first character is predicted from a zero state, by the
             head's bias, as `generate` does with an empty context.
         top_ids: [n, K] int32, the K most likely characters at this position, most likely first.
         top_probs: [n, K] float32, their probabilities.
@@ -66,13 +66,13 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
     Args:
         model: the model; dropout is off.
         params: its parameters.
-        ids: [B, N] integer in [0, V), N >= 1, texts that are read side by side, each from an empty state.
+        ids: [B, N] integer in [0, V), N >= 1, texts that are read side by side, each from a zero state.
         window: characters per compiled call, which bounds memory on the device; it does not change the result, bit for
             bit.
 
     Returns:
         nats [B, N - 1] float32: -log p(ids[b, t + 1] | ids[b, :t + 1]). The first character of a row has nothing
-        before it and is not scored; `score_pieces` scores it from an empty state.
+        before it and is not scored; `score_pieces` scores it from a zero state.
 
     Raises:
         UserError: ids are not [B, N] integers in [0, V), params are not the model's, or window is below 1.
@@ -120,7 +120,7 @@ def score_pieces(
         params: its parameters.
         pieces: [n] integer in [0, V) each; how the text is cut does not change the result.
         separator: ids that end a document, wherever they occur, even across pieces. The separator belongs to the
-            document that it ends, and the next document is read from an empty state. None: one document.
+            document that it ends, and the next document is read from a zero state. None: one document.
         top: K, how many of the most likely characters to return, at most V.
         streams: how many parts of the text to read side by side, several times as fast. Reading of each
             2048-character part starts 256 characters early, to warm up its state; anything older is forgotten. 1 reads
@@ -241,7 +241,7 @@ def _score_chunks(
 def _score_chunk(
     decoder: Decoder, weights: Weights, state: State, ids: Array, begins: Array, *, top: int
 ) -> tuple[State, Scores]:
-    """Scores ids [B, T] int32, read from an empty state where begins [B, T] is true -> (state after them, scores)."""
+    """Scores ids [B, T] int32, read from a zero state where begins [B, T] is true -> (state after them, scores)."""
     scores, state = decoder.logits(weights, state, ids, begins, functools.partial(judge, top=top))
     return state, scores
 

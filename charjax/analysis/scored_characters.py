@@ -79,7 +79,7 @@ def characters(vocab: Vocab, scored: Iterable[ScoredPiece]) -> Iterator[Characte
 
 
 def _blocks(scored: Iterable[ScoredPiece]) -> Iterator[ScoredPiece]:
-    """Joins small pieces: the work per piece costs more than the work per character."""
+    """Joins small pieces, whose overhead would outweigh the work on their characters."""
     some: list[ScoredPiece] = []
     for piece in scored:
         some.append(piece)

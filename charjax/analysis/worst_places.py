@@ -13,7 +13,7 @@ from charjax.analysis.scored_characters import Alternatives, Characters, Expecte
 STRETCH = 60
 # Characters shown on each side of a place.
 AROUND = 36
-_Stretch = tuple[int, int]  # a line, and the number of the stretch in it
+_Stretch = tuple[int, int]  # a line, and the index of the stretch within it
 
 
 @dataclasses.dataclass

@@ -59,7 +59,7 @@ def _keep_compiled_programs() -> None:
 def _default_cache() -> str | None:
     """Returns the user's folder for programs; None for users without a home.
 
-    Programs compiled for one kind of CPU may not run on another, so each kind has its own folder.
+    Programs compiled for one kind of CPU might not run on another, so each kind has its own folder.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if caches.startswith("~"):

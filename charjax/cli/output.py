@@ -149,7 +149,7 @@ class _TolerantFile:
 
 @contextlib.contextmanager
 def tolerate_lost_output() -> Iterator[None]:
-    """Lets standard output and standard error drop what cannot be written, inside a with block."""
+    """Drops what cannot be written to standard output or standard error in a with block."""
     output = cast(TextIO, _TolerantFile(sys.stdout, "standard output"))
     errors = cast(TextIO, _TolerantFile(sys.stderr, "standard error"))
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):

@@ -106,7 +106,7 @@ class NotUTF8Error(Exception):
 
 @dataclasses.dataclass
 class Survey:
-    """What the first pass over a text found.
+    """The result of the first pass over a text.
 
     Attributes:
         size: bytes.

@@ -42,7 +42,7 @@ class _Wanted(Checked):
 
 
 class Goal(NamedTuple):
-    """What to search for, as arrays, so that new values do not trigger recompilation.
+    """The goal of a search, as arrays, so that new values do not trigger recompilation.
 
     Attributes:
         length: [] int32, the most characters a text may have.
@@ -59,10 +59,10 @@ class Texts(NamedTuple):
     """W texts, best first, as entry points into the backpointers.
 
     Attributes:
-        scores: [W] float32, what they are ranked by; -inf for a text that does not exist.
+        scores: [W] float32, what they are ranked by; -inf for an unused entry.
         log_probs: [W] float32.
         counts: [W] int32, characters before the end.
-        beams: [W] int32, the beam that wrote the last of them.
+        beams: [W] int32, the beam that generated the last of them.
         ended: [W] bool, whether the end follows.
     """
 
@@ -77,10 +77,10 @@ class Search(NamedTuple):
     """The state of a search.
 
     Attributes:
-        position: [] int32, characters written.
+        position: [] int32, characters generated so far.
         steps: the recurrent state of every beam.
-        scores: [W] float32, log-probabilities minus `offset`, best first; -inf for a beam without a text. Relative to
-            the best they stay near 0, where float32 can tell close scores apart however long the texts are.
+        scores: [W] float32, log-probabilities minus `offset`, best first; -inf for an unused beam. Relative to the
+            best they stay near 0, where float32 can tell close scores apart however long the texts are.
         offset: [] float32, the best log-probability.
         backpointers: [C, W] int32, for each character V * (index of its parent beam) + id.
         finished: texts that have ended.
@@ -107,7 +107,7 @@ def beam_search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Searches for the most likely continuations of `context`, keeping the best `beam_width` at every character.
 
-    With `end`, a text that writes this character is finished and set aside, and texts are ranked by their
+    With `end`, a text that reaches this character is finished and set aside, and texts are ranked by their
     log-probability divided by ((5 + n) / 6) ** length_penalty, for n characters including the end (Wu et al. 2016,
     GNMT); texts that reach `length` without an end compete with them. The search stops once no unfinished text can
     beat the finished ones any more.
@@ -115,9 +115,9 @@ def beam_search(
     Args:
         model: the model.
         params: its parameters.
-        context: [P] integer, the ids to continue; with P = 0 the first character is scored by the prediction of an
-            empty state, the head's bias.
-        length: characters to write, at least 0; with `end`, the most to write.
+        context: [P] integer, the ids to continue; with P = 0 the first character is scored by the prediction of a
+            zero state, the head's bias.
+        length: characters to generate, at least 0; with `end`, the most to generate.
         beam_width: W; 1 is argmax, V ** (length - 1) or more is exhaustive.
         length_penalty: alpha, from -10 to 10: 0 ranks by log-probability, which favors short texts, 0.6 to 1 evens
             that out. Without `end` all texts are equally long, and it has no effect.
@@ -125,8 +125,8 @@ def beam_search(
 
     Returns:
         ids [W, length] int32, best first, and their log_probs [W] float32, summed over each text. Ids are -1 after the
-        end, and throughout for texts that do not exist because there are fewer than W, with log_prob -inf. Ties go
-        to the better beam, then to the lower id.
+        end. If there are fewer than W texts, the remaining rows are -1 throughout, with log_prob -inf. Ties go to the
+        better beam, then to the lower id.
 
     Raises:
         UserError: an argument is out of range, or params are not the model's.
@@ -263,7 +263,7 @@ def _search(
 
 
 def _start(decoder: XlaDecoder, weights: XlaWeights, context: Array, width: int, capacity: int) -> Search:
-    """Reads the context. All beams start from its state, but only the first has a text: the others would be copies."""
+    """Reads the context. All beams start from its state, but only the first is in use: the others would be copies."""
     scores = jnp.full(width, -jnp.inf).at[0].set(0.0)
     nothing, nowhere = jnp.full(width, -jnp.inf), jnp.zeros(width, jnp.int32)
     return Search(

@@ -59,7 +59,7 @@ class Decoder(Protocol):
             weights: from `pack`.
             state: the state before the text.
             ids: [B, T] int32 in [0, V).
-            resets: [B, T] bool, the characters that are read from an empty state.
+            resets: [B, T] bool, the characters that are read from a zero state.
             reduce: takes logits [B, V] float32 and ids [B], returns a pytree of [B, ...].
 
         Returns:

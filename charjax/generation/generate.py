@@ -46,7 +46,7 @@ def generate(
         model: the model.
         params: its parameters.
         context: [B, P] integer, the ids to continue; with P = 0 the first character is sampled from the prediction of
-            an empty state, the head's bias.
+            a zero state, the head's bias.
         key: one PRNG key, of which row i uses `fold_in(key, i)`, whatever B is; or [B] keys, one per row.
         length: characters to sample per row, at least 0.
         temperature: divides the logits; 0 takes the most likely character (argmax). One for all rows, or one per row.

@@ -50,7 +50,7 @@ class NativeDecoder:
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def init(self, batch: int) -> NativeState:
-        """Returns the empty state."""
+        """Returns the zero state."""
         return NativeState(init_carry(self.model, batch))
 
     def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike]:

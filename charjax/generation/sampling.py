@@ -1,4 +1,4 @@
-"""How a character is sampled from its logits: temperature, then top-k, top-p and min-p."""
+"""Sampling of characters from logits: temperature, then top-k, top-p and min-p."""
 
 import functools
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How B sequences are sampled.
+    """The keys and settings that B sequences are sampled with.
 
     Attributes:
         keys: [B] Threefry keys, one per sequence.

@@ -20,7 +20,8 @@ from charjax.generation.sampling import Sampling, as_threefry, is_filtered, make
 from charjax.host.jax_modes import in_default_modes
 from charjax.model import CharLSTM
 
-# The first piece is short, to show something at once; pieces grow as long as sampling one takes no noticeable time.
+# The first piece is short, so that some text appears immediately; later pieces grow while sampling one takes no
+# noticeable time.
 _LARGEST_PIECE, _SECONDS = 256, 0.03
 
 

@@ -50,7 +50,7 @@ class XlaDecoder:
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def init(self, batch: int) -> StepState:
-        """Returns the empty state."""
+        """Returns the zero state."""
         hidden, layers = self.model.hidden_dim, self.model.hidden_layers
         widths = [4 * hidden + above for above in [*[4 * hidden] * (layers - 1), self.model.vocab_size]]
         # h is zero, and so are its products.

@@ -4,8 +4,8 @@ import sys
 
 from charjax.host.cpu import available_cores
 
-# Limits on memory: of the address space (`ulimit -v`) and of its private part (`ulimit -d`). What a training of a model
-# of no size takes of each with jax 0.10, in bytes, with a margin; and its threads per core, each with a stack.
+# Memory limits: on the address space (`ulimit -v`) and on private memory (`ulimit -d`). Bytes of each that training
+# takes with jax 0.10 before the model itself counts, with a margin; and threads per core, each with its own stack.
 _PROGRAMS, _THREADS_PER_CORE = {"AS": 1_100_000_000, "DATA": 700_000_000}, 5
 _USUAL_STACK = 8 << 20
 

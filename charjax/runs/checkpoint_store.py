@@ -53,7 +53,7 @@ class CheckpointStore:
             info: the configuration of the run.
             step: the checkpoint that the run continues from. Later ones, which were damaged or led to numbers that are
                 not finite, are renamed to STEP.set-aside; incomplete ones are removed.
-            lock: the folder's, in the main process: the folder that it is of is the only one that is written to.
+            lock: the folder's lock, in the main process; only the folder that it locked is written to.
 
         Raises:
             OSError: the folder cannot be written.
@@ -143,7 +143,7 @@ class CheckpointStore:
     def _system_errors(self) -> Iterator[None]:
         """Converts TensorStore's ValueErrors to OSErrors, taking the error number from the message.
 
-        Like errors of Orbax's temporary files, they name the folder of the checkpoints.
+        They name the folder of the checkpoints, as do errors about Orbax's temporary files.
         """
         try:
             yield

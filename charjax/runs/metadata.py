@@ -45,7 +45,7 @@ class RunInfo:
     corpus: CorpusInfo = dataclasses.field(default_factory=CorpusInfo)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values for `from_dict`."""
+        """Returns a JSON-serializable dict that `from_dict` accepts."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -71,7 +71,7 @@ class RunInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run has come: everything besides the TrainState that the training loop needs to continue.
+    """The progress of a run: everything besides the TrainState that the training loop needs to continue.
 
     Attributes:
         step: optimizer steps taken.
@@ -112,7 +112,7 @@ class Progress:
         return self.step if self.best_step is None else self.best_step
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values for `from_dict`."""
+        """Returns a JSON-serializable dict that `from_dict` accepts."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -43,10 +43,11 @@ def open_run(out: str | Path | None, info: RunInfo, *, resume: bool) -> Iterator
 
 
 class SharedRun:
-    """A run folder in one of several processes that train together, or in the only one.
+    """A run folder as seen by one of several processes that train together, or by the only one.
 
-    If there are several, the main process stores an error of its logs in `failure` instead of raising it: the others
-    would wait for it in the next computation. All learn of it at their next call, and stop together.
+    With several processes, if the main one cannot write its logs, it stores the error in `failure` instead of raising
+    it, since the others would wait for it in the next computation. All of them learn of it at their next call, and stop
+    together.
 
     Attributes:
         path: the folder.

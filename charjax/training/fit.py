@@ -64,7 +64,7 @@ def fit(
         TypeError: `overrides` has a name that is not an option; the message suggests the nearest one.
         UserError: an argument has another type, the text is too short, the batch cannot be split over the devices,
             there is not enough memory, the run folder is in use or does not match, or the loss stays non-finite even
-            after rolling back with lower learning rates (without `out`, at once).
+            after rolling back with lower learning rates (without `out`, immediately).
         Interrupted: SIGINT, SIGTERM or SIGHUP arrived while training with `out`; a checkpoint was saved.
 
     Examples:

@@ -88,7 +88,7 @@ class TrainLoop:
                 self._leave_if_asked()
             except DivergedError as error:
                 problem = str(error)
-            # Outside the except block: the traceback keeps the old state alive, and memory may not hold two.
+            # Outside the except block: its traceback would keep the old state alive, and memory might not hold two.
             if problem:
                 del state
                 state = self._roll_back(problem)

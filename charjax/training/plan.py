@@ -15,7 +15,7 @@ def training_layout(corpus: Corpus, config: TrainConfig) -> SequenceLayout:
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """When training evaluates, saves and ends.
+    """The steps at which training evaluates, saves and ends.
 
     Attributes:
         steps_per_epoch: optimizer steps of one pass over the training text.

@@ -88,10 +88,10 @@ def run(command: ScoreCommand) -> None:
 
 
 def _check(command: ScoreCommand, text: TextPieces) -> np.ndarray | None:
-    """Checks that the options suit the text, and returns the ids of the separator, or None.
+    """Checks the options against the text, and returns the ids of the separator, or None.
 
     Raises:
-        UserError: the text has only one character, or an option does not suit it.
+        UserError: the text has only one character, or an option is not valid for it.
     """
     if text.size < 2:
         raise UserError(f"{command.text} has 1 character, which leaves nothing to predict; it needs at least 2")

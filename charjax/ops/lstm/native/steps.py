@@ -16,7 +16,7 @@ from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.host.cpu import available_cores
 from charjax.ops.lstm.native.libraries import Library, libraries
 
-# Instead of an id: sample one; skip this step; RESET - id reads id from an empty state.
+# Instead of an id: sample one; skip this step; RESET - id reads id from a zero state.
 SAMPLE, SKIP, RESET = -1, -2, -3
 
 
@@ -96,7 +96,7 @@ def take_steps(
         dtype: format of the weights.
         weights: from `pack`.
         carry: the recurrent state, [B, H] float32 per layer.
-        given: [B, T] int32, the ids to read; SAMPLE samples one, SKIP skips the step, RESET - id reads id from an empty
+        given: [B, T] int32, the ids to read; SAMPLE samples one, SKIP skips the step, RESET - id reads id from a zero
             state.
         keys: [B] Threefry keys; step t uses the noise of `generation.sampling.gumbel_noise` at position + t.
         position: [] int32.

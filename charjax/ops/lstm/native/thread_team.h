@@ -72,7 +72,7 @@ class ThreadTeam {
     auto team = std::make_shared<ThreadTeam>(threads);
     const auto leader = std::this_thread::get_id();
     for (int thread = 1; thread < threads; ++thread) {
-      // A full pool runs a task at once, on the calling thread, which would follow itself forever.
+      // A full pool runs a task immediately, on the calling thread, which would follow itself forever.
       const auto follow = [team, thread, leader] {
         if (std::this_thread::get_id() != leader) team->follow(thread);
       };

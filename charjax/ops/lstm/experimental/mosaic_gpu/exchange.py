@@ -1,4 +1,4 @@
-"""How warpgroups exchange what all of them need for the next matmul.
+"""The exchange among warpgroups of what all of them need for the next matmul.
 
 In one thread block they write to its shared memory. In a cluster they write to that of each thread block that needs it
 (distributed shared memory: `st.async`, which counts its bytes on a barrier of the receiver). The interpreter supports

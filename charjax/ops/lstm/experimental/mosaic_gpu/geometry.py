@@ -1,4 +1,4 @@
-"""How a layer is divided among warpgroups and thread blocks, and the layouts of the kernels' arrays.
+"""The division of a layer among warpgroups and thread blocks, and the layouts of the kernels' arrays.
 
 Inside the kernels a column is a sequence of the batch and a row is a hidden unit, so each row of a matmul's result in
 registers belongs to one unit: the matmuls are W^T h^T and W dz^T. A thread block can then take few sequences (wgmma has
@@ -15,7 +15,7 @@ UNITS = 64  # per warpgroup: the rows of a wgmma
 
 
 class Geometry(NamedTuple):
-    """How one layer is divided.
+    """The division of one layer.
 
     A cluster of blocks * halves thread blocks runs a group of sequences from the first step to the last. With two
     halves, two thread blocks divide the sums over the previous step's units; the first of them, the lead, adds their

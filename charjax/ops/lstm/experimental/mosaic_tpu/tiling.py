@@ -1,4 +1,4 @@
-"""How the TPU kernels divide a layer into blocks, and the padding they need."""
+"""The blocks that the TPU kernels divide a layer into, and the padding they need."""
 
 from typing import NamedTuple
 
