@@ -30,6 +30,7 @@ Count = Annotated[int, Bounds("a whole number of at least 1", 1, 10**12)]
 Seed = Annotated[int, Bounds("a whole number from 0 to 4294967295", 0, 2**32 - 1)]
 Fraction = Annotated[float, Bounds("between 0 and 1", 0, 1)]
 PositiveFraction = Annotated[float, Bounds("above 0 and at most 1", _ABOVE_0, 1)]
+BelowOne = Annotated[float, Bounds("at least 0 and below 1", 0, _BELOW_1)]
 Positive = Annotated[float, Bounds("above 0 and finite", _ABOVE_0, 1e9)]
 NonNegative = Annotated[float, Bounds("at least 0 and finite", 0, 1e9)]
 # Every checkpoint stores the configuration, including these strings.
@@ -111,8 +112,9 @@ class ModelConfig(Checked):
     hidden_layers: Annotated[int, Bounds("a whole number from 1 to 1000", 1, 1000)] = 2
     """Number of LSTM layers."""
 
-    dropout: Annotated[float, Bounds("at least 0 and below 1", 0, _BELOW_1)] = 0.0
-    """Probability of zeroing each output of a layer during training, at least 0 and below 1."""
+    dropout: BelowOne = 0.0
+    """Probability of zeroing each output of a layer during training, at least 0 and below 1.
+    A sequence has one mask per window (variational dropout)."""
 
     implementation: Optional[Text] = None
     """How the LSTM is computed, by default chosen by platform and size.
@@ -168,6 +170,14 @@ class TrainConfig(Checked):
 
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay of AdamW. It applies to weight matrices, not to biases."""
+
+    beta1: BelowOne = 0.8
+    """Decay per step of AdamW's average of gradients, at least 0 and below 1. Short runs learn sooner with less than
+    the usual 0.9."""
+
+    beta2: BelowOne = 0.99
+    """Decay per step of AdamW's average of squared gradients, at least 0 and below 1. A character model trains for few
+    steps, and the usual 0.999 averages over a thousand of them."""
 
     # Smaller gradients vanish beside the epsilon of AdamW, 1e-8: nothing would be trained.
     clip_norm: Annotated[float, Bounds("at least 1e-9 and finite", 1e-9, 1e9)] = 1.0

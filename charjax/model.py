@@ -77,8 +77,9 @@ class Head(nn.Module):
 class CharLSTM(nn.Module):
     """Predicts the next character at every position with a stack of LSTM layers (Graves 2013).
 
-    Character ids select rows of layer 0's input weights, as one-hot inputs would. Dropout (Zaremba et al. 2014) is
-    applied to the output of every layer, between layers and before the head, never to the recurrent state.
+    Character ids select rows of layer 0's input weights, as one-hot inputs would. Dropout is applied to the output of
+    every layer, between layers and before the head, never to the recurrent state (Zaremba et al. 2014), with one mask
+    per sequence and window (variational dropout, Gal and Ghahramani 2016).
 
     Attributes:
         vocab_size: V, number of characters.
@@ -173,10 +174,11 @@ class CharLSTM(nn.Module):
         return self.head(drop(y, keep[-1], self.dropout) if keep else y), carry
 
     def _keep(self, shape: tuple[int, ...], stream_ids: Array | None) -> tuple[Array, ...]:
-        """Returns the mask of outputs that dropout keeps, [B, T, H] per layer."""
+        """Returns the mask of outputs that dropout keeps, [B, T, H] per layer and the same at every step."""
         sequence_ids = jnp.arange(shape[0]) if stream_ids is None else stream_ids
         keys = [self.make_rng("dropout") for _ in self.layer]
-        return tuple(keep_per_sequence(key, self.dropout, sequence_ids, (shape[1], self.hidden_dim)) for key in keys)
+        masks = (keep_per_sequence(key, self.dropout, sequence_ids, (1, self.hidden_dim)) for key in keys)
+        return tuple(jnp.broadcast_to(mask, (*shape, self.hidden_dim)) for mask in masks)
 
 
 @in_default_modes

@@ -99,6 +99,16 @@ def test_dropout_applies_only_in_training_and_to_both_layers():
     assert not np.allclose(carry[1].c, dropped_carry[1].c)
 
 
+def test_dropout_has_one_mask_per_window():
+    model = CharLSTM(5, hidden_dim=32, hidden_layers=2, dropout=0.5)
+    (first, second) = model.bind({}, rngs={"dropout": jax.random.key(2)})._keep((3, 7), None)
+    assert first.shape == second.shape == (3, 7, 32)
+    for mask in (first, second):
+        assert (mask == mask[:, :1]).all()
+        assert (mask[0] != mask[1]).any()
+    assert (first != second).any()
+
+
 def test_dropout_of_a_row_does_not_depend_on_the_others():
     key = jax.random.key(0)
     whole = keep_per_sequence(key, 0.3, jnp.arange(6), (50, 8))

@@ -7,6 +7,9 @@ from charjax.config import DataConfig, ModelConfig, TrainConfig, from_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError, in_short
 
+# The values with which runs were trained before they became options.
+_FORMER_DEFAULTS = {"beta1": 0.9, "beta2": 0.99}
+
 # Above any count or duration of a training run, and small enough to compute with.
 _LARGEST = 1e15
 
@@ -63,7 +66,7 @@ class RunInfo:
             charjax_version=version,
             data=from_dict(DataConfig, values.get("data", {})),
             model=from_dict(ModelConfig, values["model"]),
-            train=from_dict(TrainConfig, values.get("train", {})),
+            train=from_dict(TrainConfig, _with_former_defaults(values.get("train", {}))),
             corpus=_typed(CorpusInfo, values.get("corpus", {})),
             vocab=Vocab.from_dict(values["vocab"]),
         )
@@ -123,6 +126,11 @@ class Progress:
             UserError: a number is missing, unknown, of the wrong type, negative or not finite.
         """
         return _typed(cls, values)
+
+
+def _with_former_defaults(train: Any) -> Any:
+    """Adds the options that did not exist when an older run was trained."""
+    return _FORMER_DEFAULTS | train if isinstance(train, dict) and train else train
 
 
 def _check_names(kind: Any, values: Any) -> dict[str, Any]:

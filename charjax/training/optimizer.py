@@ -11,14 +11,10 @@ import optax
 from charjax.config import TrainConfig
 from charjax.errors import check_type, checked_whole
 
-ADAM_B1 = 0.9
-# A character model trains for few steps: Adam's usual 0.999 averages second moments over a thousand of them.
-ADAM_B2 = 0.99
-
 # The fields of TrainConfig that an optimizer depends on.
 _FIELDS = (
     "learning_rate", "schedule", "warmup_frac", "final_lr_frac", "decay_factor", "decay_every", "epochs",
-    "weight_decay", "clip_norm",
+    "weight_decay", "beta1", "beta2", "clip_norm",
 )  # fmt: skip
 _OPTIMIZERS_KEPT = 32
 
@@ -128,7 +124,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
 def _make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
     # optax.adamw, part by part, because its learning rate is a function of the step only.
     adamw = optax.chain(
-        optax.scale_by_adam(ADAM_B1, ADAM_B2),
+        optax.scale_by_adam(config.beta1, config.beta2),
         optax.add_decayed_weights(config.weight_decay, _is_matrix),
         _scale_by_rate(make_schedule(config, total_steps)),
     )

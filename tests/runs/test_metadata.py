@@ -53,3 +53,10 @@ def test_values_out_of_range_are_named(part, name, value):
     values[part] = {**values[part], name: value}
     with pytest.raises(UserError, match=name):
         RunInfo.from_dict(values)
+
+
+def test_an_older_run_keeps_the_averages_that_it_was_trained_with():
+    values = INFO.to_dict()
+    values["train"] = {name: value for name, value in values["train"].items() if not name.startswith("beta")}
+    train = RunInfo.from_dict(values).train
+    assert (train.beta1, train.beta2) == (0.9, 0.99)
