@@ -146,8 +146,8 @@ class TrainConfig(Checked):
     seq_len: Count = 100
     """Characters per window, which is how far back gradients reach (truncated BPTT)."""
 
-    epochs: Count = 10
-    """Passes over the training text."""
+    epochs: Positive = 10
+    """Passes over the training text; 0.5 is its first half."""
 
     learning_rate: Positive = 3e-3
     """Peak learning rate of AdamW."""

@@ -15,7 +15,6 @@ COUNTS = {
     TrainConfig: [
         "batch_size",
         "seq_len",
-        "epochs",
         "decay_every",
         "eval_every",
         "checkpoint_every",
@@ -119,7 +118,8 @@ def test_scalars_of_numpy_and_jax_are_numbers():
     [
         ({"learning_rate": 1e30}, "learning_rate must be at most 1e.09, not 1e.30"),
         ({"learning_rate": math.inf}, "learning_rate must be above 0 and finite, not inf"),
-        ({"epochs": 10**15}, "epochs must be at most 1000000000000, not 10"),
+        ({"seq_len": 10**15}, "seq_len must be at most 1000000000000, not 10"),
+        ({"epochs": 0}, "epochs must be above 0 and finite, not 0"),
         ({"seed": None}, "seed must be a whole number from 0 to 4294967295, not None"),
     ],
 )

@@ -21,7 +21,7 @@ class Pace:
     """
 
     def __init__(
-        self, total_steps: int, step: int, chars_per_step: int, epochs: int, clock: Callable[[], float]
+        self, total_steps: int, step: int, chars_per_step: int, epochs: float, clock: Callable[[], float]
     ) -> None:
         self.total_steps, self.step, self.epochs, self.loss = total_steps, step, epochs, math.nan
         self._chars_per_step, self._clock = chars_per_step, clock

@@ -26,7 +26,7 @@ class PlainReporter:
         self._pace: Pace | None = None
         self._next_line_at = 0.0
 
-    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
+    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: float = 1) -> None:
         """Starts the clock; see `Reporter`."""
         self._pace = Pace(total_steps, step, chars_per_step, epochs, self._clock)
         self._next_line_at = self._clock() + _FIRST_LINE_SECONDS

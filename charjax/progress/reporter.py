@@ -14,7 +14,7 @@ from charjax.progress.terminal import TerminalReporter
 class Reporter(Protocol):
     """Receives the progress of `fit`; any class with these methods will do."""
 
-    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
+    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: float = 1) -> None:
         """Called when training starts, and again after a rollback.
 
         Args:
@@ -40,7 +40,7 @@ class Reporter(Protocol):
 class NullReporter:
     """Shows nothing."""
 
-    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
+    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: float = 1) -> None:
         """Does nothing."""
 
     def update(self, step: int, loss: float) -> None:

@@ -29,7 +29,7 @@ class TerminalReporter:
         self._latest: Evaluation | None = None
         self._best_val_loss = math.inf
 
-    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: int = 1) -> None:
+    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: float = 1) -> None:
         """Shows the bar; see `Reporter`."""
         self._pace = Pace(total_steps, step, chars_per_step, epochs, self._clock)
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
@@ -83,7 +83,7 @@ class TerminalReporter:
 
     def _bar(self, pace: Pace) -> RenderableType:
         total = f"{pace.total_steps:,}"
-        epoch = f"epoch {pace.epoch:{len(str(pace.epochs)) + 3}.2f}/{pace.epochs}"
+        epoch = f"epoch {pace.epoch:{len(f'{pace.epochs:.2f}')}.2f}/{pace.epochs:g}"
         step = f"step {pace.step:{len(total)},}/{total}"
         done = pace.step >= pace.total_steps
         clock = f"{duration(pace.elapsed_seconds)} in all" if done else f"{duration(pace.seconds_left)} left"

@@ -27,7 +27,7 @@ from charjax.runs.compatibility import describe_run
 from charjax.runs.shared_folder import open_run
 from charjax.train_state import TrainState
 from charjax.training.loop import TrainLoop
-from charjax.training.plan import training_layout
+from charjax.training.plan import steps_of_run, training_layout
 
 MOST_STEPS = 2**31 - 1
 
@@ -122,9 +122,10 @@ def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> 
     check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
     steps_per_epoch = training_layout(corpus, config).windows
-    if config.epochs * steps_per_epoch > MOST_STEPS:  # devices count in int32
+    total = steps_of_run(config, steps_per_epoch)
+    if total > MOST_STEPS:  # devices count in int32
         raise UserError(
-            f"{config.epochs} epochs are {config.epochs * steps_per_epoch:,} steps, more than {MOST_STEPS:,}; "
+            f"{config.epochs:.12g} epochs are {total:,} steps, more than {MOST_STEPS:,}; "
             f"lower --epochs to at most {MOST_STEPS // steps_per_epoch}"
         )
     context = encode_context(corpus.vocab, config.sample_context)

@@ -120,7 +120,7 @@ class TrainLoop:
         if progress.step > self.plan.total_steps:
             raise UserError(
                 f"the run was trained for {progress.step} steps, which is {progress.epoch:.4g} epochs, "
-                f"more than --epochs {self.config.epochs}; raise --epochs to resume it"
+                f"more than --epochs {self.config.epochs:g}; raise --epochs to resume it"
             )
 
     def _roll_back(self, problem: str) -> TrainState:

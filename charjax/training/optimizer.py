@@ -10,6 +10,7 @@ import optax
 
 from charjax.config import TrainConfig
 from charjax.errors import check_type, checked_whole
+from charjax.training.plan import steps_of_run
 
 # The fields of TrainConfig that an optimizer depends on.
 _FIELDS = (
@@ -78,7 +79,7 @@ def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoc
     asked = any(getattr(earlier, name) != getattr(config, name) for name in ("learning_rate", "schedule"))
     if asked or earlier.epochs == config.epochs:
         return
-    totals = (earlier.epochs * steps_per_epoch, config.epochs * steps_per_epoch)
+    totals = (steps_of_run(earlier, steps_per_epoch), steps_of_run(config, steps_per_epoch))
     with jax.transfer_guard("allow"):  # the step is a host-side number
         before, after = (
             float(make_schedule(how, total)(min(step, total - 1)))
@@ -86,8 +87,8 @@ def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoc
         )
     if after > 1.01 * before:
         _log.warning(
-            "the learning rate rises from %.3g to %.3g, because its %s schedule now ends after --epochs %d instead of "
-            "%d; to train on at a low rate, pass --schedule constant and a --learning-rate",
+            "the learning rate rises from %.3g to %.3g, because its %s schedule now ends after --epochs %g instead of "
+            "%g; to train on at a low rate, pass --schedule constant and a --learning-rate",
             before, after, config.schedule, config.epochs, earlier.epochs,
         )  # fmt: skip
 

@@ -13,6 +13,11 @@ def training_layout(corpus: Corpus, config: TrainConfig) -> SequenceLayout:
     return SequenceLayout.of(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
 
 
+def steps_of_run(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Returns the number of optimizer steps of a whole run, at least 1."""
+    return max(1, round(config.epochs * steps_per_epoch))
+
+
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
     """The steps at which training evaluates, saves and ends.
@@ -34,7 +39,7 @@ class StepPlan:
         """Fills in the defaults: evaluate after each epoch, save after each evaluation."""
         eval_every = config.eval_every or steps_per_epoch
         checkpoint_every = config.checkpoint_every or eval_every
-        return cls(steps_per_epoch, config.epochs * steps_per_epoch, eval_every, checkpoint_every)
+        return cls(steps_per_epoch, steps_of_run(config, steps_per_epoch), eval_every, checkpoint_every)
 
     def is_evaluation_due(self, step: int) -> bool:
         """Returns True if this step is to be evaluated, as the last one always is."""

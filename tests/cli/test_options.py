@@ -140,7 +140,7 @@ def test_train_frac_out_of_range(value):
     assert train_error("--train-frac", value).startswith("--train-frac must be between 0 and 1")
 
 
-@pytest.mark.parametrize("flag", ["--hidden-dim", "--hidden-layers", "--batch-size", "--seq-len", "--epochs"])
+@pytest.mark.parametrize("flag", ["--hidden-dim", "--hidden-layers", "--batch-size", "--seq-len"])
 @pytest.mark.parametrize("value", ["0", "-3"])
 def test_sizes_that_are_not_positive(flag, value):
     expected = "from 1 to 1000" if flag == "--hidden-layers" else "of at least 1"
@@ -150,7 +150,7 @@ def test_sizes_that_are_not_positive(flag, value):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--epochs", "ten"], "--epochs must be a whole number, not 'ten'; see charjax train --help"),
+        (["--epochs", "ten"], "--epochs must be a number, not 'ten'; see charjax train --help"),
         (["--eval-every=1.5"], "--eval-every must be a whole number, not '1.5'; see charjax train --help"),
         (["--learning-rate", "fast"], "--learning-rate must be a number, not 'fast'; see charjax train --help"),
         (["--learning-rate", "-.5"], "--learning-rate must be above 0 and finite, not -0.5; see charjax train --help"),
@@ -174,7 +174,7 @@ def test_a_choice_that_does_not_exist():
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_an_error_message_is_extracted_from_tyros_frame(monkeypatch, encoding):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    rule = "--epochs must be a whole number of at least 1, not 0; see charjax train --help"
+    rule = "--epochs must be above 0 and finite, not 0.0; see charjax train --help"
     assert train_error("--epochs", "0") == rule
 
 

@@ -33,6 +33,7 @@ from charjax.runs.checkpoint import read_header
 from charjax.runs.logs import read_metrics
 from charjax.training.evaluate import evaluate
 from charjax.training.optimizer import make_optimizer
+from charjax.training.plan import training_layout
 
 CORPUS = small_corpus()
 MODEL = small_model(CORPUS)
@@ -470,8 +471,16 @@ def test_every_core_is_a_device_unless_the_user_chooses():
 
 
 def test_more_steps_than_int32_can_count_are_refused(tmp_path):
-    refused(tmp_path, "99999999999 epochs are .* steps, more than 2,147,483,647; lower --epochs to at most 89",
-            epochs=99999999999)  # fmt: skip
+    refused(tmp_path, "999999999 epochs are .* steps, more than 2,147,483,647; lower --epochs to at most 89",
+            epochs=999999999)  # fmt: skip
+
+
+def test_training_may_end_within_an_epoch():
+    recorder = Recorder()
+    state = fit(MODEL, CORPUS, SMALL, epochs=1.5, eval_every=None, sample_length=0, reporter=recorder)
+    per_epoch = training_layout(CORPUS, SMALL).windows
+    assert [evaluation.step for evaluation, _ in recorder.evaluations] == [per_epoch, round(1.5 * per_epoch)]
+    assert int(state.step) == round(1.5 * per_epoch)
 
 
 def test_every_evaluation_reports_the_speed(tmp_path):

@@ -124,11 +124,20 @@ def test_equal_settings_share_one_optimizer_and_others_do_not():
     assert make_optimizer(config, 9) is make_optimizer(dataclasses.replace(config, seed=1, batch_size=2), 9)
     changes = {
         "learning_rate": 0.5, "schedule": "step", "warmup_frac": 0.5, "final_lr_frac": 0.5, "decay_factor": 0.25,
-        "decay_every": 2, "epochs": 3, "weight_decay": 0.5, "clip_norm": 0.5,
+        "decay_every": 2, "epochs": 3, "weight_decay": 0.5, "beta1": 0.5, "beta2": 0.5,
+        "clip_norm": 0.5,
     }  # fmt: skip
     for name, value in changes.items():
         assert make_optimizer(dataclasses.replace(config, **{name: value}), 9) is not make_optimizer(config, 9)
     assert make_optimizer(config, 10) is not make_optimizer(config, 9)
+
+
+def test_the_averages_decay_as_asked():
+    grads = {"a": jnp.array([[3.0]])}
+    optimizer = make_optimizer(TrainConfig(beta1=0.6, beta2=0.7, clip_norm=10.0), 10)
+    _, state = optimizer.update(grads, optimizer.init(grads), grads)
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu")["a"], 0.4 * 3.0, rtol=1e-6)
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "nu")["a"], 0.3 * 9.0, rtol=1e-6)
 
 
 def small_params():
@@ -151,7 +160,7 @@ def test_weight_decay_applies_only_to_matrices():
 
 def first_moment(clip_norm, grads):
     """Returns Adam's first moment: its updates do not depend on the gradient's length, so clipping shows only here."""
-    optimizer = make_optimizer(TrainConfig(clip_norm=clip_norm), 10)
+    optimizer = make_optimizer(TrainConfig(clip_norm=clip_norm, beta1=0.9), 10)
     params = jax.tree.map(jnp.zeros_like, grads)
     _, state = optimizer.update(grads, optimizer.init(params), params)
     return optax.tree_utils.tree_get(state, "mu")

@@ -32,7 +32,7 @@ def run(command: InfoCommand) -> None:
         ),
         (
             "progress",
-            f"step {progress.step:,}, epoch {progress.epoch:.2f} of {info.train.epochs}, {minutes} min {seconds} s",
+            f"step {progress.step:,}, epoch {progress.epoch:.2f} of {info.train.epochs:g}, {minutes} min {seconds} s",
         ),
         ("best", best),
     ]
