@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from charjax.training.evaluate import evaluate as evaluate, make_eval_step as make_eval_step
     from charjax.training.fit import fit as fit
     from charjax.training.optimizer import make_optimizer as make_optimizer
+    from charjax.training.presets import preset as preset
     from charjax.training.step import make_train_step as make_train_step
 
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
     "LSTMWeights", "ModelConfig", "SampleConfig", "ScoredPiece", "TrainConfig", "TrainState", "Vocab", "activations",
     "beam_search", "beam_search_text", "dynamic_score", "dynamic_score_pieces", "evaluate", "fit", "generate",
     "generate_text", "init_carry", "init_params", "init_train_state", "interop", "join_processes", "load_model",
-    "make_eval_step", "make_mesh", "make_optimizer", "make_streams", "make_train_step", "ops", "put_streams",
+    "make_eval_step", "make_mesh", "make_optimizer", "make_streams", "make_train_step", "ops", "preset", "put_streams",
     "read_pieces", "restore_checkpoint", "save_checkpoint", "score", "score_pieces", "unit_activations",
     "unit_correlations",
 ]  # fmt: skip
@@ -78,6 +79,7 @@ _NAMES_OF = {
     "training.evaluate": ("evaluate", "make_eval_step"),
     "training.fit": ("fit",),
     "training.optimizer": ("make_optimizer",),
+    "training.presets": ("preset",),
     "training.step": ("make_train_step",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

@@ -94,6 +94,7 @@ TAKEN = {
     "make_streams": {"ids": IDS, "batch_size": 2, "seq_len": 3, "burn_in": 0},
     "make_train_step": {"model": MODEL, "optimizer": OPTIMIZER, "seq_len": 8, "mesh": MESH}
     | {"steps_per_call": 1, "microbatches": 1},
+    "preset": {"name": "tiny", "characters": 9},
     "put_streams": {"tree": STREAMS, "mesh": MESH},
     "read_pieces": {"path": __file__, "vocab": "auto"},
     "restore_checkpoint": {"run_dir": "runs/none", "abstract": STATE},
@@ -149,7 +150,11 @@ def refuses(message, function, *arguments, **options):
 MISTAKES = [
     ("corpus must be a Corpus, not str; make one with Corpus.from_file", lambda: fit(MODEL, "text.txt")),
     ("model must be a CharLSTM, not Corpus; make one with", lambda: fit(CORPUS, MODEL)),
-    ("config must be a TrainConfig, not str", lambda: fit(MODEL, CORPUS, "runs/one")),
+    ("config must be a TrainConfig, not dict", lambda: fit(MODEL, CORPUS, {})),
+    (
+        "the name of a preset must be tiny, small, medium or large, not 'runs/one'",
+        lambda: fit(MODEL, CORPUS, "runs/one"),
+    ),
     ("reporter must be a Reporter, such as History", lambda: fit(MODEL, CORPUS, reporter=History, mesh=MESH)),
     (
         "ids must be an array .* of integers, such as corpus.train, not list",

@@ -14,6 +14,7 @@ import tyro
 
 from charjax.config import Bounds, Checked, Count, DataConfig, DynamicConfig, ModelConfig, SampleConfig, TrainConfig
 from charjax.errors import UserError
+from charjax.training.presets import PresetName
 
 NonNegativeCount = Annotated[int, Bounds("a whole number of at least 0", 0, 10**12)]
 RunArgument = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -35,6 +36,10 @@ class TrainCommand(Checked):
 
     resume: bool = False
     """Continue the run in --out exactly where it stopped, with the options it was started with."""
+
+    preset: Optional[PresetName] = None
+    """Size of the model and a recipe that suits the text: tiny trains for about ten seconds on two CPU cores,
+    small for one or two minutes, medium for ten minutes, large for an hour. Other options override it."""
 
     config: Optional[Path] = None
     """TOML file of options, such as hidden_dim = 256. Options on the command line override it."""
@@ -58,6 +63,8 @@ class TrainCommand(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.resume and self.preset is not None:
+            raise UserError("a resumed run keeps its options; omit --preset")
         together = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
         given = [name for name, value in together.items() if value is not None]
         if not given:

@@ -25,7 +25,7 @@ from charjax.data.survey import (
 from charjax.data.text_file import FileIds, TextFile
 from charjax.data.vocab import Vocab, to_utf8
 from charjax.distributed.processes import are_several, from_main, together
-from charjax.errors import UserError, checked_path, checked_whole
+from charjax.errors import UserError, check_type, checked_path, checked_whole
 from charjax.host.memory import room_for_text
 
 # The number of blocks of a file that a fingerprint covers, and the size of each.
@@ -256,6 +256,11 @@ class TextPieces:
         table[self.vocab.codes()] = np.arange(self.vocab.size, dtype=np.int32)
         for points in code_points(self.open_text):
             yield table[points]
+
+
+def check_corpus(corpus: Corpus) -> None:
+    """Checks that a corpus is one; a UserError otherwise."""
+    check_type("corpus", corpus, Corpus, "make one with Corpus.from_file or Corpus.from_text")
 
 
 def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:

@@ -6,8 +6,8 @@ from typing import Any
 
 from charjax._version import __version__
 from charjax.config import DataConfig, TrainConfig
-from charjax.data.corpus import Corpus
-from charjax.errors import UserError, check_type
+from charjax.data.corpus import Corpus, check_corpus
+from charjax.errors import UserError
 from charjax.model import CharLSTM, check_model
 from charjax.runs.metadata import CorpusInfo, RunInfo
 
@@ -22,7 +22,7 @@ def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInf
         UserError: the model's vocab_size is not the text's, or an argument has another type.
     """
     check_model(model)
-    check_type("corpus", corpus, Corpus, "make one with Corpus.from_file or Corpus.from_text")
+    check_corpus(corpus)
     if model.vocab_size != corpus.vocab.size:
         raise UserError(f"the model's vocab_size is {model.vocab_size}, the text's vocabulary has {corpus.vocab.size}")
     return RunInfo(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from charjax.config import TrainConfig
 from charjax.data.batching import check_fits
-from charjax.data.corpus import Corpus
+from charjax.data.corpus import Corpus, check_corpus
 from charjax.data.vocab import encode_context
 from charjax.distributed.mesh import check_divides, checked_mesh, make_training_mesh, use_all_cores
 from charjax.distributed.processes import check_same, together
@@ -28,6 +28,7 @@ from charjax.runs.shared_folder import open_run
 from charjax.train_state import TrainState
 from charjax.training.loop import TrainLoop
 from charjax.training.plan import steps_of_run, training_layout
+from charjax.training.presets import PresetName, preset
 
 MOST_STEPS = 2**31 - 1
 
@@ -36,7 +37,7 @@ MOST_STEPS = 2**31 - 1
 def fit(
     model: CharLSTM,
     corpus: Corpus,
-    config: TrainConfig | None = None,
+    config: TrainConfig | PresetName | None = None,
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -49,7 +50,7 @@ def fit(
     Args:
         model: the model; its vocab_size must be the corpus's.
         corpus: the text.
-        config: how to train; by default `TrainConfig()`.
+        config: how to train, by default `TrainConfig()`; or the name of a preset, for its recipe (see `preset`).
         out: run folder for checkpoints, metrics.jsonl and samples.txt; None keeps nothing on disk.
         resume: continue from the latest checkpoint in `out`. With the same configuration the result is bit for bit
             that of a run that was never interrupted.
@@ -77,6 +78,9 @@ def fit(
         >>> int(state.step)
         10
     """
+    if isinstance(config, str):
+        check_corpus(corpus)
+        config = preset(config, len(corpus.train)).train
     config = _replaced(TrainConfig() if config is None else config, overrides)
     if out is not None:
         checked_checkpoint_folder("out", out)

@@ -1,6 +1,7 @@
 """`charjax train`: what it prints, resuming, and one line with exit code 2 for what cannot be used."""
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import pkgutil
@@ -15,7 +16,7 @@ from helpers.command_line import fails, shows
 from helpers.small_run import TEXT
 from jax.experimental.compilation_cache import compilation_cache
 
-from charjax import CharLSTM, Corpus, fit, make_mesh
+from charjax import CharLSTM, Corpus, fit, make_mesh, preset
 from charjax.cli import commands
 from charjax.cli.commands import train as train_module
 from charjax.cli.main import main
@@ -60,6 +61,18 @@ def test_options_of_a_config_file_reach_the_run(text, tmp_path, capsys):
 
 
 # ---- resuming
+
+
+def test_a_preset_sets_the_options_that_were_not_given(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--preset", "small", "--hidden-dim", 7, "--epochs", 0.1, "--batch-size", 4, "--sample-length", 0]
+    shows(capsys, "train", text, "--out", run, *options)
+    info, (model, train) = read_header(run).info, preset("small", len(Corpus.from_file(text).train))
+    assert info.model == dataclasses.replace(model, hidden_dim=7, dtype=info.model.dtype)
+    assert info.train == dataclasses.replace(train, epochs=0.1, batch_size=4, sample_length=0)
+    message = fails(capsys, "train", text, "--out", run, "--resume", "--preset", "small")
+    assert message == "a resumed run keeps its options; omit --preset; see charjax train --help"
+    shows(capsys, "train", text, "--out", run, "--resume", "--epochs", 0.2)
 
 
 def test_resuming_keeps_the_options_of_the_run(trained, tmp_path, capsys):

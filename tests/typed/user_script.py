@@ -43,6 +43,7 @@ from charjax import (
     make_streams,
     make_train_step,
     ops,
+    preset,
     put_streams,
     read_pieces,
     restore_checkpoint,
@@ -61,6 +62,8 @@ def train(path: Path) -> TrainState:
     model = CharLSTM.from_config(ModelConfig(hidden_dim=64, dropout=0.1), corpus.vocab.size)
     history = History()
     state = fit(model, corpus, TrainConfig(epochs=2), out="runs/one", reporter=history, batch_size=16)
+    small = preset("small", len(corpus.train))
+    fit(CharLSTM.from_config(small.model, corpus.vocab.size), corpus, "small", seed=1)
     losses: list[float] = [evaluation.val_loss for evaluation in history.evaluations]
     print(charjax.__version__, min(losses), evaluate(model, state.params, corpus.validation))
     return state

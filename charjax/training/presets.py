@@ -1,0 +1,82 @@
+"""Sizes and recipes for a budget of time, adapted to the length of the text; imports no jax."""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+from charjax.config import ModelConfig, TrainConfig
+from charjax.errors import UserError, checked_whole, in_short
+
+PresetName = Literal["tiny", "small", "medium", "large"]
+
+# A text that is read more often than this is learned by heart, whatever the dropout.
+MOST_PASSES = 30
+MOST_DROPOUT = 0.6
+
+
+class Preset(NamedTuple):
+    """A model's size, `model`, and how to train it, `train`; see `preset`."""
+
+    model: ModelConfig
+    train: TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class _Size:
+    """One preset: `characters` is how many it trains on, counting each pass over the text."""
+
+    hidden_dim: int
+    hidden_layers: int
+    learning_rate: float
+    characters: int
+
+
+# docs/learning.md has the experiments behind these numbers.
+_SIZES = {
+    "tiny": _Size(256, 1, 0.02, 1_000_000),
+    "small": _Size(512, 1, 0.01, 3_000_000),
+    "medium": _Size(512, 2, 0.007, 8_000_000),
+    "large": _Size(1024, 2, 0.004, 20_000_000),
+}
+
+
+def preset(name: PresetName, characters: int) -> Preset:
+    """Returns a model's size and a recipe that suits the length of the text.
+
+    On two CPU cores with AVX-512 and bfloat16 "tiny" trains for about ten seconds, "small" for one minute or two,
+    "medium" for ten minutes and "large" for an hour, whatever the length of the text: it is read as often as that
+    takes, at most 30 times, or only in part. The more often, the higher the dropout.
+
+    Args:
+        name: "tiny", "small", "medium" or "large".
+        characters: length of the training text, such as len(corpus.train).
+
+    Raises:
+        UserError: there is no such preset, or characters is not a whole number of at least 1.
+
+    Examples:
+        >>> from charjax import preset
+        >>> small = preset("small", characters=1_000_000)
+        >>> small.model.hidden_dim, small.train.epochs
+        (512, 3.0)
+    """
+    model, train = preset_options(name, characters)
+    return Preset(ModelConfig(**model), TrainConfig(**train))
+
+
+def preset_options(name: PresetName, characters: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the fields of ModelConfig and TrainConfig that a preset sets; arguments and errors as for `preset`."""
+    if not isinstance(name, str) or name not in _SIZES:
+        raise UserError(
+            f"the name of a preset must be {', '.join(list(_SIZES)[:-1])} or {list(_SIZES)[-1]}, not {in_short(name)}"
+        )
+    size = _SIZES[name]
+    passes = min(size.characters / checked_whole("characters", characters), MOST_PASSES)
+    model = {"hidden_dim": size.hidden_dim, "hidden_layers": size.hidden_layers, "dropout": _dropout(passes)}
+    train = {"batch_size": 32, "seq_len": 50, "epochs": passes, "learning_rate": size.learning_rate}
+    return model, train
+
+
+def _dropout(passes: float) -> float:
+    """Returns the rate that keeps a model from learning a text by heart that it reads so often; 0 for one pass."""
+    return round(min(MOST_DROPOUT, max(0.0, 0.17 * math.log2(passes))), 2)

@@ -1,0 +1,53 @@
+"""Presets: sizes and recipes by the length of the text."""
+
+import pytest
+
+from charjax.config import ModelConfig, TrainConfig
+from charjax.errors import UserError
+from charjax.training.presets import MOST_DROPOUT, MOST_PASSES, preset
+
+NAMES = ("tiny", "small", "medium", "large")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("characters", [1, 1_000, 50_000, 1_000_000, 10**12])
+def test_a_preset_is_a_valid_configuration_for_any_length(name, characters):
+    model, train = preset(name, characters)
+    assert isinstance(model, ModelConfig)
+    assert isinstance(train, TrainConfig)
+    assert 0 < train.epochs <= MOST_PASSES
+    assert 0 <= model.dropout <= MOST_DROPOUT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_longer_text_is_read_less_often_with_less_dropout(name):
+    lengths = [10_000 * 4**n for n in range(8)]
+    passes = [preset(name, length).train.epochs for length in lengths]
+    dropout = [preset(name, length).model.dropout for length in lengths]
+    assert passes == sorted(passes, reverse=True)
+    assert dropout == sorted(dropout, reverse=True)
+    assert passes[0] == MOST_PASSES
+    assert dropout[-1] == 0
+
+
+def test_the_time_does_not_grow_with_the_text():
+    assert preset("small", 10**8).train.epochs * 10**8 == preset("small", 10**9).train.epochs * 10**9
+
+
+def test_larger_presets_train_larger_models_on_more_characters():
+    chosen = [preset(name, 10**9) for name in NAMES]
+    sizes = [(model.hidden_layers * model.hidden_dim, train.epochs) for model, train in chosen]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == len(NAMES)
+
+
+@pytest.mark.parametrize(("name", "characters", "message"), [
+    ("huge", 10, "the name of a preset must be tiny, small, medium or large, not 'huge'"),
+    (None, 10, "the name of a preset must be tiny, .* not None"),
+    (["tiny"], 10, "the name of a preset must be tiny, .*"),
+    ("tiny", 0, "characters must be a whole number of at least 1, not 0"),
+    ("tiny", 1.5, "characters must be a whole number"),
+])  # fmt: skip
+def test_other_arguments_are_refused(name, characters, message):
+    with pytest.raises(UserError, match=message):
+        preset(name, characters)
