@@ -41,16 +41,16 @@ struct Forward {
     if (!n.one_hot) pack_by_gate<E>(w_ih, n.D, n, packed_ih);
     for (int row = 0; row < (n.one_hot ? n.D : 1); ++row)
       for (int p = 0; p < n.panels(); ++p)
-        for (int gate = 0; gate < 4; ++gate)
-          for (int u = 0; u < W; ++u) {
-            float value = 0;
-            if (u < n.units(p)) {
-              const int column = gate * n.H + p * W + u;
-              value = bias[column];
-              if (n.one_hot) value += widen(narrow<E>(w_ih[static_cast<size_t>(row) * 4 * n.H + column]));
-            }
-            start[(static_cast<size_t>(row) * n.panels() + p) * TILE + gate * W + u] = value;
+        for (int gate = 0; gate < 4; ++gate) {
+          const int column = gate * n.H + p * W;
+          Vec value = load_some(bias + column, n.units(p));
+          if (n.one_hot) {
+            E rounded[W];
+            store_as(rounded, load_some(w_ih + static_cast<size_t>(row) * 4 * n.H + column, n.units(p)));
+            value += load_as_float(rounded);
           }
+          store(start + (static_cast<size_t>(row) * n.panels() + p) * TILE + gate * W, value);
+        }
   }
 
   // Work space of one part of the rows: h before and after a step, c, the step's inputs.

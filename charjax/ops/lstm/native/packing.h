@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "gemm.h"
 
@@ -20,16 +21,18 @@ struct Sizes {
 template <class E>
 void pack_by_gate(const float* w, int K, const Sizes& n, E* out) {
   constexpr int group = GROUP<E>;
-  for (int p = 0; p < n.panels(); ++p)
-    for (int k = 0; k < round_up(K, group); ++k) {
-      E* to = out + (static_cast<size_t>(p) * round_up(K, group) + k / group * group) * TILE + k % group;
-      for (int gate = 0; gate < 4; ++gate)
-        for (int u = 0; u < W; ++u) {
-          const bool inside = k < K && u < n.units(p);
-          to[(gate * W + u) * group] =
-              narrow<E>(inside ? w[static_cast<size_t>(k) * 4 * n.H + gate * n.H + p * W + u] : 0);
-        }
-    }
+  const size_t row = 4 * static_cast<size_t>(n.H), panel = static_cast<size_t>(round_up(K, group)) * TILE;
+  for (int k = 0; k < K; k += group)
+    for (int p = 0; p < n.panels(); ++p)
+      for (int gate = 0; gate < 4; ++gate) {
+        const float* from = w + k * row + gate * n.H + p * W;
+        E* to = out + p * panel + static_cast<size_t>(k) * TILE + gate * W * group;
+        const Vec even = load_some(from, n.units(p));
+        if constexpr (group == 1)
+          store_as(to, even);
+        else
+          store_pairs(to, even, k + 1 < K ? load_some(from + row, n.units(p)) : Vec{});
+      }
 }
 
 // Packs the transpose of weights [N, 4H], for products that sum over gates -> [n / TILE][k / GROUP][TILE][GROUP]; k is
@@ -37,17 +40,20 @@ void pack_by_gate(const float* w, int K, const Sizes& n, E* out) {
 template <class E>
 void pack_transposed(const float* w, int N, const Sizes& n, E* out) {
   constexpr int group = GROUP<E>;
+  static_assert(group * sizeof(E) == sizeof(uint32_t));
   const int K = 4 * n.padded();
+  E rows[TILE][W];
   for (int q = 0; q * TILE < N; ++q)
     for (int p = 0; p < n.panels(); ++p)
       for (int gate = 0; gate < 4; ++gate) {
-        E* to = out + (static_cast<size_t>(q) * K + p * TILE + gate * W) * TILE;
         for (int j = 0; j < TILE; ++j) {
           const bool row = q * TILE + j < N;
           const float* from = w + (row ? static_cast<size_t>(q * TILE + j) * 4 * n.H + gate * n.H + p * W : 0);
-          for (int u = 0; u < W; ++u)
-            to[(u / group * TILE + j) * group + u % group] = narrow<E>(row && u < n.units(p) ? from[u] : 0);
+          store_as(rows[j], row ? load_some(from, n.units(p)) : Vec{});
         }
+        E* to = out + (static_cast<size_t>(q) * K + p * TILE + gate * W) * TILE;
+        for (int u = 0; u < W; u += group)
+          for (int j = 0; j < TILE; ++j, to += group) std::memcpy(to, rows[j] + u, sizeof(uint32_t));
       }
 }
 
