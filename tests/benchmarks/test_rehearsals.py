@@ -168,3 +168,17 @@ def test_every_way_to_sample_samples_from_the_softmax(way):
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).expand(20_000, 4)
     sampled = np.bincount(getattr(torch_generation, way)(logits).numpy(), minlength=4) / 20_000
     np.testing.assert_allclose(sampled, torch.softmax(logits[0], -1).numpy(), atol=0.015)
+
+
+def test_quality(rehearse, root, tmp_path):
+    text, run = root / "data_files" / "coffee.txt", tmp_path / "run"
+    options = ["--hidden-dim", "8", "--hidden-layers", "1", "--epochs", "1", "--sample-length", "0"]
+    train = [sys.executable, "-m", "charjax", "train", str(text), "--out", str(run), *options]
+    subprocess.run(train, cwd=root, capture_output=True, check=True)
+    sizes = ["--samples", "4", "--length", "60"]
+    written, out = rehearse("quality", str(text), "--runs", str(run), "--judge", str(run), *sizes)
+    (content,) = written.values()
+    assert set(content["rows"]) == {"validation text", "run"}
+    assert content["rows"]["validation text"]["known_words"] > content["rows"]["run"]["known_words"]
+    assert all(row["judge_nats"] > 0 for row in content["rows"].values())
+    assert "| validation text |" in out
