@@ -98,7 +98,7 @@ class ModelConfig(Checked):
     Examples:
         >>> from charjax import ModelConfig
         >>> ModelConfig(hidden_dim=128, dropout=0.2).hidden_layers
-        2
+        1
         >>> ModelConfig(dropout=1.0)
         Traceback (most recent call last):
         charjax.errors.UserError: dropout must be at least 0 and below 1, not 1.0
@@ -109,7 +109,7 @@ class ModelConfig(Checked):
     """Units per LSTM layer."""
 
     # Each layer is compiled separately: a thousand take minutes, and a file from someone else may ask for millions.
-    hidden_layers: Annotated[int, Bounds("a whole number from 1 to 1000", 1, 1000)] = 2
+    hidden_layers: Annotated[int, Bounds("a whole number from 1 to 1000", 1, 1000)] = 1
     """Number of LSTM layers."""
 
     dropout: BelowOne = 0.0
@@ -140,7 +140,7 @@ class TrainConfig(Checked):
         charjax.errors.UserError: batch_size must be a whole number of at least 1, not 0
     """
 
-    batch_size: Count = 64
+    batch_size: Count = 32
     """Sequences per batch, over all devices together. The text is cut into this many, which are trained in parallel."""
 
     seq_len: Count = 100
@@ -149,14 +149,14 @@ class TrainConfig(Checked):
     epochs: Positive = 10
     """Passes over the training text; 0.5 is its first half."""
 
-    learning_rate: Positive = 3e-3
+    learning_rate: Positive = 5e-3
     """Peak learning rate of AdamW."""
 
     schedule: Literal["cosine", "constant", "step"] = "cosine"
     """Learning rate after warm-up: cosine (down to final_lr_frac), constant,
     or step (times decay_factor every decay_every epochs)."""
 
-    warmup_frac: Fraction = 0.05
+    warmup_frac: Fraction = 0.02
     """Fraction of all steps over which the learning rate rises from zero, 0 to 1."""
 
     final_lr_frac: Fraction = 0.01

@@ -104,7 +104,7 @@ class CharLSTM(nn.Module):
 
     vocab_size: int
     hidden_dim: int = 512
-    hidden_layers: int = 2
+    hidden_layers: int = 1
     dropout: float = 0.0
     implementation: str | None = None
     dtype: str = "float32"

@@ -114,20 +114,24 @@ def test_a_text_may_take_a_quarter_of_the_memory_of_host_and_devices(system):
 
 
 def test_every_core_has_a_copy_of_the_parameters_and_a_share_of_the_batch(system):
-    model, cpu = ModelConfig(hidden_dim=4000), jax.devices()[:1]  # 3.1 GB a copy
-    check_room_to_train(model, TrainConfig(), 128, cpu)
+    model, cpu = ModelConfig(hidden_dim=4000, hidden_layers=2), jax.devices()[:1]  # 3.1 GB a copy
+    check_room_to_train(model, TrainConfig(batch_size=64), 128, cpu)
     with pytest.raises(
         UserError, match=r"needs about 26\.1 GB of memory, but 8\.19 GB is .*JAX_NUM_CPU_DEVICES=1 for one"
     ):
-        check_room_to_train(model, TrainConfig(), 128, cpu * 8)
+        check_room_to_train(model, TrainConfig(batch_size=64), 128, cpu * 8)
     accelerators = [Accelerator({"bytes_limit": 4 * GB})] * 8
-    check_room_to_train(model, TrainConfig(), 128, accelerators)
+    check_room_to_train(model, TrainConfig(batch_size=64), 128, accelerators)
 
 
 @pytest.mark.parametrize(
     ("model", "train", "advice"),
     [
-        ({"hidden_dim": 10**8}, {}, r"needs about 1\.9\d EB .*lower --hidden-dim \(currently 100000000\)"),
+        (
+            {"hidden_dim": 10**8, "hidden_layers": 2},
+            {},
+            r"needs about 1\.9\d EB .*lower --hidden-dim \(currently 100000000\)",
+        ),
         ({"hidden_dim": 10**5, "hidden_layers": 1000}, {}, r"or --hidden-layers \(1000\)"),
         ({}, {"batch_size": 10**4, "seq_len": 10**4}, r"lower --batch-size \(currently 10000\) or --seq-len \(10000\)"),
     ],
