@@ -12,6 +12,9 @@ PresetName = Literal["tiny", "small", "medium", "large"]
 # A text that is read more often than this is learned by heart, whatever the dropout.
 MOST_PASSES = 30
 MOST_DROPOUT = 0.65
+# Evaluating and saving after every pass over a short text would take longer than the passes.
+MOST_EVALUATIONS = 10
+BATCH_SIZE, SEQ_LEN = 32, 50
 
 
 class Preset(NamedTuple):
@@ -73,7 +76,10 @@ def preset_options(name: PresetName, characters: int) -> tuple[dict[str, Any], d
     size = _SIZES[name]
     passes = min(size.characters / checked_whole("characters", characters), MOST_PASSES)
     model = {"hidden_dim": size.hidden_dim, "hidden_layers": 1, "dropout": _dropout(passes, size.hidden_dim)}
-    train = {"batch_size": 32, "seq_len": 50, "epochs": passes}
+    train: dict[str, Any] = {"batch_size": BATCH_SIZE, "seq_len": SEQ_LEN, "epochs": passes}
+    if passes > MOST_EVALUATIONS:
+        steps_per_pass = -(-characters // (BATCH_SIZE * SEQ_LEN))
+        train["eval_every"] = math.ceil(passes / MOST_EVALUATIONS) * steps_per_pass
     return model, train | {"learning_rate": size.learning_rate, "weight_decay": size.weight_decay}
 
 

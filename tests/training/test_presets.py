@@ -3,7 +3,9 @@
 import pytest
 
 from charjax.config import ModelConfig, TrainConfig
+from charjax.data.batching import SequenceLayout
 from charjax.errors import UserError
+from charjax.training.plan import steps_of_run
 from charjax.training.presets import MOST_DROPOUT, MOST_PASSES, preset
 
 NAMES = ("tiny", "small", "medium", "large")
@@ -29,6 +31,15 @@ def test_a_longer_text_is_read_less_often_with_less_dropout(name):
     assert passes[0] == MOST_PASSES
     assert dropout[-1] == 0
     assert dropout[0] > 0.4
+
+
+@pytest.mark.parametrize("characters", [999, 1_000, 45_000, 1_000_000])
+def test_a_short_text_is_evaluated_after_whole_passes(characters):
+    train = preset("small", characters).train
+    layout = SequenceLayout.of(characters + 1, batch_size=train.batch_size, seq_len=train.seq_len)
+    every = train.eval_every or layout.windows
+    assert every % layout.windows == 0
+    assert steps_of_run(train, layout.windows) <= 10 * every
 
 
 def test_the_time_does_not_grow_with_the_text():
