@@ -220,6 +220,8 @@ def _context() -> ocp.Context:
     context.array.saving.use_compression = False
     # No sharding file: arrays may be loaded onto devices other than those they were saved from.
     context.array.saving.enable_write_sharding_file = False
+    # The first device's copy is written. A part of each device's would be cut out by a program, compiled per shape.
+    context.array.saving.use_replica_parallel = False
     # Orbax measures its timeout by the wall clock, which may jump, or continue while the machine sleeps.
     context.asynchronous.timeout_secs = A_MONTH
     context.asynchronous.create_directories_asynchronously = False
