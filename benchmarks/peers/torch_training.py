@@ -13,54 +13,11 @@ import torch
 from benchmarks.common.problem import LEARNING_RATE, VOCAB, WINDOWS, initial_params, windows
 from benchmarks.peers.steps import Run, Steps, start
 from benchmarks.peers.torch_device import DEVICE, allow_tf32, capture, warm_up
+from benchmarks.peers.torch_model import Model, State
 from charjax.interop import to_torch
 
 FORMATS = {"float32": "fp32", "bfloat16": "bf16"}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-State = list[tuple[torch.Tensor, ...]]
-# As JAX's CPU code does: PyTorch would take many times longer for the smallest numbers.
-torch.set_flush_denormal(True)
-
-
-class Model(torch.nn.Module):
-    """LSTM layers, in one `nn.LSTM` or each in one of its own, and the head; time-major."""
-
-    def __init__(self, sizes: dict[str, Any], *, stacked: bool) -> None:
-        super().__init__()
-        hidden, layers = sizes["hidden_dim"], sizes["hidden_layers"]
-        depths = [1] * layers if stacked else [layers]
-        self.parts = torch.nn.ModuleList(
-            torch.nn.LSTM(hidden if n else VOCAB, hidden, depth) for n, depth in enumerate(depths)
-        )
-        self.head = torch.nn.Linear(hidden, VOCAB)
-        self.to(DEVICE)
-        self._load(to_torch(initial_params(sizes)))
-        for name, parameter in self.named_parameters():
-            # PyTorch adds two biases: if both were trained, they would learn at twice the rate.
-            parameter.requires_grad_("bias_hh" not in name)
-
-    def forward(self, x: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Maps x [T, B, V] to logits [T, B, V], and the state to the next."""
-        after = []
-        for part, before in zip(self.parts, state, strict=True):
-            x, last = part(x, before)
-            after.append(last)
-        return self.head(x), after
-
-    def zero_state(self, batch: int, dtype: torch.dtype) -> State:
-        """Returns (h, c) of zeros for each part."""
-        shapes = [(part.num_layers, batch, part.hidden_size) for part in self.parts]
-        return [tuple(torch.zeros(shape, dtype=dtype, device=DEVICE) for _ in "hc") for shape in shapes]
-
-    @torch.no_grad()
-    def _load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Copies charjax's parameters in place, so that the weights stay flat."""
-        layers = [(part, n) for part in self.parts for n in range(part.num_layers)]
-        for number, (part, n) in enumerate(layers):
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                getattr(part, f"{name}_l{n}").copy_(torch.as_tensor(arrays[f"lstm.{name}_l{number}"]))
-        self.head.weight.copy_(torch.as_tensor(arrays["head.weight"]))
-        self.head.bias.copy_(torch.as_tensor(arrays["head.bias"]))
 
 
 def lstm(
@@ -96,7 +53,8 @@ def _make_step(
     sizes: dict[str, Any], half: torch.dtype | None, *, stacked: bool, capturable: bool, compiled: bool
 ) -> Any:
     """Returns take(steps), which trains and returns the last loss, on the device."""
-    model = Model(sizes, stacked=stacked)
+    model = Model(VOCAB, sizes["hidden_dim"], sizes["hidden_layers"], stacked=stacked)
+    model.load(to_torch(initial_params(sizes)))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE, fused=True, capturable=capturable)
     eye = torch.eye(VOCAB, dtype=half or torch.float32, device=DEVICE)

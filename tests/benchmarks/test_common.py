@@ -16,8 +16,8 @@ from benchmarks.common.fits import ratio_of_speeds
 from benchmarks.common.results import ResultsFile
 from benchmarks.common.worker import Worker
 
-COMMANDS = ("train_step", "generation", "gpu", "saving", "streaming", "devices", "scaling", "compiled")
-STARTERS = ("train_step", "generation", "gpu.__main__", "saving", "streaming", "devices", "scaling")
+COMMANDS = ("train_step", "generation", "gpu", "saving", "streaming", "devices", "scaling", "speedrun", "compiled")
+STARTERS = ("train_step", "generation", "gpu.__main__", "saving", "streaming", "devices", "scaling", "speedrun")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

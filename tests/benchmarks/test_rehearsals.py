@@ -124,6 +124,47 @@ def test_streaming(rehearse):
     assert content["speed_from_file_to_memory"]["median"] > 0
 
 
+def test_the_speedrun(rehearse, tmp_path):
+    (tmp_path / "text.txt").write_bytes(problem.TEXT.read_bytes()[:6000])
+    data = tmp_path / "nanoGPT" / "data" / "shakespeare_char"
+    data.mkdir(parents=True)
+    (data / "prepare.py").write_text("import requests; open('train.bin', 'wb').write(open('input.txt', 'rb').read())")
+    train = "import os\nfor step in range(2): print(f'step {step}: train loss 4.2, val loss {4 - step}')\n"
+    (data.parents[1] / "train.py").write_text(
+        f"{train}assert os.path.getsize('data/shakespeare_char/train.bin') == 6000\n"
+    )
+    flags = [
+        "--tiny",
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--seeds",
+        "0",
+        "1",
+        "--nanogpt",
+        str(tmp_path / "nanoGPT"),
+    ]
+    written, out = rehearse("speedrun", *flags, *([] if HAS_TORCH else ["--alone"]))
+    (content,) = written.values()
+    assert content["text_bytes"] == 6000
+    assert [row[1:] for row in content["nanogpt"]] == [[0, 4.0], [1, 3.0]]
+    (row,) = content["rows"]
+    assert row["nanogpt_loss"] == 3.0
+    assert [run["seed"] for run in row["runs"]] == [0, 1]
+    for run in row["runs"]:
+        assert run.keys() == {"seed", "charjax"} | ({"torch"} if HAS_TORCH else set())
+        for result in (run["charjax"], *([run["torch"]] if HAS_TORCH else [])):
+            assert 0 < result["seconds"] <= result["whole_seconds"]
+            assert result["evaluations"][-1][1] == 136
+            # The exact loss, measured again, is that of the best evaluation, up to the format of the products.
+            best = min(loss for _, _, loss in result["evaluations"])
+            assert result["carried"] == pytest.approx(best, abs=2e-2)
+            assert result["windows"] > 0
+        assert run["charjax"]["compile_seconds"] > 0
+    first, second = (run["charjax"]["evaluations"] for run in row["runs"])
+    assert first[0][2] != second[0][2]
+    assert "time ratio" in out
+
+
 def test_devices(rehearse):
     written, _ = rehearse("devices", *FIT, "--rounds", "1")
     (content,) = written.values()
