@@ -1,7 +1,10 @@
-"""The CPU: its instruction sets, and the cores that this process may use."""
+"""The CPU: its instruction sets, and the cores and threads that this process may use."""
 
+import importlib
 import os
 from pathlib import Path
+
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 
 def available_cores() -> int:
@@ -17,3 +20,18 @@ def cpu_flags() -> frozenset[str]:
     lines = info.read_text().splitlines() if info.exists() else []
     named = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
     return frozenset(next(named, "").split())
+
+
+def keep_lapack_on_one_thread() -> None:
+    """Loads SciPy's LAPACK, which JAX calls on CPUs, without threads of its own, unless the user has set their number.
+
+    Every device decomposes matrices for its copy of the initial weights, and with threads they wait for each other: on
+    a busy machine for seconds, where one thread each takes a tenth of a second. Does nothing if LAPACK is in use.
+    """
+    if _BLAS_THREADS in os.environ:
+        return
+    os.environ[_BLAS_THREADS] = "1"
+    try:
+        importlib.import_module("scipy.linalg.cython_lapack")
+    finally:
+        del os.environ[_BLAS_THREADS]

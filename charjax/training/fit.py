@@ -17,6 +17,7 @@ from charjax.distributed.mesh import check_divides, checked_mesh, make_training_
 from charjax.distributed.processes import check_same, together
 from charjax.errors import UserError, check_type, checked_checkpoint_folder, in_short
 from charjax.generation.blocks import BLOCK
+from charjax.host.cpu import keep_lapack_on_one_thread
 from charjax.host.jax_modes import in_default_modes
 from charjax.host.memory import reuse_memory
 from charjax.host.signals import SignalCatcher
@@ -94,6 +95,8 @@ def fit(
     del settings["text_memory_mb"]
     check_same(settings | {"resume": resume, "out": out and os.path.realpath(out)})
     mesh = make_training_mesh(config.batch_size, config.microbatches) if mesh is None else checked_mesh(mesh)
+    if mesh.devices.flat[0].platform == "cpu":
+        keep_lapack_on_one_thread()
     with together():
         _check(model, corpus, config, mesh)
     with contextlib.ExitStack() as stack:
