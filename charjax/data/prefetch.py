@@ -94,23 +94,26 @@ class Prefetcher:
                 self._next = following, self._reader.submit(self._load, following)
         return self._current[1]
 
+    def abstract_chunk(self) -> Streams:
+        """Returns the shapes, dtypes and shardings of a chunk's arrays, which are the same for all chunks."""
+        rows, length = len(self._layout.begins), self.chunk_windows * self._layout.seq_len + 1
+        shapes: Any = ((rows, length), (rows,), (rows,), (), ())
+        dtypes = (self._ids.dtype, *4 * (np.dtype(np.int32),))
+        arrays = zip(shapes, dtypes, self._shardings, strict=True)
+        return Streams(*(jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype, where in arrays))
+
     def _load(self, chunk: int) -> Streams:
         begin, windows = chunk * self.chunk_windows, self.chunk_windows
-        batch_size = len(self._layout.begins)
-
-        def rows(index: tuple[slice, ...]) -> np.ndarray:
-            return self._layout.read(self._ids, index[0], begin, windows)
-
+        parts = (
+            lambda index: self._layout.read(self._ids, index[0], begin, windows),
+            lambda index: self._layout.counted(index[0], begin, windows)[0],
+            lambda index: self._layout.counted(index[0], begin, windows)[1],
+            lambda _: np.int32(begin),
+            lambda _: np.int32(self.windows),
+        )
         # Reads only the parts of this process's devices; `jax.device_put` would need the whole arrays.
         put: Any = jax.make_array_from_callback
-        where = self._shardings
-        length = windows * self._layout.seq_len + 1
-        streams = Streams(
-            put((batch_size, length), where.ids, rows),
-            put((batch_size,), where.first, lambda index: self._layout.counted(index[0], begin, windows)[0]),
-            put((batch_size,), where.stop, lambda index: self._layout.counted(index[0], begin, windows)[1]),
-            put((), where.begin, lambda _: np.int32(begin)),
-            put((), where.windows, lambda _: np.int32(self.windows)),
-        )
+        arrays = zip(self.abstract_chunk(), parts, strict=True)
+        streams = Streams(*(put(array.shape, array.sharding, part) for array, part in arrays))
         # Wait in the reading thread; otherwise the first step on this chunk would wait for its transfer.
         return jax.block_until_ready(streams)

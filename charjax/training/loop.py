@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -72,6 +73,8 @@ class TrainLoop:
     def run(self, *, resume: bool) -> TrainState:
         """Trains to the last step, from the latest checkpoint or from the beginning; errors as for `fit`."""
         with self.feed, self.evaluator, contextlib.ExitStack() as at_exit:
+            # Compiled while the state is initialized or restored, and saved.
+            self._step = at_exit.enter_context(ThreadPoolExecutor(1)).submit(self._lowered_step().compile)
             state = self._resume() if resume else self._begin()
             at_exit.callback(self.reporter.stop)
             self._announce()
@@ -135,6 +138,11 @@ class TrainLoop:
         self._announce()
         return state
 
+    def _lowered_step(self) -> jax.stages.Lowered:
+        """Traces the step, in the caller's thread, since some of JAX's modes are a thread's own."""
+        jitted = self.train_step.jitted
+        return jitted.lower(self._abstract_state(), self.feed.abstract_chunk(), np.int32(1), np.float32(1))
+
     def _abstract_state(self) -> TrainState:
         return abstract_train_state(self.model, self.optimizer, batch_size=self.config.batch_size, mesh=self.mesh)
 
@@ -156,7 +164,8 @@ class TrainLoop:
         streams = self.feed.chunk_at(window)
         self.council.cast(self._own_votes())
         self.meter.begin()
-        state, metrics = self.train_step(state, streams, num_steps, rate_scale(self.progress))
+        train_step = self.train_step._replace(jitted=self._step.result())
+        state, metrics = train_step(state, streams, num_steps, rate_scale(self.progress))
         self._check_skips(self.meter.push(metrics, num_steps))
         if self.meter.calls <= CALLS_TO_SETTLE:
             release_unused_memory()
