@@ -111,7 +111,7 @@ class Training:
         sequences = min(EVAL_MAX_SEQUENCES, max(1, (len(validation) - 1) // (10 * EVAL_BURN_IN)))
         self.validation = lay_out(validation, sequences, EVAL_WINDOW, EVAL_BURN_IN)
         self.windows = len(self.inputs) // self.config.seq_len
-        self.step, self.total_steps = 0, self.config.epochs * self.windows
+        self.step, self.total_steps = 0, max(1, round(self.config.epochs * self.windows))
         self.half, self.dropout = HALF[dtype], shape.dropout
         self.eye = torch.eye(VOCAB, dtype=self.half or torch.float32, device=DEVICE)
         self.model = Model(VOCAB, shape.hidden_dim, shape.hidden_layers, stacked=shape.dropout > 0)
