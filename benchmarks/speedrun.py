@@ -13,7 +13,8 @@ state carried through the text; "windows", as nanoGPT measures: the mean over 20
 characters, which begin anywhere, each from a zero state. The windows are the same for all models.
 
 charjax compiles everything in each run, in an empty cache, unless --warm keeps programs from run to run. PyTorch
-multiplies in the format that is faster for the recipe: a few steps are timed in each before.
+multiplies in the format and lets its threads wait in the way that is faster for the recipe: a few steps are timed in
+each before. (By default its threads spin while they wait, which costs many times a step wherever anything else runs.)
 
 With --nanogpt FOLDER, a clone of github.com/karpathy/nanoGPT, its train.py runs once with the settings that its README
 has for CPUs, and the table shows the last loss that it has printed, by its own estimate, at charjax's time to each
@@ -41,8 +42,9 @@ from benchmarks.common.results import ResultsFile
 from benchmarks.common.worker import ROOT, Worker
 
 PEERS = ("charjax", "torch")
-DTYPES = ("float32", "bfloat16")
-STEPS_TO_CHOOSE = 20
+# PyTorch's format, and how its threads wait.
+VARIANTS = tuple(itertools.product(("float32", "bfloat16"), ("default", "passive")))
+STEPS_TO_CHOOSE = 10
 NANOGPT = [
     "train.py", "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20",
     "--log_interval=1", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128",
@@ -91,11 +93,17 @@ def train_charjax(text: Path, options: dict[str, Any], out: Path, cache: Path) -
     return finished(lines, out) | {"compile_seconds": seconds}
 
 
-def train_torch(text: Path, options: dict[str, Any], out: Path, dtype: str) -> dict[str, Any]:
+def torch_environment(waiting: str) -> dict[str, str]:
+    """Returns the environment of a process whose threads wait by default, or without spinning: "passive"."""
+    return os.environ | ({"OMP_WAIT_POLICY": "passive"} if waiting == "passive" else {})
+
+
+def train_torch(text: Path, options: dict[str, Any], out: Path, variant: str) -> dict[str, Any]:
     """Trains the twin."""
-    module = "benchmarks.peers.torch_speedrun"
+    dtype, waiting = variant.split()
     given = ["--out", str(out), "--dtype", dtype, "--options", json.dumps(options)]
-    return finished(run([sys.executable, "-m", module, str(text), *given]), out)
+    command = [sys.executable, "-m", "benchmarks.peers.torch_speedrun", str(text), *given]
+    return finished(run(command, environment=torch_environment(waiting)), out)
 
 
 def finished(lines: list[Line], out: Path) -> dict[str, Any]:
@@ -160,45 +168,44 @@ class Speedrun:
 
     def measure(self, target: float, recipe: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
         """Runs a recipe for every seed, the peers in turn."""
-        formats = self.step_seconds(recipe) if "torch" in self.peers else {}
-        row = {"target": target, "recipe": recipe, "torch_step_seconds": formats, "runs": []}
+        variants = self.step_seconds(recipe) if "torch" in self.peers else {}
+        row: dict[str, Any] = {"target": target, "recipe": recipe, "torch_step_seconds": variants, "runs": []}
         for seed in seeds:
-            found = {peer: self.train(peer, {**recipe, "seed": seed}, formats) for peer in self.peers}
-            for peer, result in found.items():
+            row["runs"].append({"seed": seed})
+            for peer in self.peers:
+                row["runs"][-1][peer] = result = self.train(peer, {**recipe, "seed": seed}, variants)
                 first = reached(result["evaluations"], target)
                 result["seconds"], result["step"] = first[:2] if first else (None, None)
                 print(f"{target} {peer} seed {seed}: {described(result)}", flush=True)
-            row["runs"].append({"seed": seed, **found})
         return row
 
     def step_seconds(self, recipe: dict[str, Any]) -> dict[str, float]:
-        """Returns PyTorch's seconds per step in each format that it can multiply in on this CPU."""
+        """Returns PyTorch's seconds per step in each variant that this CPU can run."""
         found = {}
-        with Worker() as worker:
-            for dtype in DTYPES:
-                answer = worker.ask(
-                    "torch_speedrun:time_steps", text=str(self.text), options=recipe, dtype=dtype, steps=STEPS_TO_CHOOSE
-                )
-                if "seconds" in answer:
-                    found[dtype] = answer["seconds"]
+        request = {"text": str(self.text), "options": recipe, "steps": STEPS_TO_CHOOSE}
+        for dtype, waiting in VARIANTS:
+            with Worker(torch_environment(waiting)) as worker:
+                answer = worker.ask("torch_speedrun:time_steps", dtype=dtype, **request)
+            if "seconds" in answer:
+                found[f"{dtype} {waiting}"] = answer["seconds"]
         if not found:
             raise SystemExit(f"PyTorch cannot run the recipe: {answer['cannot_run']}")
         return found
 
-    def train(self, peer: str, options: dict[str, Any], formats: dict[str, float]) -> dict[str, Any]:
+    def train(self, peer: str, options: dict[str, Any], variants: dict[str, float]) -> dict[str, Any]:
         """Trains a peer, then measures its model in both ways."""
-        out, dtype = self.folder / f"{next(self._number)}", "auto"
+        out, variant = self.folder / f"{next(self._number)}", ""
         if peer == "torch":
-            dtype = min(formats, key=lambda name: formats[name])
-            result = train_torch(self.text, options, out, dtype)
+            variant = min(variants, key=lambda name: variants[name])
+            result = train_torch(self.text, options, out, variant)
         else:
             cache = self.folder / ("cache" if self.warm else f"{out.name}-cache")
             result = train_charjax(self.text, options, out, cache)
         with Worker() as judge:
-            answer = judge.ask("judge:losses", folder=str(out), text=str(self.text), dtype=dtype)
+            answer = judge.ask("judge:losses", folder=str(out), text=str(self.text), dtype=variant.partition(" ")[0])
         if "cannot_run" in answer:
             raise SystemExit(f"the model of {peer} cannot be measured: {answer['cannot_run']}")
-        return {"dtype": dtype, **answer, **result}
+        return {"variant": variant, **answer, **result}
 
 
 def described(result: dict[str, Any]) -> str:

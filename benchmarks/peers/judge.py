@@ -16,7 +16,7 @@ def losses(folder: str, text: str, dtype: str) -> dict[str, float]:
     Args:
         folder: a run of `charjax train` or of `torch_speedrun`.
         text: path of the text.
-        dtype: format of the matrix products, that of the training.
+        dtype: format of the matrix products for PyTorch's model, that of its training.
 
     Returns:
         "carried": the exact loss, the state carried through the text. "windows": nanoGPT's way.

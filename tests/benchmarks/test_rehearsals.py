@@ -150,6 +150,7 @@ def test_the_speedrun(rehearse, tmp_path):
     (row,) = content["rows"]
     assert row["nanogpt_loss"] == 3.0
     assert [run["seed"] for run in row["runs"]] == [0, 1]
+    assert {"float32 default", "float32 passive"} <= row["torch_step_seconds"].keys() or not HAS_TORCH
     for run in row["runs"]:
         assert run.keys() == {"seed", "charjax"} | ({"torch"} if HAS_TORCH else set())
         for result in (run["charjax"], *([run["torch"]] if HAS_TORCH else [])):
