@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from charjax.training.optimizer import make_optimizer as make_optimizer
     from charjax.training.presets import preset as preset
     from charjax.training.step import make_train_step as make_train_step
+    from charjax.training.sweep import sweep as sweep
 
 __all__ = [
     "CharLSTM", "Corpus", "DynamicConfig", "DynamicPiece", "DynamicScore", "History", "LSTMCarry", "LSTMCell",
@@ -52,8 +53,8 @@ __all__ = [
     "beam_search", "beam_search_text", "dynamic_score", "dynamic_score_pieces", "evaluate", "fit", "generate",
     "generate_text", "init_carry", "init_params", "init_train_state", "interop", "join_processes", "load_model",
     "make_eval_step", "make_mesh", "make_optimizer", "make_streams", "make_train_step", "ops", "preset", "put_streams",
-    "read_pieces", "restore_checkpoint", "save_checkpoint", "score", "score_pieces", "unit_activations",
-    "unit_correlations",
+    "read_pieces", "restore_checkpoint", "save_checkpoint", "score", "score_pieces", "sweep",
+    "unit_activations", "unit_correlations",
 ]  # fmt: skip
 _NAMES_OF = {
     "analysis.activations": ("activations", "unit_activations"),
@@ -81,6 +82,7 @@ _NAMES_OF = {
     "training.optimizer": ("make_optimizer",),
     "training.presets": ("preset",),
     "training.step": ("make_train_step",),
+    "training.sweep": ("sweep",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 _SUBPACKAGES = ("interop", "ops")

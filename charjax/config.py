@@ -53,7 +53,9 @@ class Checked:
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
-    """Checks a value against an annotation: a Literal, a type with Bounds, or one of these or None; others pass.
+    """Checks a value against an annotation: a Literal, a type with Bounds, a tuple of these, or one of these or None.
+
+    Values of other types pass.
 
     Raises:
         UserError: the value has the wrong type or is out of bounds.
@@ -63,6 +65,10 @@ def _check(name: str, value: Any, kind: Any) -> None:
         if value is None:
             return
         kind, parts = parts[0], get_args(parts[0])
+    if get_origin(kind) is tuple:
+        for one in value:
+            _check(name, one, parts[0])
+        return
     if get_origin(kind) is Literal:
         valid, rule = isinstance(value, str) and value in parts, f"{', '.join(parts[:-1])} or {parts[-1]}"
     elif parts and isinstance(parts[-1], Bounds):

@@ -16,6 +16,8 @@ from charjax.host.memory import available_memory
 _FLOAT32 = 4
 # Parameters, Adam's two moments, gradients.
 _COPIES_OF_PARAMETERS = 4
+# Of a model in a sweep: parameters and moments before and after a call, the best parameters, and gradients.
+_COPIES_IN_SWEEP = 8
 # Values that a layer saves per character and unit for the backward pass: four gates, the cell state, the output.
 _SAVED_PER_UNIT = 6
 
@@ -40,10 +42,8 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
     Raises:
         UserError: the run does not fit; the message says what to lower.
     """
-    width = 2 if model.dtype == "bfloat16" else _FLOAT32
-    characters = train.batch_size * train.seq_len // train.microbatches
     state = _COPIES_OF_PARAMETERS * _FLOAT32 * count_parameters(model, vocab_size)
-    kept = characters * (_SAVED_PER_UNIT * model.hidden_dim * model.hidden_layers * width + vocab_size * _FLOAT32)
+    kept = _kept_for_backward(model, train, vocab_size)
     shared = devices[0].platform == "cpu"
     # Other processes are assumed to have memory of their own.
     local = [device for device in devices if device.process_index == jax.process_index()]
@@ -64,6 +64,49 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
     raise UserError(
         f"training needs about {_size(states + share)} of memory, but {_size(available)} is available; {advice}"
     )
+
+
+def check_room_to_sweep(
+    model: ModelConfig,
+    train: TrainConfig,
+    vocab_size: int,
+    devices: Sequence[jax.Device],
+    *,
+    members: int,
+    at_once: int,
+) -> None:
+    """Checks that the models of a sweep fit in the available memory; passes if that is unknown.
+
+    Args:
+        model: their shape.
+        train: as for `check_room_to_train`.
+        vocab_size: V.
+        devices: devices of the sweep; those that are CPU cores share the host's memory.
+        members: number of models.
+        at_once: how many of them a device trains at the same time.
+
+    Raises:
+        UserError: the models do not fit.
+    """
+    shared = devices[0].platform == "cpu"
+    used = min(members, len(devices))
+    states = _COPIES_IN_SWEEP * _FLOAT32 * count_parameters(model, vocab_size)
+    states *= members if shared else -(-members // used)
+    kept = _kept_for_backward(model, train, vocab_size) * at_once * (used if shared else 1)
+    needed, available = states + kept, available_memory(devices)
+    if available is not None and needed > available:
+        raise UserError(
+            f"training {members:,} models at once needs about {_size(needed)} of memory, but {_size(available)} is "
+            f"available; lower the number of values or --seeds, --hidden-dim (currently {model.hidden_dim}) or "
+            f"--batch-size ({train.batch_size})"
+        )
+
+
+def _kept_for_backward(model: ModelConfig, train: TrainConfig, vocab_size: int) -> int:
+    """Returns the bytes that a batch keeps for the backward pass."""
+    width = 2 if model.dtype == "bfloat16" else _FLOAT32
+    characters = train.batch_size * train.seq_len // train.microbatches
+    return characters * (_SAVED_PER_UNIT * model.hidden_dim * model.hidden_layers * width + vocab_size * _FLOAT32)
 
 
 def check_room_to_load(model: ModelConfig, vocab_size: int) -> None:

@@ -147,7 +147,13 @@ class CharLSTM(nn.Module):
         self.head = Head(self.hidden_dim, self.vocab_size, self.dtype)
 
     def __call__(
-        self, ids: Array, carry: Carry, *, train: bool = False, stream_ids: Array | None = None
+        self,
+        ids: Array,
+        carry: Carry,
+        *,
+        train: bool = False,
+        stream_ids: Array | None = None,
+        dropout: Array | None = None,
     ) -> tuple[Array, Carry]:
         """Computes the logits of T characters.
 
@@ -157,27 +163,29 @@ class CharLSTM(nn.Module):
             train: apply dropout; if dropout > 0 this needs the PRNG key `rngs={"dropout": key}`.
             stream_ids: [B] integer, a number per row that its dropout mask is derived from, so that the mask does not
                 depend on the other rows of the batch; by default 0 to B-1.
+            dropout: [] float32, a rate in place of the model's, which may be traced.
 
         Returns:
             logits [B, T, V] float32, each of the character after its position, and the carry after the last one.
         """
-        keep = self._keep(ids.shape, stream_ids) if train and self.dropout > 0 else ()
+        rate = self.dropout if dropout is None else dropout
+        keep = self._keep(ids.shape, stream_ids, rate) if train and (dropout is not None or self.dropout > 0) else ()
         y, carry = lstm_stack(
             [layer.cell.weights for layer in self.layer],
             ids,
             carry,
             keep=keep[:-1],
-            rate=self.dropout,
+            rate=rate,
             implementation=self.implementation,
             dtype=self.dtype,
         )
-        return self.head(drop(y, keep[-1], self.dropout) if keep else y), carry
+        return self.head(drop(y, keep[-1], rate) if keep else y), carry
 
-    def _keep(self, shape: tuple[int, ...], stream_ids: Array | None) -> tuple[Array, ...]:
+    def _keep(self, shape: tuple[int, ...], stream_ids: Array | None, rate: float | Array) -> tuple[Array, ...]:
         """Returns the mask of outputs that dropout keeps, [B, T, H] per layer and the same at every step."""
         sequence_ids = jnp.arange(shape[0]) if stream_ids is None else stream_ids
         keys = [self.make_rng("dropout") for _ in self.layer]
-        masks = (keep_per_sequence(key, self.dropout, sequence_ids, (1, self.hidden_dim)) for key in keys)
+        masks = (keep_per_sequence(key, rate, sequence_ids, (1, self.hidden_dim)) for key in keys)
         return tuple(jnp.broadcast_to(mask, (*shape, self.hidden_dim)) for mask in masks)
 
 

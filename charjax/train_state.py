@@ -104,14 +104,14 @@ def init_train_state(
 
 @functools.lru_cache(maxsize=_INITIALIZERS_KEPT)
 def _jitted_initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int, mesh: Mesh) -> Any:
-    return jax.jit(_initializer(model, optimizer, batch_size), out_shardings=state_shardings(mesh))
+    return jax.jit(initializer(model, optimizer, batch_size), out_shardings=state_shardings(mesh))
 
 
 def abstract_train_state(
     model: CharLSTM, optimizer: optax.GradientTransformation, *, batch_size: int, mesh: Mesh | None = None
 ) -> TrainState:
     """Returns the state's shapes, dtypes and shardings as `jax.ShapeDtypeStruct`s, for restoring a checkpoint into."""
-    shapes = jax.eval_shape(_initializer(model, optimizer, batch_size), jax.random.key(0))
+    shapes = jax.eval_shape(initializer(model, optimizer, batch_size), jax.random.key(0))
 
     def placed(sharding: NamedSharding, subtree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), subtree)
@@ -129,7 +129,9 @@ def state_shardings(mesh: Mesh) -> Any:
     return jax.tree.map(functools.partial(NamedSharding, mesh), STATE_SPECS)
 
 
-def _initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int) -> Any:
+def initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int) -> Any:
+    """Returns key -> `TrainState`, a pure function to compile; see `init_train_state`."""
+
     def init(key: Array) -> TrainState:
         params_key, dropout_key = jax.random.split(key)
         params = init_params(params_key, model)

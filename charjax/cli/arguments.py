@@ -12,7 +12,19 @@ from typing import Annotated, Optional
 
 import tyro
 
-from charjax.config import Bounds, Checked, Count, DataConfig, DynamicConfig, ModelConfig, SampleConfig, TrainConfig
+from charjax.config import (
+    BelowOne,
+    Bounds,
+    Checked,
+    Count,
+    DataConfig,
+    DynamicConfig,
+    ModelConfig,
+    NonNegative,
+    Positive,
+    SampleConfig,
+    TrainConfig,
+)
 from charjax.errors import UserError
 from charjax.training.presets import PresetName
 
@@ -77,6 +89,64 @@ class TrainCommand(Checked):
             raise UserError(f"coordinator must be HOST:PORT, not {self.coordinator!r}")
         if self.process_id >= self.num_processes:
             raise UserError(f"--process-id must be below --num-processes {self.num_processes}, not {self.process_id}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedModelConfig(ModelConfig):
+    """Architecture of the network."""
+
+    # Without `init` it is no option: `SweepCommand` has it, with several values.
+    dropout: BelowOne = dataclasses.field(default=ModelConfig.dropout, init=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedTrainConfig(TrainConfig):
+    """How the models are trained."""
+
+    # Without `init` these are no options: `SweepCommand` has the first two, with several values, and a sweep has no use
+    # for the others.
+    learning_rate: Positive = dataclasses.field(default=TrainConfig.learning_rate, init=False)
+    weight_decay: NonNegative = dataclasses.field(default=TrainConfig.weight_decay, init=False)
+    checkpoint_every: Optional[Count] = dataclasses.field(default=None, init=False)
+    sample_context: str = dataclasses.field(default="", init=False)
+    sample_length: int = dataclasses.field(default=0, init=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepCommand(Checked):
+    """Train a model with every combination of some settings and several seeds, all at the same time.
+
+    Prints mean and spread of the validation loss. The folder keeps the best model as a run without checkpoints, all
+    losses in sweep.json, and a picture, sweep.svg. A sweep cannot be resumed.
+    """
+
+    text: TextArgument
+    """Text file to train on, of any size."""
+
+    out: Path
+    """Folder to create."""
+
+    learning_rate: tuple[Positive, ...] = (TrainConfig.learning_rate,)
+    """Peak learning rates of AdamW, such as 1e-3 2e-3 4e-3."""
+
+    dropout: tuple[BelowOne, ...] = (ModelConfig.dropout,)
+    """Probabilities of zeroing each output of a layer during training, such as 0 0.3."""
+
+    weight_decay: tuple[NonNegative, ...] = (TrainConfig.weight_decay,)
+    """Decoupled weight decays of AdamW, such as 0.01 0.1."""
+
+    seeds: Count = 1
+    """Number of models per combination, with the seeds --seed, --seed + 1 and so on."""
+
+    preset: Optional[PresetName] = None
+    """Size of the model and a recipe that suits the text, as for charjax train. Other options override it."""
+
+    config: Optional[Path] = None
+    """TOML file of options, such as dropout = [0, 0.3]. Options on the command line override it."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: SharedModelConfig = dataclasses.field(default_factory=SharedModelConfig)
+    train: SharedTrainConfig = dataclasses.field(default_factory=SharedTrainConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,9 +311,10 @@ class NeuronsCommand(Checked):
     """Write an HTML page to this file: the text colored by the best unit of each feature."""
 
 
-Command = TrainCommand | SampleCommand | EvalCommand | ScoreCommand | InfoCommand | NeuronsCommand
+Command = TrainCommand | SweepCommand | SampleCommand | EvalCommand | ScoreCommand | InfoCommand | NeuronsCommand
 COMMANDS = {
     "train": TrainCommand,
+    "sweep": SweepCommand,
     "sample": SampleCommand,
     "eval": EvalCommand,
     "score": ScoreCommand,

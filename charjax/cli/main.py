@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from charjax.cli.arguments import COMMANDS, Command, TrainCommand
+from charjax.cli.arguments import COMMANDS, Command, SweepCommand, TrainCommand
 from charjax.cli.option_parsing import parse
 from charjax.cli.output import tolerate_lost_output
 from charjax.cli.startup import check_memory_limits, exit_on_interrupt, garbage_collection_off
@@ -105,7 +105,7 @@ def _run(argv: list[str]) -> None:
     parsed = parse(argv)
     _require_current_directory()
     check_memory_limits()
-    if isinstance(parsed.command, TrainCommand):
+    if isinstance(parsed.command, TrainCommand | SweepCommand):
         with tolerate_lost_output():
             _set_up_log(logging.INFO)
             _import_run(parsed.command)(parsed.command, parsed.given)

@@ -24,6 +24,7 @@ _DESCRIPTION = (
 )
 _WHOLE_NUMBERS = (int, int | None)
 _NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
+_NUMBER_LISTS = (tuple[float, ...],)
 _PATHS = (Path, Path | None)
 _LARGEST_CONFIG = 1_000_000
 _NUMERAL = re.compile(r"-[0-9.]")
@@ -70,7 +71,8 @@ def parse(argv: list[str]) -> Parsed:
         if flags.config is not None:
             from_file = _read_config(Path(flags.config), options)
             given |= from_file.keys()
-            argv = [argv[0], *_as_flags(from_file), *argv[1:]]
+            # At the end, since a list of values takes all arguments up to the next option.
+            argv = [*argv, *_as_flags({name: from_file[name] for name in from_file.keys() - flags.given})]
         missing = _missing(COMMANDS[argv[0]], flags.positionals, given)
         if missing and not {"-h", "--help"} & set(argv):
             raise UserError(f"{argv[0]} needs {' and '.join(missing)}; see charjax {argv[0]} --help")
@@ -84,7 +86,7 @@ def _options(kind: type) -> dict[str, Any]:
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type):
             options |= _options(cast(type, field.type))
-        elif not _is_positional(field):
+        elif field.init and not _is_positional(field):
             options[field.name] = types[field.name]
     return options
 
@@ -125,27 +127,45 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
         given.add(name)
         if options[name] is bool:
             continue
-        if not equals:
-            value = argv[position] if position < len(argv) else ""
-            if position == len(argv) or _is_flag(value):
-                hint = f"; if you mean {value}, write {flag}={shlex.quote(value)}" if value else ""
-                raise UserError(f"{flag} needs a value{hint}; see charjax {command} --help")
-            position += 1
+        values = (
+            [value] if equals else _values_at(argv, position, flag, command, several=options[name] in _NUMBER_LISTS)
+        )
+        position += 0 if equals else len(values)
+        value = values[-1]
         if not value and options[name] in _PATHS:
             raise UserError(f"{flag} needs a non-empty value; see charjax {command} --help")
-        if options[name] in _NUMBERS and value != "None":
-            _check_number(flag, value, command, whole=options[name] in _WHOLE_NUMBERS)
+        if options[name] in (*_NUMBERS, *_NUMBER_LISTS):
+            for number in values:
+                _check_number(flag, number, command, options[name])
         if name == "config":
             config = value
     return _Flags(frozenset(given), config, positionals)
 
 
-def _check_number(flag: str, value: str, command: str, *, whole: bool) -> None:
+def _values_at(argv: list[str], position: int, flag: str, command: str, *, several: bool) -> list[str]:
+    """Returns the values of an option that begin at a position: one, or all up to the next option.
+
+    Raises:
+        UserError: there is none.
+    """
+    end = position
+    while end < len(argv) and not _is_flag(argv[end]) and (several or end == position):
+        end += 1
+    if end == position:
+        value = argv[position] if position < len(argv) else ""
+        hint = f"; if you mean {value}, write {flag}={shlex.quote(value)}" if value else ""
+        raise UserError(f"{flag} needs a value{hint}; see charjax {command} --help")
+    return argv[position:end]
+
+
+def _check_number(flag: str, value: str, command: str, kind: Any) -> None:
+    if value == "None" and kind not in _NUMBER_LISTS:
+        return
     try:
-        int(value) if whole else float(value)
+        int(value) if kind in _WHOLE_NUMBERS else float(value)
     except ValueError:
-        kind = "whole number" if whole else "number"
-        raise UserError(f"{flag} must be a {kind}, not {value!r}; see charjax {command} --help") from None
+        rule = "a whole number" if kind in _WHOLE_NUMBERS else "numbers" if kind in _NUMBER_LISTS else "a number"
+        raise UserError(f"{flag} must be {rule}, not {value!r}; see charjax {command} --help") from None
 
 
 def _is_flag(argument: str) -> bool:
@@ -194,7 +214,9 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Checks a TOML value against an option's type (boolean, number or string); tyro checks the rest."""
+    """Checks a TOML value against an option's type (boolean, number, numbers or string); tyro checks the rest."""
+    if kind in _NUMBER_LISTS:
+        return value != [] and all(_fits(one, float) for one in (value if isinstance(value, list) else [value]))
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     return isinstance(value, int if kind in _WHOLE_NUMBERS else int | float if kind in _NUMBERS else str)
@@ -209,11 +231,13 @@ def _flatten(table: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _as_flags(values: dict[str, Any]) -> list[str]:
     """Writes options as command-line flags. False ones are left out: no option is true by default."""
-    return [
-        _flag(name) if value is True else f"{_flag(name)}={value}"
-        for name, value in values.items()
-        if value is not False
-    ]
+    flags: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            flags += [_flag(name), *map(str, value)]
+        elif value is not False:
+            flags.append(_flag(name) if value is True else f"{_flag(name)}={value}")
+    return flags
 
 
 def _flag(name: str) -> str:

@@ -5,6 +5,8 @@ RUN/model.safetensors    the best parameters so far, float32   } these three fil
     vocab.json           its vocabulary                        } model_file.py writes and reads them
     metrics.jsonl        one line per evaluation               } logs.py
     samples.txt          one sample per evaluation             }
+    sweep.json           of a sweep, whose best model this is: what was measured of all
+    sweep.svg            a picture of that
     checkpoints/STEP/    the whole training state, for --resume
     .lock                while a process trains in it (lock.py)
 
@@ -20,5 +22,7 @@ CONFIG = "config.json"
 VOCAB = "vocab.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
+SWEEP = "sweep.json"
+PICTURE = "sweep.svg"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"

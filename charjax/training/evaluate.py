@@ -102,22 +102,27 @@ def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -
 @functools.lru_cache(maxsize=STEPS_KEPT)
 def _jitted_step(model: CharLSTM, seq_len: int, mesh: Mesh) -> Any:
     """Returns `EvalStep.jitted`."""
-
-    def run(params: Params, streams: Streams, carry: Carry) -> tuple[EvalMetrics, Carry]:
-        def one(carry: Carry, cursor: Array) -> tuple[Carry, EvalMetrics]:
-            window = cut_window(streams, cursor, seq_len)
-            logits, carry = model.apply({"params": params}, window.inputs, carry)
-            nats = jnp.sum(cross_entropy(logits, window.labels) * window.counts)
-            return carry, EvalMetrics(*jax.lax.psum((nats, jnp.sum(window.counts)), DATA_AXIS))
-
-        cursors = streams.begin + jnp.arange(windows_held(streams, seq_len))
-        carry, metrics = jax.lax.scan(one, carry, cursors)
-        return metrics, carry
-
+    run = functools.partial(run_windows, model, seq_len)
     in_specs, out_specs = (REPLICATED, STREAM_SPECS, OVER_BATCH), (REPLICATED, OVER_BATCH)
     sharded = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     placed = (NamedSharding(mesh, REPLICATED), NamedSharding(mesh, OVER_BATCH))
     return jax.jit(sharded, donate_argnums=2, out_shardings=placed)
+
+
+def run_windows(
+    model: CharLSTM, seq_len: int, params: Params, streams: Streams, carry: Carry
+) -> tuple[EvalMetrics, Carry]:
+    """Evaluates one device's sequences; runs under shard_map. Arguments and result as for `EvalStep`."""
+
+    def one(carry: Carry, cursor: Array) -> tuple[Carry, EvalMetrics]:
+        window = cut_window(streams, cursor, seq_len)
+        logits, carry = model.apply({"params": params}, window.inputs, carry)
+        nats = jnp.sum(cross_entropy(logits, window.labels) * window.counts)
+        return carry, EvalMetrics(*jax.lax.psum((nats, jnp.sum(window.counts)), DATA_AXIS))
+
+    cursors = streams.begin + jnp.arange(windows_held(streams, seq_len))
+    carry, metrics = jax.lax.scan(one, carry, cursors)
+    return metrics, carry
 
 
 def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budget: int | None = None) -> "Evaluator":
@@ -130,12 +135,16 @@ def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budge
         budget: bytes of the text to keep in memory at once; see `Prefetcher`.
     """
     mesh = checked_mesh(mesh)
-    # Enough sequences to fill the machine, few enough that their burn-in is about a tenth of the work.
-    wanted = min(EVAL_MAX_SEQUENCES, max(1, (len(ids) - 1) // (10 * EVAL_BURN_IN)))
-    batch_size = -(-wanted // mesh.size) * mesh.size
-    layout = SequenceLayout.of(len(ids), batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
-    feed = Prefetcher(ids, layout, mesh, budget=budget)
+    feed = Prefetcher(ids, evaluation_layout(len(ids), mesh.size), mesh, budget=budget)
     return Evaluator(make_eval_step(model, seq_len=EVAL_WINDOW, mesh=mesh), feed)
+
+
+def evaluation_layout(length: int, devices: int) -> SequenceLayout:
+    """Returns how a text of `length` characters is cut into sequences, as many as the devices divide evenly."""
+    # Enough sequences to fill the machine, few enough that their burn-in is about a tenth of the work.
+    wanted = min(EVAL_MAX_SEQUENCES, max(1, (length - 1) // (10 * EVAL_BURN_IN)))
+    batch_size = -(-wanted // devices) * devices
+    return SequenceLayout.of(length, batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
 
 
 class Evaluator(NamedTuple):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,10 @@ def fit(
         >>> int(state.step)
         10
     """
-    if isinstance(config, str):
-        check_corpus(corpus)
-        config = preset(config, len(corpus.train)).train
-    config = _replaced(TrainConfig() if config is None else config, overrides)
+    config = configured("fit", corpus, config, overrides, ("out", "resume", "mesh", "reporter"))
     if out is not None:
         checked_checkpoint_folder("out", out)
-    if reporter is not None and (isinstance(reporter, type) or not hasattr(reporter, "evaluation")):
-        raise UserError(f"reporter must be a Reporter, such as History(), not {in_short(reporter)}")
+    check_reporter(reporter)
     reuse_memory()
     use_all_cores()
     info = describe_run(model, corpus, config)
@@ -107,24 +104,47 @@ def fit(
         return loop.run(resume=resume)
 
 
-def _replaced(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
-    """Returns the configuration with some fields replaced.
+def configured(
+    function: str,
+    corpus: Corpus,
+    config: TrainConfig | PresetName | None,
+    overrides: dict[str, Any],
+    others: Sequence[str],
+) -> TrainConfig:
+    """Returns the configuration that `fit` or `sweep` was called with, its fields replaced by the overrides.
+
+    Args:
+        function: its name.
+        corpus: the text.
+        config: its argument `config`.
+        overrides: its arguments that belong to the configuration.
+        others: names of its other keyword arguments.
 
     Raises:
-        UserError: the configuration is not a `TrainConfig`.
+        UserError: the configuration is not a `TrainConfig`, or there is no such preset.
         TypeError: there is no such field, as for any unknown keyword argument.
     """
+    if isinstance(config, str):
+        check_corpus(corpus)
+        config = preset(config, len(corpus.train)).train
+    config = TrainConfig() if config is None else config
     check_type("config", config, TrainConfig, "such as TrainConfig(epochs=5), or give its fields by name")
     names = [field.name for field in dataclasses.fields(config)]
     for name in overrides:
         if name not in names:
-            nearest = difflib.get_close_matches(name, [*names, "out", "resume", "mesh", "reporter"], n=1)
-            raise TypeError(f"fit has no option {name!r}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            nearest = difflib.get_close_matches(name, [*names, *others], n=1)
+            raise TypeError(f"{function} has no option {name!r}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
     return dataclasses.replace(config, **overrides)
 
 
-def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
-    """Checks all arguments before anything is written or put on a device; errors as for `fit`."""
+def check_reporter(reporter: Any) -> None:
+    """Checks that a reporter is one, or None; a UserError otherwise."""
+    if reporter is not None and (isinstance(reporter, type) or not hasattr(reporter, "evaluation")):
+        raise UserError(f"reporter must be a Reporter, such as History(), not {in_short(reporter)}")
+
+
+def check_problem(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
+    """Checks model, text and batch, which is split over the devices of the mesh; errors as for `fit`."""
     check_serves(model)
     check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
@@ -135,6 +155,11 @@ def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> 
             f"{config.epochs:.12g} epochs are {total:,} steps, more than {MOST_STEPS:,}; "
             f"lower --epochs to at most {MOST_STEPS // steps_per_epoch}"
         )
+
+
+def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
+    """Checks all arguments before anything is written or put on a device; errors as for `fit`."""
+    check_problem(model, corpus, config, mesh)
     context = encode_context(corpus.vocab, config.sample_context)
     check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))
     check_room_to_sample(

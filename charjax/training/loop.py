@@ -60,7 +60,7 @@ class TrainLoop:
         self.reporter = (reporter if is_main() else None) or NullReporter()
         layout = training_layout(corpus, config)
         self.plan = StepPlan.of(config, layout.windows)
-        train_bytes, validation_bytes = _text_budgets(corpus, config, mesh)
+        train_bytes, validation_bytes = text_budgets(corpus, config, mesh)
         self.feed = Prefetcher(corpus.train, layout, mesh, budget=train_bytes)
         self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=validation_bytes)
         self.optimizer = make_optimizer(config, self.plan.total_steps)
@@ -287,7 +287,7 @@ def _is_finite(params: Params) -> bool:
     return all(np.isfinite(leaf).all() for leaf in jax.device_get(jax.tree.leaves(params)))
 
 
-def _text_budgets(corpus: Corpus, config: TrainConfig, mesh: Mesh) -> tuple[int | None, int | None]:
+def text_budgets(corpus: Corpus, config: TrainConfig, mesh: Mesh) -> tuple[int | None, int | None]:
     """Returns the bytes of memory for the training and the validation text, in proportion to their lengths."""
     memory_mb = config.text_memory_mb
     budget = least_of_all(room_for_text(list(mesh.devices.flat)) if memory_mb is None else memory_mb * 1_000_000)

@@ -103,8 +103,9 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
         total_steps: total number of optimizer steps in the run, at least 1.
 
     Returns:
-        An optax transformation, the same object for the same settings. Its `update` takes a keyword argument
-        `rate_scale` ([] float32, by default 1), which multiplies the scheduled learning rate.
+        An optax transformation, the same object for the same settings. Its `update` takes two keyword arguments, both
+        [] float32: `rate_scale` (by default 1) multiplies the scheduled learning rate, and `weight_decay` takes the
+        place of the configured one.
 
     Raises:
         UserError: total_steps is not a whole number of at least 1, or config is not a `TrainConfig`.
@@ -126,7 +127,7 @@ def _make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
     # optax.adamw, part by part, because its learning rate is a function of the step only.
     adamw = optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2),
-        optax.add_decayed_weights(config.weight_decay, _is_matrix),
+        _decay_weights(config.weight_decay),
         _scale_by_rate(make_schedule(config, total_steps)),
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
@@ -140,6 +141,16 @@ def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtr
         return optax.scale_by_schedule(lambda count: -schedule(count) * rate_scale).update(updates, state)
 
     return optax.GradientTransformationExtraArgs(optax.scale_by_schedule(schedule).init, update)
+
+
+def _decay_weights(configured: float) -> optax.GradientTransformationExtraArgs:
+    """Builds a variant of `optax.add_decayed_weights` whose `update` also takes another decay, `weight_decay`."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, weight_decay: Any = None, **_: Any) -> tuple[Any, Any]:
+        decay = configured if weight_decay is None else weight_decay
+        return optax.add_decayed_weights(decay, _is_matrix).update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(optax.add_decayed_weights(configured, _is_matrix).init, update)
 
 
 def _is_matrix(params: optax.Params) -> optax.Params:

@@ -46,6 +46,20 @@ class TrainMetrics(NamedTuple):
     skipped_in_a_row: Array
 
 
+class StepSettings(NamedTuple):
+    """Scalars, traced, in which the models that one program trains may differ.
+
+    Attributes:
+        rate_scale: multiplies the learning rate.
+        weight_decay: in place of the optimizer's; None keeps that.
+        dropout: in place of the model's; None keeps that.
+    """
+
+    rate_scale: Array
+    weight_decay: Array | None = None
+    dropout: Array | None = None
+
+
 class TrainStep(NamedTuple):
     """(state, streams) -> (state, metrics); see `make_train_step`.
 
@@ -145,18 +159,13 @@ def _jitted_step(
     model: CharLSTM, optimizer: optax.GradientTransformation, seq_len: int, mesh: Mesh, microbatches: int
 ) -> Any:
     """Returns `TrainStep.jitted`."""
-    with_scale = optax.with_extra_args_support(optimizer)
 
     def steps(
         state: TrainState, streams: Streams, num_steps: Array, rate_scale: Array
     ) -> tuple[TrainState, TrainMetrics]:
         windows_held(streams, seq_len)  # raises if they were made for a different seq_len
         check_divides(len(streams.ids) * mesh.size, mesh, microbatches)
-        one = functools.partial(_one_step, model, with_scale, seq_len, microbatches, streams, rate_scale)
-        zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-        start = state, TrainMetrics(zero, none, zero, none, none)
-        state, sums = jax.lax.fori_loop(0, num_steps, lambda _, loop: one(*loop), start)
-        return state, sums._replace(grad_norm=sums.grad_norm / jnp.maximum(num_steps - sums.skipped, 1))
+        return take_steps(model, optimizer, seq_len, microbatches, StepSettings(rate_scale), state, streams, num_steps)
 
     in_specs = (STATE_SPECS, STREAM_SPECS, REPLICATED, REPLICATED)
     sharded = jax.shard_map(steps, mesh=mesh, in_specs=in_specs, out_specs=(STATE_SPECS, REPLICATED))
@@ -165,13 +174,32 @@ def _jitted_step(
     return jax.jit(sharded, donate_argnums=0, out_shardings=placed)
 
 
+def take_steps(
+    model: CharLSTM,
+    optimizer: optax.GradientTransformation,
+    seq_len: int,
+    microbatches: int,
+    settings: StepSettings,
+    state: TrainState,
+    streams: Streams,
+    num_steps: Array,
+) -> tuple[TrainState, TrainMetrics]:
+    """Takes optimizer steps on one device's sequences; runs under shard_map."""
+    with_settings = optax.with_extra_args_support(optimizer)
+    one = functools.partial(_one_step, model, with_settings, seq_len, microbatches, streams, settings)
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    start = state, TrainMetrics(zero, none, zero, none, none)
+    state, sums = jax.lax.fori_loop(0, num_steps, lambda _, loop: one(*loop), start)
+    return state, sums._replace(grad_norm=sums.grad_norm / jnp.maximum(num_steps - sums.skipped, 1))
+
+
 def _one_step(
     model: CharLSTM,
     optimizer: optax.GradientTransformationExtraArgs,
     seq_len: int,
     microbatches: int,
     streams: Streams,
-    rate_scale: Array,
+    settings: StepSettings,
     state: TrainState,
     sums: TrainMetrics,
 ) -> tuple[TrainState, TrainMetrics]:
@@ -182,7 +210,7 @@ def _one_step(
     # Cast to device-varying first: the gradient of a replicated input would come out summed over the devices.
     varying = jax.lax.pcast(state.params, DATA_AXIS, to="varying")
     key = jax.random.fold_in(state.key, state.step)
-    grads, carry, nats = _gradients(model, varying, key, window, before, microbatches)
+    grads, carry, nats = _gradients(model, varying, key, window, before, microbatches, settings.dropout)
     grads = jax.lax.pmean(grads, DATA_AXIS)
     nats, chars = jax.lax.psum((nats, jnp.sum(window.counts)), DATA_AXIS)
 
@@ -190,7 +218,9 @@ def _one_step(
     finite = jnp.isfinite(norm) & jnp.isfinite(nats)
 
     def update(params: Params, opt_state: optax.OptState) -> tuple[Params, optax.OptState]:
-        updates, opt_state = optimizer.update(grads, opt_state, params, rate_scale=rate_scale)
+        updates, opt_state = optimizer.update(
+            grads, opt_state, params, rate_scale=settings.rate_scale, weight_decay=settings.weight_decay
+        )
         return optax.apply_updates(params, updates), opt_state
 
     # A select between new and old values would make XLA copy the optimizer's moments at every step.
@@ -215,16 +245,21 @@ def _one_step(
 
 
 def _gradients(
-    model: CharLSTM, params: Params, key: Array, window: Window, carry: Carry, microbatches: int
+    model: CharLSTM,
+    params: Params,
+    key: Array,
+    window: Window,
+    carry: Carry,
+    microbatches: int,
+    dropout: Array | None,
 ) -> tuple[Params, Carry, Array]:
     """Returns one device's gradient of its summed nats over B * T, the carry after the window, and the nats."""
     local_batch = window.inputs.shape[0]
     stream_ids = jax.lax.axis_index(DATA_AXIS) * local_batch + jnp.arange(local_batch)
 
     def loss(params: Params, window: Window, carry: Carry, stream_ids: Array) -> tuple[Array, tuple[Carry, Array]]:
-        logits, after = model.apply(
-            {"params": params}, window.inputs, carry, train=True, stream_ids=stream_ids, rngs={"dropout": key}
-        )
+        options = {"train": True, "stream_ids": stream_ids, "dropout": dropout}
+        logits, after = model.apply({"params": params}, window.inputs, carry, rngs={"dropout": key}, **options)
         part = jnp.sum(cross_entropy(logits, window.labels) * window.counts)
         return part / (microbatches * window.labels.size), (after, part)
 

@@ -68,12 +68,12 @@ def test_outputs_and_gradients(monkeypatch, layers, time, one_hot, dtype, rate, 
     pull_carry = [(normal(BATCH, HIDDEN), normal(BATCH, HIDDEN)) for _ in range(layers)]
     pulls = normal(BATCH, time, HIDDEN), pull_carry
 
-    def scalar(weights, carry, x):
+    def scalar(weights, carry, x, rate):
         out = lstm_stack(weights, x, carry, keep=keep, rate=rate, implementation="wavefront", dtype=dtype)
         return sum(jnp.sum(a * b) for a, b in zip(*map(jax.tree.leaves, (out, pulls)), strict=True)), out
 
     gradient = jax.jit(jax.grad(scalar, argnums=(0, 1) if one_hot else (0, 1, 2), has_aux=True))
-    gradients, out = gradient(weights, carry, x)
+    gradients, out = gradient(weights, carry, x, np.float32(rate))  # the rate is traced
     expected = reference(weights, x, carry, keep, rate, pulls)
     for actual, right in zip(*map(jax.tree.leaves, ((out, gradients), expected)), strict=True):
         assert relative(actual, right) < (2e-5 if dtype == "float32" else 3e-2)

@@ -156,6 +156,9 @@ def test_weight_decay_applies_only_to_matrices():
     np.testing.assert_allclose(updates["layer_0"]["cell"]["w_hh"], -PEAK * 0.5, rtol=1e-6)
     assert not np.any(updates["layer_0"]["cell"]["bias"])
     assert updates["scale"] == 0
+    updates, _ = optimizer.update(zero_grads, optimizer.init(params), params, weight_decay=np.float32(0.25))
+    np.testing.assert_allclose(updates["layer_0"]["cell"]["w_hh"], -PEAK * 0.25, rtol=1e-6)
+    assert not np.any(updates["layer_0"]["cell"]["bias"])
 
 
 def first_moment(clip_norm, grads):

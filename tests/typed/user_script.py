@@ -50,6 +50,7 @@ from charjax import (
     save_checkpoint,
     score,
     score_pieces,
+    sweep,
     unit_activations,
     unit_correlations,
 )
@@ -67,6 +68,18 @@ def train(path: Path) -> TrainState:
     losses: list[float] = [evaluation.val_loss for evaluation in history.evaluations]
     print(charjax.__version__, min(losses), evaluate(model, state.params, corpus.validation))
     return state
+
+
+def search(model: CharLSTM, corpus: Corpus) -> CharLSTM:
+    result = sweep(model, corpus, "tiny", learning_rate=[1e-3, 3e-3], dropout=0.2, seeds=2, out="runs/best", epochs=2)
+    losses: list[float] = [member.val_loss for member in result.members]
+    print(
+        result.table(),
+        result.best.setting.learning_rate,
+        min(losses),
+        evaluate(result.model, result.params, corpus.validation),
+    )
+    return result.model
 
 
 def train_by_hand(model: CharLSTM, ids: np.ndarray) -> TrainState:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from typing import Any, TypeVar
 
-from charjax.cli.arguments import TrainCommand
+from charjax.cli.arguments import SweepCommand, TrainCommand
 from charjax.cli.output import shell_path
 from charjax.cli.startup import exit_on_interrupt
 from charjax.config import DataConfig, ModelConfig, TrainConfig
@@ -55,6 +55,21 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
+    model, corpus, train_config = prepare(command, data, model_config, train_config, given)
+    fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
+    if is_main():
+        out = shell_path(command.out)
+        print(f"saved in {out}; to generate text: charjax sample {out}", flush=True)
+
+
+def prepare(
+    command: TrainCommand | SweepCommand,
+    data: DataConfig,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    given: frozenset[str],
+) -> tuple[CharLSTM, Corpus, TrainConfig]:
+    """Reads the text, and applies the preset of the command if it has one; `given` are the options that override it."""
     corpus = Corpus.from_file(
         command.text, vocab=data.vocab, train_frac=data.train_frac, memory_mb=train_config.text_memory_mb
     )
@@ -62,11 +77,7 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
         for_model, for_training = preset_options(command.preset, len(corpus.train))
         model_config = _replace(model_config, for_model, given)
         train_config = _replace(train_config, for_training, given)
-    model = CharLSTM.from_config(model_config, corpus.vocab.size)
-    fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
-    if is_main():
-        out = shell_path(command.out)
-        print(f"saved in {out}; to generate text: charjax sample {out}", flush=True)
+    return CharLSTM.from_config(model_config, corpus.vocab.size), corpus, train_config
 
 
 def _saved_info(command: TrainCommand) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def lstm_stack(
     carry: Sequence[LSTMCarry],
     *,
     keep: Sequence[Array] = (),
-    rate: float = 0.0,
+    rate: float | Array = 0.0,
     implementation: str | None = None,
     dtype: str = "float32",
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
@@ -131,7 +131,7 @@ def lstm_stack(
         carry: state per layer before the first step, [B, H] float32.
         keep: dropout masks [B, T, H] bool, one per layer except the last, or none: the elements of a layer's output
             that the layer above sees, scaled by 1 / (1 - rate); the recurrent state is not dropped.
-        rate: the dropout rate of `keep`.
+        rate: the dropout rate of `keep`; it may be traced, but has no gradient.
         implementation: see `lstm`.
         dtype: see `lstm`.
 
@@ -153,7 +153,7 @@ def lstm_stack(
     if names == {"wavefront"} and _has_work(weights[0], x):
         x = _checked_ids(x, weights[0])
         with _forward_mode_explained():
-            return _wavefront(rate, dtype)(tuple(weights), x, tuple(carry), tuple(keep))
+            return _wavefront(dtype)(tuple(weights), x, tuple(carry), tuple(keep), jnp.float32(rate))
     layer = functools.partial(lstm, implementation=implementation, dtype=dtype)
     return _one_by_one(layer, weights, x, carry, keep, rate)
 
@@ -171,12 +171,12 @@ def _layer(implementation: Implementation, dtype: str) -> Callable[..., tuple[Ar
 
 
 @functools.lru_cache
-def _wavefront(rate: float, dtype: str) -> Callable[..., tuple[Array, tuple[LSTMCarry, ...]]]:
+def _wavefront(dtype: str) -> Callable[..., tuple[Array, tuple[LSTMCarry, ...]]]:
     """Returns `run_stack`, differentiable any number of times."""
     layer = functools.partial(lstm_scan, dtype=jnp.dtype(dtype))
     return with_higher_derivatives(
-        functools.partial(run_stack, rate=rate, dtype=jnp.dtype(dtype)),
-        functools.partial(_one_by_one, layer, rate=rate),
+        functools.partial(run_stack, dtype=jnp.dtype(dtype)),
+        functools.partial(_one_by_one, layer),
     )
 
 
@@ -197,7 +197,7 @@ def _one_by_one(
     x: Array,
     carry: Sequence[LSTMCarry],
     keep: Sequence[Array],
-    rate: float,
+    rate: float | Array,
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
     """Runs the layers of a stack one after the other."""
     after = []

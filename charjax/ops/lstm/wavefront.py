@@ -66,30 +66,30 @@ class _Backward(NamedTuple):
 
 def lstm_wavefront(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
     """Implements `charjax.ops.lstm`: `run_stack` for one layer."""
-    y, (carry,) = run_stack((weights,), x, (carry,), (), 0.0, dtype)
+    y, (carry,) = run_stack((weights,), x, (carry,), (), jnp.float32(0), dtype)
     return y, carry
 
 
 def run_stack(
-    weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: float, dtype: jnp.dtype
+    weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: Array, dtype: jnp.dtype
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
     """Runs a stack of layers; arguments and results as in `charjax.ops.lstm.api.lstm_stack`."""
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
     keep = tuple(jnp.swapaxes(mask, 0, 1) for mask in keep)
-    y_TBH, carry = _stack(*alike((weights, x, carry, keep)), rate, dtype.name)
+    y_TBH, carry = _stack(*alike((weights, x, carry, keep, rate)), dtype.name)
     return jnp.swapaxes(y_TBH, 0, 1), carry
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _stack(
-    weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: float, dtype: str
+    weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: Array, dtype: str
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
     return _forward(weights, x, carry, keep, rate, dtype)[0]
 
 
 def _forward(
-    weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: float, dtype: str
+    weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: Array, dtype: str
 ) -> tuple[tuple[Array, tuple[LSTMCarry, ...]], tuple[Any, ...]]:
     """Takes x [T, B, D] in `dtype` or [T, B] integer, and keep [T, B, H]."""
     layers, hidden, time, batch = len(weights), weights[0].w_hh.shape[0], x.shape[0], x.shape[1]
@@ -135,13 +135,13 @@ def _forward(
     )
     state = _in_blocks(block, diagonals, state)
     last = tuple(LSTMCarry(c, h.astype(jnp.float32)) for c, h in zip(state.c, state.h, strict=True))
-    return (state.kept_h[-1][layers:], last), (weights, x, keep, state.kept_h, state.kept_c, state.kept_z)
+    return (state.kept_h[-1][layers:], last), (weights, x, keep, rate, state.kept_h, state.kept_c, state.kept_z)
 
 
 def _backward(
-    rate: float, dtype: str, saved: tuple[Any, ...], cotangents: tuple[Array, tuple[LSTMCarry, ...]]
-) -> tuple[Layers, Any, tuple[LSTMCarry, ...], tuple[Any, ...]]:
-    weights, x, keep, kept_h, kept_c, kept_z = saved
+    dtype: str, saved: tuple[Any, ...], cotangents: tuple[Array, tuple[LSTMCarry, ...]]
+) -> tuple[Layers, Any, tuple[LSTMCarry, ...], tuple[Any, ...], Array]:
+    weights, x, keep, rate, kept_h, kept_c, kept_z = saved
     dy, last = cotangents
     layers, time, hidden = len(weights), dy.shape[0], dy.shape[2]
     last_h = jnp.stack([layer.h for layer in last])
@@ -187,7 +187,9 @@ def _backward(
     # The last matmul of each layer, for the state before its first step.
     dh = [matmul(dz[n], layer.w_hh.astype(dtype).T) for n, (dz, layer) in enumerate(zip(state.z, weights, strict=True))]
     carry = tuple(LSTMCarry(dc, dh) for dc, dh in zip(state.dc, dh, strict=True))
-    return gradients, dx, carry, tuple(np.zeros(mask.shape, jax.dtypes.float0) for mask in keep)
+    masks = tuple(np.zeros(mask.shape, jax.dtypes.float0) for mask in keep)
+    # Nobody differentiates by the rate.
+    return gradients, dx, carry, masks, jnp.zeros_like(rate)
 
 
 def _gradients(
@@ -196,7 +198,7 @@ def _gradients(
     keep: tuple[Array, ...],
     kept_h: tuple[Array, ...],
     dz: tuple[Array, ...],
-    rate: float,
+    rate: Array,
     dtype: str,
 ) -> tuple[Layers, Any]:
     """Returns the gradients of the weights and of x, from dz of all diagonals (zero where a layer has no step)."""
