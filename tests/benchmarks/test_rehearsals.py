@@ -173,6 +173,17 @@ def test_devices(rehearse):
     assert content["weak_to_one_device"].keys() == {"1 devices", "2 devices", "4 devices", "8 devices"}
 
 
+@pytest.mark.parametrize("ways", [[], ["--commands"]], ids=["functions", "commands"])
+def test_sweep(rehearse, ways):
+    sizes = ["--characters", "9000", "--hidden-dim", "8", "--batch-size", "8", *ways]
+    written, out = rehearse("sweep", *sizes)
+    (content,) = written.values()
+    assert content["together"]["seconds"] > 0
+    assert len(content["in_turn"]["losses"]) == 12
+    assert content["summary"]["largest_difference"] < 1e-5
+    assert "times as fast as in turn" in out
+
+
 def test_scaling(rehearse):
     written, _ = rehearse("scaling", "--quick")
     (content,) = written.values()

@@ -1,0 +1,60 @@
+"""The models of a sweep, trained together by `sweep` or in turn by `fit`, twice: the second time all is compiled."""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def together(text: str, characters: int, swept: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains all models by one `sweep`; `swept` are its settings, `shared` sizes of the model and the training.
+
+    Returns:
+        "seconds" from the call to the result, "again_seconds" of a second sweep, and the last validation "losses".
+    """
+    from charjax import sweep
+
+    model, corpus, options = _problem(text, characters, shared)
+    return _twice(lambda: [m.evaluations[-1].val_loss for m in sweep(model, corpus, **swept, **options).members])
+
+
+def in_turn(text: str, characters: int, swept: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains each model by a `fit` of its own, one after the other; arguments and results as for `together`."""
+    from charjax import History, fit
+
+    model, corpus, options = _problem(text, characters, shared)
+
+    def train() -> list[float]:
+        losses = []
+        for rate, dropout, seed in members(swept):
+            history, one = History(), model.clone(dropout=dropout)
+            fit(one, corpus, learning_rate=rate, seed=seed, reporter=history, sample_length=0, **options)
+            losses.append(history.evaluations[-1].val_loss)
+        return losses
+
+    return _twice(train)
+
+
+def members(swept: Mapping[str, Any]) -> list[tuple[float, float, int]]:
+    """Returns learning rate, dropout and seed of each model, in the order of a sweep."""
+    return list(itertools.product(swept["learning_rate"], swept["dropout"], range(swept["seeds"])))
+
+
+def _problem(text: str, characters: int, shared: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    from charjax.distributed.mesh import use_all_cores
+
+    use_all_cores()
+    from charjax import CharLSTM, Corpus
+
+    corpus, options = Corpus.from_text(Path(text).read_text()[:characters]), dict(shared)
+    sizes = {name: options.pop(name) for name in ("hidden_dim", "hidden_layers", "dtype")}
+    return CharLSTM(corpus.vocab.size, **sizes), corpus, options
+
+
+def _twice(train: Callable[[], Sequence[float]]) -> dict[str, Any]:
+    start = time.perf_counter()
+    losses = train()
+    between = time.perf_counter()
+    train()
+    return {"seconds": between - start, "again_seconds": time.perf_counter() - between, "losses": losses}
