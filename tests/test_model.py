@@ -101,7 +101,7 @@ def test_dropout_applies_only_in_training_and_to_both_layers():
 
 def test_dropout_has_one_mask_per_window():
     model = CharLSTM(5, hidden_dim=32, hidden_layers=2, dropout=0.5)
-    (first, second) = model.bind({}, rngs={"dropout": jax.random.key(2)})._keep((3, 7), None)
+    (first, second) = model.bind({}, rngs={"dropout": jax.random.key(2)})._keep((3, 7), None, 0.5)
     assert first.shape == second.shape == (3, 7, 32)
     for mask in (first, second):
         assert (mask == mask[:, :1]).all()
