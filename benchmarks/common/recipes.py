@@ -17,12 +17,12 @@ RECIPES: dict[float, dict[str, Any]] = {
         "learning_rate": 0.01, "warmup_frac": 0.02, "epochs": 3,
     },
     1.42: {
-        "hidden_dim": 512, "hidden_layers": 2, "dropout": 0.6, "batch_size": 32, "seq_len": 100,
-        "learning_rate": 0.004, "weight_decay": 0.1, "epochs": 8,
+        "hidden_dim": 1024, "hidden_layers": 1, "dropout": 0.55, "batch_size": 32, "seq_len": 50,
+        "learning_rate": 0.007, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 5,
     },
     1.40: {
-        "hidden_dim": 512, "hidden_layers": 2, "dropout": 0.6, "batch_size": 32, "seq_len": 100,
-        "learning_rate": 0.004, "weight_decay": 0.1, "epochs": 18,
+        "hidden_dim": 1024, "hidden_layers": 1, "dropout": 0.65, "batch_size": 32, "seq_len": 50,
+        "learning_rate": 0.007, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 15,
     },
 }  # fmt: skip
 # Without meaning: for a rehearsal on any text.
