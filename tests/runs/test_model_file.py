@@ -364,8 +364,8 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, capsys, value):
     filled_model(tmp_path, value)
     assert cli.main(["sample", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("charjax: error: the parameters have values in ")
-    assert line.endswith(" that are not finite; train the model again")
+    assert line.startswith("charjax: error: parameter ")
+    assert line.endswith(" has values that are not finite; train the model again")
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])

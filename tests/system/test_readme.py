@@ -130,7 +130,7 @@ def test_links_and_files_named_in_a_document_exist(document):
     for path in named:
         assert (ROOT / path).exists(), path
     for result in re.findall(
-        r"`((?:compiled|devices|generation|saving|scaling|streaming|sweep|train_step)-[\w*-]+\.json)`", text
+        r"`((?:compiled|devices|generation|saving|scaling|speedrun|streaming|sweep|train_step)-[\w*-]+\.json)`", text
     ):
         assert list((ROOT / "benchmarks" / "results").glob(result)), result
 
