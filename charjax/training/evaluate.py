@@ -57,12 +57,12 @@ class EvalStep(NamedTuple):
         check_shapes(self.model, params)
         check_type("streams", streams, Streams, "make them with make_streams")
         if carry is None:
-            carry = put_streams(_zero_carry(self.model, streams.ids.shape[0]), self.mesh)
+            carry = put_streams(zero_carry(self.model, streams.ids.shape[0]), self.mesh)
         check_type("carry", carry, tuple, "make one with init_carry")
         return self.jitted(params, streams, carry)
 
 
-def _zero_carry(model: CharLSTM, batch_size: int) -> Carry:
+def zero_carry(model: CharLSTM, batch_size: int) -> Carry:
     """Returns `init_carry` in NumPy, where making and splitting it compiles nothing."""
     shapes = jax.eval_shape(lambda: init_carry(model, batch_size))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

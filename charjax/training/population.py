@@ -7,6 +7,7 @@ a single training, whose mesh axis "data" has one device here; the models are sp
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -21,9 +22,9 @@ from charjax.data.batching import Streams
 from charjax.data.corpus import Corpus
 from charjax.data.prefetch import Prefetcher
 from charjax.distributed.mesh import DATA_AXIS, REPLICATED
-from charjax.model import Carry, CharLSTM, init_carry
+from charjax.model import Carry, CharLSTM
 from charjax.train_state import TrainState, initializer
-from charjax.training.evaluate import EVAL_WINDOW, EvalMetrics, evaluation_layout, run_windows
+from charjax.training.evaluate import EVAL_WINDOW, EvalMetrics, evaluation_layout, run_windows, zero_carry
 from charjax.training.loop import text_budgets
 from charjax.training.optimizer import make_optimizer
 from charjax.training.plan import StepPlan, training_layout
@@ -73,12 +74,17 @@ class Population:
         self._feed = Prefetcher(corpus.train, layout, self._mesh, budget=train)
         self._validation = Prefetcher(corpus.validation, validation, self._mesh, budget=held_out)
         self._settings, seeds = self._put(_arrays([*settings, *[settings[-1]] * self._padding]))
-        init = _jitted_init(self._model, optimizer, config.batch_size, self._mesh)
-        self._state, self._best = init(None, seeds, None)
-        self._steps = _jitted_steps(self._model, optimizer, config.seq_len, config.microbatches, self._mesh)
+        carry = zero_carry(self._model, len(validation.begins))
+        self._zero_carry = self._put(jax.tree.map(lambda leaf: np.repeat(leaf[None], len(seeds), axis=0), carry))
         self._windows = _jitted_windows(self._model, self._mesh)
-        carry = init_carry(self._model, len(validation.begins))
-        self._zero_carry = self._put(jax.tree.map(lambda leaf: np.zeros((len(seeds), *leaf.shape), leaf.dtype), carry))
+        init = _jitted_init(self._model, optimizer, config.batch_size, self._mesh)
+        steps = _jitted_steps(self._model, optimizer, config.seq_len, config.microbatches, self._mesh)
+        shared = self._feed.abstract_chunk(), np.int32(1)
+        lowered = steps.lower(self._abstract(jax.eval_shape(init, None, seeds, None)[0]), self._settings, shared)
+        with ThreadPoolExecutor(1) as compiling:
+            compiled = compiling.submit(lowered.compile)
+            self._state, self._best = init(None, seeds, None)
+            self._steps = compiled.result()
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +121,11 @@ class Population:
 
     def _put(self, members: Any) -> Any:
         return jax.device_put(members, NamedSharding(self._mesh, _OVER_MEMBERS))
+
+    def _abstract(self, members: Any) -> Any:
+        """Adds to shapes of arrays where they are placed."""
+        placed = NamedSharding(self._mesh, _OVER_MEMBERS)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), members)
 
     def _of_members(self, results: Any) -> Any:
         """Copies results to the host, without those of the padding."""

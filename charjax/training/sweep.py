@@ -16,6 +16,7 @@ from charjax.config import ModelConfig, TrainConfig
 from charjax.data.corpus import Corpus
 from charjax.distributed.mesh import checked_mesh, make_mesh, use_all_cores
 from charjax.errors import Interrupted, UserError, checked_whole
+from charjax.host.cpu import keep_lapack_on_one_thread
 from charjax.host.jax_modes import in_default_modes
 from charjax.host.memory import reuse_memory
 from charjax.host.signals import SignalCatcher
@@ -119,6 +120,8 @@ def sweep(
         for rate, drop, decay in itertools.product(*swept)
         for n in range(seeds)
     ]
+    if devices[0].platform == "cpu":
+        keep_lapack_on_one_thread()
     with contextlib.ExitStack() as stack:
         # Without a folder, a signal ends the sweep as it ends any other program.
         signals = stack.enter_context(SignalCatcher()) if out is not None else None
