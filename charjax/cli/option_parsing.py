@@ -10,13 +10,14 @@ import tomllib
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import tyro
 
 from charjax._version import __version__
 from charjax.cli.arguments import COMMANDS, Command
 from charjax.errors import UserError
+from charjax.training.presets import PresetName
 
 _DESCRIPTION = (
     f"charjax {__version__}: train character-level LSTM language models and generate text with them.\n\n"
@@ -137,6 +138,10 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
         if options[name] in (*_NUMBERS, *_NUMBER_LISTS):
             for number in values:
                 _check_number(flag, number, command, options[name])
+        # tyro would list the names in a random order.
+        if options[name] == PresetName | None and value not in get_args(PresetName):
+            known = " or ".join(", ".join(get_args(PresetName)).rsplit(", ", 1))
+            raise UserError(f"{flag} must be {known}, not {value!r}; see charjax {command} --help")
         if name == "config":
             config = value
     return _Flags(frozenset(given), config, positionals)
@@ -165,7 +170,8 @@ def _check_number(flag: str, value: str, command: str, kind: Any) -> None:
         int(value) if kind in _WHOLE_NUMBERS else float(value)
     except ValueError:
         rule = "a whole number" if kind in _WHOLE_NUMBERS else "numbers" if kind in _NUMBER_LISTS else "a number"
-        raise UserError(f"{flag} must be {rule}, not {value!r}; see charjax {command} --help") from None
+        hint = "; write the text before the options" if kind in _NUMBER_LISTS and Path(value).exists() else ""
+        raise UserError(f"{flag} must be {rule}, not {value!r}{hint}; see charjax {command} --help") from None
 
 
 def _is_flag(argument: str) -> bool:

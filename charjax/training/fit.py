@@ -124,16 +124,16 @@ def configured(
         UserError: the configuration is not a `TrainConfig`, or there is no such preset.
         TypeError: there is no such field, as for any unknown keyword argument.
     """
-    if isinstance(config, str):
-        check_corpus(corpus)
-        config = preset(config, len(corpus.train)).train
-    config = TrainConfig() if config is None else config
-    check_type("config", config, TrainConfig, "such as TrainConfig(epochs=5), or give its fields by name")
-    names = [field.name for field in dataclasses.fields(config)]
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in overrides:
         if name not in names:
             nearest = difflib.get_close_matches(name, [*names, *others], n=1)
             raise TypeError(f"{function} has no option {name!r}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    if isinstance(config, str):
+        check_corpus(corpus)
+        return preset(config, len(corpus.train), **overrides).train
+    config = TrainConfig() if config is None else config
+    check_type("config", config, TrainConfig, "such as TrainConfig(epochs=5), or give its fields by name")
     return dataclasses.replace(config, **overrides)
 
 

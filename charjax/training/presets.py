@@ -43,7 +43,7 @@ _SIZES = {
 }
 
 
-def preset(name: PresetName, characters: int) -> Preset:
+def preset(name: PresetName, characters: int, **given: Any) -> Preset:
     """Returns a model's size and a recipe that suits the length of the text.
 
     On two CPU cores with AVX-512 and bfloat16 "tiny" trains for about ten seconds, "small" for one minute or two,
@@ -53,34 +53,46 @@ def preset(name: PresetName, characters: int) -> Preset:
     Args:
         name: "tiny", "small", "medium" or "large".
         characters: length of the training text, such as len(corpus.train).
+        **given: fields of `ModelConfig` and `TrainConfig` to set instead, such as epochs=2. Unless it is given, dropout
+            follows epochs and hidden_dim.
 
     Raises:
-        UserError: there is no such preset, or characters is not a whole number of at least 1.
+        TypeError: `given` has a name that is not a field of either.
+        UserError: there is no such preset, characters is not a whole number of at least 1, or a field is out of range.
 
     Examples:
         >>> from charjax import preset
         >>> small = preset("small", characters=1_000_000)
-        >>> small.model.hidden_dim, small.train.epochs
-        (512, 3.0)
+        >>> small.model.hidden_dim, small.model.dropout, small.train.epochs
+        (512, 0.27, 3.0)
+        >>> preset("small", characters=1_000_000, epochs=1).model.dropout
+        0.0
     """
-    model, train = preset_options(name, characters)
-    return Preset(ModelConfig(**model), TrainConfig(**train))
-
-
-def preset_options(name: PresetName, characters: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the fields of ModelConfig and TrainConfig that a preset sets; arguments and errors as for `preset`."""
     if not isinstance(name, str) or name not in _SIZES:
         raise UserError(
             f"the name of a preset must be {', '.join(list(_SIZES)[:-1])} or {list(_SIZES)[-1]}, not {in_short(name)}"
         )
-    size = _SIZES[name]
-    passes = min(size.characters / checked_whole("characters", characters), MOST_PASSES)
-    model = {"hidden_dim": size.hidden_dim, "hidden_layers": 1, "dropout": _dropout(passes, size.hidden_dim)}
-    train: dict[str, Any] = {"batch_size": BATCH_SIZE, "seq_len": SEQ_LEN, "epochs": passes}
-    if passes > MOST_EVALUATIONS:
-        steps_per_pass = -(-characters // (BATCH_SIZE * SEQ_LEN))
-        train["eval_every"] = math.ceil(passes / MOST_EVALUATIONS) * steps_per_pass
-    return model, train | {"learning_rate": size.learning_rate, "weight_decay": size.weight_decay}
+    size, characters = _SIZES[name], checked_whole("characters", characters)
+    of_model = {field.name for field in dataclasses.fields(ModelConfig)}
+    train = TrainConfig(
+        **{
+            "batch_size": BATCH_SIZE,
+            "seq_len": SEQ_LEN,
+            "epochs": min(size.characters / characters, MOST_PASSES),
+            "learning_rate": size.learning_rate,
+            "weight_decay": size.weight_decay,
+            **{field: value for field, value in given.items() if field not in of_model},
+        }
+    )
+    if train.epochs > MOST_EVALUATIONS and train.eval_every is None:
+        steps_per_pass = -(-characters // (train.batch_size * train.seq_len))
+        every = math.ceil(train.epochs / MOST_EVALUATIONS) * steps_per_pass
+        train = dataclasses.replace(train, eval_every=every)
+    model: dict[str, Any] = {"hidden_dim": size.hidden_dim} | {
+        field: value for field, value in given.items() if field in of_model
+    }
+    model = {"dropout": _dropout(train.epochs, ModelConfig(**model).hidden_dim)} | model
+    return Preset(ModelConfig(**model), train)
 
 
 def _dropout(passes: float, hidden_dim: int) -> float:

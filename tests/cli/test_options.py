@@ -163,6 +163,12 @@ def test_numbers_that_are_not(argv, message):
     assert train_error(*argv) == message
 
 
+def test_a_preset_that_does_not_exist():
+    message = "--preset must be tiny, small, medium or large, not 'huge'; see charjax train --help"
+    assert train_error("--preset", "huge") == message
+    assert train_error("--preset=huge") == message
+
+
 def test_none_stands_for_the_default():
     assert parse(["train", "x", "--out", "y", "--eval-every", "None"]).command.train.eval_every is None
     assert "--epochs" in train_error("--epochs", "None")

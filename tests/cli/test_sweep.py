@@ -1,5 +1,7 @@
 """`charjax sweep`: lists of values, the table, the best model as a run, and one line for what cannot be used."""
 
+import re
+
 import pytest
 from helpers.command_line import fails, shows
 
@@ -24,7 +26,10 @@ def test_it_prints_a_table_and_keeps_the_best_as_a_run(capsys, text, tmp_path):
     assert "val" in shown
     rows = [line.split() for line in shown[shown.index("learning rate") :].splitlines()]
     assert [row[0] for row in rows[1:3]] == ["0.03", "0.0001"]
-    assert shown.endswith(f"\nthe best model is saved in {out}; to generate text: charjax sample {out}\n")
+    best = "best model: learning rate 0.03, dropout 0, weight decay 0.01, seed "
+    assert re.search(
+        rf"\n{best}[01], val loss \d\.\d+\nsaved in {out}; to generate text: charjax sample {out}\n$", shown
+    )
     assert shows(capsys, "sample", out, "--length", 20, "--context", "The ").startswith("The ")
     assert "--learning-rate  " in shows(capsys, "info", out)
     info, progress = read_run(out)
@@ -53,6 +58,11 @@ def test_values_of_a_config_file_and_a_preset(tmp_path):
         (["--learning-rate"], "--learning-rate needs a value; see charjax sweep --help"),
         (["--learning-rate", "--dropout", "0"], "--learning-rate needs a value; if you mean --dropout, write"),
         (["--learning-rate", "0.1", "fast"], "--learning-rate must be numbers, not 'fast'; see charjax sweep --help"),
+        (
+            ["--learning-rate", "0.1", __file__],
+            f"--learning-rate must be numbers, not {__file__!r}; write the text before "
+            "the options; see charjax sweep --help",
+        ),
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be above 0 and finite, not -1.0; see charjax sweep"),
         (["--dropout", "0", "1"], "--dropout must be at least 0 and below 1, not 1.0"),
         (["--seeds", "0"], "--seeds must be a whole number of at least 1, not 0"),

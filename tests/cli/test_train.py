@@ -67,9 +67,11 @@ def test_a_preset_sets_the_options_that_were_not_given(text, tmp_path, capsys):
     run = tmp_path / "run"
     options = ["--preset", "small", "--hidden-dim", 7, "--epochs", 0.1, "--batch-size", 4, "--sample-length", 0]
     shows(capsys, "train", text, "--out", run, *options)
-    info, (model, train) = read_header(run).info, preset("small", len(Corpus.from_file(text).train))
-    assert info.model == dataclasses.replace(model, hidden_dim=7, dtype=info.model.dtype)
-    assert info.train == dataclasses.replace(train, epochs=0.1, batch_size=4, sample_length=0)
+    own = {"hidden_dim": 7, "epochs": 0.1, "batch_size": 4, "sample_length": 0}
+    info, (model, train) = read_header(run).info, preset("small", len(Corpus.from_file(text).train), **own)
+    assert info.model == dataclasses.replace(model, dtype=info.model.dtype)
+    assert info.model.dropout == 0
+    assert info.train == train
     message = fails(capsys, "train", text, "--out", run, "--resume", "--preset", "small")
     assert message == "a resumed run keeps its options; omit --preset; see charjax train --help"
     shows(capsys, "train", text, "--out", run, "--resume", "--epochs", 0.2)

@@ -46,6 +46,17 @@ def test_the_time_does_not_grow_with_the_text():
     assert preset("small", 10**8).train.epochs * 10**8 == preset("small", 10**9).train.epochs * 10**9
 
 
+def test_the_dropout_follows_what_is_set_instead():
+    assert preset("tiny", 20_000).model.dropout > 0.5
+    chosen = preset("tiny", 20_000, epochs=2, batch_size=8)
+    assert (chosen.model.dropout, chosen.train.epochs, chosen.train.batch_size) == (0.0, 2, 8)
+    assert preset("tiny", 20_000, hidden_dim=16).model.dropout < preset("tiny", 20_000).model.dropout
+    assert preset("tiny", 20_000, dropout=0.3, epochs=2).model.dropout == 0.3
+    assert preset("tiny", 20_000, eval_every=7).train.eval_every == 7
+    with pytest.raises(TypeError, match="epoch"):
+        preset("tiny", 20_000, epoch=2)
+
+
 def test_larger_presets_train_larger_models_on_more_characters():
     chosen = [preset(name, 10**9) for name in NAMES]
     sizes = [(model.hidden_dim, train.epochs) for model, train in chosen]

@@ -8,6 +8,7 @@ from charjax.distributed.mesh import use_all_cores
 from charjax.host.memory import reuse_memory
 from charjax.progress.reporter import make_reporter
 from charjax.training.sweep import sweep
+from charjax.training.sweep_result import SweepResult
 
 
 def run(command: SweepCommand, given: frozenset[str]) -> None:
@@ -32,5 +33,11 @@ def run(command: SweepCommand, given: frozenset[str]) -> None:
         out=command.out,
         reporter=make_reporter(),
     )
-    out = shell_path(command.out)
-    print(f"\n{result.table()}\nthe best model is saved in {out}; to generate text: charjax sample {out}", flush=True)
+    print(f"\n{result.table()}\n{_summary(result, shell_path(command.out))}", flush=True)
+
+
+def _summary(result: SweepResult, out: str) -> str:
+    best = result.best
+    settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in best.setting._asdict().items())
+    found = f"best model: {settings}, val loss {best.val_loss:.4f}"
+    return f"{found}\nsaved in {out}; to generate text: charjax sample {out}"

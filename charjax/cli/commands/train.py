@@ -22,7 +22,7 @@ from charjax.runs.checkpoint_header import read_header
 from charjax.runs.compatibility import check_same_text
 from charjax.runs.metadata import RunInfo
 from charjax.training.fit import fit
-from charjax.training.presets import preset_options
+from charjax.training.presets import preset
 
 _Config = TypeVar("_Config", DataConfig, ModelConfig, TrainConfig)
 
@@ -74,9 +74,9 @@ def prepare(
         command.text, vocab=data.vocab, train_frac=data.train_frac, memory_mb=train_config.text_memory_mb
     )
     if command.preset is not None:
-        for_model, for_training = preset_options(command.preset, len(corpus.train))
-        model_config = _replace(model_config, for_model, given)
-        train_config = _replace(train_config, for_training, given)
+        options = vars(model_config) | vars(train_config)
+        own = {name: value for name, value in options.items() if name in given}
+        model_config, train_config = preset(command.preset, len(corpus.train), **own)
     return CharLSTM.from_config(model_config, corpus.vocab.size), corpus, train_config
 
 
@@ -84,11 +84,6 @@ def _saved_info(command: TrainCommand) -> dict[str, Any]:
     info = read_header(command.out, quiet=True).info
     check_same_text(info, digest(command.text), command.text, command.out)
     return info.to_dict()
-
-
-def _replace(config: _Config, options: dict[str, Any], given: frozenset[str]) -> _Config:
-    """Returns the configuration with a preset's options, except those that the user gave."""
-    return dataclasses.replace(config, **{name: value for name, value in options.items() if name not in given})
 
 
 def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:
