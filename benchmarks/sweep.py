@@ -5,7 +5,7 @@
     python -m benchmarks.sweep --commands
 
 Three learning rates, two dropout rates and two seeds of 1 x 128 on the first 250,000 characters of Shakespeare. `sweep`
-and twelve calls of `fit` run in a process each, compilation included, and then once more with everything compiled.
+and twelve calls of `fit` take turns, in a process each: the first round compiles, the others have everything compiled.
 With --commands, `charjax sweep` runs against twelve `charjax train`, from process start to exit, each side with a
 compilation cache that is empty at first.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.common.options import add_results, make_parser
 from benchmarks.common.problem import TEXT
+from benchmarks.common.report import paired
 from benchmarks.common.results import ResultsFile
 from benchmarks.common.worker import ROOT, Worker
 from benchmarks.peers.sweeps import members
@@ -31,18 +32,25 @@ TARGET = 2.0
 SWEPT = {"learning_rate": [2e-3, 4e-3, 8e-3], "dropout": [0.0, 0.2], "seeds": 2}
 
 
-def by_functions(text: Path, characters: int, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Measures `sweep` and calls of `fit`."""
-    results = {}
-    for name in ("together", "in_turn"):
-        with Worker() as worker:
-            results[name] = worker.ask(
-                f"sweeps:{name}", text=str(text), characters=characters, swept=SWEPT, shared=shared
-            )
-        if "cannot_run" in results[name]:
-            raise SystemExit(f"{name}: {results[name]['cannot_run']}")
-        print(name, {key: round(value, 1) for key, value in results[name].items() if key != "losses"}, flush=True)
+def by_functions(text: Path, characters: int, shared: dict[str, Any], rounds: int) -> dict[str, dict[str, Any]]:
+    """Measures `sweep` and calls of `fit`: the first time, and in rounds with everything compiled."""
+    problem = {"text": str(text), "characters": characters, "swept": SWEPT, "shared": shared}
+    with Worker() as one, Worker() as other:
+        workers = {"together": one, "in_turn": other}
+        results = {name: ask(worker, name, problem) | {"compiled_seconds": []} for name, worker in workers.items()}
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                results[name]["compiled_seconds"].append(ask(worker, name, problem)["seconds"])
     return results
+
+
+def ask(worker: Worker, name: str, problem: dict[str, Any]) -> dict[str, Any]:
+    """Has a worker train all models; ends the benchmark if it cannot."""
+    answer = worker.ask(f"sweeps:{name}", **problem)
+    if "cannot_run" in answer:
+        raise SystemExit(f"{name}: {answer['cannot_run']}")
+    print(name, f"{answer['seconds']:.1f} s", flush=True)
+    return answer
 
 
 def by_commands(text: Path, characters: int, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -79,12 +87,15 @@ def run(command: str, folder: Path, out: Path, *options: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Returns how many times faster the sweep was, in each way it was timed, and the largest difference of a loss."""
+def compare(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns how many times as fast the sweep was, and the largest difference of a loss."""
     ours, theirs = results["together"], results["in_turn"]
-    ratios = {name: theirs[name] / ours[name] for name in ("seconds", "again_seconds") if name in ours}
     differences = [abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)]
-    return {**{f"ratio_of_{name}": ratio for name, ratio in ratios.items()}, "largest_difference": max(differences)}
+    summary = {"ratio": theirs["seconds"] / ours["seconds"], "largest_difference": max(differences)}
+    if "compiled_seconds" in ours:
+        median, least, most = paired(theirs["compiled_seconds"], ours["compiled_seconds"])
+        summary["compiled_ratio"] = {"median": median, "least": least, "most": most}
+    return summary
 
 
 def make_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,6 +108,7 @@ def make_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--hidden-layers", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rounds", type=int, default=3, help="with everything compiled")
     parser.add_argument("--commands", action="store_true", help="measure commands instead of functions")
     return parser.parse_args(argv)
 
@@ -107,12 +119,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     shared = {
         name: getattr(arguments, name) for name in ("hidden_dim", "hidden_layers", "batch_size", "dtype", "epochs")
     }
-    measure = by_commands if arguments.commands else by_functions
-    results = measure(TEXT, arguments.characters, shared)
+    if arguments.commands:
+        results = by_commands(TEXT, arguments.characters, shared)
+    else:
+        results = by_functions(TEXT, arguments.characters, shared, arguments.rounds)
     summary = compare(results)
-    print(f"the sweep is {summary['ratio_of_seconds']:.2f} times as fast as in turn (target: {TARGET:g})")
-    if "ratio_of_again_seconds" in summary:
-        print(f"with everything compiled: {summary['ratio_of_again_seconds']:.2f} times")
+    print(f"the sweep is {summary['ratio']:.2f} times as fast as in turn (target: {TARGET:g})")
+    if compiled := summary.get("compiled_ratio"):
+        print("with everything compiled: {median:.2f} times ({least:.2f} to {most:.2f})".format(**compiled))
     print(f"largest difference of a validation loss: {summary['largest_difference']:.1e} nats per character")
     content = {"swept": SWEPT, "shared": shared, "characters": arguments.characters, **results, "summary": summary}
     suffix = "commands" if arguments.commands else "functions"

@@ -173,7 +173,7 @@ def test_devices(rehearse):
     assert content["weak_to_one_device"].keys() == {"1 devices", "2 devices", "4 devices", "8 devices"}
 
 
-@pytest.mark.parametrize("ways", [[], ["--commands"]], ids=["functions", "commands"])
+@pytest.mark.parametrize("ways", [["--rounds", "1"], ["--commands"]], ids=["functions", "commands"])
 def test_sweep(rehearse, ways):
     sizes = ["--characters", "9000", "--hidden-dim", "8", "--batch-size", "8", *ways]
     written, out = rehearse("sweep", *sizes)
