@@ -88,7 +88,7 @@ def checked_checkpoint_folder(name: str, value: Any) -> Path:
     """Returns the path of a run folder that checkpoints are saved in or restored from.
 
     Raises:
-        UserError: it is no path, or it leads through a name that is not UTF-8, which Orbax cannot pass on to C++.
+        UserError: it is not a path, or it leads through a name that is not UTF-8, which Orbax cannot pass on to C++.
     """
     path = checked_path(name, value)
     try:

@@ -163,7 +163,7 @@ class CharLSTM(nn.Module):
             train: apply dropout; if dropout > 0 this needs the PRNG key `rngs={"dropout": key}`.
             stream_ids: [B] integer, a number per row that its dropout mask is derived from, so that the mask does not
                 depend on the other rows of the batch; by default 0 to B-1.
-            dropout: [] float32, a rate in place of the model's, which may be traced.
+            dropout: [] float32, the rate to use instead of the model's; it may be traced.
 
         Returns:
             logits [B, T, V] float32, each of the character after its position, and the carry after the last one.

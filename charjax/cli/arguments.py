@@ -95,7 +95,7 @@ class TrainCommand(Checked):
 class SharedModelConfig(ModelConfig):
     """Architecture of the network."""
 
-    # Without `init` it is no option: `SweepCommand` has it, with several values.
+    # Without `init` it is not an option here: `SweepCommand` has it, with several values.
     dropout: BelowOne = dataclasses.field(default=ModelConfig.dropout, init=False)
 
 
@@ -103,8 +103,8 @@ class SharedModelConfig(ModelConfig):
 class SharedTrainConfig(TrainConfig):
     """How the models are trained."""
 
-    # Without `init` these are no options: `SweepCommand` has the first two, with several values, and a sweep has no use
-    # for the others.
+    # Without `init` these are not options here: `SweepCommand` has the first two, with several values, and a sweep has
+    # no use for the others.
     learning_rate: Positive = dataclasses.field(default=TrainConfig.learning_rate, init=False)
     weight_decay: NonNegative = dataclasses.field(default=TrainConfig.weight_decay, init=False)
     checkpoint_every: Optional[Count] = dataclasses.field(default=None, init=False)

@@ -174,7 +174,7 @@ def _compiled(function: Callable[[Any, Any, Any], Any], mesh: Mesh, *, donate: b
 
 @functools.lru_cache(maxsize=STEPS_KEPT)
 def _jitted_init(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int, mesh: Mesh) -> Any:
-    """Returns (None, seeds, None) -> (states, zeros in place of the best parameters)."""
+    """Returns (None, seeds, None) -> (states, zeros instead of the best parameters)."""
     init = initializer(model, optimizer, batch_size)
 
     def run(_: None, seed: Array, __: None) -> tuple[TrainState, Params]:

@@ -51,8 +51,8 @@ class StepSettings(NamedTuple):
 
     Attributes:
         rate_scale: multiplies the learning rate.
-        weight_decay: in place of the optimizer's; None keeps that.
-        dropout: in place of the model's; None keeps that.
+        weight_decay: used instead of the optimizer's; None keeps that.
+        dropout: used instead of the model's; None keeps that.
     """
 
     rate_scale: Array
