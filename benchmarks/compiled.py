@@ -65,8 +65,8 @@ def compile_train_step(sizes: Sizes, implementation: str | None, mesh: Mesh) -> 
         jax.ShapeDtypeStruct((), np.int32, sharding=whole),
     )
     step = make_train_step(model, optimizer, seq_len=sizes.seq_len, mesh=mesh)
-    num_steps, rate_scale = (jax.ShapeDtypeStruct((), dtype, sharding=whole) for dtype in (np.int32, np.float32))
-    return step.jitted.lower(state, streams, num_steps, rate_scale).compile()
+    num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+    return step.jitted.lower(state, streams, num_steps, step.hyperparameters).compile()
 
 
 def compile_flax_step(sizes: Sizes, mesh: Mesh) -> Any:

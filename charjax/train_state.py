@@ -99,19 +99,19 @@ def init_train_state(
     check_model(model)
     check_optimizer(optimizer)
     check_divides(batch_size, mesh)
-    return _jitted_initializer(model, optimizer, batch_size, mesh)(checked_key(key))
+    return _jitted_initializer(model, optimizer.init, batch_size, mesh)(checked_key(key))
 
 
 @functools.lru_cache(maxsize=_INITIALIZERS_KEPT)
-def _jitted_initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int, mesh: Mesh) -> Any:
-    return jax.jit(initializer(model, optimizer, batch_size), out_shardings=state_shardings(mesh))
+def _jitted_initializer(model: CharLSTM, init_optimizer: optax.TransformInitFn, batch_size: int, mesh: Mesh) -> Any:
+    return jax.jit(initializer(model, init_optimizer, batch_size), out_shardings=state_shardings(mesh))
 
 
 def abstract_train_state(
     model: CharLSTM, optimizer: optax.GradientTransformation, *, batch_size: int, mesh: Mesh | None = None
 ) -> TrainState:
     """Returns the state's shapes, dtypes and shardings as `jax.ShapeDtypeStruct`s, for restoring a checkpoint into."""
-    shapes = jax.eval_shape(initializer(model, optimizer, batch_size), jax.random.key(0))
+    shapes = jax.eval_shape(initializer(model, optimizer.init, batch_size), jax.random.key(0))
 
     def placed(sharding: NamedSharding, subtree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), subtree)
@@ -129,7 +129,7 @@ def state_shardings(mesh: Mesh) -> Any:
     return jax.tree.map(functools.partial(NamedSharding, mesh), STATE_SPECS)
 
 
-def initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int) -> Any:
+def initializer(model: CharLSTM, init_optimizer: optax.TransformInitFn, batch_size: int) -> Any:
     """Returns key -> `TrainState`, a pure function to compile; see `init_train_state`."""
 
     def init(key: Array) -> TrainState:
@@ -139,7 +139,7 @@ def initializer(model: CharLSTM, optimizer: optax.GradientTransformation, batch_
             step=jnp.zeros((), jnp.int32),
             cursor=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=optimizer.init(params),
+            opt_state=init_optimizer(params),
             carry=init_carry(model, batch_size),
             skipped=jnp.zeros((), jnp.int32),
             key=dropout_key,

@@ -1,5 +1,6 @@
 """Settings shared by all tests: two CPU devices, one compilation cache, strict JAX, no unexpected skips."""
 
+import fcntl
 import gc
 import logging
 import os
@@ -58,6 +59,10 @@ from charjax.host.memory import release_unused_memory  # noqa: E402
 settings.register_profile("charjax", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("charjax")
 
+# What is imported stays; the collector would scan it again and again.
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
@@ -103,8 +108,18 @@ def _bounded_memory():
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """The text and the folder of a run that was not interrupted; see helpers/real_runs.py."""
-    return uninterrupted_run(tmp_path_factory.mktemp("uninterrupted"))
+    """The text and the folder of a run that was not interrupted, one for all workers; see helpers/real_runs.py."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / "uninterrupted.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = shared / "uninterrupted"
+        if not folder.exists():
+            unfinished = tmp_path_factory.mktemp("unfinished")
+            uninterrupted_run(unfinished)
+            unfinished.rename(folder)
+    return folder / "coffee.txt", folder / "run"
 
 
 @pytest.fixture

@@ -140,8 +140,8 @@ class TrainLoop:
 
     def _lowered_step(self) -> jax.stages.Lowered:
         """Traces the step, in the caller's thread, since some of JAX's modes are a thread's own."""
-        jitted = self.train_step.jitted
-        return jitted.lower(self._abstract_state(), self.feed.abstract_chunk(), np.int32(1), np.float32(1))
+        arguments = self._abstract_state(), self.feed.abstract_chunk(), np.int32(1), self.train_step.hyperparameters
+        return self.train_step.jitted.lower(*arguments)
 
     def _abstract_state(self) -> TrainState:
         return abstract_train_state(self.model, self.optimizer, batch_size=self.config.batch_size, mesh=self.mesh)

@@ -2,12 +2,15 @@
 
 import functools
 import logging
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from charjax.array_types import Array
 from charjax.config import TrainConfig
 from charjax.errors import check_type, checked_whole
 from charjax.training.plan import steps_of_run
@@ -20,6 +23,42 @@ _FIELDS = (
 _OPTIMIZERS_KEPT = 32
 
 _log = logging.getLogger("charjax")
+
+
+class Hyperparameters(NamedTuple):
+    """Numbers of AdamW and its schedule, [] each, that are arguments of the compiled step: others compile nothing.
+
+    Attributes:
+        learning_rate: float32, the peak.
+        warmup_steps: int32, at least 1; the last of them runs at the peak.
+        decay_steps: int32, at least 1. For the cosine, steps from the peak to the last step; for the step schedule,
+            steps from one decay to the next.
+        final_lr_frac: float32, where the cosine ends, as a fraction of the peak.
+        decay_factor: float32, of the step schedule.
+        weight_decay: float32.
+        clip_norm: float32.
+    """
+
+    learning_rate: Any
+    warmup_steps: Any
+    decay_steps: Any
+    final_lr_frac: Any
+    decay_factor: Any
+    weight_decay: Any
+    clip_norm: Any
+
+
+class AdamW(optax.GradientTransformationExtraArgs):
+    """What `make_optimizer` returns; see there.
+
+    Attributes:
+        shared: the transformation with no hyperparameters of its own, which its `update` takes as an argument; the same
+            object for all optimizers of the same schedule, beta1 and beta2.
+        hyperparameters: its hyperparameters.
+    """
+
+    shared: optax.GradientTransformationExtraArgs
+    hyperparameters: Hyperparameters
 
 
 def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
@@ -35,36 +74,46 @@ def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
         total_steps: total number of optimizer steps in the run, at least 1.
 
     Returns:
-        step (integer, from 0; traced or not) -> [] float, the learning rate.
-
-    Raises:
-        ValueError: total_steps is below 1.
+        step ([] integer, from 0; traced or not) -> [] float32, the learning rate.
     """
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be at least 1, not {total_steps}")
-    peak = config.learning_rate
+    return functools.partial(_learning_rate, config.schedule, _hyperparameters(config, total_steps))
+
+
+def _hyperparameters(config: TrainConfig, total_steps: int) -> Hyperparameters:
     warmup_steps = max(1, round(config.warmup_frac * total_steps))
-    last_warmup = warmup_steps - 1
-    decay = _make_decay(config, total_steps, last_warmup)
-    if last_warmup == 0:
-        return decay
-    warmup = optax.linear_schedule(peak / warmup_steps, peak, last_warmup)
-    return optax.join_schedules([warmup, decay], [last_warmup])
-
-
-def _make_decay(config: TrainConfig, total_steps: int, last_warmup: int) -> optax.Schedule:
-    """Returns the decay schedule, whose step 0 is the last warm-up step."""
-    peak = config.learning_rate
     if config.schedule == "cosine":
-        steps = max(1, total_steps - 1 - last_warmup)
-        return optax.cosine_decay_schedule(peak, steps, alpha=config.final_lr_frac)
-    if config.schedule == "constant":
-        return optax.constant_schedule(peak)
-    # Steps are int32, so a longer interval than int32 can hold never ends during training.
-    interval = min(max(1, round(config.decay_every * total_steps / config.epochs)), 2**31 - 1)
-    staircase = optax.exponential_decay(peak, interval, config.decay_factor, staircase=True)
-    # Offset by half a step, so that at a boundary the float32 quotient cannot round to below the whole number.
-    return lambda count: staircase(count + last_warmup + 0.5)
+        decay_steps = max(1, total_steps - warmup_steps)
+    else:
+        # Steps are int32, so a longer interval than int32 can hold never ends during training.
+        decay_steps = min(max(1, round(config.decay_every * total_steps / config.epochs)), 2**31 - 1)
+    return Hyperparameters(
+        learning_rate=np.float32(config.learning_rate),
+        warmup_steps=np.int32(warmup_steps),
+        decay_steps=np.int32(decay_steps),
+        final_lr_frac=np.float32(config.final_lr_frac),
+        decay_factor=np.float32(config.decay_factor),
+        weight_decay=np.float32(config.weight_decay),
+        clip_norm=np.float32(config.clip_norm),
+    )
+
+
+def _learning_rate(schedule: str, given: Hyperparameters, step: Array | int) -> Array:
+    """Returns the rate of a step. The schedules of optax take numbers of steps that are known when compiling."""
+    step = jnp.asarray(step, jnp.int32)
+    rising = _float32(step + 1) / _float32(given.warmup_steps)
+    since_peak = jnp.maximum(step - given.warmup_steps + 1, 0)
+    if schedule == "cosine":
+        angle = math.pi * _float32(jnp.minimum(since_peak, given.decay_steps)) / _float32(given.decay_steps)
+        decayed = 0.5 * (1 + jnp.cos(angle)) * (1 - given.final_lr_frac) + given.final_lr_frac
+    elif schedule == "step":
+        decayed = given.decay_factor ** _float32(step // given.decay_steps)
+    else:
+        decayed = jnp.float32(1)
+    return given.learning_rate * jnp.where(since_peak == 0, jnp.minimum(rising, 1), decayed)
+
+
+def _float32(value: Any) -> Array:
+    return jnp.asarray(value, jnp.float32)
 
 
 def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoch: int, step: int) -> None:
@@ -93,7 +142,7 @@ def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoc
         )  # fmt: skip
 
 
-def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config: TrainConfig, total_steps: int) -> AdamW:
     """Builds AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm to config.clip_norm.
 
     Weight decay applies only to matrices: biases and other leaves of fewer than two dimensions are left out.
@@ -103,9 +152,9 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
         total_steps: total number of optimizer steps in the run, at least 1.
 
     Returns:
-        An optax transformation, the same object for the same settings. Its `update` takes two keyword arguments, both
-        [] float32: `rate_scale` (by default 1) multiplies the scheduled learning rate, and `weight_decay` takes the
-        place of the configured one.
+        An optax transformation, the same object for the same settings. Its `update` takes a keyword argument,
+        `hyperparameters`, by default its own; `make_train_step` passes them to the compiled step as arguments, so that
+        runs with other rates, epochs, weight decay or clip norm share one compiled program.
 
     Raises:
         UserError: total_steps is not a whole number of at least 1, or config is not a `TrainConfig`.
@@ -123,34 +172,41 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
 
 
 @functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
-def _make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
-    # optax.adamw, part by part, because its learning rate is a function of the step only.
-    adamw = optax.chain(
-        optax.scale_by_adam(config.beta1, config.beta2),
-        _decay_weights(config.weight_decay),
-        _scale_by_rate(make_schedule(config, total_steps)),
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+def _make_optimizer(config: TrainConfig, total_steps: int) -> AdamW:
+    shared, own = _shared(config.schedule, config.beta1, config.beta2), _hyperparameters(config, total_steps)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        # None also where it is part of a chain, which `make_train_step` passes nothing.
+        return shared.update(updates, state, params, hyperparameters=hyperparameters or own)
+
+    optimizer = AdamW(shared.init, update)
+    optimizer.shared, optimizer.hyperparameters = shared, own
+    return optimizer
 
 
-def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Builds a variant of `optax.scale_by_learning_rate` whose `update` also takes a factor, `rate_scale`."""
+@functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
+def _shared(schedule: str, beta1: float, beta2: float) -> optax.GradientTransformationExtraArgs:
+    """Builds AdamW whose `update` takes its hyperparameters as an argument."""
 
-    def update(updates: Any, state: Any, params: Any = None, *, rate_scale: Any = 1.0, **_: Any) -> tuple[Any, Any]:
-        # The factor multiplies the scalar rate, not the updates: XLA then rounds as if their product were a constant.
-        return optax.scale_by_schedule(lambda count: -schedule(count) * rate_scale).update(updates, state)
+    def adamw(given: Hyperparameters) -> optax.GradientTransformation:
+        # optax.adamw, part by part, because its learning rate is a function of the step only.
+        parts = optax.chain(
+            optax.scale_by_adam(beta1, beta2),
+            optax.add_decayed_weights(given.weight_decay, _is_matrix),
+            optax.scale_by_schedule(lambda count: -_learning_rate(schedule, given, count)),
+        )
+        return optax.chain(optax.clip_by_global_norm(given.clip_norm), parts)
 
-    return optax.GradientTransformationExtraArgs(optax.scale_by_schedule(schedule).init, update)
+    def init(params: optax.Params) -> Any:
+        # The state depends on no number.
+        return adamw(Hyperparameters(*[1.0] * len(Hyperparameters._fields))).init(params)
 
+    def update(updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters) -> tuple[Any, Any]:
+        return adamw(hyperparameters).update(updates, state, params)
 
-def _decay_weights(configured: float) -> optax.GradientTransformationExtraArgs:
-    """Builds a variant of `optax.add_decayed_weights` whose `update` also takes another decay, `weight_decay`."""
-
-    def update(updates: Any, state: Any, params: Any = None, *, weight_decay: Any = None, **_: Any) -> tuple[Any, Any]:
-        decay = configured if weight_decay is None else weight_decay
-        return optax.add_decayed_weights(decay, _is_matrix).update(updates, state, params)
-
-    return optax.GradientTransformationExtraArgs(optax.add_decayed_weights(configured, _is_matrix).init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _is_matrix(params: optax.Params) -> optax.Params:

@@ -26,7 +26,7 @@ from charjax.model import Carry, CharLSTM
 from charjax.train_state import TrainState, initializer
 from charjax.training.evaluate import EVAL_WINDOW, EvalMetrics, evaluation_layout, run_windows, zero_carry
 from charjax.training.loop import text_budgets
-from charjax.training.optimizer import make_optimizer
+from charjax.training.optimizer import Hyperparameters, make_optimizer
 from charjax.training.plan import StepPlan, training_layout
 from charjax.training.step import STEPS_KEPT, StepSettings, TrainMetrics, take_steps
 
@@ -61,8 +61,7 @@ class Population:
         """Initializes the models; `model` and `config` hold what they share, `devices` is what they may use."""
         layout = training_layout(corpus, config)
         validation = evaluation_layout(len(corpus.validation), len(devices))
-        # A schedule is proportional to its peak, so that each model multiplies one with a peak of 1.
-        config = dataclasses.replace(config, learning_rate=1.0, checkpoint_every=None)
+        config = dataclasses.replace(config, checkpoint_every=None)
         self.plan = StepPlan.of(config, layout.windows)
         optimizer = make_optimizer(config, self.plan.total_steps)
         self._model, self._size = model.clone(dropout=0.0), len(settings)
@@ -73,12 +72,13 @@ class Population:
         train, held_out = (budget and budget // self._mesh.size for budget in text_budgets(corpus, config, self._mesh))
         self._feed = Prefetcher(corpus.train, layout, self._mesh, budget=train)
         self._validation = Prefetcher(corpus.validation, validation, self._mesh, budget=held_out)
-        self._settings, seeds = self._put(_arrays([*settings, *[settings[-1]] * self._padding]))
+        arrays = _arrays([*settings, *[settings[-1]] * self._padding], optimizer.hyperparameters)
+        self._settings, seeds = self._put(arrays)
         carry = zero_carry(self._model, len(validation.begins))
         self._zero_carry = self._put(jax.tree.map(lambda leaf: np.repeat(leaf[None], len(seeds), axis=0), carry))
         self._windows = _jitted_windows(self._model, self._mesh)
-        init = _jitted_init(self._model, optimizer, config.batch_size, self._mesh)
-        steps = _jitted_steps(self._model, optimizer, config.seq_len, config.microbatches, self._mesh)
+        init = _jitted_init(self._model, optimizer.shared, config.batch_size, self._mesh)
+        steps = _jitted_steps(self._model, optimizer.shared, config.seq_len, config.microbatches, self._mesh)
         shared = self._feed.abstract_chunk(), np.int32(1)
         lowered = steps.lower(self._abstract(jax.eval_shape(init, None, seeds, None)[0]), self._settings, shared)
         with ThreadPoolExecutor(1) as compiling:
@@ -146,12 +146,14 @@ def _mesh_for(members: int, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(used, (MEMBER_AXIS, DATA_AXIS), axis_types=(AxisType.Auto,) * 2)
 
 
-def _arrays(settings: Sequence[Setting]) -> tuple[StepSettings, Array]:
+def _arrays(settings: Sequence[Setting], common: Hyperparameters) -> tuple[StepSettings, Array]:
     """Returns the settings of a step and the seeds, as arrays [N]; no dropout if no model has any."""
     dtypes = (np.float32, np.float32, np.float32, np.uint32)
     columns: Any = [np.array(column, dtype) for column, dtype in zip(zip(*settings, strict=True), dtypes, strict=True)]
     rates, dropouts, decays, seeds = columns
-    return StepSettings(rates, decays, dropouts if dropouts.any() else None), seeds
+    repeated = Hyperparameters(*(np.full(len(settings), value) for value in common))
+    hyperparameters = repeated._replace(learning_rate=rates, weight_decay=decays)
+    return StepSettings(hyperparameters, dropouts if dropouts.any() else None), seeds
 
 
 def _compiled(function: Callable[[Any, Any, Any], Any], mesh: Mesh, *, donate: bool = False) -> Any:
@@ -175,7 +177,7 @@ def _compiled(function: Callable[[Any, Any, Any], Any], mesh: Mesh, *, donate: b
 @functools.lru_cache(maxsize=STEPS_KEPT)
 def _jitted_init(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int, mesh: Mesh) -> Any:
     """Returns (None, seeds, None) -> (states, zeros instead of the best parameters)."""
-    init = initializer(model, optimizer, batch_size)
+    init = initializer(model, optimizer.init, batch_size)
 
     def run(_: None, seed: Array, __: None) -> tuple[TrainState, Params]:
         state = init(jax.random.key(seed))

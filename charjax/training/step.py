@@ -23,6 +23,7 @@ from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM, check_model
 from charjax.train_state import STATE_SPECS, TrainState, check_optimizer, state_shardings
+from charjax.training.optimizer import AdamW, Hyperparameters
 
 # Compiled steps kept in the process, so that a second run with the same settings compiles nothing.
 STEPS_KEPT = 16
@@ -50,13 +51,11 @@ class StepSettings(NamedTuple):
     """Scalars, traced, in which the models that one program trains may differ.
 
     Attributes:
-        rate_scale: multiplies the learning rate.
-        weight_decay: used instead of the optimizer's; None keeps that.
+        hyperparameters: of the optimizer; None if it is not from `make_optimizer`.
         dropout: used instead of the model's; None keeps that.
     """
 
-    rate_scale: Array
-    weight_decay: Array | None = None
+    hyperparameters: Hyperparameters | None
     dropout: Array | None = None
 
 
@@ -64,12 +63,14 @@ class TrainStep(NamedTuple):
     """(state, streams) -> (state, metrics); see `make_train_step`.
 
     Attributes:
-        jitted: (state, streams, num_steps [] int32, rate_scale [] float32) -> (state, metrics).
+        jitted: (state, streams, num_steps [] int32, hyperparameters) -> (state, metrics).
         steps_per_call: steps that a call takes by default.
+        hyperparameters: of the optimizer; None if it is not from `make_optimizer`.
     """
 
     jitted: Any
     steps_per_call: int
+    hyperparameters: Hyperparameters | None
 
     @in_default_modes
     def __call__(
@@ -91,7 +92,11 @@ class TrainStep(NamedTuple):
         check_type("state.carry", state.carry, tuple, "make one with init_carry")
         check_type("streams", streams, Streams, "make them with make_streams")
         num_steps = self.steps_per_call if num_steps is None else checked_whole("num_steps", num_steps, least=0)
-        return self.jitted(state, streams, np.int32(num_steps), np.float32(rate_scale))
+        hyperparameters = self.hyperparameters
+        if hyperparameters is not None:
+            scaled = np.float32(rate_scale) * hyperparameters.learning_rate
+            hyperparameters = hyperparameters._replace(learning_rate=scaled)
+        return self.jitted(state, streams, np.int32(num_steps), hyperparameters)
 
 
 def make_train_step(
@@ -123,7 +128,7 @@ def make_train_step(
     Returns:
         (state, streams) -> (state, metrics), with `streams` from `make_streams`, put on the mesh by `put_streams`,
         or a chunk of them that contains the windows from the state's cursor on. The state is donated. It compiles once,
-        and steps built again with equal arguments share the compiled program.
+        and steps built again with equal arguments, or with an optimizer of other rates, share the compiled program.
 
     Raises:
         UserError: an argument has another type or is out of range, or the mesh is not from `make_mesh`; on a call, if
@@ -151,7 +156,11 @@ def make_train_step(
     check_optimizer(optimizer)
     seq_len, microbatches = checked_whole("seq_len", seq_len), checked_whole("microbatches", microbatches)
     steps_per_call = checked_whole("steps_per_call", steps_per_call)
-    return TrainStep(_jitted_step(model, optimizer, seq_len, checked_mesh(mesh), microbatches), steps_per_call)
+    hyperparameters = None
+    if isinstance(optimizer, AdamW):
+        optimizer, hyperparameters = optimizer.shared, optimizer.hyperparameters
+    jitted = _jitted_step(model, optimizer, seq_len, checked_mesh(mesh), microbatches)
+    return TrainStep(jitted, steps_per_call, hyperparameters)
 
 
 @functools.lru_cache(maxsize=STEPS_KEPT)
@@ -161,11 +170,12 @@ def _jitted_step(
     """Returns `TrainStep.jitted`."""
 
     def steps(
-        state: TrainState, streams: Streams, num_steps: Array, rate_scale: Array
+        state: TrainState, streams: Streams, num_steps: Array, hyperparameters: Hyperparameters | None
     ) -> tuple[TrainState, TrainMetrics]:
         windows_held(streams, seq_len)  # raises if they were made for a different seq_len
         check_divides(len(streams.ids) * mesh.size, mesh, microbatches)
-        return take_steps(model, optimizer, seq_len, microbatches, StepSettings(rate_scale), state, streams, num_steps)
+        settings = StepSettings(hyperparameters)
+        return take_steps(model, optimizer, seq_len, microbatches, settings, state, streams, num_steps)
 
     in_specs = (STATE_SPECS, STREAM_SPECS, REPLICATED, REPLICATED)
     sharded = jax.shard_map(steps, mesh=mesh, in_specs=in_specs, out_specs=(STATE_SPECS, REPLICATED))
@@ -218,9 +228,7 @@ def _one_step(
     finite = jnp.isfinite(norm) & jnp.isfinite(nats)
 
     def update(params: Params, opt_state: optax.OptState) -> tuple[Params, optax.OptState]:
-        updates, opt_state = optimizer.update(
-            grads, opt_state, params, rate_scale=settings.rate_scale, weight_decay=settings.weight_decay
-        )
+        updates, opt_state = optimizer.update(grads, opt_state, params, hyperparameters=settings.hyperparameters)
         return optax.apply_updates(params, updates), opt_state
 
     # A select between new and old values would make XLA copy the optimizer's moments at every step.

@@ -1,5 +1,6 @@
 """The training step: equal to textbook truncated BPTT, on one device and on many."""
 
+import dataclasses
 import re
 
 import jax
@@ -153,7 +154,7 @@ def test_the_state_is_donated():
 
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_one_compilation_serves_all_steps(num_devices):
-    config = TrainConfig(clip_norm=0.7)  # of no other test, whose program would be used again
+    config = TrainConfig(beta1=0.7)  # of no other test, whose program would be used again
     step, state, streams = make(num_devices, config=config)
     with compilations() as compiled:
         state, _ = step(state, streams)
@@ -163,6 +164,8 @@ def test_one_compilation_serves_all_steps(num_devices):
         for num_steps, rate_scale in ((1, 1.0), (2, 0.5), (5, 0.25)):
             state, _ = step(state, streams, num_steps, rate_scale)
         again(state, streams)
+        other, state, _ = make(num_devices, config=dataclasses.replace(config, learning_rate=0.5, weight_decay=0.0))
+        other(state, streams)
     assert compiled == []
 
 
@@ -178,7 +181,7 @@ def test_the_rate_scale_multiplies_the_learning_rate():
 @pytest.mark.parametrize("implementation", ["flax", "scan", "custom_vjp"])
 def test_gradients_are_reduced_once_outside_the_time_loop(implementation):
     step, state, streams = make(8, implementation=implementation)
-    text = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
+    text = step.jitted.lower(state, streams, jnp.int32(1), step.hyperparameters).compile().as_text()
     names = re.findall(r"body=%?([\w.\-]+)", text)
     bodies = {name: re.search(rf"^%{re.escape(name)} .*?^}}", text, re.M | re.S)[0] for name in names}
     # The loop over steps contains the time loops, which must not wait for other devices.
@@ -240,14 +243,14 @@ def test_microbatches_take_less_memory_for_the_backward_pass():
     memory = []
     for microbatches in (1, 8):
         step, state, streams = make(microbatches=microbatches, implementation="scan", dropout=0.3)
-        compiled = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile()
+        compiled = step.jitted.lower(state, streams, jnp.int32(1), step.hyperparameters).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     assert memory[1] < 0.5 * memory[0]
 
 
 def test_microbatches_are_summed_before_the_all_reduce():
     step, state, streams = make(2, microbatches=4, dropout=0.3)
-    text = step.jitted.lower(state, streams, jnp.int32(1), jnp.float32(1)).compile().as_text()
+    text = step.jitted.lower(state, streams, jnp.int32(1), step.hyperparameters).compile().as_text()
     assert len([line for line in text.splitlines() if " all-reduce" in line and f"f32[{V},40]" in line]) == 1
 
 
