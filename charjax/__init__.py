@@ -31,11 +31,18 @@ if TYPE_CHECKING:
     from charjax.data.vocab import Vocab as Vocab
     from charjax.distributed.mesh import make_mesh as make_mesh, put_streams as put_streams
     from charjax.distributed.processes import join_processes as join_processes
+    from charjax.errors import Interrupted as Interrupted, UserError as UserError
     from charjax.generation.beam_search import beam_search as beam_search, beam_search_text as beam_search_text
     from charjax.generation.generate import generate as generate, generate_text as generate_text
+    from charjax.metrics import Evaluation as Evaluation
     from charjax.model import CharLSTM as CharLSTM, init_carry as init_carry, init_params as init_params
     from charjax.ops.lstm.reference import LSTMCell as LSTMCell
     from charjax.progress.history import History as History
+    from charjax.progress.notebook import NotebookReporter as NotebookReporter
+    from charjax.progress.plain import PlainReporter as PlainReporter
+    from charjax.progress.reporter import Reporter as Reporter
+    from charjax.progress.terminal import TerminalReporter as TerminalReporter
+    from charjax.progress.tracker import TensorBoard as TensorBoard, Tracker as Tracker
     from charjax.runs.checkpoint import restore_checkpoint as restore_checkpoint
     from charjax.runs.checkpoint_store import save_checkpoint as save_checkpoint
     from charjax.runs.model_file import load_model as load_model
@@ -48,13 +55,14 @@ if TYPE_CHECKING:
     from charjax.training.sweep import sweep as sweep
 
 __all__ = [
-    "CharLSTM", "Corpus", "DynamicConfig", "DynamicPiece", "DynamicScore", "History", "LSTMCarry", "LSTMCell",
-    "LSTMWeights", "ModelConfig", "SampleConfig", "ScoredPiece", "TrainConfig", "TrainState", "Vocab", "activations",
-    "beam_search", "beam_search_text", "dynamic_score", "dynamic_score_pieces", "evaluate", "fit", "generate",
-    "generate_text", "init_carry", "init_params", "init_train_state", "interop", "join_processes", "load_model",
-    "make_eval_step", "make_mesh", "make_optimizer", "make_streams", "make_train_step", "ops", "preset", "put_streams",
-    "read_pieces", "restore_checkpoint", "save_checkpoint", "score", "score_pieces", "sweep",
-    "unit_activations", "unit_correlations",
+    "CharLSTM", "Corpus", "DynamicConfig", "DynamicPiece", "DynamicScore", "Evaluation", "History", "Interrupted",
+    "LSTMCarry", "LSTMCell", "LSTMWeights", "ModelConfig", "NotebookReporter", "PlainReporter", "Reporter",
+    "SampleConfig", "ScoredPiece", "TensorBoard", "TerminalReporter", "Tracker", "TrainConfig", "TrainState",
+    "UserError", "Vocab", "activations", "beam_search", "beam_search_text", "dynamic_score", "dynamic_score_pieces",
+    "evaluate", "fit", "generate", "generate_text", "init_carry", "init_params", "init_train_state", "interop",
+    "join_processes", "load_model", "make_eval_step", "make_mesh", "make_optimizer", "make_streams",
+    "make_train_step", "ops", "preset", "put_streams", "read_pieces", "restore_checkpoint", "save_checkpoint",
+    "score", "score_pieces", "sweep", "unit_activations", "unit_correlations",
 ]  # fmt: skip
 _NAMES_OF = {
     "analysis.activations": ("activations", "unit_activations"),
@@ -68,11 +76,18 @@ _NAMES_OF = {
     "data.vocab": ("Vocab",),
     "distributed.mesh": ("make_mesh", "put_streams"),
     "distributed.processes": ("join_processes",),
+    "errors": ("Interrupted", "UserError"),
     "generation.beam_search": ("beam_search", "beam_search_text"),
     "generation.generate": ("generate", "generate_text"),
+    "metrics": ("Evaluation",),
     "model": ("CharLSTM", "init_carry", "init_params"),
     "ops.lstm.reference": ("LSTMCell",),
     "progress.history": ("History",),
+    "progress.notebook": ("NotebookReporter",),
+    "progress.plain": ("PlainReporter",),
+    "progress.reporter": ("Reporter",),
+    "progress.terminal": ("TerminalReporter",),
+    "progress.tracker": ("TensorBoard", "Tracker"),
     "runs.checkpoint": ("restore_checkpoint",),
     "runs.checkpoint_store": ("save_checkpoint",),
     "runs.model_file": ("load_model",),

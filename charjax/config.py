@@ -8,7 +8,7 @@ The docstring under a field is also the help text of its command-line option, wh
 import dataclasses
 import math
 import sys
-from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional, TypedDict, TypeVar, get_args, get_origin
 
 from charjax.errors import UserError, in_short
 
@@ -195,6 +195,9 @@ class TrainConfig(Checked):
     eval_every: Optional[Count] = None
     """Steps between evaluations on the validation text; by default once per epoch."""
 
+    patience: Optional[Count] = None
+    """Stop after this many evaluations in a row without a lower validation loss; by default never."""
+
     checkpoint_every: Optional[Count] = None
     """Steps between checkpoints; by default one at each evaluation."""
 
@@ -215,6 +218,40 @@ class TrainConfig(Checked):
     # Devices count steps in int32.
     steps_per_call: Optional[Annotated[int, Bounds("a whole number of at least 1", 1, 2**31 - 1)]] = None
     """Maximum number of optimizer steps per call to the device; by default as many as take about a second."""
+
+
+class SweepOptions(TypedDict, total=False):
+    """The fields of `TrainConfig` that `sweep` takes by name; the others it takes with several values each.
+
+    Editors complete them, and type checkers find a wrong name.
+    """
+
+    batch_size: int
+    seq_len: int
+    epochs: float
+    schedule: Literal["cosine", "constant", "step"]
+    warmup_frac: float
+    final_lr_frac: float
+    decay_factor: float
+    decay_every: int
+    beta1: float
+    beta2: float
+    clip_norm: float
+    seed: int
+    eval_every: int | None
+    text_memory_mb: int | None
+    microbatches: int
+    steps_per_call: int | None
+
+
+class FitOptions(SweepOptions, total=False):
+    """The fields of `TrainConfig` that `fit` takes by name; it takes learning_rate apart, which may be a schedule."""
+
+    weight_decay: float
+    patience: int | None
+    checkpoint_every: int | None
+    sample_context: str
+    sample_length: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

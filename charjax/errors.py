@@ -33,11 +33,19 @@ class UserError(ValueError):
     """A path, option, value or file that the user has to change; the message says what is wrong and what to do.
 
     The command line prints it and exits with `USER_ERROR`.
+
+    Examples:
+        >>> from charjax import TrainConfig, UserError
+        >>> try:
+        ...     TrainConfig(epochs=0)
+        ... except UserError as error:
+        ...     print(error)
+        epochs must be above 0 and finite, not 0
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training ended early on a signal, after its state was saved.
+    """Training ended early on a signal, after its state was saved or, without a run folder, attached here.
 
     Not an `Exception`, so that it also ends a sweep over settings that catches those.
 
@@ -45,11 +53,21 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         signum: the signal's number.
+        state: the `TrainState` after the last step, if `fit` ran without a run folder.
+
+    Examples:
+        >>> from charjax import Interrupted
+        >>> try:
+        ...     raise Interrupted(2, "interrupted at step 5 of 10", state="what was learned")  # as fit does on Ctrl-C
+        ... except Interrupted as error:
+        ...     state = error.state
+        >>> state
+        'what was learned'
     """
 
-    def __init__(self, signum: int, message: str) -> None:
+    def __init__(self, signum: int, message: str, state: Any = None) -> None:
         super().__init__(message)
-        self.signum = signum
+        self.signum, self.state = signum, state
 
 
 def is_limit(error: OSError) -> bool:

@@ -29,6 +29,25 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> int:
     return layers + (hidden + 1) * vocab_size
 
 
+def memory_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int, devices: Sequence[jax.Device]) -> int:
+    """Returns the bytes that a training run needs, on this host's CPU or on each accelerator.
+
+    Arguments as for `check_room_to_train`.
+    """
+    return sum(_parts_to_train(model, train, vocab_size, devices))
+
+
+def _parts_to_train(
+    model: ModelConfig, train: TrainConfig, vocab_size: int, devices: Sequence[jax.Device]
+) -> tuple[int, int]:
+    """Returns the bytes for parameters and moments, and for the backward pass."""
+    state = _COPIES_OF_PARAMETERS * _FLOAT32 * count_parameters(model, vocab_size)
+    each = _kept_for_backward(model, train, vocab_size) // len(devices)
+    # Other processes are assumed to have memory of their own.
+    local = sum(device.process_index == jax.process_index() for device in devices)
+    return (local * state, local * each) if devices[0].platform == "cpu" else (state, each)
+
+
 def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int, devices: Sequence[jax.Device]) -> None:
     """Checks that a training run fits in the available memory; passes if that is unknown.
 
@@ -42,13 +61,7 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
     Raises:
         UserError: the run does not fit; the message says what to lower.
     """
-    state = _COPIES_OF_PARAMETERS * _FLOAT32 * count_parameters(model, vocab_size)
-    kept = _kept_for_backward(model, train, vocab_size)
-    shared = devices[0].platform == "cpu"
-    # Other processes are assumed to have memory of their own.
-    local = [device for device in devices if device.process_index == jax.process_index()]
-    each = kept // len(devices)
-    states, share = (len(local) * state, len(local) * each) if shared else (state, each)
+    states, share = _parts_to_train(model, train, vocab_size, devices)
     available = available_memory(devices)
     if available is None or states + share <= available:
         return
@@ -59,8 +72,9 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
             f"lower --batch-size (currently {train.batch_size}) or --seq-len ({train.seq_len}), "
             f"or raise --microbatches ({train.microbatches})"
         )
-    if shared and len(local) > 1 and state + len(local) * each <= available:
-        advice += f", or set JAX_NUM_CPU_DEVICES=1 for one copy of the model instead of {len(local)}"
+    copies = sum(device.process_index == jax.process_index() for device in devices)
+    if devices[0].platform == "cpu" and copies > 1 and states // copies + share <= available:
+        advice += f", or set JAX_NUM_CPU_DEVICES=1 for one copy of the model instead of {copies}"
     raise UserError(
         f"training needs about {_size(states + share)} of memory, but {_size(available)} is available; {advice}"
     )

@@ -40,8 +40,14 @@ def bits_per_char(loss: float) -> float:
 
 
 # The floats of an Evaluation, in the order of its JSON, and those derived from others.
-_MEASURED = ("epoch", "train_loss", "val_loss", "perplexity", "bits_per_char", "chars_per_second", "elapsed_seconds")
+_MEASURED = (
+    "epoch", "train_loss", "val_loss", "perplexity", "bits_per_char", "learning_rate", "grad_norm", "chars_per_second",
+    "elapsed_seconds",
+)  # fmt: skip
 _DERIVED = ("perplexity", "bits_per_char")
+# None where unknown; logs of earlier versions lack the last two.
+_OPTIONAL = ("chars_per_second", "learning_rate", "grad_norm")
+_COUNTS = ("skipped_steps", "chars_seen")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,17 @@ class Evaluation:
             was only the one call that compiled; None if not timed.
         elapsed_seconds: wall-clock time of training.
         skipped_steps: steps skipped since the previous evaluation because their loss or gradient was not finite.
+        learning_rate: that of the last step; None if unknown, as with an optimizer that is not charjax's.
+        grad_norm: global norm of the gradient before clipping, mean over the steps since the previous evaluation; None
+            if unknown, as in a log of an earlier version.
+        chars_seen: characters trained on so far, counting every pass; None if unknown.
+
+    Examples:
+        >>> from charjax import Evaluation
+        >>> losses = dict(train_loss=1.9, val_loss=2.0)
+        >>> measured = Evaluation(step=100, epoch=1.0, **losses, chars_per_second=1e6, elapsed_seconds=3.0)
+        >>> round(measured.perplexity, 3), Evaluation.from_json(measured.to_json()) == measured
+        (7.389, True)
     """
 
     step: int
@@ -66,6 +83,9 @@ class Evaluation:
     chars_per_second: float | None
     elapsed_seconds: float
     skipped_steps: int = 0
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    chars_seen: int | None = None
 
     @property
     def perplexity(self) -> float:
@@ -77,14 +97,19 @@ class Evaluation:
         """val_loss / ln 2."""
         return bits_per_char(self.val_loss)
 
+    def to_dict(self) -> dict[str, float | None]:
+        """Returns all measurements by name, derived ones included; numbers that are not finite become None."""
+        values: dict[str, float | None] = {name: _finite(getattr(self, name)) for name in _MEASURED}
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {"step": int(self.step), **values, **{name: n if n is None else int(n) for name, n in counts.items()}}
+
     def to_json(self) -> str:
-        """Returns one line of strict JSON, without the newline; numbers that are not finite become null."""
-        values = {name: _finite(getattr(self, name)) for name in _MEASURED}
-        return json.dumps({"step": int(self.step), **values, "skipped_steps": int(self.skipped_steps)}, allow_nan=False)
+        """Returns `to_dict` as one line of strict JSON, without the newline."""
+        return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
-        """Parses what `to_json` wrote; null becomes NaN (None for chars_per_second), and unknown names are ignored.
+        """Parses what `to_json` wrote; null becomes NaN, or None where that is allowed; unknown names are ignored.
 
         Raises:
             ValueError: the line is not a JSON object with an Evaluation's fields.
@@ -93,10 +118,14 @@ class Evaluation:
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         step, skipped = _whole("step", values.get("step")), _whole("skipped_steps", values.get("skipped_steps", 0))
+        seen = values.get("chars_seen")
+        values = {"learning_rate": None, "grad_norm": None} | values
         numbers: dict[str, Any] = {name: _number(name, values) for name in _MEASURED if name not in _DERIVED}
-        if math.isnan(numbers["chars_per_second"]):
-            numbers["chars_per_second"] = None
-        return cls(step=step, skipped_steps=skipped, **numbers)
+        for name in _OPTIONAL:
+            if math.isnan(numbers[name]):
+                numbers[name] = None
+        seen = seen if seen is None else _whole("chars_seen", seen)
+        return cls(step=step, skipped_steps=skipped, chars_seen=seen, **numbers)
 
 
 def _finite(value: float | None) -> float | None:

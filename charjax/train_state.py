@@ -1,6 +1,7 @@
 """The state of training, and how it is placed on the devices."""
 
 import functools
+import math
 from typing import Any
 
 import flax.struct
@@ -49,6 +50,24 @@ class TrainState(flax.struct.PyTreeNode):
     carry: Carry
     skipped: Array
     key: Array
+
+    def __repr__(self) -> str:
+        """Returns one line, with sizes in place of the arrays."""
+        sizes = [f"{name}={_size_of(getattr(self, name))}" for name in ("params", "opt_state", "carry")]
+        scalars = [f"{name}={_scalar(getattr(self, name))}" for name in ("step", "cursor", "skipped")]
+        return f"TrainState({', '.join(scalars + sizes)})"
+
+
+def _size_of(tree: Any) -> str:
+    leaves = jax.tree.leaves(tree)
+    return f"<{sum(math.prod(getattr(leaf, 'shape', ())) for leaf in leaves):,} numbers in {len(leaves)} arrays>"
+
+
+def _scalar(leaf: Any) -> str:
+    """Formats a scalar; of one that is traced or donated, or of a leaf that is no array, what Python shows."""
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and not leaf.is_deleted():
+        return str(int(leaf)) if leaf.is_fully_addressable or leaf.is_fully_replicated else "?"
+    return f"<{type(leaf).__name__}>"
 
 
 # A PartitionSpec for each field.

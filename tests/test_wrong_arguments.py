@@ -74,8 +74,14 @@ TAKEN = {
         "config": SMALL,
         "out": None,
         "resume": False,
+        "init_from": None,
         "mesh": MESH,
+        "learning_rate": None,
+        "optimizer": None,
+        "progress": False,
         "reporter": None,
+        "callbacks": (),
+        "trackers": (),
     },
     "generate": MODEL_AND_PARAMS
     | {"context": IDS[None], "key": KEY, "length": 3, "temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
@@ -90,7 +96,7 @@ TAKEN = {
     "load_model": {"run_dir": "runs/none"},
     "make_eval_step": {"model": MODEL, "seq_len": 8, "mesh": MESH},
     "make_mesh": {"devices": jax.devices()[:1]},
-    "make_optimizer": {"config": SMALL, "total_steps": 9},
+    "make_optimizer": {"config": SMALL, "total_steps": 9, "learning_rate": None},
     "make_streams": {"ids": IDS, "batch_size": 2, "seq_len": 3, "burn_in": 0},
     "make_train_step": {"model": MODEL, "optimizer": OPTIMIZER, "seq_len": 8, "mesh": MESH}
     | {"steps_per_call": 1, "microbatches": 1},
@@ -102,7 +108,7 @@ TAKEN = {
     "score": MODEL_AND_PARAMS | {"ids": IDS[None], "window": 9},
     "score_pieces": MODEL_AND_PARAMS | {"pieces": [IDS], "separator": None, "top": 0, "streams": 1, "window": 9},
     "sweep": {"model": MODEL, "corpus": CORPUS, "config": SMALL, "learning_rate": 0.1, "dropout": 0.1}
-    | {"weight_decay": 0.1, "seeds": 1, "out": None, "mesh": MESH, "reporter": None},
+    | {"weight_decay": 0.1, "seeds": 1, "out": None, "mesh": MESH, "progress": False, "reporter": None},
     "unit_activations": MODEL_AND_PARAMS | {"ids": IDS[None], "units": [(0, 1)]},
     "unit_correlations": MODEL_AND_PARAMS | {"vocab": VOCAB, "ids": IDS},
     # Methods.
@@ -129,7 +135,7 @@ def call(name, arguments):
 
 
 # JAX says what it cannot put on a device, and anything may be true.
-NOT_CHECKED = {("put_streams", "tree"), ("fit", "resume")}
+NOT_CHECKED = {("put_streams", "tree"), ("fit", "resume"), ("fit", "progress"), ("sweep", "progress")}
 ARGUMENTS = {(name, argument) for name in TAKEN for argument in TAKEN[name]} - NOT_CHECKED
 
 

@@ -49,12 +49,21 @@ class TrainCommand(Checked):
     resume: bool = False
     """Continue the run in --out exactly where it stopped, with the options it was started with."""
 
+    init_from: Optional[Path] = None
+    """Run folder or model whose weights to start from. Its vocabulary may differ. The new model has its size."""
+
     preset: Optional[PresetName] = None
     """Size of the model and a recipe that suits the text: tiny trains for about ten seconds on two CPU cores,
     small for one or two minutes, medium for ten minutes, large for an hour. Other options override it."""
 
     config: Optional[Path] = None
     """TOML file of options, such as hidden_dim = 256. Options on the command line override it."""
+
+    tensorboard: bool = False
+    """Log the measurements of each evaluation for TensorBoard, in the folder tensorboard of --out."""
+
+    tracker: Optional[Annotated[str, tyro.conf.arg(metavar="MODULE:OBJECT")]] = None
+    """Log them with this object, or an object of this class, which has a method log(step, values)."""
 
     distributed: bool = False
     """Train together with other processes, here or on other machines, that were started with the same options.
@@ -77,6 +86,8 @@ class TrainCommand(Checked):
         super().__post_init__()
         if self.resume and self.preset is not None:
             raise UserError("a resumed run keeps its options; omit --preset")
+        if self.resume and self.init_from is not None:
+            raise UserError("a resumed run continues with its own weights; omit --init-from")
         together = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
         given = [name for name, value in together.items() if value is not None]
         if not given:
@@ -107,6 +118,7 @@ class SharedTrainConfig(TrainConfig):
     # no use for the others.
     learning_rate: Positive = dataclasses.field(default=TrainConfig.learning_rate, init=False)
     weight_decay: NonNegative = dataclasses.field(default=TrainConfig.weight_decay, init=False)
+    patience: Optional[Count] = dataclasses.field(default=None, init=False)
     checkpoint_every: Optional[Count] = dataclasses.field(default=None, init=False)
     sample_context: str = dataclasses.field(default="", init=False)
     sample_length: int = dataclasses.field(default=0, init=False)

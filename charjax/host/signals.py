@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,14 +22,16 @@ class SignalCatcher:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if sys.platform == "win32" else [signal.SIGHUP]))
     _REPEATED_TO_EXIT = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = SIGNALS) -> None:
+        """Prepares to catch some of the signals, by default all three."""
+        self._signals = signals
         self.received: int | None = None
         self._was_asked_to_exit = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "SignalCatcher":
         if threading.current_thread() is threading.main_thread():
-            before = {number: signal.getsignal(number) for number in self.SIGNALS}
+            before = {number: signal.getsignal(number) for number in self._signals}
             # None is a handler that was not installed from Python and could not be restored.
             self._previous = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
             for number in self._previous:

@@ -12,8 +12,7 @@ class History(NullReporter):
         samples: the sample at each; empty strings if sample_length is 0.
 
     Examples:
-        >>> from charjax import History
-        >>> from charjax.metrics import Evaluation
+        >>> from charjax import Evaluation, History
         >>> history = History()
         >>> losses = dict(train_loss=1.9, val_loss=2.0)
         >>> measured = Evaluation(step=100, epoch=1.0, **losses, chars_per_second=1e6, elapsed_seconds=3.0)

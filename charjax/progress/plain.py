@@ -19,6 +19,14 @@ class PlainReporter:
     """Writes a line per evaluation, and between evaluations at most one every ten seconds; each is flushed.
 
     A closed pipe raises BrokenPipeError.
+
+    Examples:
+        >>> import io
+        >>> from charjax import PlainReporter
+        >>> file = io.StringIO()
+        >>> PlainReporter(file).message("starting")  # fit(model, corpus, reporter=PlainReporter(file)) calls it
+        >>> print(file.getvalue(), end="")
+        starting
     """
 
     def __init__(self, file: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:

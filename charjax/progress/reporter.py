@@ -7,12 +7,23 @@ from typing import Protocol, TextIO
 from rich.console import Console
 
 from charjax.metrics import Evaluation
+from charjax.progress.notebook import NotebookReporter, in_notebook
 from charjax.progress.plain import PlainReporter
 from charjax.progress.terminal import TerminalReporter
 
 
 class Reporter(Protocol):
-    """Receives the progress of `fit`; any class with these methods will do."""
+    """Receives the progress of `fit`; any class with these methods will do.
+
+    Examples:
+        >>> from charjax import History, Reporter
+        >>> class Lowest(History):  # History keeps everything, and does nothing else
+        ...     def stop(self) -> None:
+        ...         print(min((e.val_loss for e in self.evaluations), default=None))
+        >>> reporter: Reporter = Lowest()
+        >>> reporter.stop()
+        None
+    """
 
     def start(self, total_steps: int, step: int, chars_per_step: int, epochs: float = 1) -> None:
         """Called when training starts, and again after a rollback.
@@ -57,12 +68,16 @@ class NullReporter:
 
 
 def make_reporter(file: TextIO | None = None) -> Reporter:
-    """Returns a live bar if the terminal can move its cursor, otherwise a plain-line reporter.
+    """Returns a live bar if the terminal can move its cursor or in a notebook, otherwise a plain-line reporter.
 
     Args:
-        file: where to write; by default standard output.
+        file: where to write; by default standard output. A program without one, as under pythonw, shows nothing.
     """
+    if in_notebook():
+        return NotebookReporter()
     file = file or sys.stdout
+    if file is None:
+        return NullReporter()
     # Not rich's own test, which FORCE_COLOR overrides: a live bar would fill a log file.
     if file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         return TerminalReporter(Console(file=file, highlight=False, markup=False, emoji=False))

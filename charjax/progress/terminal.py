@@ -20,6 +20,13 @@ class TerminalReporter:
     """Shows a live bar with epoch, step and time left, and below it loss, perplexity and speed.
 
     Its time left is that of `Pace`: rich.progress would count compilation and evaluations as slow steps.
+
+    Examples:
+        >>> import sys
+        >>> from charjax import TerminalReporter
+        >>> from rich.console import Console
+        >>> TerminalReporter(Console(file=sys.stdout)).message("starting")
+        starting
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -5,6 +5,7 @@ RUN/model.safetensors    the best parameters so far, float32   } these three fil
     vocab.json           its vocabulary                        } model_file.py writes and reads them
     metrics.jsonl        one line per evaluation               } logs.py
     samples.txt          one sample per evaluation             }
+    tensorboard/         event files, with --tensorboard
     sweep.json           of a sweep, whose best model this is: what was measured of all
     sweep.svg            a picture of that
     checkpoints/STEP/    the whole training state, for --resume
@@ -24,5 +25,6 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
 SWEEP = "sweep.json"
 PICTURE = "sweep.svg"
+TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"

@@ -88,6 +88,8 @@ class Progress:
         train_nats: sum of -log p over the characters trained on since the last evaluation.
         train_count: number of those characters.
         train_skipped: steps skipped since the last evaluation because their loss or gradient was not finite.
+        train_steps: steps taken since the last evaluation, without those skipped.
+        train_grad_norm: sum of the gradient's norms in these.
         rollbacks: number of rollbacks to an earlier checkpoint; each halved the learning rate.
     """
 
@@ -102,6 +104,8 @@ class Progress:
     train_nats: float = 0.0
     train_count: int = 0
     train_skipped: int = 0
+    train_steps: int = 0
+    train_grad_norm: float = 0.0
     rollbacks: int = 0
 
     @property

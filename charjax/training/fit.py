@@ -4,19 +4,22 @@ import contextlib
 import dataclasses
 import difflib
 import os
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+import optax
 from jax.sharding import Mesh
 
-from charjax.config import TrainConfig
+from charjax.config import FitOptions, TrainConfig
 from charjax.data.batching import check_fits
 from charjax.data.corpus import Corpus, check_corpus
 from charjax.data.vocab import encode_context
 from charjax.distributed.mesh import check_divides, checked_mesh, make_training_mesh, use_all_cores
 from charjax.distributed.processes import check_same, together
-from charjax.errors import UserError, check_type, checked_checkpoint_folder, in_short
+from charjax.errors import UserError, check_type, checked_checkpoint_folder, checked_path, in_short
 from charjax.generation.blocks import BLOCK
 from charjax.host.cpu import keep_lapack_on_one_thread
 from charjax.host.jax_modes import in_default_modes
@@ -24,15 +27,21 @@ from charjax.host.memory import reuse_memory
 from charjax.host.signals import SignalCatcher
 from charjax.memory_budget import check_room_to_sample, check_room_to_train
 from charjax.model import CharLSTM, check_serves
-from charjax.progress.reporter import Reporter
+from charjax.progress.reporter import Reporter, make_reporter
+from charjax.progress.tracker import Tracker, values_to_track
 from charjax.runs.compatibility import describe_run
 from charjax.runs.shared_folder import open_run
-from charjax.train_state import TrainState
-from charjax.training.loop import TrainLoop
+from charjax.train_state import TrainState, check_optimizer
+from charjax.training.initial_params import initial_params
+from charjax.training.loop import Callback, TrainLoop
+from charjax.training.optimizer import ADAMW_FIELDS
 from charjax.training.plan import steps_of_run, training_layout
 from charjax.training.presets import PresetName, preset
 
 MOST_STEPS = 2**31 - 1
+_OPTIONS = (
+    "out", "resume", "init_from", "mesh", "learning_rate", "optimizer", "progress", "reporter", "callbacks", "trackers",
+)  # fmt: skip
 
 
 @in_default_modes
@@ -43,9 +52,15 @@ def fit(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    init_from: str | Path | None = None,
     mesh: Mesh | None = None,
+    learning_rate: float | optax.Schedule | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    progress: bool = True,
     reporter: Reporter | None = None,
-    **overrides: Any,
+    callbacks: Sequence[Callback] = (),
+    trackers: Sequence[Tracker] = (),
+    **overrides: Unpack[FitOptions],
 ) -> TrainState:
     """Trains a model on a text.
 
@@ -56,9 +71,20 @@ def fit(
         out: run folder for checkpoints, metrics.jsonl and samples.txt; None keeps nothing on disk.
         resume: continue from the latest checkpoint in `out`. With the same configuration the result is bit for bit
             that of a run that was never interrupted.
+        init_from: folder of another run or model of the same size, whose weights to start from. Its vocabulary may
+            differ: characters keep their weights, and new ones get fresh weights. With `resume` it is ignored.
         mesh: devices; by default all. On a CPU each core is a device, if JAX was not in use before.
-        reporter: shows progress; by default nothing is shown.
-        **overrides: any field of `TrainConfig` by name, such as batch_size=32.
+        learning_rate: the peak learning rate, or a schedule of optax (step -> rate) in place of `config.schedule`.
+        optimizer: any transformation of optax, in place of AdamW and all that `config` says of it. To resume the run,
+            pass it again.
+        progress: show what is about to happen, then how it goes, on standard error: a live bar in a terminal or a
+            notebook, plain lines elsewhere.
+        reporter: shows progress in another way; see `Reporter`.
+        callbacks: functions that are called after each evaluation with the `Evaluation` and the state, which the next
+            step invalidates. If one returns True, training ends. Of several processes, only the main one calls them.
+        trackers: log the measurements of each evaluation elsewhere; see `Tracker`. Of several processes, only the main
+            one has them called.
+        **overrides: any other field of `TrainConfig` by name, such as batch_size=32.
 
     Returns:
         The state after the last step. The run folder also keeps the best one.
@@ -66,9 +92,11 @@ def fit(
     Raises:
         TypeError: `overrides` has a name that is not an option; the message suggests the nearest one.
         UserError: an argument has another type, the text is too short, the batch cannot be split over the devices,
-            there is not enough memory, the run folder is in use or does not match, or the loss stays non-finite even
-            after rolling back with lower learning rates (without `out`, immediately).
-        Interrupted: SIGINT, SIGTERM or SIGHUP arrived while training with `out`; a checkpoint was saved.
+            there is not enough memory, the run folder is in use or does not match, `init_from` is not a model of this
+            size, or the loss stays non-finite even after rolling back with lower learning rates (without `out`,
+            immediately).
+        Interrupted: Ctrl-C (SIGINT) or, with `out`, SIGTERM or SIGHUP. With `out` a checkpoint was saved; without, the
+            exception's `state` is that of the last step.
 
     Examples:
         >>> import jax
@@ -76,31 +104,56 @@ def fit(
         >>> corpus = Corpus.from_text("a flat white, please. " * 20)
         >>> model = CharLSTM(corpus.vocab.size, hidden_dim=8, hidden_layers=1)
         >>> mesh = make_mesh(jax.devices()[:1])
-        >>> state = fit(model, corpus, mesh=mesh, batch_size=4, seq_len=20, epochs=2, sample_length=0)
+        >>> state = fit(model, corpus, mesh=mesh, progress=False, batch_size=4, seq_len=20, epochs=2, sample_length=0)
         >>> int(state.step)
         10
     """
-    config = configured("fit", corpus, config, overrides, ("out", "resume", "mesh", "reporter"))
+    given: dict[str, Any] = dict(overrides)
+    if learning_rate is not None and not callable(learning_rate):
+        given["learning_rate"] = learning_rate
+    config = configured("fit", corpus, config, given, _OPTIONS)
+    how = _checked_optimizer(optimizer, learning_rate, given)
     if out is not None:
         checked_checkpoint_folder("out", out)
+    if init_from is not None:
+        checked_path("init_from", init_from)
     check_reporter(reporter)
+    _check_functions("callbacks", callbacks, callable, "functions")
+    _check_functions("trackers", trackers, lambda tracker: callable(getattr(tracker, "log", None)), "Trackers")
+    if reporter is None and progress:
+        reporter = make_reporter(sys.stderr)
     reuse_memory()
     use_all_cores()
     info = describe_run(model, corpus, config)
     settings = dataclasses.asdict(info.data) | dataclasses.asdict(info.model) | dataclasses.asdict(config)
     # Each machine has its own memory.
     del settings["text_memory_mb"]
-    check_same(settings | {"resume": resume, "out": out and os.path.realpath(out)})
+    folders = {name: path and os.path.realpath(path) for name, path in {"out": out, "init_from": init_from}.items()}
+    check_same(settings | {"resume": resume} | folders)
     mesh = make_training_mesh(config.batch_size, config.microbatches) if mesh is None else checked_mesh(mesh)
     if mesh.devices.flat[0].platform == "cpu":
         keep_lapack_on_one_thread()
+    start = None
     with together():
         _check(model, corpus, config, mesh)
+        if init_from is not None and not resume:
+            start = initial_params(init_from, model, corpus.vocab, seed=config.seed)
     with contextlib.ExitStack() as stack:
-        # Without a folder to save to, a signal ends training as it ends any other program.
-        signals = stack.enter_context(SignalCatcher()) if out is not None else None
+        # Without a folder to save to, other signals end training as they end any other program.
+        signals = stack.enter_context(SignalCatcher() if out is not None else SignalCatcher((signal.SIGINT,)))
         folder = stack.enter_context(open_run(out, info, resume=resume))
-        loop = TrainLoop(model, corpus, config, mesh, reporter=reporter, folder=folder, signals=signals)
+        loop = TrainLoop(
+            model,
+            corpus,
+            config,
+            mesh,
+            optimizer=how,
+            start=start,
+            reporter=reporter,
+            callbacks=[*callbacks, *map(_calling, trackers)],
+            folder=folder,
+            signals=signals,
+        )
         return loop.run(resume=resume)
 
 
@@ -141,6 +194,35 @@ def check_reporter(reporter: Any) -> None:
     """Checks that a reporter is one, or None; a UserError otherwise."""
     if reporter is not None and (isinstance(reporter, type) or not hasattr(reporter, "evaluation")):
         raise UserError(f"reporter must be a Reporter, such as History(), not {in_short(reporter)}")
+
+
+def _checked_optimizer(
+    optimizer: Any, learning_rate: Any, given: dict[str, Any]
+) -> optax.GradientTransformation | optax.Schedule | None:
+    """Returns the optimizer or the schedule that `fit` was called with; None for the configured ones.
+
+    Raises:
+        UserError: it is not one, or settings of AdamW were given with it.
+    """
+    if optimizer is None:
+        return learning_rate if callable(learning_rate) else None
+    check_optimizer(optimizer)
+    unused = [name for name in ADAMW_FIELDS if name in given]
+    if callable(learning_rate):
+        unused.append("learning_rate")
+    if unused:
+        raise UserError(f"{unused[0]} is a setting of AdamW, which optimizer replaces; pass only one of the two")
+    return optimizer
+
+
+def _check_functions(name: str, given: Any, serves: Callable[[Any], bool], kind: str) -> None:
+    """Checks that an argument is a list of what serves; a UserError otherwise."""
+    if not isinstance(given, Sequence) or not all(map(serves, given)):
+        raise UserError(f"{name} must be a list of {kind}, not {in_short(given)}")
+
+
+def _calling(tracker: Tracker) -> Callback:
+    return lambda evaluation, _: tracker.log(evaluation.step, values_to_track(evaluation))
 
 
 def check_problem(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:

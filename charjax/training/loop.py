@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from charjax.array_types import Params
@@ -14,7 +17,7 @@ from charjax.config import TrainConfig
 from charjax.data.corpus import Corpus
 from charjax.data.prefetch import Prefetcher
 from charjax.distributed.mesh import on_one_device
-from charjax.distributed.processes import Council, Votes, is_main, least_of_all
+from charjax.distributed.processes import Council, Votes, from_main, is_main, least_of_all
 from charjax.errors import Interrupted, UserError
 from charjax.generation.generate import generate_text
 from charjax.host.memory import release_unused_memory, room_for_text
@@ -24,18 +27,22 @@ from charjax.model import CharLSTM
 from charjax.progress.reporter import NullReporter, Reporter
 from charjax.runs.metadata import Progress
 from charjax.runs.shared_folder import SharedRun
-from charjax.train_state import TrainState, abstract_train_state, init_train_state
+from charjax.train_state import TrainState, abstract_train_state, init_train_state, state_shardings
 from charjax.training.evaluate import make_evaluator
-from charjax.training.optimizer import make_optimizer, warn_if_rate_rises
+from charjax.training.optimizer import make_optimizer, warn_if_rate_rises, with_rate_scale
 from charjax.training.plan import StepPlan, training_layout
 from charjax.training.rollback import DivergedError, RollbackPolicy, rate_scale
 from charjax.training.step import make_train_step
+from charjax.training.summary import summary
 from charjax.training.throughput import ThroughputMeter
 
 SAMPLE_TEMPERATURE = 0.8
 
 # Skipped steps in a row after which training counts as diverged.
 SKIPS_TO_ROLL_BACK = 3
+
+Callback = Callable[[Evaluation, TrainState], bool | None]
+"""Called after each evaluation with the state, which the next step invalidates; True ends the training."""
 
 # Compilation and evaluation fragment memory, so each of the next few calls returns unused memory to the system.
 CALLS_TO_SETTLE = 2
@@ -51,23 +58,46 @@ class TrainLoop:
         config: TrainConfig,
         mesh: Mesh,
         *,
+        optimizer: optax.GradientTransformation | optax.Schedule | None,
+        start: Params | None,
         reporter: Reporter | None,
+        callbacks: Sequence[Callback],
         folder: SharedRun | None,
         signals: SignalCatcher | None,
     ) -> None:
+        """Prepares a run.
+
+        Args:
+            model: the model.
+            corpus: the text.
+            config: how to train.
+            mesh: devices.
+            optimizer: replaces AdamW or, if it is a schedule, only its learning rate.
+            start: parameters to start from; None for random ones.
+            reporter: shows progress; None shows nothing.
+            callbacks: called after each evaluation.
+            folder: keeps the run on disk.
+            signals: says when to save and leave.
+        """
         self.model, self.vocab, self.config, self.mesh = model, corpus.vocab, config, mesh
-        self.folder, self.signals = folder, signals
+        self.folder, self.signals, self.callbacks = folder, signals, callbacks
+        self.corpus, self.start = corpus, start
         self.reporter = (reporter if is_main() else None) or NullReporter()
         layout = training_layout(corpus, config)
         self.plan = StepPlan.of(config, layout.windows)
         train_bytes, validation_bytes = text_budgets(corpus, config, mesh)
         self.feed = Prefetcher(corpus.train, layout, mesh, budget=train_bytes)
         self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=validation_bytes)
-        self.optimizer = make_optimizer(config, self.plan.total_steps)
+        if isinstance(optimizer, optax.GradientTransformation):
+            self.optimizer: Any = with_rate_scale(optimizer)
+        else:
+            self.optimizer = make_optimizer(config, self.plan.total_steps, learning_rate=optimizer)
         self.train_step = make_train_step(
             model, self.optimizer, seq_len=config.seq_len, mesh=mesh, microbatches=config.microbatches
         )
         self.council = Council(mesh)
+        # Why training ends before its last step; empty if it does not.
+        self._stop = ""
         self.rollbacks = RollbackPolicy(config, folder)
 
     def run(self, *, resume: bool) -> TrainState:
@@ -77,18 +107,20 @@ class TrainLoop:
             self._step = at_exit.enter_context(ThreadPoolExecutor(1)).submit(self._lowered_step().compile)
             state = self._resume() if resume else self._begin()
             at_exit.callback(self.reporter.stop)
+            if not resume:
+                self.reporter.message(self._summary())
             self._announce()
             return self._train(state)
 
     def _train(self, state: TrainState) -> TrainState:
-        while self.progress.step < self.plan.total_steps:
+        while not self._is_over():
             problem = ""
             try:
                 state = self._take_steps(state)
                 self._evaluate_if_due(state)
                 self._agree()
                 self._save_if_due(state)
-                self._leave_if_asked()
+                self._leave_if_asked(state)
             except DivergedError as error:
                 problem = str(error)
             # Outside the except block: its traceback would keep the old state alive, and memory might not hold two.
@@ -97,12 +129,25 @@ class TrainLoop:
                 state = self._roll_back(problem)
         if self.folder is not None:
             self.folder.check()
+        if self.progress.step < self.plan.total_steps:
+            self.reporter.message(f"stopped at step {self.progress.step} of {self.plan.total_steps}: {self._stop}")
         return state
+
+    def _is_over(self) -> bool:
+        """Returns True after the last step, and where a callback or `patience` ends the training early."""
+        progress, patience = self.progress, self.config.patience
+        if patience is not None and progress.best_step is not None and not self._stop:
+            without = self.plan.evaluations_since(progress.best_step, progress.step)
+            if without >= patience:
+                self._stop = f"no lower validation loss in {without} evaluations (patience {patience})"
+        return bool(self._stop) or progress.step >= self.plan.total_steps
 
     def _begin(self) -> TrainState:
         """Returns a fresh state, saved as the first checkpoint."""
         key, batch_size = jax.random.key(self.config.seed), self.config.batch_size
         state = init_train_state(key, self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
+        if self.start is not None:
+            state = state.replace(params=jax.device_put(self.start, state_shardings(self.mesh).params))
         self._continue_from(Progress(step=0))
         if self.folder is not None:
             self.folder.begin(self.progress)
@@ -143,6 +188,9 @@ class TrainLoop:
         arguments = self._abstract_state(), self.feed.abstract_chunk(), np.int32(1), self.train_step.hyperparameters
         return self.train_step.jitted.lower(*arguments)
 
+    def _summary(self) -> str:
+        return summary(self.model, self.corpus, self.config, self.plan, list(self.mesh.devices.flat))
+
     def _abstract_state(self) -> TrainState:
         return abstract_train_state(self.model, self.optimizer, batch_size=self.config.batch_size, mesh=self.mesh)
 
@@ -150,6 +198,7 @@ class TrainLoop:
         self.progress = progress
         self.meter = ThroughputMeter(progress, self.config.steps_per_call)
         self.votes = Votes(self.meter.steps_per_call, signum=0, failed=0)
+        self._stop = ""
 
     def _announce(self) -> None:
         chars_per_step = self.config.batch_size * self.config.seq_len
@@ -192,6 +241,9 @@ class TrainLoop:
             chars_per_second=self.meter.chars_per_second,
             elapsed_seconds=self.progress.elapsed_seconds,
             skipped_steps=self.meter.skipped,
+            learning_rate=self._learning_rate(),
+            grad_norm=self.meter.grad_norm,
+            chars_seen=round(self.progress.epoch * len(self.corpus.train)),
         )
         self.meter.restart()
         self.progress = _evaluated(self.progress, val_loss)
@@ -199,6 +251,18 @@ class TrainLoop:
         if self.folder is not None:
             self.folder.record(evaluation, sample)
         self.reporter.evaluation(evaluation, sample)
+        if self.callbacks and from_main(lambda: self._asked_to_stop(evaluation, state)):
+            self._stop = "asked to by a callback"
+
+    def _asked_to_stop(self, evaluation: Evaluation, state: TrainState) -> bool:
+        """Calls all callbacks; returns True if any of them does."""
+        answers = [callback(evaluation, state) for callback in self.callbacks]
+        return any(answers)
+
+    def _learning_rate(self) -> float | None:
+        """Returns the rate of the last step."""
+        rate = getattr(self.optimizer, "rate", None)
+        return None if rate is None else float(rate(self.progress.step - 1)) * rate_scale(self.progress)
 
     def _sample(self, state: TrainState) -> str:
         context, length, seed = self.config.sample_context, self.config.sample_length, self.progress.step
@@ -221,9 +285,9 @@ class TrainLoop:
             self.folder.check()
 
     def _save_if_due(self, state: TrainState) -> None:
-        step, is_last = self.progress.step, self.progress.step == self.plan.total_steps
+        step, is_last = self.progress.step, self._is_over()
         # While steps are being skipped the state is not worth going back to; only the last step is saved even then.
-        is_due = self.plan.is_checkpoint_due(step) and (is_last or int(state.skipped) == 0)
+        is_due = is_last or (self.plan.is_checkpoint_due(step) and int(state.skipped) == 0)
         if is_due or self.progress.is_best or self.votes.signum:
             self._save(state)
 
@@ -236,16 +300,15 @@ class TrainLoop:
             raise DivergedError(f"the parameters are not finite at step {self.progress.step}")
         self.folder.save(state, self.progress)
 
-    def _leave_if_asked(self) -> None:
+    def _leave_if_asked(self, state: TrainState) -> None:
         if not self.votes.signum:
             return
-        assert self.folder is not None  # `fit` catches signals only if there is a folder to save to
+        where = f"interrupted at step {self.progress.step} of {self.plan.total_steps}"
+        if self.folder is None:
+            advice = "what was learned is the exception's state; after it was raised: import sys; sys.last_value.state"
+            raise Interrupted(self.votes.signum, f"{where}; {advice}", state)
         self.folder.check()
-        raise Interrupted(
-            self.votes.signum,
-            f"interrupted at step {self.progress.step} of {self.plan.total_steps} and saved in {self.folder.path}; "
-            "continue with --resume",
-        )
+        raise Interrupted(self.votes.signum, f"{where} and saved in {self.folder.path}; continue with --resume")
 
     def _wait_for_device(self) -> None:
         """Reads the metrics of the last call, so that the progress matches the state."""
@@ -256,6 +319,8 @@ class TrainLoop:
             train_nats=self.meter.nats,
             train_count=self.meter.count,
             train_skipped=self.meter.skipped,
+            train_steps=self.meter.steps,
+            train_grad_norm=self.meter.grad_norms,
         )
 
     def _check_skips(self, skipped: int) -> None:
@@ -277,6 +342,7 @@ class TrainLoop:
 def _evaluated(progress: Progress, val_loss: float) -> Progress:
     """Returns the progress after an evaluation, with the sums of training reset and the best step updated."""
     progress = dataclasses.replace(progress, val_loss=val_loss, train_nats=0.0, train_count=0, train_skipped=0)
+    progress = dataclasses.replace(progress, train_steps=0, train_grad_norm=0.0)
     if progress.best_val_loss is None or val_loss < progress.best_val_loss:
         return dataclasses.replace(progress, best_step=progress.step, best_val_loss=val_loss)
     return progress

@@ -3,22 +3,22 @@
 import functools
 import logging
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from charjax.array_types import Array
 from charjax.config import TrainConfig
-from charjax.errors import check_type, checked_whole
+from charjax.errors import UserError, check_type, checked_whole, in_short
 from charjax.training.plan import steps_of_run
 
-# The fields of TrainConfig that an optimizer depends on.
-_FIELDS = (
-    "learning_rate", "schedule", "warmup_frac", "final_lr_frac", "decay_factor", "decay_every", "epochs",
-    "weight_decay", "beta1", "beta2", "clip_norm",
+# The fields of TrainConfig that nothing else depends on.
+ADAMW_FIELDS = (
+    "learning_rate", "schedule", "warmup_frac", "final_lr_frac", "decay_factor", "decay_every", "weight_decay", "beta1",
+    "beta2", "clip_norm",
 )  # fmt: skip
 _OPTIMIZERS_KEPT = 32
 
@@ -48,17 +48,39 @@ class Hyperparameters(NamedTuple):
     clip_norm: Any
 
 
-class AdamW(optax.GradientTransformationExtraArgs):
-    """What `make_optimizer` returns; see there.
+class Optimizer(optax.GradientTransformationExtraArgs):
+    """A transformation whose numbers are arguments of the compiled step; see `make_optimizer`.
 
     Attributes:
         shared: the transformation with no hyperparameters of its own, which its `update` takes as an argument; the same
-            object for all optimizers of the same schedule, beta1 and beta2.
+            object for all optimizers that differ only in those.
         hyperparameters: its hyperparameters.
+        rate: step -> learning rate on the host; None if that is not known.
     """
 
     shared: optax.GradientTransformationExtraArgs
     hyperparameters: Hyperparameters
+    rate: Callable[[int], float] | None
+
+    @classmethod
+    def of(
+        cls,
+        shared: optax.GradientTransformationExtraArgs,
+        hyperparameters: Hyperparameters,
+        rate: Callable[[int], float] | None,
+    ) -> Self:
+        """Gives a shared transformation its hyperparameters."""
+        own = hyperparameters
+
+        def update(
+            updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters | None = None, **_: Any
+        ) -> tuple[Any, Any]:
+            # None also where it is part of a chain, to which `make_train_step` passes nothing.
+            return shared.update(updates, state, params, hyperparameters=hyperparameters or own)
+
+        optimizer = cls(shared.init, update)
+        optimizer.shared, optimizer.hyperparameters, optimizer.rate = shared, own, rate
+        return optimizer
 
 
 def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
@@ -97,23 +119,24 @@ def _hyperparameters(config: TrainConfig, total_steps: int) -> Hyperparameters:
     )
 
 
-def _learning_rate(schedule: str, given: Hyperparameters, step: Array | int) -> Array:
-    """Returns the rate of a step. The schedules of optax take numbers of steps that are known when compiling."""
-    step = jnp.asarray(step, jnp.int32)
-    rising = _float32(step + 1) / _float32(given.warmup_steps)
-    since_peak = jnp.maximum(step - given.warmup_steps + 1, 0)
+def _learning_rate(schedule: str | optax.Schedule, given: Hyperparameters, step: Any, xp: Any = jnp) -> Any:
+    """Returns the rate of a step, computed by `xp`, which is jax.numpy or numpy.
+
+    The schedules of optax take numbers of steps that are known when compiling.
+    """
+    if not isinstance(schedule, str):
+        return given.learning_rate * schedule(step)
+    step = xp.asarray(step, xp.int32)
+    rising = xp.float32(step + 1) / xp.float32(given.warmup_steps)
+    since_peak = xp.maximum(step - given.warmup_steps + 1, 0)
     if schedule == "cosine":
-        angle = math.pi * _float32(jnp.minimum(since_peak, given.decay_steps)) / _float32(given.decay_steps)
-        decayed = 0.5 * (1 + jnp.cos(angle)) * (1 - given.final_lr_frac) + given.final_lr_frac
+        angle = math.pi * xp.float32(xp.minimum(since_peak, given.decay_steps)) / xp.float32(given.decay_steps)
+        decayed = 0.5 * (1 + xp.cos(angle)) * (1 - given.final_lr_frac) + given.final_lr_frac
     elif schedule == "step":
-        decayed = given.decay_factor ** _float32(step // given.decay_steps)
+        decayed = given.decay_factor ** xp.float32(step // given.decay_steps)
     else:
-        decayed = jnp.float32(1)
-    return given.learning_rate * jnp.where(since_peak == 0, jnp.minimum(rising, 1), decayed)
-
-
-def _float32(value: Any) -> Array:
-    return jnp.asarray(value, jnp.float32)
+        decayed = xp.float32(1)
+    return given.learning_rate * xp.where(since_peak == 0, xp.minimum(rising, 1), decayed)
 
 
 def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoch: int, step: int) -> None:
@@ -142,7 +165,7 @@ def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoc
         )  # fmt: skip
 
 
-def make_optimizer(config: TrainConfig, total_steps: int) -> AdamW:
+def make_optimizer(config: TrainConfig, total_steps: int, *, learning_rate: optax.Schedule | None = None) -> Optimizer:
     """Builds AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm to config.clip_norm.
 
     Weight decay applies only to matrices: biases and other leaves of fewer than two dimensions are left out.
@@ -150,6 +173,8 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> AdamW:
     Args:
         config: how to train.
         total_steps: total number of optimizer steps in the run, at least 1.
+        learning_rate: a schedule of optax, or another function of the step that JAX can trace, to use instead of the
+            configured schedule.
 
     Returns:
         An optax transformation, the same object for the same settings. Its `update` takes a keyword argument,
@@ -157,7 +182,8 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> AdamW:
         runs with other rates, epochs, weight decay or clip norm share one compiled program.
 
     Raises:
-        UserError: total_steps is not a whole number of at least 1, or config is not a `TrainConfig`.
+        UserError: total_steps is not a whole number of at least 1, config is not a `TrainConfig`, or learning_rate is
+            not a function.
 
     Examples:
         >>> from charjax import TrainConfig, make_optimizer
@@ -167,27 +193,37 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> AdamW:
     """
     check_type("config", config, TrainConfig, "such as TrainConfig(learning_rate=0.01)")
     total_steps = checked_whole("total_steps", total_steps)
+    if learning_rate is not None and not callable(learning_rate):
+        raise UserError(f"learning_rate must be a schedule, such as one of optax, not {in_short(learning_rate)}")
     # All other fields keep their defaults: configs that differ only in those share one optimizer and one compiled step.
-    return _make_optimizer(TrainConfig(**{name: getattr(config, name) for name in _FIELDS}), total_steps)
+    own = TrainConfig(**{name: getattr(config, name) for name in (*ADAMW_FIELDS, "epochs")})
+    return _make_optimizer(own, total_steps, learning_rate)
 
 
 @functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
-def _make_optimizer(config: TrainConfig, total_steps: int) -> AdamW:
-    shared, own = _shared(config.schedule, config.beta1, config.beta2), _hyperparameters(config, total_steps)
-
-    def update(
-        updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters | None = None, **_: Any
-    ) -> tuple[Any, Any]:
-        # None also where it is part of a chain, which `make_train_step` passes nothing.
-        return shared.update(updates, state, params, hyperparameters=hyperparameters or own)
-
-    optimizer = AdamW(shared.init, update)
-    optimizer.shared, optimizer.hyperparameters = shared, own
-    return optimizer
+def _make_optimizer(config: TrainConfig, total_steps: int, given: optax.Schedule | None) -> Optimizer:
+    schedule, own = given or config.schedule, _hyperparameters(config, total_steps)
+    if given is not None:
+        own = own._replace(learning_rate=np.float32(1))
+    rate = functools.partial(_learning_rate, schedule, own, xp=np)
+    return Optimizer.of(_adamw(schedule, config.beta1, config.beta2), own, rate)
 
 
 @functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
-def _shared(schedule: str, beta1: float, beta2: float) -> optax.GradientTransformationExtraArgs:
+def with_rate_scale(optimizer: optax.GradientTransformation) -> Optimizer:
+    """Adapts any optimizer of optax, so that the training step can scale its updates after a rollback."""
+    own = optax.with_extra_args_support(optimizer)
+
+    def update(updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters) -> tuple[Any, Any]:
+        updates, state = own.update(updates, state, params)
+        return jax.tree.map(lambda leaf: hyperparameters.learning_rate * leaf, updates), state
+
+    shared = optax.GradientTransformationExtraArgs(optimizer.init, update)
+    return Optimizer.of(shared, Hyperparameters(*[np.float32(1)] * len(Hyperparameters._fields)), None)
+
+
+@functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
+def _adamw(schedule: str | optax.Schedule, beta1: float, beta2: float) -> optax.GradientTransformationExtraArgs:
     """Builds AdamW whose `update` takes its hyperparameters as an argument."""
 
     def adamw(given: Hyperparameters) -> optax.GradientTransformation:

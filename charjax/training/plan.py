@@ -41,6 +41,11 @@ class StepPlan:
         checkpoint_every = config.checkpoint_every or eval_every
         return cls(steps_per_epoch, steps_of_run(config, steps_per_epoch), eval_every, checkpoint_every)
 
+    def evaluations_since(self, earlier: int, step: int) -> int:
+        """Returns how many of the steps after `earlier`, up to `step`, are to be evaluated."""
+        regular = step // self.eval_every - earlier // self.eval_every
+        return regular + (earlier < step == self.total_steps and step % self.eval_every != 0)
+
     def is_evaluation_due(self, step: int) -> bool:
         """Returns True if this step is to be evaluated, as the last one always is."""
         return step % self.eval_every == 0 or step == self.total_steps

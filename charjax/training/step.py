@@ -23,7 +23,7 @@ from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM, check_model
 from charjax.train_state import STATE_SPECS, TrainState, check_optimizer, state_shardings
-from charjax.training.optimizer import AdamW, Hyperparameters
+from charjax.training.optimizer import Hyperparameters, Optimizer
 
 # Compiled steps kept in the process, so that a second run with the same settings compiles nothing.
 STEPS_KEPT = 16
@@ -157,7 +157,7 @@ def make_train_step(
     seq_len, microbatches = checked_whole("seq_len", seq_len), checked_whole("microbatches", microbatches)
     steps_per_call = checked_whole("steps_per_call", steps_per_call)
     hyperparameters = None
-    if isinstance(optimizer, AdamW):
+    if isinstance(optimizer, Optimizer):
         optimizer, hyperparameters = optimizer.shared, optimizer.hyperparameters
     jitted = _jitted_step(model, optimizer, seq_len, checked_mesh(mesh), microbatches)
     return TrainStep(jitted, steps_per_call, hyperparameters)

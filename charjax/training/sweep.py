@@ -4,15 +4,16 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from charjax.config import ModelConfig, TrainConfig
+from charjax.config import ModelConfig, SweepOptions, TrainConfig
 from charjax.data.corpus import Corpus
 from charjax.distributed.mesh import checked_mesh, make_mesh, use_all_cores
 from charjax.errors import Interrupted, UserError, checked_whole
@@ -23,7 +24,7 @@ from charjax.host.signals import SignalCatcher
 from charjax.memory_budget import check_room_to_sweep
 from charjax.metrics import Evaluation
 from charjax.model import CharLSTM
-from charjax.progress.reporter import NullReporter, Reporter
+from charjax.progress.reporter import NullReporter, Reporter, make_reporter
 from charjax.runs.compatibility import describe_run
 from charjax.runs.layout import METRICS, PICTURE, SWEEP
 from charjax.runs.logs import MetricsLog
@@ -39,7 +40,7 @@ from charjax.training.sweep_result import SweepMember, SweepResult
 from charjax.training.throughput import ThroughputMeter
 
 Values = float | Sequence[float] | None
-_OPTIONS = ("learning_rate", "dropout", "weight_decay", "seeds", "out", "mesh", "reporter")
+_OPTIONS = ("learning_rate", "dropout", "weight_decay", "seeds", "out", "mesh", "progress", "reporter")
 
 
 @in_default_modes
@@ -54,8 +55,9 @@ def sweep(
     seeds: int = 1,
     out: str | Path | None = None,
     mesh: Mesh | None = None,
+    progress: bool = True,
     reporter: Reporter | None = None,
-    **overrides: Any,
+    **overrides: Unpack[SweepOptions],
 ) -> SweepResult:
     """Trains a model with every combination of some settings and several seeds, in one compiled program.
 
@@ -74,7 +76,8 @@ def sweep(
         out: new folder for the best member as a run (which `load_model` takes), with sweep.json, which has all
             evaluations, and sweep.svg, a picture; None keeps nothing on disk.
         mesh: devices; by default all.
-        reporter: shows progress, with the loss of the member that is best at each evaluation; by default nothing.
+        progress: show how it goes, with the loss of the member that is best at each evaluation, as `fit` does.
+        reporter: shows progress in another way; see `Reporter`.
         **overrides: any other field of `TrainConfig` by name, such as batch_size=32.
 
     Returns:
@@ -93,13 +96,15 @@ def sweep(
         >>> corpus = Corpus.from_text("a flat white, please. " * 20)
         >>> model = CharLSTM(corpus.vocab.size, hidden_dim=8, hidden_layers=1)
         >>> mesh = make_mesh(jax.devices()[:1])
-        >>> shared = dict(mesh=mesh, batch_size=4, seq_len=20, epochs=2)
-        >>> result = sweep(model, corpus, learning_rate=[0.001, 0.03], seeds=2, **shared)
+        >>> rates = [0.001, 0.03]
+        >>> result = sweep(model, corpus, learning_rate=rates, seeds=2, mesh=mesh, batch_size=4, seq_len=20, epochs=2)
         >>> result.best.setting.learning_rate, len(result.members)
         (0.03, 4)
     """
-    config = configured("sweep", corpus, config, overrides, _OPTIONS)
+    config = configured("sweep", corpus, config, dict(overrides), _OPTIONS)
     check_reporter(reporter)
+    if reporter is None and progress:
+        reporter = make_reporter(sys.stderr)
     reuse_memory()
     use_all_cores()
     describe_run(model, corpus, config)  # checks that they belong together

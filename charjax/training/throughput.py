@@ -26,6 +26,8 @@ class ThroughputMeter:
         count: number of those labels.
         skipped: steps skipped since the last evaluation because their loss or gradient was not finite.
         skipped_in_a_row: the longest run of skipped steps in the calls read so far.
+        steps: steps read since the last evaluation, without those skipped.
+        grad_norms: sum of the gradient's norms in these.
         calls: calls dispatched since the last evaluation.
         latest_loss: mean nats per character of the call read last; NaN before the first.
     """
@@ -42,6 +44,7 @@ class ThroughputMeter:
         """
         self.restart()
         self.nats, self.count, self.skipped = progress.train_nats, progress.train_count, progress.train_skipped
+        self.steps, self.grad_norms = progress.train_steps, progress.train_grad_norm
         self.latest_loss = math.nan
         self.steps_per_call = steps_per_call or 1
         self._fixed = steps_per_call is not None
@@ -85,6 +88,11 @@ class ThroughputMeter:
         return self.nats / self.count if self.count else math.nan
 
     @property
+    def grad_norm(self) -> float | None:
+        """Mean norm of the gradient since the last evaluation; None before the first step was read."""
+        return self.grad_norms / self.steps if self.steps else None
+
+    @property
     def chars_per_second(self) -> float | None:
         """Characters trained on per second since the last evaluation; None before anything was timed.
 
@@ -97,6 +105,7 @@ class ThroughputMeter:
     def restart(self) -> None:
         """Resets sums and speed, as after an evaluation."""
         self.nats, self.count, self.skipped, self.skipped_in_a_row, self.calls = 0.0, 0, 0, 0, 0
+        self.steps, self.grad_norms = 0, 0.0
         self._timed_count, self._timed_seconds = 0, 0.0
         self._compiling_count, self._compiling_seconds = 0, 0.0
 
@@ -106,6 +115,8 @@ class ThroughputMeter:
         self.nats += nats
         self.count += count
         self.skipped += skipped
+        self.steps += num_steps - skipped
+        self.grad_norms += float(metrics.grad_norm) * (num_steps - skipped)
         self.skipped_in_a_row = max(self.skipped_in_a_row, int(metrics.skipped_in_a_row))
         self.latest_loss = nats / count if count else math.nan
         seconds = max(now - max(begun_at, self._read_at), 1e-6)

@@ -25,9 +25,12 @@ def test_metrics_are_one_json_object_per_line_in_the_documented_order(tmp_path):
         "val_loss",
         "perplexity",
         "bits_per_char",
+        "learning_rate",
+        "grad_norm",
         "chars_per_second",
         "elapsed_seconds",
         "skipped_steps",
+        "chars_seen",
     ]
     assert values["perplexity"] == pytest.approx(4)
     assert values["bits_per_char"] == pytest.approx(2)
@@ -44,11 +47,20 @@ def test_numbers_that_are_not_finite_become_null_and_come_back_as_nan(tmp_path):
 
     values = json.loads(path.read_text(), parse_constant=refuse)
     nulls = [name for name, value in values.items() if value is None]
-    assert nulls == ["train_loss", "val_loss", "perplexity", "bits_per_char", "chars_per_second"]
+    unknown = ["learning_rate", "grad_norm", "chars_per_second", "chars_seen"]
+    assert nulls == ["train_loss", "val_loss", "perplexity", "bits_per_char", *unknown]
     (back,) = read_metrics(path)
     assert math.isnan(back.train_loss)
     assert math.isnan(back.val_loss)
     assert back.chars_per_second is None
+
+
+def test_a_log_of_an_earlier_version_is_read(tmp_path):
+    values = json.loads(make_evaluation().to_json())
+    for name in ("learning_rate", "grad_norm", "chars_seen"):
+        del values[name]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(values) + "\n")
+    assert read_metrics(tmp_path / "metrics.jsonl") == [make_evaluation()]
 
 
 def test_a_truncated_last_line_is_skipped_by_reading_and_dropped_by_appending(tmp_path):

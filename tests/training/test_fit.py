@@ -258,7 +258,9 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_reported(tmp_path):
     recorder = Recorder()
     state = fit(MODEL, spoilt(3, 4, 8), SMALL, out=tmp_path, epochs=1, steps_per_call=1, reporter=recorder)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert recorder.messages == [f"skipped a step up to step {step}: loss or gradient not finite" for step in (3, 4, 8)]
+    assert recorder.messages[1:] == [
+        f"skipped a step up to step {step}: loss or gradient not finite" for step in (3, 4, 8)
+    ]
     evaluations = read_metrics(tmp_path / "metrics.jsonl")
     assert [evaluation.skipped_steps for evaluation in evaluations][:2] == [3, 0]
     assert all(math.isfinite(evaluation.train_loss) for evaluation in evaluations)
@@ -291,10 +293,10 @@ def test_neither_a_rollback_nor_a_second_run_compiles_anything(tmp_path):
     compiled_by = []
     recorder = Recorder()
     with compilations() as compiled:
-        recorder.message = lambda text: compiled_by.append(len(compiled))
+        recorder.message = lambda text: compiled_by.extend([len(compiled)] if "going back" in text else [])
         with pytest.raises(UserError, match="after 5 rollbacks"):
             fit(model, corpus, SMALL, out=tmp_path / "first", reporter=recorder, **options)
-    assert len(compiled_by) > 5
+    assert len(compiled_by) == 5
     assert 0 < compiled_by[0] == len(compiled), compiled[compiled_by[0] :]
     with compilations() as compiled, pytest.raises(UserError, match="after 5 rollbacks"):
         fit(model, corpus, SMALL, out=tmp_path / "second", seed=1, **options)
@@ -367,8 +369,8 @@ def test_without_a_run_folder_a_diverged_run_ends_at_once():
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     """An update can overflow although loss and gradient are finite; here every one does."""
 
-    def overflowing(*args):
-        return optax.chain(make_optimizer(*args), optax.scale(math.inf))
+    def overflowing(*args, **options):
+        return optax.chain(make_optimizer(*args, **options), optax.scale(math.inf))
 
     monkeypatch.setattr("charjax.training.loop.make_optimizer", overflowing)
     with pytest.raises(UserError, match="the parameters are not finite at step 1, after 5 rollbacks"):

@@ -1,9 +1,13 @@
 """A user's script that needs every public name, for mypy in strict mode; it is never run."""
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+from rich.console import Console
 
 import charjax
 from charjax import (
@@ -12,15 +16,24 @@ from charjax import (
     DynamicConfig,
     DynamicPiece,
     DynamicScore,
+    Evaluation,
     History,
+    Interrupted,
     LSTMCarry,
     LSTMCell,
     LSTMWeights,
     ModelConfig,
+    NotebookReporter,
+    PlainReporter,
+    Reporter,
     SampleConfig,
     ScoredPiece,
+    TensorBoard,
+    TerminalReporter,
+    Tracker,
     TrainConfig,
     TrainState,
+    UserError,
     Vocab,
     activations,
     beam_search,
@@ -68,6 +81,38 @@ def train(path: Path) -> TrainState:
     losses: list[float] = [evaluation.val_loss for evaluation in history.evaluations]
     print(charjax.__version__, min(losses), evaluate(model, state.params, corpus.validation))
     return state
+
+
+class Printed:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        print(step, values["val_loss"])
+
+
+def train_with_care(model: CharLSTM, corpus: Corpus, kind: int) -> TrainState:
+    reporters: list[Reporter] = [NotebookReporter(), PlainReporter(sys.stdout), TerminalReporter(Console())]
+    trackers: list[Tracker] = [TensorBoard("runs/board"), Printed()]
+
+    def good_enough(evaluation: Evaluation, state: TrainState) -> bool:
+        return evaluation.val_loss < 1.5 or int(state.step) > 10**6
+
+    schedule = optax.linear_schedule(0.01, 0.0, 1000)
+    fit(model, corpus, optimizer=optax.sgd(schedule), progress=False, epoch=3)  # type: ignore[call-arg]
+    try:
+        return fit(
+            model,
+            corpus,
+            learning_rate=schedule,
+            init_from="runs/one",
+            patience=3,
+            reporter=reporters[kind],
+            trackers=trackers,
+            callbacks=[good_enough],
+        )
+    except Interrupted as interrupted:
+        state: TrainState = interrupted.state
+        return state
+    except UserError as error:
+        raise SystemExit(str(error)) from None
 
 
 def search(model: CharLSTM, corpus: Corpus) -> CharLSTM:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from charjax.cli.arguments import SweepCommand, TrainCommand
 from charjax.cli.output import shell_path
 from charjax.cli.startup import exit_on_interrupt
+from charjax.cli.trackers import trackers
 from charjax.config import DataConfig, ModelConfig, TrainConfig
 from charjax.data.corpus import Corpus
 from charjax.data.survey import digest
@@ -21,6 +22,7 @@ from charjax.progress.reporter import make_reporter
 from charjax.runs.checkpoint_header import read_header
 from charjax.runs.compatibility import check_same_text
 from charjax.runs.metadata import RunInfo
+from charjax.runs.model_file import read_info
 from charjax.training.fit import fit
 from charjax.training.presets import preset
 
@@ -56,7 +58,16 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
     model, corpus, train_config = prepare(command, data, model_config, train_config, given)
-    fit(model, corpus, train_config, out=command.out, resume=command.resume, reporter=make_reporter())
+    fit(
+        model,
+        corpus,
+        train_config,
+        out=command.out,
+        resume=command.resume,
+        init_from=command.init_from,
+        reporter=make_reporter(),
+        trackers=trackers(command.tensorboard, command.tracker, command.out) if is_main() else (),
+    )
     if is_main():
         out = shell_path(command.out)
         print(f"saved in {out}; to generate text: charjax sample {out}", flush=True)
@@ -73,6 +84,11 @@ def prepare(
     corpus = Corpus.from_file(
         command.text, vocab=data.vocab, train_frac=data.train_frac, memory_mb=train_config.text_memory_mb
     )
+    if isinstance(command, TrainCommand) and command.init_from is not None:
+        size = read_info(command.init_from).model
+        unasked = {"hidden_dim", "hidden_layers"} - given
+        model_config = dataclasses.replace(model_config, **{name: getattr(size, name) for name in unasked})
+        given |= unasked
     if command.preset is not None:
         options = vars(model_config) | vars(train_config)
         own = {name: value for name, value in options.items() if name in given}

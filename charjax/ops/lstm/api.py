@@ -213,8 +213,15 @@ def default_dtype() -> str:
     return "bfloat16" if target_platform() != "cpu" or library_for("bfloat16") else "float32"
 
 
+def describe_implementation(implementation: str | None, dtype: str, time: int) -> str:
+    """Returns the implementation for sequences of `time` steps and its operands' format, in words."""
+    name = implementation or default_implementation(dtype, time)
+    library = library_for(dtype) if name == "native" else None
+    return f"{name}{f' ({library.instructions})' if library else ''}, {dtype} operands"
+
+
 def default_implementation(dtype: str, time: int) -> str:
-    """Returns what `implementation=None` selects for sequences of `time` steps; logs the first choice of each kind."""
+    """Returns what `implementation=None` selects for sequences of `time` steps."""
     platform = target_platform()
     # For a few steps, as in generation, packing the weights takes longer than it saves.
     if platform == "cpu" and time < MIN_STEPS_FOR_NATIVE:
@@ -226,11 +233,8 @@ def default_implementation(dtype: str, time: int) -> str:
 def _default_for_sequences(dtype: str, platform: str) -> str:
     library = library_for(dtype) if platform == "cpu" else None
     choice = {"gpu": "wavefront", "tpu": "recompute"}.get(platform, "native" if library else "custom_vjp")
-    detail = f" ({library.instructions})" if library else ""
-    log = logging.getLogger("charjax")
-    log.info("LSTM implementation: %s%s, %s operands", choice, detail, dtype)
     if platform == "cpu" and (better := better_form()):
-        log.warning(
+        logging.getLogger("charjax").warning(
             "this CPU is faster with the %s form of the LSTM kernel, which is not installed: reinstall charjax with a "
             "C++ compiler (CHARJAX_REQUIRE_KERNEL=1 makes the installation fail if a form does not compile)",
             better,

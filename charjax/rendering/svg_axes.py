@@ -1,0 +1,70 @@
+"""Axes, ticks and text of charts in SVG."""
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+# Okabe and Ito's colors, which differ for the color-blind, too.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+WIDTH, HEIGHT, LEFT, TOP = 420, 300, 70, 16
+_BOTTOM, _LEGEND, _LINE = 50, 200, 18
+
+
+class Legend(NamedTuple):
+    """A name beside the chart, and the color it is written in."""
+
+    name: str
+    color: str
+
+
+def frame(body: Sequence[str], legend: Sequence[Legend], *, heights: Iterable[tuple[float, str]], titles: str) -> str:
+    """Returns a whole SVG file: the parts of a chart on horizontal lines, beside them the legend.
+
+    Args:
+        body: elements, drawn in order.
+        legend: names, from the top; empty ones are left out.
+        heights: vertical places of the horizontal lines, with what stands left of them.
+        titles: the titles of the axes, from `axis_titles`.
+    """
+    bottom = TOP + HEIGHT
+    size = f'width="{LEFT + WIDTH + _LEGEND}" height="{max(bottom + _BOTTOM, 2 * TOP + _LINE * len(legend))}"'
+    parts = [f'<rect {size} fill="white"/>']
+    for place, label in heights:
+        parts += [f'<path d="M{LEFT} {place:.1f}h{WIDTH}" stroke="#ddd"/>', text(LEFT - 8, place + 4, label, "end")]
+    parts += [titles, *body]
+    for number, (name, color) in enumerate(legend):
+        place = TOP + _LINE * (number + 0.7)
+        parts += [text(LEFT + WIDTH + 10, place, name, "start", f' fill="{color}"')] if name else []
+    inside = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">\n{inside}\n</svg>\n'
+    )
+
+
+def axis_titles(across: str, up: str) -> str:
+    """Returns the titles of both axes."""
+    middle = TOP + HEIGHT / 2
+    turned = f' transform="rotate(-90 16 {middle})"'
+    return text(LEFT + WIDTH / 2, TOP + HEIGHT + 40, across) + "\n" + text(16, middle, up, extra=turned)
+
+
+def text(x: float, y: float, content: str, anchor: str = "middle", extra: str = "") -> str:
+    """Returns a line of text."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{extra}>{html.escape(content)}</text>'
+
+
+def polyline(points: Iterable[tuple[float, float]], color: str, *, dashed: bool = False) -> str:
+    """Returns a line through points."""
+    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dashes = ' stroke-dasharray="4 3"' if dashed else ""
+    return f'<polyline points="{places}" fill="none" stroke="{color}" stroke-width="1.5"{dashes}/>'
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Returns round numbers, four to nine of them, from below `low` to above `high`."""
+    span = max(high - low, 1e-3)
+    step = 10.0 ** math.floor(math.log10(span / 2))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (factor * step) <= 6)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [step * n for n in range(first, max(last, first + 1) + 1)]

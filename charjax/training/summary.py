@@ -1,0 +1,32 @@
+"""What a training run is about to do, in a few lines."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import humanize
+import jax
+
+from charjax.config import TrainConfig
+from charjax.data.corpus import Corpus
+from charjax.memory_budget import count_parameters, memory_to_train
+from charjax.model import CharLSTM
+from charjax.ops.lstm.api import describe_implementation
+from charjax.training.plan import StepPlan
+
+
+def summary(model: CharLSTM, corpus: Corpus, config: TrainConfig, plan: StepPlan, devices: Sequence[jax.Device]) -> str:
+    """Returns model, text, steps, devices, implementation and expected memory, a line each."""
+    layers = f"{model.hidden_layers} layer{'s' if model.hidden_layers > 1 else ''} of {model.hidden_dim} units"
+    parameters = count_parameters(model.config, model.vocab_size)
+    window = f"{config.batch_size} x {config.seq_len} characters"
+    kinds = Counter(device.device_kind for device in devices)
+    memory = humanize.naturalsize(memory_to_train(model.config, config, model.vocab_size, devices), format="%.3g")
+    rows = {
+        "model": f"{layers}, {parameters:,} parameters, {model.vocab_size} characters",
+        "text": f"{len(corpus.train):,} characters to train on, {len(corpus.validation):,} to validate",
+        "steps": f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in all, each of {window}",
+        "devices": ", ".join(f"{count} x {kind}" for kind, count in kinds.items()),
+        "LSTM": describe_implementation(model.implementation, model.dtype, config.seq_len),
+        "memory": f"about {memory} for the state of training and one batch",
+    }
+    return "\n".join(f"{name:<8} {value}" for name, value in rows.items())
