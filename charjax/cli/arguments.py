@@ -8,7 +8,7 @@ The docstrings are the help texts, which keep their line breaks.
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, ClassVar, Literal, Optional
 
 import tyro
 
@@ -30,6 +30,9 @@ from charjax.training.presets import PresetName
 
 NonNegativeCount = Annotated[int, Bounds("a whole number of at least 0", 0, 10**12)]
 RunArgument = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+RunsArgument = Annotated[
+    tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
+]
 TextArgument = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEXT")]
 
 
@@ -40,11 +43,16 @@ class TrainCommand(Checked):
     The run folder keeps the model, the checkpoints, config.json, metrics.jsonl and samples.txt.
     """
 
+    example: ClassVar[str] = "charjax train novel.txt --out runs/novel --preset small --lr 0.008"
+
     text: TextArgument
     """Text file to train on, of any size."""
 
     out: Path
-    """Run folder to create or, with --resume, to continue."""
+    """Run folder to create or, with --resume, to continue; also -o."""
+
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
 
     resume: bool = False
     """Continue the run in --out exactly where it stopped, with the options it was started with."""
@@ -57,7 +65,8 @@ class TrainCommand(Checked):
     small for one or two minutes, medium for ten minutes, large for an hour. Other options override it."""
 
     config: Optional[Path] = None
-    """TOML file of options, such as hidden_dim = 256. Options on the command line override it."""
+    """File of options: TOML, such as hidden_dim = 256, or config.json of a run. Options on the command line
+    override it."""
 
     tensorboard: bool = False
     """Log the measurements of each evaluation for TensorBoard, in the folder tensorboard of --out."""
@@ -132,14 +141,19 @@ class SweepCommand(Checked):
     losses in sweep.json, and a picture, sweep.svg. A sweep cannot be resumed.
     """
 
+    example: ClassVar[str] = "charjax sweep novel.txt --out runs/sweep --lr 2e-3 5e-3 1e-2 --dropout 0 0.3 --seeds 3"
+
     text: TextArgument
     """Text file to train on, of any size."""
 
     out: Path
-    """Folder to create."""
+    """Folder to create; also -o."""
+
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
 
     learning_rate: tuple[Positive, ...] = (TrainConfig.learning_rate,)
-    """Peak learning rates of AdamW, such as 1e-3 2e-3 4e-3."""
+    """Peak learning rates of AdamW, such as 1e-3 2e-3 4e-3; also --lr."""
 
     dropout: tuple[BelowOne, ...] = (ModelConfig.dropout,)
     """Probabilities of zeroing each output of a layer during training, such as 0 0.3."""
@@ -154,7 +168,8 @@ class SweepCommand(Checked):
     """Size of the model and a recipe that suits the text, as for charjax train. Other options override it."""
 
     config: Optional[Path] = None
-    """TOML file of options, such as dropout = [0, 0.3]. Options on the command line override it."""
+    """File of options: TOML, such as dropout = [0, 0.3], or config.json of a run. Options on the command line
+    override it."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: SharedModelConfig = dataclasses.field(default_factory=SharedModelConfig)
@@ -164,6 +179,8 @@ class SweepCommand(Checked):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleCommand(Checked):
     """Generate text with the best model of a run and print it as it is generated."""
+
+    example: ClassVar[str] = 'charjax sample runs/novel --context "It was" --temperature 0.7 --length 300'
 
     run: RunArgument
     """Run folder."""
@@ -197,6 +214,11 @@ class SampleCommand(Checked):
 class EvalCommand:
     """Measure the best model of a run on a text: loss in nats per character, perplexity and bits per character."""
 
+    example: ClassVar[str] = "charjax eval runs/novel another_novel.txt"
+
+    json: bool = False
+    """Print one line of JSON."""
+
     run: RunArgument
     """Run folder."""
 
@@ -211,6 +233,11 @@ class ScoreCommand(Checked):
     Prints the loss and the most surprising places, and colors the text by surprise, in the terminal or on a page. The
     text may be far larger than memory.
     """
+
+    example: ClassVar[str] = "charjax score runs/novel essay.txt --paint 2000 --html surprise.html"
+
+    json: bool = False
+    """Print one line of JSON."""
 
     run: RunArgument
     """Run folder."""
@@ -280,10 +307,44 @@ class ScoreCommand(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoCommand:
-    """Show the configuration and progress of a run."""
+    """Show the configuration and progress of a run, or compare several: only what differs."""
 
-    run: RunArgument
-    """Run folder."""
+    example: ClassVar[str] = "charjax info runs/small runs/large"
+
+    json: bool = False
+    """Print one line of JSON per run."""
+
+    runs: RunsArgument
+    """Run folders."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlotCommand:
+    """Draw the curves of training and validation loss of some runs."""
+
+    example: ClassVar[str] = "charjax plot runs/small runs/large --out curves.svg --against seconds"
+
+    runs: RunsArgument
+    """Run folders."""
+
+    out: Path
+    """Picture to write, also -o: .svg, or .png or .pdf (with the extra `plots`)."""
+
+    against: Literal["characters", "seconds", "epochs"] = "characters"
+    """Horizontal axis: characters trained on (every pass counts), seconds of training, or epochs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Write one page about some runs: curves, best losses, what differs in their configurations, and samples."""
+
+    example: ClassVar[str] = "charjax report runs/small runs/large --html report.html"
+
+    runs: RunsArgument
+    """Run folders."""
+
+    html: Path
+    """Page to write, a single file that loads nothing else."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -292,6 +353,8 @@ class NeuronsCommand(Checked):
 
     Prints the units that correlate best with each feature of the text, and colors the text by the best of them.
     """
+
+    example: ClassVar[str] = "charjax neurons runs/novel another_novel.txt --feature quotes,line-position"
 
     run: RunArgument
     """Run folder."""
@@ -323,13 +386,25 @@ class NeuronsCommand(Checked):
     """Write an HTML page to this file: the text colored by the best unit of each feature."""
 
 
-Command = TrainCommand | SweepCommand | SampleCommand | EvalCommand | ScoreCommand | InfoCommand | NeuronsCommand
-COMMANDS = {
+Command = (
+    TrainCommand
+    | SweepCommand
+    | SampleCommand
+    | EvalCommand
+    | ScoreCommand
+    | InfoCommand
+    | PlotCommand
+    | ReportCommand
+    | NeuronsCommand
+)
+COMMANDS: dict[str, type[Command]] = {
     "train": TrainCommand,
     "sweep": SweepCommand,
     "sample": SampleCommand,
     "eval": EvalCommand,
     "score": ScoreCommand,
     "info": InfoCommand,
+    "plot": PlotCommand,
+    "report": ReportCommand,
     "neurons": NeuronsCommand,
 }

@@ -107,7 +107,7 @@ def _run(argv: list[str]) -> None:
     check_memory_limits()
     if isinstance(parsed.command, TrainCommand | SweepCommand):
         with tolerate_lost_output():
-            _set_up_log(logging.INFO)
+            _set_up_log(logging.WARNING if parsed.command.quiet else logging.INFO)
             _import_run(parsed.command)(parsed.command, parsed.given)
     else:
         _set_up_log(logging.WARNING)

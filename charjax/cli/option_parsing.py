@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import json
 import re
 import shlex
 import tomllib
+import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,8 +23,12 @@ from charjax.training.presets import PresetName
 
 _DESCRIPTION = (
     f"charjax {__version__}: train character-level LSTM language models and generate text with them.\n\n"
-    "charjax COMMAND --help explains a command's options; charjax --version prints the version."
+    "charjax COMMAND --help explains a command's options; charjax --version prints the version; "
+    "charjax --print-completion bash (or zsh, tcsh) prints a script that completes commands and options."
 )
+# Short forms of options.
+_SHORT = {"-o": "--out", "--lr": "--learning-rate"}
+_SHELLS = ("bash", "zsh", "tcsh")
 _WHOLE_NUMBERS = (int, int | None)
 _NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
 _NUMBER_LISTS = (tuple[float, ...],)
@@ -60,12 +66,19 @@ def parse(argv: list[str]) -> Parsed:
     if argv == ["--version"]:
         print(f"charjax {__version__}")
         raise SystemExit(0)
+    if argv[:1] == ["--print-completion"]:
+        if argv[1:] not in [[shell] for shell in _SHELLS]:
+            raise UserError(f"--print-completion must be {' or '.join(_SHELLS)}; see charjax --help")
+        _run_tyro(["--tyro-print-completion", argv[1]])
+    argv = [_spelt_out(argument) for argument in argv]
     if not argv:
         raise UserError(f"give a command, one of {', '.join(COMMANDS)}; see charjax --help")
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise UserError(f"unknown command {argv[0]!r}{_suggestion(argv[0], COMMANDS)}; see charjax --help")
     given: frozenset[str] = frozenset()
     if argv[0] in COMMANDS:
+        if {"-h", "--help"} & set(argv):
+            _join_lines(COMMANDS[argv[0]])
         options = _options(COMMANDS[argv[0]])
         flags = _read_flags(argv[0], argv[1:], options)
         given = flags.given
@@ -78,6 +91,27 @@ def parse(argv: list[str]) -> Parsed:
         if missing and not {"-h", "--help"} & set(argv):
             raise UserError(f"{argv[0]} needs {' and '.join(missing)}; see charjax {argv[0]} --help")
     return Parsed(_run_tyro(argv), given)
+
+
+def _spelt_out(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return _SHORT.get(flag, flag) + equals + value
+
+
+def _join_lines(kind: type) -> None:
+    """Joins the lines of the options' docstrings, which tyro would break in the help where the source does."""
+    import docstring_parser  # noqa: PLC0415 -- for the help only
+
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            _join_lines(cast(type, field.type))
+    documented = [base for base in kind.__mro__ if dataclasses.is_dataclass(base)]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for base in reversed(documented):
+        for parameter in docstring_parser.parse_from_object(base).params:
+            if parameter.arg_name in fields and parameter.description is not None:
+                text = " ".join(parameter.description.split())
+                fields[parameter.arg_name].metadata = types.MappingProxyType({"help": text})
 
 
 def _options(kind: type) -> dict[str, Any]:
@@ -103,7 +137,7 @@ def _missing(kind: type, positionals: int, given: frozenset[str]) -> list[str]:
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    arguments = [field.name.upper() for field in required if _is_positional(field)]
+    arguments = [field.name.upper().removesuffix("S") for field in required if _is_positional(field)]
     flags = [_flag(field.name) for field in required if not _is_positional(field) and field.name not in given]
     return arguments[positionals:] + flags
 
@@ -191,7 +225,9 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Reads options from a TOML file; its tables, if any, only group them.
+    """Reads options from a TOML file, whose tables, if any, only group them, or from config.json of a run.
+
+    Of a run's, only options that the command has are read, since it has all of training's.
 
     Raises:
         UserError: the file cannot be read, an option is unknown or repeated, or a value has the wrong type.
@@ -201,11 +237,15 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
             content = file.read(_LARGEST_CONFIG + 1)
         if len(content) > _LARGEST_CONFIG:
             raise UserError(f"--config {path} is too large for a file of options; choose a different one")
-        values = _flatten(tomllib.loads(content.decode("utf-8-sig")))
+        if path.suffix == ".json":
+            values = [item for item in _of_run(json.loads(content)) if item[0] in options]
+        else:
+            values = _flatten(tomllib.loads(content.decode("utf-8-sig")))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        kind = "config.json of a run" if path.suffix == ".json" else "valid TOML"
+        raise UserError(f"--config {path} is not {kind}: {error}") from error
     names = [name for name, _ in values]
     for name, value in values:
         if name == "config":
@@ -217,6 +257,14 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         if not _fits(value, options[name]):
             raise UserError(f"--config {path}: {name} cannot be {value!r}")
     return dict(values)
+
+
+def _of_run(content: Any) -> list[tuple[str, Any]]:
+    """Returns the options of a run's config.json; a ValueError if it is no such file."""
+    parts: list[Any] = [content.get(name) for name in ("data", "model", "train")] if isinstance(content, dict) else [0]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError("it has no data, model and train")
+    return [(name, value) for part in parts for name, value in part.items() if value is not None]
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -268,6 +316,8 @@ def _run_tyro(argv: list[str]) -> Command:
             )
             return cast(Command, command)
     except SystemExit as error:
+        if argv[0] in COMMANDS and not error.code:
+            print(f"example: {COMMANDS[argv[0]].example}")
         if error.code:
             # The dataclasses name their fields in Python's spelling.
             message = re.sub(r"^(\w+)(?= must be )", lambda name: _flag(name[1]), _first_message(messages.getvalue()))

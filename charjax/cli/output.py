@@ -1,11 +1,13 @@
 """Output of the commands: facts, model text and heatmaps, on standard output."""
 
 import contextlib
+import json
 import logging
+import math
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -31,6 +33,19 @@ def write_facts(facts: Facts) -> None:
     """Writes names and values in two columns. Values are made safe: a run by someone else may name any file."""
     width = max(len(name) for name, _ in facts)
     write("".join(f"{name:<{width}}  {one_line(value, stdout_encoding())}\n" for name, value in facts))
+
+
+def write_json(values: Mapping[str, Any]) -> None:
+    """Writes values as one line of strict JSON; numbers that are not finite become null."""
+    write(json.dumps(_finite(values), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_heatmap(characters: Iterable[tuple[str, float]], scale: Scale) -> None:
@@ -102,8 +117,13 @@ def check_page_path(page: Path, *, text: Path, run: Path) -> None:
     """
     if page.exists() and text.exists() and page.samefile(text):
         raise UserError(f"--html {page} is the text itself, which the page would replace; name another file")
-    if page.exists() and page.resolve().is_relative_to(run.resolve()):
-        raise UserError(f"--html {page} is a file of the run, which the page would replace; name another file")
+    check_not_in_run(page, run, flag="--html")
+
+
+def check_not_in_run(path: Path, run: Path, *, flag: str) -> None:
+    """Checks that a file to write is not one of a run; a UserError otherwise."""
+    if path.exists() and path.resolve().is_relative_to(run.resolve()):
+        raise UserError(f"{flag} {path} is a file of the run, which this would replace; name another file")
 
 
 def report_page(page: Path, part: str = "") -> None:

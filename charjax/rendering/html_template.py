@@ -56,7 +56,7 @@ def page_around_text(
     """Returns the parts of a page before and after its text; see `charjax.rendering.html_page.PageWriter.finish`."""
     style, script = _read("css") + _color_rules(scale), _read("js")
     policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     before, after = _read("html").split("$text")
@@ -87,7 +87,8 @@ def _read(extension: str) -> str:
     return file.read_text(encoding="utf-8").removesuffix("\n")
 
 
-def _digest(content: str) -> str:
+def digest(content: str) -> str:
+    """Returns what a content security policy names a style or a script by."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 

@@ -1,6 +1,7 @@
 """metrics.jsonl and samples.txt: text files that grow by whole entries and can be cut to an earlier length."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -11,6 +12,9 @@ from charjax.runs.safe_files import open_file, open_for_writing
 
 _CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 32  # bytes
+_HEADING = re.compile(
+    r"^=== (step \d+, epoch [\d.]+, validation loss [\d.a-z]+ nats per character) ===\n", re.MULTILINE
+)
 _LONGEST_EVALUATION = 100_000  # bytes; an evaluation takes a few hundred
 
 
@@ -105,6 +109,25 @@ def _read_lines(file: BinaryIO, path: str | Path) -> Iterator[Evaluation]:
             yield Evaluation.from_json(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number} is not an evaluation ({error}); remove the line") from error
+
+
+def read_samples(path: str | Path) -> list[tuple[str, str]]:
+    """Reads a samples.txt -> (heading, text) of each sample; empty if there is no such file.
+
+    A text that has lines like a heading itself is read as several.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with open_file(Path(path)) as file:
+            content = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    parts = _HEADING.split(content)[1:]
+    return [(heading, text.removesuffix("\n\n")) for heading, text in zip(parts[::2], parts[1::2], strict=True)]
 
 
 class SamplesLog(AppendLog):

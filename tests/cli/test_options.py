@@ -2,7 +2,10 @@
 
 import dataclasses
 import io
+import itertools
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,12 +48,13 @@ def help_of(capsys, monkeypatch, *command):
 
 
 def test_help_is_quick_because_it_imports_no_jax():
-    others = [[], *([name] for name in COMMANDS if name != "sweep")]
+    with_lists = ["info", "plot", "report", "sweep"]
+    others = [[], *([name] for name in COMMANDS if name not in with_lists)]
     code = f"""
 import contextlib, sys
 from charjax.cli.main import main
-for command in [*{others}, ["sweep"]]:
-    if command == ["sweep"]:
+for command in [*{others}, *([name] for name in {with_lists})]:
+    if command == ["info"]:
         assert "typeguard" not in sys.modules  # tyro needs it for lists of values only
     with contextlib.suppress(SystemExit):
         main([*command, "--help"])
@@ -80,6 +84,21 @@ def test_help_names_the_version_implementations_and_features(capsys, monkeypatch
     assert all(feature.name in shown for feature in FEATURES)
 
 
+def test_help_flows_and_ends_with_an_example(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        lines = capsys.readouterr().out.rstrip().splitlines()
+        parsed = parse(shlex.split(lines[-1].removeprefix("example: charjax ")))
+        assert isinstance(parsed.command, COMMANDS[command])
+        # A line that ends early is the last of its option, or what follows would not have fitted.
+        explained = [line.strip("│ ") for line in lines if line.startswith("│") and "──" not in line]
+        for line, following in itertools.pairwise(explained):
+            last = line.endswith((")", ".")) or line.startswith("-") or following.startswith("-")
+            assert last or len(line.split("  ")[-1]) + len(following.split()[0]) > 48, (line, following)
+
+
 def test_help_of_score_states_the_default_number_of_streams(capsys, monkeypatch):
     most = f"{score.MOST_WORK_IN_ONE_PASS:.0e}".replace("e+", "e")
     expected = f"By default 1 if characters x parameters is at most {most} (half a minute), otherwise {score.STREAMS}."
@@ -92,7 +111,45 @@ def test_the_installed_script_prints_the_version():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"charjax {__version__}\n", "")
 
 
+def test_a_shell_completes_commands_and_options():
+    charjax = f"{sys.executable} -m charjax"
+    script = f"""
+source <({charjax} --print-completion bash)
+complete=$(complete -p charjax); function=${{complete#*-F }}; function=${{function%% *}}
+COMP_WORDS=(charjax sa); COMP_CWORD=1; $function; echo "${{COMPREPLY[@]}}"
+COMP_WORDS=(charjax sample --temp); COMP_CWORD=2; $function; echo "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    commands, options = done.stdout.splitlines()[:2]
+    assert commands.split()[0] == "sample"
+    assert options.split()[0] == "--temperature"
+    assert error_of("--print-completion", "fish").startswith("--print-completion must be bash or zsh or tcsh")
+
+
 # ---- commands, options and values
+
+
+def test_short_forms():
+    parsed = parse(["train", "text.txt", "-o", "run", "--lr=0.5"])
+    assert parsed.command.out == Path("run")
+    assert parsed.command.train.learning_rate == 0.5
+    assert parsed.given == {"out", "learning_rate"}
+    assert parse(["sweep", "t", "-o", "run", "--lr", "1", "2"]).command.learning_rate == (1.0, 2.0)
+    assert "--learning-rate must be a number, not 'x'" in train_error("--lr", "x")
+
+
+def test_the_configuration_of_a_run_is_a_config(trained, tmp_path):
+    config = trained.run / "config.json"
+    parsed = parse(["train", "text.txt", "--out", "run", "--config", str(config), "--epochs", "7"])
+    saved = json.loads(config.read_text())
+    for name, value in [*saved["model"].items(), *saved["train"].items()]:
+        part = parsed.command.model if name in saved["model"] else parsed.command.train
+        assert getattr(part, name) == (7 if name == "epochs" else value)
+    # A sweep has no samples.
+    parse(["sweep", "text.txt", "--out", "run", "--config", str(config)])
+    for content in ("[]", "{", '{"model": {}}', "[" * 100_000):
+        (tmp_path / "config.json").write_text(content)
+        assert "is not config.json of a run" in train_error("--config", tmp_path / "config.json")
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -102,11 +159,12 @@ def test_unknown_names_suggest_the_nearest():
 
 
 def test_missing_arguments_are_named():
-    assert error_of() == "give a command, one of train, sweep, sample, eval, score, info, neurons; see charjax --help"
+    assert error_of() == f"give a command, one of {', '.join(COMMANDS)}; see charjax --help"
     assert error_of("train") == "train needs TEXT and --out; see charjax train --help"
     assert error_of("train", "x") == "train needs --out; see charjax train --help"
     assert error_of("score", "run") == "score needs TEXT; see charjax score --help"
-    assert "surplus" in error_of("info", "run", "surplus")
+    assert error_of("info") == "info needs RUN; see charjax info --help"
+    assert "surplus" in error_of("eval", "run", "text", "surplus")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from charjax.array_types import Ids
 from charjax.cli.arguments import EvalCommand
-from charjax.cli.output import write_facts
+from charjax.cli.output import write_facts, write_json
 from charjax.data.corpus import Corpus, read_ids
 from charjax.data.survey import digest
 from charjax.distributed.mesh import use_all_cores
@@ -30,6 +30,10 @@ def run(command: EvalCommand) -> None:
         trained_on = " (the run was trained on most of it: omit TEXT to measure only its validation part)"
         text = f"{command.text}{trained_on if sha256 == info.corpus.sha256 else ''}"
     loss = evaluate(model, params, ids)
+    if command.json:
+        measured = {"loss": loss, "perplexity": perplexity(loss), "bits_per_char": bits_per_char(loss)}
+        write_json({"run": str(command.run), "text": text, "characters": len(ids), **measured})
+        return
     write_facts(
         [
             ("text", text),

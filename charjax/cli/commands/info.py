@@ -1,17 +1,32 @@
-"""`charjax info`: configuration and progress of a run."""
+"""`charjax info`: configuration and progress of a run, or what differs between several."""
 
 import dataclasses
 
 from charjax.cli.arguments import InfoCommand
-from charjax.cli.output import write_facts
+from charjax.cli.output import Facts, write_facts, write_json
+from charjax.cli.run_comparison import differences, write_comparison
 from charjax.memory_budget import count_parameters
 from charjax.metrics import bits_per_char, perplexity
+from charjax.runs.metadata import Progress, RunInfo
 from charjax.runs.model_file import read_run
 
 
 def run(command: InfoCommand) -> None:
-    """Prints the configuration of a run and how far it got."""
-    info, progress = read_run(command.run)
+    """Prints the configuration of a run and how far it got; of several runs, only what differs."""
+    runs = [read_run(path) for path in command.runs]
+    if command.json:
+        for path, (info, progress) in zip(command.runs, runs, strict=True):
+            parameters = count_parameters(info.model, info.vocab.size)
+            rest = {"parameters": parameters, "progress": dataclasses.asdict(progress)}
+            write_json({"run": str(path), **info.to_dict(), **rest})
+    elif len(runs) == 1:
+        write_facts(_facts(*runs[0]))
+    else:
+        names = [str(path) for path in command.runs]
+        write_comparison(names, differences([dict(_facts(*one)) for one in runs]))
+
+
+def _facts(info: RunInfo, progress: Progress) -> Facts:
     parameters = count_parameters(info.model, info.vocab.size)
     best = "not evaluated yet"
     if progress.best_val_loss is not None:
@@ -38,4 +53,4 @@ def run(command: InfoCommand) -> None:
     ]
     for config in (info.data, info.model, info.train):
         facts += [(f"--{name.replace('_', '-')}", repr(value)) for name, value in dataclasses.asdict(config).items()]
-    write_facts(facts)
+    return facts

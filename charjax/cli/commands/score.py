@@ -26,10 +26,11 @@ from charjax.cli.commands.score_report import (
     character_facts,
     colored_part,
     excerpt,
+    json_report,
     loss_facts,
     table_of_places,
 )
-from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap
+from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap, write_json
 from charjax.data.corpus import Corpus, TextPieces, read_pieces
 from charjax.data.survey import digest
 from charjax.errors import UserError
@@ -74,11 +75,14 @@ def run(command: ScoreCommand) -> None:
             *scorer.facts,
             *loss_facts(totals, bytewise=vocab.kind == "bytes", static_nats=scorer.static_nats),
         ]
-        write_facts(facts)
+        if not command.json:
+            write_facts(facts)
         # Both losses are sums in float32, in different orders.
         if scorer.static_nats is not None and totals.nats > (1 + 1e-5) * scorer.static_nats:
             _log.warning("learning from this text made its loss higher; try a lower --dynamic-learning-rate")
-        if places := worst.places():
+        if command.json:
+            write_json(json_report(command, totals, scorer.static_nats, worst.places()))
+        elif places := worst.places():
             write(f"\n{HEADING}:\n\n" + "".join(f"{row}\n" for row in table_of_places(places)))
         if page is not None and command.html is not None:  # both or neither
             facts.append(("colored", colored_part(command.start_line, page.colored, totals.characters)))

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from rich.cells import cell_len
@@ -59,6 +59,24 @@ def loss_facts(totals: Totals, *, bytewise: bool, static_nats: float | None = No
         static = _loss_facts(static_nats, totals.counted, others, unit, other)
         facts = [(name, f"{value}, static {before}") for (name, value), (_, before) in zip(facts, static, strict=True)]
     return facts if totals.counted_bytes != totals.counted_characters else facts[:-1]
+
+
+def json_report(
+    command: ScoreCommand, totals: Totals, static_nats: float | None, places: Iterable[Place]
+) -> dict[str, Any]:
+    """Returns what the report says, for JSON; loss and nats are per id of the vocabulary, a byte if that is bytes."""
+    loss, static = totals.nats / totals.counted, static_nats and static_nats / totals.counted
+    counts = {name: getattr(totals, name) for name in ("characters", "documents", "bytes", "counted")}
+    measured = {"loss": loss, "perplexity": perplexity(loss), "bits_per_char": bits_per_char(loss)}
+    worst = [{**vars(place), "expected": [one._asdict() for one in place.expected]} for place in places]
+    return {
+        "run": str(command.run),
+        "text": str(command.text),
+        **counts,
+        **measured,
+        "static_loss": static,
+        "worst": worst,
+    }
 
 
 def _loss_facts(nats: float, counted: int, others: int, unit: str, other: str) -> Facts:

@@ -31,8 +31,11 @@ def run(command: SweepCommand, given: frozenset[str]) -> None:
         weight_decay=command.weight_decay if "weight_decay" in given else None,
         seeds=command.seeds,
         out=command.out,
-        reporter=make_reporter(),
+        progress=False,
+        reporter=None if command.quiet else make_reporter(),
     )
+    if command.quiet:
+        return
     print(f"\n{result.table()}\n{_summary(result, shell_path(command.out))}", flush=True)
 
 

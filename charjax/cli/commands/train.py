@@ -65,10 +65,11 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
         out=command.out,
         resume=command.resume,
         init_from=command.init_from,
-        reporter=make_reporter(),
+        progress=False,
+        reporter=None if command.quiet else make_reporter(),
         trackers=trackers(command.tensorboard, command.tracker, command.out) if is_main() else (),
     )
-    if is_main():
+    if is_main() and not command.quiet:
         out = shell_path(command.out)
         print(f"saved in {out}; to generate text: charjax sample {out}", flush=True)
 

@@ -1,0 +1,48 @@
+"""`charjax plot`: the losses of runs as a picture."""
+
+import io
+from collections.abc import Sequence
+
+from charjax.cli.arguments import PlotCommand
+from charjax.cli.output import check_not_in_run
+from charjax.cli.run_comparison import axis_title, curves, read_evaluated
+from charjax.errors import UserError
+from charjax.host.atomic_file import naming, replacing
+from charjax.rendering.line_chart import Curve, line_chart
+from charjax.rendering.svg_axes import COLORS
+
+_UP = "nats per character"
+_BY_MATPLOTLIB = (".png", ".pdf")
+
+
+def run(command: PlotCommand) -> None:
+    """Writes the picture."""
+    kind = command.out.suffix.lower()
+    if kind not in (".svg", *_BY_MATPLOTLIB):
+        raise UserError(f"--out must end in .svg, .png or .pdf, not {command.out.name}")
+    for folder in command.runs:
+        check_not_in_run(command.out, folder, flag="--out")
+    found, across = curves(read_evaluated(command.runs), command.against), axis_title(command.against)
+    with naming(command.out), replacing(command.out) as file:
+        file.write(
+            line_chart(found, across=across, up=_UP).encode() if kind == ".svg" else _plotted(found, across, kind)
+        )
+
+
+def _plotted(found: Sequence[Curve], across: str, kind: str) -> bytes:
+    """Draws the curves with matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 -- an extra
+    except ImportError as error:
+        raise UserError(f'a picture in {kind} needs matplotlib: pip install "charjax[plots]"; or write .svg') from error
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for curve in found:
+        style = "--" if curve.dashed else "-"
+        axes.plot(*zip(*curve.points, strict=True), style, color=COLORS[curve.color % len(COLORS)], label=curve.name)
+    axes.set(xlabel=across, ylabel=_UP)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format=kind[1:], dpi=150)
+    return content.getvalue()
