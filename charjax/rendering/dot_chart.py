@@ -41,7 +41,7 @@ def dot_chart(
 
     parts = [text(place, TOP + HEIGHT + 18, name) for name, place in places.items()]
     legend = [Legend(name, COLORS[number % len(COLORS)]) for number, name in enumerate(series)]
-    for (_, color), by_column in zip(legend, series.values(), strict=True):
+    for (_, color, _), by_column in zip(legend, series.values(), strict=True):
         dots = [(places[column], height(value)) for column in by_column for value in by_column[column]]
         means = [(places[c], height(statistics.fmean(by_column[c]))) for c in columns if by_column.get(c)]
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}" fill-opacity="0.6"/>' for x, y in dots]

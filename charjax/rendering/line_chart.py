@@ -61,7 +61,7 @@ def line_chart(curves: Sequence[Curve], *, across: str, up: str) -> str:
         parts.append(polyline(placed, color, dashed=curve.dashed))
         if len(placed) == 1:
             parts.append(f'<circle cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3" fill="{color}"/>')
-        legend.append(Legend(curve.name, color))
+        legend.append(Legend(curve.name, color, curve.dashed))
     lines = [(place(0, mark)[1], f"{mark:.10g}") for mark in marks]
     return frame(parts, legend, heights=lines, titles=axis_titles(across, up))
 

@@ -12,10 +12,11 @@ _BOTTOM, _LEGEND, _LINE = 50, 200, 18
 
 
 class Legend(NamedTuple):
-    """A name beside the chart, and the color it is written in."""
+    """A name beside the chart, its color, and whether its line is dashed; None if it is not drawn as a line."""
 
     name: str
     color: str
+    dashed: bool | None = None
 
 
 def frame(body: Sequence[str], legend: Sequence[Legend], *, heights: Iterable[tuple[float, str]], titles: str) -> str:
@@ -27,19 +28,20 @@ def frame(body: Sequence[str], legend: Sequence[Legend], *, heights: Iterable[tu
         heights: vertical places of the horizontal lines, with what stands left of them.
         titles: the titles of the axes, from `axis_titles`.
     """
-    bottom = TOP + HEIGHT
-    size = f'width="{LEFT + WIDTH + _LEGEND}" height="{max(bottom + _BOTTOM, 2 * TOP + _LINE * len(legend))}"'
+    bottom, wide = TOP + HEIGHT, LEFT + WIDTH + _LEGEND
+    size = f'width="{wide}" height="{(high := max(bottom + _BOTTOM, 2 * TOP + _LINE * len(legend)))}"'
     parts = [f'<rect {size} fill="white"/>']
     for place, label in heights:
         parts += [f'<path d="M{LEFT} {place:.1f}h{WIDTH}" stroke="#ddd"/>', text(LEFT - 8, place + 4, label, "end")]
     parts += [titles, *body]
-    for number, (name, color) in enumerate(legend):
-        place = TOP + _LINE * (number + 0.7)
-        parts += [text(LEFT + WIDTH + 10, place, name, "start", f' fill="{color}"')] if name else []
-    inside = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">\n{inside}\n</svg>\n'
-    )
+    for number, (name, color, dashed) in enumerate(legend):
+        left, place = LEFT + WIDTH + 10, TOP + _LINE * (number + 0.7)
+        if name and dashed is not None:
+            parts.append(f'<path d="M{left} {place - 4:.1f}h24" {_stroke(color, dashed=dashed)}/>')
+            left += 30
+        parts += [text(left, place, name, "start", f' fill="{color}"')] if name else []
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {wide} {high}"'
+    return "\n".join([f'{head} font-family="sans-serif" font-size="12">', *parts, "</svg>\n"])
 
 
 def axis_titles(across: str, up: str) -> str:
@@ -57,8 +59,11 @@ def text(x: float, y: float, content: str, anchor: str = "middle", extra: str = 
 def polyline(points: Iterable[tuple[float, float]], color: str, *, dashed: bool = False) -> str:
     """Returns a line through points."""
     places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dashes = ' stroke-dasharray="4 3"' if dashed else ""
-    return f'<polyline points="{places}" fill="none" stroke="{color}" stroke-width="1.5"{dashes}/>'
+    return f'<polyline points="{places}" {_stroke(color, dashed=dashed)}/>'
+
+
+def _stroke(color: str, *, dashed: bool) -> str:
+    return f'fill="none" stroke="{color}" stroke-width="1.5"' + (' stroke-dasharray="4 3"' if dashed else "")
 
 
 def ticks(low: float, high: float) -> list[float]:

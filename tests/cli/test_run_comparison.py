@@ -59,7 +59,7 @@ def test_a_plot_has_two_curves_per_run(two, tmp_path, capsys, against):
     chart = (tmp_path / "curves.svg").read_text()
     curves = [points.split() for points in re.findall(r'<polyline points="([^"]*)"', chart)]
     assert [len(curve) for curve in curves] == [1, 1, 4, 4]
-    assert chart.count("stroke-dasharray") == 2
+    assert chart.count("stroke-dasharray") == 4
     assert "<script" not in chart
     # Both runs were trained on the same text: one epoch of the first ends halfway along the second.
     if against != "seconds":

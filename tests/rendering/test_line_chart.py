@@ -21,7 +21,7 @@ def test_curves_share_axes_that_begin_at_zero():
     )
     assert first == [(70 + 105, 16), (70 + 420, 16 + 300)]
     assert second == [(70 + 210, 16 + 150)]
-    assert chart.count("stroke-dasharray") == 1
+    assert chart.count("stroke-dasharray") == 2  # the curve and its sample in the legend
     assert chart.count("<circle") == 1  # one point makes no line
 
 
