@@ -1,9 +1,12 @@
 """--tensorboard and --tracker."""
 
+import json
+import re
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 from helpers.small_run import TEXT
 
 from charjax.cli.main import main
@@ -11,12 +14,10 @@ from charjax.runs.logs import read_metrics
 
 OPTIONS = ["--hidden-dim=8", "--batch-size=8", "--seq-len=16", "--epochs=2", "--sample-length=0"]
 TRACKER = """
-import os
 class Printed:
-    def __init__(self):
-        self.file = open("tracked.txt", "w")
     def log(self, step, values):
-        print(step, values["val_loss"], file=self.file, flush=True)
+        with open("tracked.txt", "a") as file:
+            print(step, values["val_loss"], file=file)
 nothing = 5
 tracker = Printed()
 """
@@ -64,6 +65,23 @@ def scalars(content):
         events.append(Event.FromString(record))
         content = content[16 + size :]
     return [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+
+
+def test_weights_and_biases_records_a_run_by_the_example_of_the_docs(folder, monkeypatch):
+    """Offline, into a file; each measurement stands there as JSON."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (example,) = (block for block in blocks if "import wandb" in block)
+    (folder / "my_trackers.py").write_text(example)
+    command = [sys.executable, "-m", "charjax", "train", "text.txt", "--out", "run", *OPTIONS]
+    subprocess.run([*command, "--tracker", "my_trackers:Wandb"], check=True, capture_output=True)
+    (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    content = path.read_bytes()
+    for evaluation in read_metrics(folder / "run" / "metrics.jsonl"):
+        for value in (evaluation.val_loss, evaluation.learning_rate):
+            assert json.dumps(value).encode() in content
 
 
 @pytest.mark.parametrize("name", ["Printed", "tracker"])
