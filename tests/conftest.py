@@ -20,6 +20,7 @@ ALLOWED_SKIPS = (
     "could not import 'torch'",
     "needs PyTorch",
     "no C++ compiler",
+    "no chromium",
     "needs aarch64-linux-gnu-g++ and qemu-aarch64",
     "needs jax[",  # the compilers for GPUs and TPUs
     "no file system may be mounted here",

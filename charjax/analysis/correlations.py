@@ -15,6 +15,8 @@ from charjax.model import CharLSTM
 # A text is divided into stretches, used alternately to select units and to check the selection. With two halves
 # instead, units would be selected only on the start of the text, such as its preface.
 LONGEST_STRETCH, LEAST_STRETCHES = 4096, 8
+# Characters over which the variation of features is compared, to show where they vary most.
+STRETCH_TO_SHOW = 500
 # Series are float32 values of order 1: a standard deviation below float32 resolution counts as zero.
 _RESOLUTION = 1e-7
 
@@ -29,8 +31,8 @@ class Correlations(NamedTuple):
         varies: [F] bool, whether a feature varies in the text.
         varies_in_both: [F] bool, whether it varies both in the stretches of `choice` and in those of `check`.
         mean: [F] float64, the features' means; for binary ones the fraction of characters where they are 1.
-        first_change: [F] int64, the first character at which a feature differs from its value at the text's first
-            character, -1 if none does.
+        liveliest: [F] int64, the begin of the stretch in which a feature varies most, of the stretches that begin at
+            multiples of `STRETCH_TO_SHOW`; the first of several.
         characters: the number of characters read.
     """
 
@@ -40,7 +42,7 @@ class Correlations(NamedTuple):
     varies: np.ndarray
     varies_in_both: np.ndarray
     mean: np.ndarray
-    first_change: np.ndarray
+    liveliest: np.ndarray
     characters: int
 
     def best(self, feature: int, top: int) -> list[Unit]:
@@ -83,10 +85,10 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
     units = model.hidden_layers * model.hidden_dim
     halves = [Moments.of(np.zeros((len(FEATURES), 0)), np.zeros((0, units)))] * 2
     stretch = min(LONGEST_STRETCH, -(-len(text) // LEAST_STRETCHES))
-    reader, changes = FeatureReader(vocab), _FirstChanges()
+    reader, variation = FeatureReader(vocab), _Variation()
     for begin in range(0, len(text), GROUP):
         features = reader.read(text[begin : begin + GROUP])
-        changes.add(features)
+        variation.add(features)
         for positions, cells in read_side_by_side(model, params, vocab, text, begin):
             if not np.isfinite(cells).all():
                 raise UserError("the model's cell states are not finite; train it again with a lower learning rate")
@@ -101,31 +103,41 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
         varies=whole.varies(),
         varies_in_both=halves[0].varies() & halves[1].varies(),
         mean=whole.feature_means,
-        first_change=changes.positions,
+        liveliest=variation.liveliest(),
         characters=len(text),
     )
 
 
-class _FirstChanges:
-    """Finds where each feature first differs from its value at the text's first character.
-
-    Attributes:
-        positions: [F] int64, -1 if it has not differed so far.
-    """
+class _Variation:
+    """Finds the stretch of a text in which each feature varies most."""
 
     def __init__(self) -> None:
-        self.positions = np.full(len(FEATURES), -1, np.int64)
-        self._read = 0
-        self._at_first: np.ndarray | None = None
+        self._most, self._begins = np.zeros(len(FEATURES)), np.zeros(len(FEATURES), np.int64)
+        self._rest, self._begin = np.zeros((len(FEATURES), 0), np.float32), 0
 
     def add(self, features: np.ndarray) -> None:
         """Adds the next features [F, n]."""
-        if self._at_first is None:
-            self._at_first = features[:, :1]
-        changed = features != self._at_first
-        new = changed.any(axis=1) & (self.positions < 0)
-        self.positions[new] = self._read + changed.argmax(axis=1)[new]
-        self._read += features.shape[1]
+        waiting = np.concatenate([self._rest, features], axis=1)
+        whole = waiting.shape[1] // STRETCH_TO_SHOW * STRETCH_TO_SHOW
+        self._compare(waiting[:, :whole].reshape(len(FEATURES), -1, STRETCH_TO_SHOW))
+        self._rest = waiting[:, whole:]
+
+    def liveliest(self) -> np.ndarray:
+        """Returns where the stretches begin, [F] int64; the last one may be shorter."""
+        self._compare(self._rest[:, None])
+        return self._begins
+
+    def _compare(self, stretches: np.ndarray) -> None:
+        """Compares stretches [F, n, characters] with the best so far."""
+        if stretches.size == 0:
+            return
+        deviations = stretches.std(axis=2, dtype=np.float64)
+        best = deviations.argmax(axis=1)
+        most = deviations.max(axis=1)
+        better = most > self._most
+        self._begins[better] = self._begin + best[better] * STRETCH_TO_SHOW
+        self._most[better] = most[better]
+        self._begin += stretches.shape[1] * STRETCH_TO_SHOW
 
 
 def _by_half(positions: np.ndarray, stretch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -246,7 +246,8 @@ class ScoreCommand(Checked):
     """Text file."""
 
     html: Optional[Path] = None
-    """Write an HTML page to this file: the text colored by surprise. Hovering shows what the model expected."""
+    """Write an HTML page to this file: the text colored by surprise, with a curve of it. Hovering over a character, or
+    tapping it, shows what the model expected."""
 
     html_chars: Count = 100_000
     """Maximum number of characters to color on the page. Browsers are slow with millions."""

@@ -1,40 +1,53 @@
 """An HTML page with text in which a number sets the color of each character.
 
 The page is one file that loads nothing from a network, and its content security policy (CSP) allows only its own
-script, by digest. It also works without the script, which only shows tooltips sooner. All text is escaped, and
-characters that would reorder or hide text, or that HTML cannot contain, are shown by name in a frame.
+script, by digest. Without the script it has no tooltips. All text is escaped, and characters that would reorder or hide
+text, or that HTML cannot contain, are shown by name in a frame.
+
+What a tooltip says of a character is a line of a hidden element, in a few ASCII characters; html_template.js reads it:
+three digits for the number, INSTEAD and a name if it is a byte of the character that was least expected, then for each
+alternative a name and a digit for its probability. A name is a digit or, from the 81st on, ESCAPE and three.
 """
 
 import contextlib
 import html
+import math
 import shutil
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from charjax.errors import UserError
 from charjax.host.atomic_file import naming, replacing
 from charjax.rendering.color_scale import Scale
-from charjax.rendering.html_template import ExcerptTable, class_of, escape, page_around_text
+from charjax.rendering.html_template import Curve, ExcerptTable, class_of, escape, page_around_text
 from charjax.rendering.visible_text import BIDI_CONTROLS, name_character
 
 _LONGEST_RUN = 4096
 
 
+# Digits of the numbers in details; neither HTML nor the separators need any of them.
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ!#$%()*+,./:;=?@[]^_"
+ESCAPE, INSTEAD, UNKNOWN = "~", "|", "-"
+_BASE = len(DIGITS)
+
+
 class Painted(NamedTuple):
-    """A character with its number and tooltip.
+    """A character with its number and what was expected.
 
     Attributes:
-        text: the character, or several that share number and tooltip.
+        text: the character.
         value: number that gives the color; NaN for none.
-        tip: tooltip, of one or more lines; empty for none.
+        expected: names of other characters and their probabilities.
+        instead_of: name of the byte of this character that they were expected instead of; empty for the character.
     """
 
     text: str
     value: float
-    tip: str = ""
+    expected: Sequence[tuple[str, float]] = ()
+    instead_of: str = ""
 
 
 class PageWriter:
@@ -43,12 +56,13 @@ class PageWriter:
     Only `finish` creates the file, or replaces it; until then the text is in an unnamed file in the same folder.
     """
 
-    def __init__(self, path: str | Path, scale: Scale) -> None:
+    def __init__(self, path: str | Path, scale: Scale, *, bits: bool = False) -> None:
         """Starts a page.
 
         Args:
             path: the file to write in the end.
             scale: the colors.
+            bits: the numbers are bits, so that tooltips show the probability, too.
 
         Raises:
             UserError: the folder does not exist, or `path` exists and is not a regular file.
@@ -62,23 +76,32 @@ class PageWriter:
             kind = "folder" if self._path.is_dir() else "pipe or device"
             raise UserError(f"{path} is a {kind}; name a file to write the page to")
         with naming(self._given):
-            self._body = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115 -- __exit__ closes it
+            # __exit__ closes them.
+            self._body = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115
+            self._details = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115
         self._run: list[str] = []
-        self._key = "", ""
+        self._class = ""
+        self._names: dict[str, int] = {}
+        self._bits = bits
+        # Three digits reach from the low end of the scale to 512 bits, or a little beyond the high end.
+        self._step = 0.001 if bits else (scale.high - scale.low) / (_BASE**3 - 1)
 
     def paint(self, characters: Iterable[Painted]) -> None:
         """Appends text, consumed as it comes."""
-        for text, value, tip in characters:
-            level = self._scale.level(value)
+        details = []
+        for painted in characters:
+            level = self._scale.level(painted.value)
             color = "" if level == self._scale.neutral else class_of(level)
-            for character in text:
-                mark = _mark(character, colored=bool(color))
-                # Neighbors with the same color and tooltip share an element.
-                key = (f"{color} {mark}".strip(), tip)
-                if key != self._key or mark or len(self._run) == _LONGEST_RUN:
-                    self._end_run()
-                    self._key = key
-                self._run.append(name_character(character) if mark == "X" else character)
+            mark = _mark(painted.text, colored=bool(color))
+            # Neighbors of the same color share an element.
+            names = f"{color} {mark}".strip()
+            if names != self._class or mark or len(self._run) == _LONGEST_RUN:
+                self._end_run()
+                self._class = names
+            self._run.append(name_character(painted.text) if mark == "X" else painted.text)
+            details.append(self._detail(painted) + "\n")
+        with naming(self._given):
+            self._details.write("".join(details).encode())
 
     def heading(self, text: str) -> None:
         """Starts another text with a heading, below the previous one."""
@@ -95,44 +118,83 @@ class PageWriter:
         *,
         title: str,
         facts: Sequence[tuple[str, str]],
+        table: str = "",
         note: str = "",
         excerpts: ExcerptTable | None = None,
+        curve: Curve | None = None,
     ) -> None:
         """Puts the page together and moves it into place.
 
         Args:
             title: heading of the page.
             facts: names and values, in a table above the text.
+            table: lines of a table in columns, below the facts.
             note: paragraph between the facts and the text.
             excerpts: parts of the text, in a separate table.
+            curve: a quantity along the text, above it.
         """
         self._end_run()
-        before, after = page_around_text(title, facts, note, self._scale, excerpts)
+        before, between, after = page_around_text(title, facts, table, note, self._scale, excerpts, curve)
+        numbers = (
+            f'data-low="{self._scale.low!r}" data-step="{self._step!r}" data-bits="{"yes" if self._bits else "no"}"'
+        )
+        signs = f'data-digits="{DIGITS}" data-escape="{ESCAPE}" data-instead="{INSTEAD}"'
+        names = "\n".join(map(escape, self._names))
         with naming(self._given), replacing(self._path) as file:
-            self._body.seek(0)
             file.write(before.encode())
-            shutil.copyfileobj(self._body, file)
-            file.write(after.encode())
+            _copy(self._body, file)
+            file.write(f'{between}<div id="details" {numbers} {signs} hidden>'.encode())
+            _copy(self._details, file)
+            file.write(f'</div>\n<div id="names" hidden>{names}</div>{after}'.encode())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         # On a full disk the rest of an unfinished text cannot be written, which does not matter any more.
-        with contextlib.suppress(OSError):
-            self._body.close()
+        for file in (self._body, self._details):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _detail(self, painted: Painted) -> str:
+        """Returns what a tooltip says of a character."""
+        if math.isnan(painted.value):
+            return UNKNOWN
+        steps = round((painted.value - self._scale.low) / self._step)
+        parts = [_digits(min(max(steps, 0), _BASE**3 - 1), 3)]
+        parts += [INSTEAD, self._name(painted.instead_of)] if painted.instead_of else []
+        for name, probability in painted.expected:
+            percent = round(100 * probability)
+            parts += [self._name(name), _digits(percent if percent <= 50 else 50 + (percent - 50) // 2, 1)]
+        return "".join(parts)
+
+    def _name(self, name: str) -> str:
+        number = self._names.setdefault(name, len(self._names))
+        return _digits(number, 1) if number < _BASE else ESCAPE + _digits(number, 3)
 
     def _end_run(self) -> None:
-        names, tip = self._key
         if self._run:
-            attributes = (f' class="{names}"' if names else "") + (f' title="{escape(tip)}"' if tip else "")
             text = html.escape("".join(self._run), quote=False)
-            self._write(f"<b{attributes}>{text}</b>" if attributes else text)
+            names = self._class if " " not in self._class else f'"{self._class}"'
+            self._write(f"<b class={names}>{text}</b>" if names else text)
             self._run = []
 
     def _write(self, text: str) -> None:
         with naming(self._given):
             self._body.write(text.encode())
+
+
+def _copy(source: BinaryIO, file: BinaryIO) -> None:
+    source.seek(0)
+    shutil.copyfileobj(source, file)
+
+
+def _digits(number: int, count: int) -> str:
+    digits = ""
+    for _ in range(count):
+        number, digit = divmod(number, _BASE)
+        digits = DIGITS[digit] + digits
+    return digits
 
 
 def _mark(character: str, *, colored: bool) -> str:

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import html
 import importlib.resources
+import math
+import re
 from collections.abc import Sequence
 from string import Template
 from typing import NamedTuple
@@ -50,26 +52,49 @@ class ExcerptTable(NamedTuple):
     rows: Sequence[Excerpt]
 
 
+class Curve(NamedTuple):
+    """A quantity along the text.
+
+    Attributes:
+        caption: what it is, in words.
+        values: its means over stretches of equal length; NaN for those where it is unknown.
+    """
+
+    caption: str
+    values: Sequence[float]
+
+
 def page_around_text(
-    title: str, facts: Sequence[tuple[str, str]], note: str, scale: Scale, excerpts: ExcerptTable | None
-) -> tuple[str, str]:
-    """Returns the parts of a page before and after its text; see `charjax.rendering.html_page.PageWriter.finish`."""
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    table: str,
+    note: str,
+    scale: Scale,
+    excerpts: ExcerptTable | None,
+    curve: Curve | None,
+) -> tuple[str, str, str]:
+    """Returns the parts of a page before its text, from there to the details of its characters, and after these.
+
+    Arguments as for `charjax.rendering.html_page.PageWriter.finish`.
+    """
     style, script = _read("css") + _color_rules(scale), _read("js")
     policy = (
         f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    before, after = _read("html").split("$text")
+    before, between, after = re.split(r"\$text|\$details", _read("html"))
     filled = Template(before).substitute(
         policy=policy,
         title=escape(title),
         style=style,
         facts="".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in facts),
         excerpts=_table(excerpts, scale) if excerpts else "",
+        table=f"<pre>{escape(table)}</pre>\n" if table else "",
+        curve=_drawn(curve) if curve else "",
         note=f"<p>{escape(note)}</p>\n" if note else "",
         legend=_legend(scale),
     )
-    return filled, Template(after).substitute(script=script)
+    return filled, between, Template(after).substitute(script=script)
 
 
 def class_of(level: int) -> str:
@@ -90,6 +115,22 @@ def _read(extension: str) -> str:
 def digest(content: str) -> str:
     """Returns what a content security policy names a style or a script by."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _drawn(curve: Curve) -> str:
+    """Draws a curve from 0 up; gaps where it is unknown."""
+    most = max((value for value in curve.values if not math.isnan(value)), default=0.0) or 1.0
+    parts: list[str] = []
+    for number, value in enumerate(curve.values):
+        if math.isnan(value):
+            parts.append("")
+        else:
+            begins = not parts or not parts[-1]
+            parts.append(f"{'M' if begins else 'L'}{number} {100 * (1 - value / most):.1f}")
+    line = f'<path d="{"".join(parts)}" fill="none" stroke="currentColor" vector-effect="non-scaling-stroke"/>'
+    box = f'viewBox="0 0 {max(len(curve.values) - 1, 1)} 100" preserveAspectRatio="none"'
+    caption = escape(f"{curve.caption}; from 0 to {most:.3g}")
+    return f'<figure><svg id="curve" {box}>{line}</svg><figcaption>{caption}</figcaption></figure>\n'
 
 
 def _table(excerpts: ExcerptTable, scale: Scale) -> str:

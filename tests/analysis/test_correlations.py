@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.neuron_models import COUNTER, LATCH, PROSE, hand_made
 
+from charjax.analysis import correlations
 from charjax.analysis.activations import BURN_IN, ROWS, activations
 from charjax.analysis.correlations import LEAST_STRETCHES, Moments, unit_correlations
 from charjax.analysis.features import FEATURES, FeatureReader
@@ -73,10 +74,20 @@ def test_features_that_do_not_vary_are_marked():
         assert np.isfinite(values).all()
 
 
-def test_where_a_feature_first_changes():
-    found = correlate(*hand_made(VOCAB), 'abc "d"\ne 5')
-    first = dict(zip(NAMES, found.first_change.tolist(), strict=True))
-    assert (first["quotes"], first["digits"], first["line-position"], first["nesting"]) == (4, 10, 1, -1)
+def test_where_a_feature_varies_most(monkeypatch):
+    monkeypatch.setattr(correlations, "STRETCH_TO_SHOW", 10)
+    text = "no quotes." + 'one "quote' + '" and "two' + '" "th" "re' + " digits: 1" + " 12345, 67" + "x"
+    found = correlate(*hand_made(VOCAB), text)
+    most = dict(zip(NAMES, found.liveliest.tolist(), strict=True))
+    features = FeatureReader(VOCAB).read(VOCAB.encode(text))
+    for name in ("quotes", "digits", "line-position", "nesting"):
+        stretches = [features[NAMES.index(name), begin : begin + 10].std() for begin in range(0, len(text), 10)]
+        assert most[name] == 10 * int(np.argmax(stretches))
+    assert (most["digits"], most["nesting"]) == (50, 0)
+    in_parts = correlations._Variation()
+    for part in np.split(features, [3, 25, 26, 50], axis=1):  # which cuts stretches in two
+        in_parts.add(part)
+    assert in_parts.liveliest().tolist() == found.liveliest.tolist()
 
 
 def test_a_text_too_short_to_correlate():

@@ -16,7 +16,7 @@ from helpers.painted_page import PaintedPage
 from charjax.errors import UserError
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_page import PageWriter, Painted
-from charjax.rendering.html_template import Excerpt, ExcerptTable
+from charjax.rendering.html_template import Curve, Excerpt, ExcerptTable
 
 SURPRISE = Scale("surprise in bits", 0, 10, 20)
 ACTIVATION = Scale("activation", -1, 1, 21)
@@ -51,15 +51,14 @@ def write(path, characters, scale=SURPRISE, **options):
 
 
 def test_a_hostile_text_stays_text(tmp_path):
-    characters = [Painted(c, n % 12, f"{c}\n{HOSTILE}") for n, c in enumerate(HOSTILE)]
+    characters = [Painted(c, n % 12, [(HOSTILE.replace("\n", ""), 0.5)]) for n, c in enumerate(HOSTILE)]
     page = write(tmp_path / "x.html", characters, title=HOSTILE, facts=[(HOSTILE, HOSTILE)], note=HOSTILE)
     reader = PaintedPage(page)
     assert reader.text == HOSTILE
     assert not reader.open
     assert set(reader.elements) == ELEMENTS
     assert reader.elements.count("script") == 1
-    assert reader.elements.count("b") == SURPRISE.levels + len(HOSTILE)
-    assert {name for tag, name, _ in reader.attributes if tag == "b"} == {"class", "title"}
+    assert {name for tag, name, _ in reader.attributes if tag == "b"} == {"class", "title"}  # title: of the legend
     assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", page)
 
 
@@ -70,12 +69,12 @@ def test_excerpts_above_the_text_link_to_its_lines(tmp_path):
     ]
     with PageWriter(tmp_path / "x.html", SURPRISE) as page:
         page.line(1)
-        page.paint([Painted("a\n", 0)])
+        page.paint([Painted("a", 0), Painted("\n", 0)])
         page.line(2)
         page.paint([Painted("b", 9), Painted("c", 0)])
         page.finish(title="t", facts=[("loss", "1")], excerpts=ExcerptTable(HOSTILE, ("where", HOSTILE), excerpts))
     written = (tmp_path / "x.html").read_bytes().decode()
-    assert '<i id="1"></i>a\n<i id="2"></i><b class="s">b</b>c</div>' in written
+    assert '<i id="1"></i>a\n<i id="2"></i><b class=s>b</b>c</div>' in written
     reader = PaintedPage(written)
     assert reader.text == "a\nbc"
     assert not reader.open
@@ -86,28 +85,56 @@ def test_excerpts_above_the_text_link_to_its_lines(tmp_path):
 
 
 def test_uncolored_characters_and_equal_neighbors_share_an_element(tmp_path):
-    characters = [Painted(c, 0) for c in "plain <"] + [Painted(c, 9.9, "same") for c in "both"] + [Painted("x", 9.9)]
+    characters = [Painted(c, 0) for c in "plain <"] + [Painted(c, 9.9, [(c, 0.1)]) for c in "both"] + [Painted("x", 9)]
     page = write(tmp_path / "x.html", characters)
-    assert PaintedPage(page).tips == [("both", "t", "same"), ("x", "t", "")]
-    assert '>plain &lt;<b class="t" title="same">both</b><b class="t">x</b></div>' in page
+    assert PaintedPage(page).pieces == [("both", "t"), ("x", "s")]
+    assert ">plain &lt;<b class=t>both</b><b class=s>x</b></div>" in page
 
 
 def test_white_space_is_marked_where_it_is_colored(tmp_path):
-    page = write(tmp_path / "x.html", [Painted(" \t\n", 0), Painted(" ", 5), Painted("\t", 5), Painted("\n", 5)])
-    assert PaintedPage(page).tips == [(" ", "k", ""), ("\t", "k T", ""), ("\n", "k N", "")]
+    page = write(
+        tmp_path / "x.html", [*(Painted(c, 0) for c in " \t\n"), Painted(" ", 5), Painted("\t", 5), Painted("\n", 5)]
+    )
+    assert PaintedPage(page).pieces == [(" ", "k"), ("\t", "k T"), ("\n", "k N")]
 
 
 def test_every_mark_has_a_style(tmp_path):
     characters = [Painted("\t", 5), Painted("\n", 5), Painted("\0", 5), Painted("\u200d", 5)]
     page = write(tmp_path / "x.html", characters)
-    assert [names for _, names, _ in PaintedPage(page).tips] == ["k T", "k N", "k X", "k Z"]
+    assert [names for _, names in PaintedPage(page).pieces] == ["k T", "k N", "k X", "k Z"]
     style = PaintedPage(page).content["style"]
     assert all(re.search(rf"^\.{mark}\b.*{{.+}}$", style, re.MULTILINE) for mark in "TNXZ")
 
 
 def test_nan_is_not_colored(tmp_path):
-    reader = PaintedPage(write(tmp_path / "x.html", [Painted("a", math.nan, "first")], ACTIVATION))
-    assert reader.tips == [("a", "", "first")]
+    reader = PaintedPage(write(tmp_path / "x.html", [Painted("a", math.nan), Painted("b", 0.5)], ACTIVATION))
+    assert reader.pieces == [("b", "p")]
+    assert reader.tips == [("a", "a  nothing comes before it, so it does not count"), ("b", "b  +0.500")]
+
+
+def test_what_was_expected_is_kept_for_any_number_of_names(tmp_path):
+    """In whole percent, and above 50 in steps of two."""
+    names = [f"{chr(0x4E00 + n)}" for n in range(200)]
+    shares = {0.001: "<1%", 0.009: "1%", 0.344: "34%", 0.5: "50%", 0.75: "74%", 0.999: "100%"}
+    characters = [Painted("a", 12.345, [(name, share)]) for name in names for share in shares]
+    characters.append(Painted("b", 1000.0, [("<", 0.25)], "0xE6"))
+    with PageWriter(tmp_path / "x.html", SURPRISE, bits=True) as page:
+        page.paint(characters)
+        page.finish(title="t", facts=[])
+    reader = PaintedPage((tmp_path / "x.html").read_text())
+    expected = [("a", f"a  12.35 bits  0.0192%\n{name}  {said}") for name in names for said in shares.values()]
+    assert reader.tips[:-1] == [(c, tip.replace("12.35", "12.35")) for c, tip in expected]
+    assert reader.tips[-1][1].endswith(
+        "bits  " + reader.tips[-1][1].split("bits  ")[1].split("\n")[0] + "\ninstead of 0xE6:\n<  25%"
+    )
+
+
+def test_a_curve_is_drawn_with_gaps(tmp_path):
+    curve = Curve("Surprise <along> the text", [1.0, 2.0, math.nan, 4.0, 0.0])
+    page = write(tmp_path / "x.html", [Painted("a", 1)], curve=curve)
+    assert '<path d="M0 75.0L1 50.0M3 0.0L4 100.0"' in page
+    assert "Surprise &lt;along&gt; the text; from 0 to 4" in page
+    PaintedPage(page)
 
 
 def test_the_policy_allows_this_script_and_style_and_nothing_else(tmp_path):
@@ -132,7 +159,7 @@ def test_facts_and_note_are_above_the_text(tmp_path):
 
 def test_text_is_written_as_it_comes(tmp_path):
     with PageWriter(tmp_path / "x.html", SURPRISE) as page:
-        page.paint([Painted("ab", 0)])
+        page.paint([Painted("a", 0), Painted("b", 0)])
         assert not list(tmp_path.iterdir())
         page.paint(itertools.repeat(Painted("c", 0), 3))
         page.finish(title="t", facts=[])

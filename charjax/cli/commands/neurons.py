@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from charjax.analysis.activations import Unit, check_units, excerpt_activations
-from charjax.analysis.correlations import Correlations, unit_correlations
+from charjax.analysis.correlations import STRETCH_TO_SHOW, Correlations, unit_correlations
 from charjax.analysis.features import FEATURES
 from charjax.cli.arguments import NeuronsCommand
 from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap
@@ -19,10 +19,11 @@ from charjax.errors import UserError
 from charjax.model import model_to_use
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_page import PageWriter, Painted
-from charjax.rendering.visible_text import name_character
 from charjax.runs.model_file import load_params
 
 SCALE = Scale("tanh(c)", -1.0, 1.0, 21)
+# The page leaves out units whose correlation is below this.
+_LEAST_R = 0.2
 NAMES = [feature.name for feature in FEATURES]
 _EXPLANATION = (
     "0:12 is unit 12 of layer 0. r, from -1 to 1, is the correlation of its cell state, tanh(c), with a\n"
@@ -68,7 +69,7 @@ def run(command: NeuronsCommand) -> None:
         ("text", f"{command.text}, the first {found.characters:,} of {len(ids):,} characters"),
     ]
     write_facts(facts)
-    table = _unit_rows(found, units, command.top) if units else _feature_rows(found, features, command.top)
+    table = list(_unit_rows(found, units, command.top) if units else _feature_rows(found, features, command.top))
     write("\n" + "".join(f"{row}\n" for row in table))
     write("\n" + (_EXPLANATION if units else _EXPLANATION_OF_SEARCH))
 
@@ -88,7 +89,13 @@ def run(command: NeuronsCommand) -> None:
             write("\nNo feature changes often enough: name units to color the text by, such as --unit 0:0.\n")
     if command.html is not None:
         title = f"Units of {command.run.resolve().name} on {command.text.name}"
-        _write_page(command, title, facts, [paint(*one) for one in chosen], info.vocab)
+        finds = [one for one in chosen if _is_find(found, one[0], one[1])]
+        shown = (
+            "\n".join(table)
+            if finds
+            else "\n".join([*table, "", f"No unit follows a feature: no |r| is {_LEAST_R:g}."])
+        )
+        _write_page(command, title, facts, shown, [paint(*one) for one in finds], info.vocab)
         report_page(command.html)
 
 
@@ -169,18 +176,24 @@ def _best_units(found: Correlations, features: list[int]) -> list[tuple[Unit, in
     ]
 
 
+def _is_find(found: Correlations, unit: Unit, feature: int | None) -> bool:
+    """Returns True for a unit that is worth a place on the page: the user named it, or it follows its feature."""
+    return feature is None or abs(float(found.check[feature][unit])) >= _LEAST_R
+
+
 def _first_to_color(
     command: NeuronsCommand, found: Correlations, feature: int | None, ids: np.ndarray, vocab: Vocab
 ) -> int:
-    """Returns --start if given; otherwise 0 or, if the feature first changes later, the start of a line before that."""
+    """Returns --start if given; otherwise the start of a line near where the feature varies most, or 0 without one."""
     if command.start is not None:
         return command.start
-    change = 0 if feature is None else int(found.first_change[feature])
-    if change < command.chars // 2:
+    if feature is None:
         return 0
-    before = max(0, change - command.chars // 4)
-    breaks = np.flatnonzero(vocab.codes()[ids[before:change]] == ord("\n"))
-    return before + int(breaks[0]) + 1 if breaks.size else before
+    # The lively stretch is in the middle of the excerpt, or begins it if it is longer.
+    around = max(0, command.chars - STRETCH_TO_SHOW) // 2
+    before = max(0, min(int(found.liveliest[feature]) - around, len(ids) - command.chars))
+    breaks = np.flatnonzero(vocab.codes()[ids[before : before + command.chars // 4]] == ord("\n"))
+    return before + int(breaks[0]) + 1 if before and breaks.size else before
 
 
 def _color_in_terminal(painting: _Painting, vocab: Vocab) -> None:
@@ -189,14 +202,13 @@ def _color_in_terminal(painting: _Painting, vocab: Vocab) -> None:
     write_heatmap(characters, SCALE)
 
 
-def _write_page(command: NeuronsCommand, title: str, facts: Facts, paintings: list[_Painting], vocab: Vocab) -> None:
-    """Writes a page that shows the text once per unit."""
+def _write_page(
+    command: NeuronsCommand, title: str, facts: Facts, table: str, paintings: list[_Painting], vocab: Vocab
+) -> None:
+    """Writes a page with the table, and the text once per unit."""
     assert command.html is not None
     with PageWriter(command.html, SCALE) as page:
         for unit, why, begin, ids, values in paintings:
             page.heading(f"unit {unit}: {why}; from character {begin:,} on")
-            page.paint(
-                Painted(character, values[place], f"{name_character(character)}  unit {unit}  {values[place]:+.3f}")
-                for character, place in decode_characters(vocab, ids)
-            )
-        page.finish(title=title, facts=facts, note=_EXPLANATION_OF_SEARCH.replace("\n", " "))
+            page.paint(Painted(character, values[place]) for character, place in decode_characters(vocab, ids))
+        page.finish(title=title, facts=facts, table=table, note=_EXPLANATION_OF_SEARCH.replace("\n", " "))

@@ -60,7 +60,9 @@ def run(command: ScoreCommand) -> None:
     with contextlib.ExitStack() as stack:
         page = None
         if command.html is not None:
-            page = SurprisePage(command.html, alternatives, start_line=command.start_line, most=command.html_chars)
+            page = SurprisePage(
+                command.html, alternatives, start_line=command.start_line, most=command.html_chars, size=text.size
+            )
             stack.enter_context(page)
         observers = [totals.add, worst.add] + ([] if page is None else [page.add])
         blocks = _observed(characters(vocab, scorer.scores(model, params, text, separator)), observers)

@@ -17,15 +17,17 @@ from charjax.errors import UserError
 from charjax.metrics import bits_per_char, perplexity
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_page import PageWriter, Painted
-from charjax.rendering.html_template import Excerpt, ExcerptTable
+from charjax.rendering.html_template import Curve, Excerpt, ExcerptTable
 from charjax.rendering.visible_text import name_character, printable
 
 SCALE = Scale("surprise in bits", 0.0, 10.0, 20)
 HEADING = f"The most surprising places, at most one per {STRETCH} characters of a line"
+# Points of the curve of surprise along the text.
+_POINTS = 400
 _NOTE = (
     "The color of each character shows its surprise: -log2 of the probability that the model gave it after reading "
-    "everything before it. 1 bit is a probability of 1/2, 10 bits are 1/1024. Hover over a character to see what the "
-    "model expected instead."
+    "everything before it. 1 bit is a probability of 1/2, 10 bits are 1/1024. Hover over a character, or tap "
+    "it, to see what the model expected instead."
 )
 
 
@@ -128,7 +130,7 @@ def table_of_places(places: list[Place]) -> Iterator[str]:
 class SurprisePage:
     """A page with a text colored by surprise; a context manager that leaves no file unless `finish` is called."""
 
-    def __init__(self, path: Path, alternatives: Alternatives, *, start_line: int, most: int) -> None:
+    def __init__(self, path: Path, alternatives: Alternatives, *, start_line: int, most: int, size: int) -> None:
         """Starts a page; raises the same errors as `PageWriter`.
 
         Args:
@@ -136,8 +138,11 @@ class SurprisePage:
             alternatives: names what was expected.
             start_line: first line to color.
             most: largest number of characters to color.
+            size: number of ids in the text, for the curve.
         """
-        self._writer = PageWriter(path, SCALE)
+        self._writer = PageWriter(path, SCALE, bits=True)
+        self._size, self._read = size, 0
+        self._sums = np.zeros((2, min(_POINTS, size)), np.float64)
         self._alternatives, self._start_line, self._left = alternatives, start_line, most
         self.colored, self._last_line = 0, 0
 
@@ -148,7 +153,8 @@ class SurprisePage:
         self._writer.__exit__(*exception)
 
     def add(self, found: Characters) -> None:
-        """Appends the next part of the text, as far as it is to be colored."""
+        """Appends the next part of the text, as far as it is to be colored, and adds it to the curve."""
+        self._measure(found)
         for part in excerpt([found], self._start_line, self._left):
             begins = [0, *np.flatnonzero(part.columns[1:] == 1) + 1]
             for begin, end in itertools.pairwise([*begins, len(part.points)]):
@@ -164,20 +170,28 @@ class SurprisePage:
         rows = [_excerpt_of(place, linked=self._start_line <= place.line <= self._last_line) for place in places]
         columns = ("line:column", "surprise", "probability", "in the text", "expected")
         table = ExcerptTable(HEADING, columns, rows) if rows else None
-        self._writer.finish(title=title, facts=facts, note=_NOTE, excerpts=table)
+        stretch = -(-self._size // len(self._sums[0]))
+        curve = Curve(f"Surprise along the text in bits, averaged over stretches of {stretch:,}", self._means())
+        self._writer.finish(title=title, facts=facts, note=_NOTE, excerpts=table, curve=curve)
+
+    def _measure(self, found: Characters) -> None:
+        """Adds characters to the sums behind the curve."""
+        ends = self._read + np.cumsum(found.sizes)
+        self._read += int(found.sizes.sum())
+        points, counts = (ends - 1) * len(self._sums[0]) // self._size, found.counted > 0
+        np.add.at(self._sums[0], points[counts], found.nats[counts] / math.log(2))
+        np.add.at(self._sums[1], points[counts], 1)
+
+    def _means(self) -> list[float]:
+        sums, counts = self._sums.tolist()
+        return [bits / count if count else math.nan for bits, count in zip(sums, counts, strict=True)]
 
     def _paint(self, part: Characters) -> Iterator[Painted]:
         for index, (point, bits) in enumerate(zip(part.points.tolist(), bits_of(part), strict=True)):
-            yield Painted(chr(point), bits, self._tip(part, index, name_character(chr(point)), bits))
-
-    def _tip(self, part: Characters, index: int, name: str, bits: float) -> str:
-        if math.isnan(bits):
-            return f"{name}  nothing comes before it, so it does not count"
-        lines = [f"{name}  {bits:.2f} bits  {_percent(2.0**-bits)}"]
-        expected = self._alternatives.of(part, index)
-        if expected and part.sizes[index] > 1:
-            lines.append(f"instead of {self._alternatives.name(int(part.ids[index]))}:")
-        return "\n".join(lines + [f"{one.name}  {_percent(one.probability)}" for one in expected])
+            expected = self._alternatives.of(part, index)
+            several = bool(expected) and part.sizes[index] > 1
+            byte = self._alternatives.name(int(part.ids[index])) if several else ""
+            yield Painted(chr(point), bits, expected, byte)
 
 
 def _excerpt_of(place: Place, *, linked: bool) -> Excerpt:
