@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from charjax._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from charjax import interop as interop, ops as ops
+    from charjax import export as export, interop as interop, ops as ops
     from charjax.analysis.activations import activations as activations, unit_activations as unit_activations
     from charjax.analysis.correlations import unit_correlations as unit_correlations
     from charjax.analysis.dynamic_evaluation import (
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from charjax.progress.tracker import TensorBoard as TensorBoard, Tracker as Tracker
     from charjax.runs.checkpoint import restore_checkpoint as restore_checkpoint
     from charjax.runs.checkpoint_store import save_checkpoint as save_checkpoint
-    from charjax.runs.model_file import load_model as load_model
+    from charjax.runs.imported import import_model as import_model
+    from charjax.runs.model_file import load_model as load_model, save_model as save_model
     from charjax.train_state import TrainState as TrainState, init_train_state as init_train_state
     from charjax.training.evaluate import evaluate as evaluate, make_eval_step as make_eval_step
     from charjax.training.fit import fit as fit
@@ -59,10 +60,10 @@ __all__ = [
     "LSTMCarry", "LSTMCell", "LSTMWeights", "ModelConfig", "NotebookReporter", "PlainReporter", "Reporter",
     "SampleConfig", "ScoredPiece", "TensorBoard", "TerminalReporter", "Tracker", "TrainConfig", "TrainState",
     "UserError", "Vocab", "activations", "beam_search", "beam_search_text", "dynamic_score", "dynamic_score_pieces",
-    "evaluate", "fit", "generate", "generate_text", "init_carry", "init_params", "init_train_state", "interop",
-    "join_processes", "load_model", "make_eval_step", "make_mesh", "make_optimizer", "make_streams",
-    "make_train_step", "ops", "preset", "put_streams", "read_pieces", "restore_checkpoint", "save_checkpoint",
-    "score", "score_pieces", "sweep", "unit_activations", "unit_correlations",
+    "evaluate", "export", "fit", "generate", "generate_text", "import_model", "init_carry", "init_params",
+    "init_train_state", "interop", "join_processes", "load_model", "make_eval_step", "make_mesh", "make_optimizer",
+    "make_streams", "make_train_step", "ops", "preset", "put_streams", "read_pieces", "restore_checkpoint",
+    "save_checkpoint", "save_model", "score", "score_pieces", "sweep", "unit_activations", "unit_correlations",
 ]  # fmt: skip
 _NAMES_OF = {
     "analysis.activations": ("activations", "unit_activations"),
@@ -90,7 +91,8 @@ _NAMES_OF = {
     "progress.tracker": ("TensorBoard", "Tracker"),
     "runs.checkpoint": ("restore_checkpoint",),
     "runs.checkpoint_store": ("save_checkpoint",),
-    "runs.model_file": ("load_model",),
+    "runs.imported": ("import_model",),
+    "runs.model_file": ("load_model", "save_model"),
     "train_state": ("TrainState", "init_train_state"),
     "training.evaluate": ("evaluate", "make_eval_step"),
     "training.fit": ("fit",),
@@ -100,7 +102,7 @@ _NAMES_OF = {
     "training.sweep": ("sweep",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
-_SUBPACKAGES = ("interop", "ops")
+_SUBPACKAGES = ("export", "interop", "ops")
 
 
 # Type checkers read the imports above; shown this function, they would accept any name.

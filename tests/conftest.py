@@ -18,6 +18,7 @@ MAX_RESIDENT_BYTES = 2 * 10**9
 # Parts of the reasons for which a test may be skipped.
 ALLOWED_SKIPS = (
     "could not import 'torch'",
+    "could not import 'onnx",  # or 'onnxruntime'
     "needs PyTorch",
     "no C++ compiler",
     "no chromium",

@@ -12,8 +12,11 @@ import pytest
 
 import charjax
 
-SUBPACKAGES = {"interop", "ops"}
-NAMES = [*sorted(set(charjax.__all__) - SUBPACKAGES), "interop.from_torch", "interop.to_torch"]
+SUBPACKAGES = {"export", "interop", "ops"}
+NAMES = [
+    *sorted(set(charjax.__all__) - SUBPACKAGES),
+    *("export.write_onnx", "export.write_stablehlo", "export.write_torch", "interop.from_torch", "interop.to_torch"),
+]
 
 
 def public(name):

@@ -387,6 +387,44 @@ class NeuronsCommand(Checked):
     """Write an HTML page to this file: the text colored by the best unit of each feature."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportCommand(Checked):
+    """Write the best model of a run as a file for other programs.
+
+    torch is a state_dict as a safetensors file. onnx is a graph for onnxruntime and others. stablehlo is a zip of
+    programs that run with JAX alone. html is a page that runs the model in a browser. Prints the lines of Python that
+    read the file.
+    """
+
+    example: ClassVar[str] = "charjax export runs/novel --to onnx --out novel.onnx"
+
+    run: RunArgument
+    """Run folder."""
+
+    to: Literal["torch", "onnx", "stablehlo", "html"]
+    """Format: torch, onnx, stablehlo or html."""
+
+    out: Path
+    """File to write, also -o. An existing one is replaced, unless it is a file of the run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportCommand(Checked):
+    """Make a model folder of weights that PyTorch trained: one LSTM, one linear layer, perhaps an embedding."""
+
+    example: ClassVar[str] = "charjax import weights.pt --out novel --vocab novel.txt"
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """State_dict as .safetensors, or as .pt or .pth, which needs PyTorch to be installed. Nothing in it is executed."""
+
+    out: Path
+    """Folder to create, also -o."""
+
+    vocab: Optional[str] = None
+    """Characters of the model: ascii, bytes, a vocab.json, or a text that has all of them, whose order is then that of
+    their code points. By default what the file says, if charjax export wrote it."""
+
+
 Command = (
     TrainCommand
     | SweepCommand
@@ -397,6 +435,8 @@ Command = (
     | PlotCommand
     | ReportCommand
     | NeuronsCommand
+    | ExportCommand
+    | ImportCommand
 )
 COMMANDS: dict[str, type[Command]] = {
     "train": TrainCommand,
@@ -408,4 +448,6 @@ COMMANDS: dict[str, type[Command]] = {
     "plot": PlotCommand,
     "report": ReportCommand,
     "neurons": NeuronsCommand,
+    "export": ExportCommand,
+    "import": ImportCommand,
 }

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import keyword
 import logging
 import os
 import re
@@ -149,7 +150,8 @@ def _import_run(command: Command) -> Callable[..., None]:
     with exit_on_interrupt(), garbage_collection_off():
         _import_jax()
         importlib.import_module("charjax.cli.environment").set_up()
-        run: Callable[..., None] = importlib.import_module(f"charjax.cli.commands.{name}").run
+        module = f"{name}_" if keyword.iskeyword(name) else name
+        run: Callable[..., None] = importlib.import_module(f"charjax.cli.commands.{module}").run
     return run
 
 

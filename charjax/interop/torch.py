@@ -33,6 +33,7 @@ Params = dict[str, Any]  # flax's nested dict of arrays
 Float32 = NDArray[np.float32]
 
 _LAYER_KEYS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_LSTM_KEY = re.compile(r"(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?")
 
 
 def to_torch(params: Params) -> dict[str, Float32]:
@@ -124,6 +125,54 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
     }
     params["head"] = {"kernel": jnp.array(arrays["head.weight"].T), "bias": jnp.array(arrays["head.bias"])}
     return params
+
+
+def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Renames the arrays of a model of one LSTM, one linear layer and perhaps an embedding as `from_torch` takes them.
+
+    Args:
+        state_dict: as for `from_torch`, with any names that end as torch's do.
+
+    Returns:
+        The arrays by their new names. An embedding is multiplied into layer 0's input weights. What is neither keeps
+        its name.
+
+    Raises:
+        UserError: there is not exactly one LSTM, or the embedding's shape does not fit.
+    """
+    _check_is_mapping(state_dict, "the state_dict")
+    first = "weight_ih_l0"
+    prefixes = [key.removesuffix(first) for key in state_dict if key.endswith(first)]
+    if len(prefixes) != 1:
+        raise UserError(
+            f"the weights must be those of one LSTM, with one key that ends in {first}, not {len(prefixes)}"
+        )
+    ours = {key: key.removeprefix(prefixes[0]) for key in state_dict if key.startswith(prefixes[0])}
+    names = {key: f"lstm.{name}" for key, name in ours.items() if _LSTM_KEY.fullmatch(name)}
+    others = [key for key in state_dict if key not in names]
+    matrices = [key for key in others if key.endswith("weight") and len(np.shape(state_dict[key])) == 2]
+    biases = {key: f"{key.removesuffix('weight')}bias" for key in matrices}
+    linear = [key for key in matrices if biases[key] in others]
+    if len(linear) == 1:
+        names |= {linear[0]: "head.weight", biases[linear[0]]: "head.bias"}
+    renamed = {names.get(key, key): array for key, array in state_dict.items()}
+    for key in matrices:
+        if key not in linear:
+            _multiply_in(renamed, key)
+    return renamed
+
+
+def _multiply_in(arrays: dict[str, Any], embedding: str) -> None:
+    """Replaces an embedding [V, E] and layer 0's input weights [4H, E] by the input weights for one-hot rows."""
+    first = "lstm.weight_ih_l0"
+    shapes = [np.shape(arrays.get(name, ())) for name in (embedding, first, "head.weight")]
+    vocab, hidden = shapes[2] if len(shapes[2]) == 2 else (0, 0)
+    width = shapes[0][1]
+    if shapes != [(vocab, width), (4 * hidden, width), (vocab, hidden)]:
+        found = ", ".join(str(list(shape)) for shape in shapes)
+        raise UserError(f"{embedding!r}, {first!r} and 'head.weight' must be [V, E], [4H, E] and [V, H], not {found}")
+    table, weights = (_to_numpy(name, arrays.pop(name)) for name in (embedding, first))
+    arrays[first] = weights @ table.T
 
 
 def _check_is_mapping(tree: Any, where: str) -> None:

@@ -12,9 +12,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from charjax._version import __version__
 from charjax.array_types import Params
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError, checked_path
+from charjax.generation.inputs import check_vocab, checked_params
 from charjax.host.atomic_file import replacing
 from charjax.host.jax_modes import in_default_modes
 from charjax.memory_budget import check_room_to_load
@@ -22,6 +24,7 @@ from charjax.model import CharLSTM, model_to_use
 from charjax.runs.checkpoint_header import read_header
 from charjax.runs.layout import CHECKPOINTS, CONFIG, MODEL, VOCAB
 from charjax.runs.metadata import Progress, RunInfo
+from charjax.runs.new_folder import new_folder, writing
 from charjax.runs.safe_files import parse_json, read_json
 from charjax.runs.safetensors_file import read_arrays, write_arrays
 from charjax.runs.unfinished import check_run_folder
@@ -55,6 +58,38 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
     """
     params, info, _ = load_params(run_dir)
     return model_to_use(info.model, info.vocab.size), params, info.vocab
+
+
+@in_default_modes
+def save_model(folder: str | Path, model: CharLSTM, params: Params, vocab: Vocab) -> None:
+    """Saves a model as a new folder with the three files of a model, which `load_model` and every command read.
+
+    Args:
+        folder: the folder to create.
+        model: the model.
+        params: its parameters.
+        vocab: its characters.
+
+    Raises:
+        UserError: the folder has content already or cannot be written, or the parameters or the vocabulary are not the
+            model's.
+
+    Examples:
+        >>> import tempfile
+        >>> import jax
+        >>> from charjax import CharLSTM, Vocab, init_params, load_model, save_model
+        >>> vocab = Vocab.from_text("coffee")
+        >>> model = CharLSTM(vocab.size, hidden_dim=8, hidden_layers=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_model(f"{folder}/model", model, init_params(jax.random.key(0), model), vocab)
+        ...     load_model(f"{folder}/model")[2].characters
+        'cefo'
+    """
+    params = checked_params(model, params)
+    check_vocab(model, vocab)
+    with new_folder(folder) as path, writing(folder):
+        write_info(path, RunInfo(model=model.config, vocab=vocab, charjax_version=__version__))
+        write_parameters(path, params, Progress(step=0))
 
 
 @in_default_modes

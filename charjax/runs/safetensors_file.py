@@ -1,4 +1,4 @@
-"""Reads and writes float32 arrays as a safetensors file (https://huggingface.co/docs/safetensors).
+"""Reads and writes arrays as a safetensors file (https://huggingface.co/docs/safetensors).
 
 The file consists of the header's length (8 bytes, little-endian), the header (JSON: dtype, shape and offsets of each
 array by name, strings under `__metadata__`) and the arrays. charjax adds a SHA-256 of the arrays to the metadata; files
@@ -11,16 +11,19 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import jax.numpy as jnp
 import numpy as np
 
 from charjax.errors import UserError, in_short
 from charjax.host.atomic_file import replacing
-from charjax.runs.safe_files import open_file, parse_json
+from charjax.runs.safe_files import LARGEST_JSON, open_file, parse_json
 
 # Limits on the size of a header in bytes: its metadata, and the description of each array.
 _LARGEST_METADATA, _LARGEST_ENTRY = 1 << 16, 256
+_MOST_DIMENSIONS = 32
+_FLOATS = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(jnp.bfloat16)}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -64,22 +67,70 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict
     """
     size = 4 * sum(map(math.prod, shapes.values()))
     with open_file(path) as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _LARGEST_METADATA + _LARGEST_ENTRY * len(shapes):
-            raise UserError(f"{path} is not a model file: its header takes {length:,} bytes")
-        entries = parse_json(file.read(length), f"the header of {path}")
-        metadata = entries.pop("__metadata__", {}) if isinstance(entries, dict) else None
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise UserError(f"{path} is not a model file: its header does not consist of strings and arrays")
+        entries, metadata = _read_header(file, path, _LARGEST_METADATA + _LARGEST_ENTRY * len(shapes))
         offsets = {name: _check_entry(path, name, entries, shapes, size) for name in sorted({*entries, *shapes})}
-        found = os.fstat(file.fileno()).st_size - 8 - length
+        found = os.fstat(file.fileno()).st_size - file.tell()
         if found != size:
             raise UserError(f"{path} is damaged: its arrays take {found:,} bytes, not {size:,}")
-        data = np.fromfile(file, np.uint8, size)
+        data = _read_data(file, path, metadata, size)
+    return {name: data[part].view("<f4").reshape(shapes[name]) for name, part in offsets.items()}, metadata
+
+
+def read_any_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads a file of any arrays, which need not be trusted, in little more memory than it has bytes.
+
+    Returns:
+        The arrays, of any float dtype, by name, and the metadata.
+
+    Raises:
+        UserError: the file is not a safetensors file, an array is not float, or the file is damaged.
+        OSError: the file cannot be read.
+    """
+    with open_file(path) as file:
+        entries, metadata = _read_header(file, path, LARGEST_JSON)
+        data = _read_data(file, path, metadata, os.fstat(file.fileno()).st_size - file.tell())
+    arrays, used = {}, 0
+    for name, entry in entries.items():
+        dtype, shape, begin, end = _described(path, name, entry, data.size)
+        arrays[name] = data[begin:end].view(dtype).reshape(shape)
+        used += end - begin
+    # Bytes that belong to several arrays could make them many times as large as the file.
+    if used != data.size:
+        raise UserError(f"{path} is damaged: its arrays take {used:,} bytes, not {data.size:,}")
+    return arrays, metadata
+
+
+def _read_header(file: BinaryIO, path: Path, largest: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Reads the descriptions of the arrays, which are not checked yet, and the metadata."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > largest:
+        raise UserError(f"{path} is not a model file: its header takes {length:,} bytes")
+    entries = parse_json(file.read(length), f"the header of {path}")
+    metadata = entries.pop("__metadata__", {}) if isinstance(entries, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UserError(f"{path} is not a model file: its header does not consist of strings and arrays")
+    return entries, metadata
+
+
+def _read_data(file: BinaryIO, path: Path, metadata: dict[str, str], size: int) -> np.ndarray:
+    data = np.fromfile(file, np.uint8, size)
     digest = hashlib.sha256(data.data).hexdigest()
     if data.size != size or metadata.get("sha256", digest) != digest:
         raise UserError(f"{path} is damaged")
-    return {name: data[part].view("<f4").reshape(shapes[name]) for name, part in offsets.items()}, metadata
+    return data
+
+
+def _described(path: Path, name: str, entry: Any, size: int) -> tuple[np.dtype, list[int], int, int]:
+    """Checks the description of any array -> (dtype, shape, and its bytes' begin and end after the header)."""
+    match entry:
+        case {"dtype": str(kind)} if kind not in _FLOATS:
+            raise UserError(f"{path} has {in_short(name)} of dtype {in_short(kind)}, not one of {', '.join(_FLOATS)}")
+        case {"dtype": kind, "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            is_shape = len(shape) <= _MOST_DIMENSIONS and all(isinstance(n, int) and n >= 0 for n in shape)
+            dtype = _FLOATS[kind]
+            if is_shape and 0 <= begin <= end <= size and end - begin == dtype.itemsize * math.prod(shape):
+                return dtype, shape, begin, end
+    raise UserError(f"{path} is damaged: {in_short(name)} is described as {in_short(entry)}")
 
 
 def _check_entry(path: Path, name: str, entries: Any, shapes: Mapping[str, tuple[int, ...]], size: int) -> slice:

@@ -41,9 +41,11 @@ from charjax import (
     dynamic_score,
     dynamic_score_pieces,
     evaluate,
+    export,
     fit,
     generate,
     generate_text,
+    import_model,
     init_carry,
     init_params,
     init_train_state,
@@ -61,12 +63,14 @@ from charjax import (
     read_pieces,
     restore_checkpoint,
     save_checkpoint,
+    save_model,
     score,
     score_pieces,
     sweep,
     unit_activations,
     unit_correlations,
 )
+from charjax.export import write_onnx, write_stablehlo
 from charjax.interop import from_torch, to_torch
 from charjax.train_state import abstract_train_state
 
@@ -163,6 +167,13 @@ def use(run: Path) -> list[str]:
     state_dict = to_torch(params)
     print(from_torch(state_dict).keys(), interop.to_torch(params).keys(), charjax.ops.lstm is ops.lstm)
     return [*generate_text(model, params, vocab, ["a", "b"], stop="\n"), *beam_search_text(model, params, vocab, "a")]
+
+
+def share(model: CharLSTM, state: TrainState, vocab: Vocab) -> None:
+    save_model("model", model, state.params, vocab)
+    for write, name in ((export.write_torch, "a.safetensors"), (write_onnx, "a.onnx"), (write_stablehlo, "a.zip")):
+        write("model", name)
+    import_model("a.safetensors", "again", vocab=vocab)
 
 
 def layer(x: jax.Array) -> jax.Array:

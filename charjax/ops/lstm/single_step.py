@@ -131,7 +131,8 @@ def _product(weights: StepWeights, layer: int, operand: Array, summands: int) ->
     if summands > 1:
         parts = operand.reshape(rows, summands, -1).transpose(1, 0, 2)
         return matmul(parts, kernel.reshape(summands, -1, kernel.shape[1]))
-    # For one row the TPU compiler does not use the matrix units: by its estimate a step takes five times as long.
-    if target_platform() == "tpu" and rows < LEAST_ROWS_ON_TPU:
+    # For one row the TPU compiler does not use the matrix units: by its estimate a step takes five times as long. The
+    # rows of an exported program may be unknown.
+    if target_platform() == "tpu" and isinstance(rows, int) and rows < LEAST_ROWS_ON_TPU:
         operand = jnp.pad(operand, ((0, LEAST_ROWS_ON_TPU - rows), (0, 0)))
     return matmul(operand, kernel)[None, :rows]

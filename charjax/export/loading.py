@@ -1,0 +1,26 @@
+"""Loads the model that is exported."""
+
+from pathlib import Path
+
+from charjax.array_types import Params
+from charjax.data.vocab import Vocab
+from charjax.errors import UserError, checked_path
+from charjax.model import CharLSTM
+from charjax.runs.model_file import load_params
+
+
+def load_to_export(run: str | Path, out: str | Path) -> tuple[CharLSTM, Params, Vocab]:
+    """Loads the best model of a run in its portable form, float32 and by JAX alone, and checks where it is written to.
+
+    Raises:
+        UserError: the run is not a model, or `out` is a folder or a file of the run.
+    """
+    out, folder = checked_path("out", out), checked_path("run", run)
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file in it")
+    if out.exists() and out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out} is a file of the run, which the export would replace; name another file")
+    params, info, _ = load_params(folder)
+    shape = info.model
+    model = CharLSTM(info.vocab.size, shape.hidden_dim, shape.hidden_layers, implementation="scan", dtype="float32")
+    return model, params, info.vocab
