@@ -6,7 +6,7 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -30,6 +30,7 @@ from charjax.model import CharLSTM, check_serves
 from charjax.progress.reporter import Reporter, make_reporter
 from charjax.progress.tracker import Tracker, values_to_track
 from charjax.runs.compatibility import describe_run
+from charjax.runs.metadata import RunInfo
 from charjax.runs.shared_folder import open_run
 from charjax.train_state import TrainState, check_optimizer
 from charjax.training.initial_params import initial_params
@@ -113,26 +114,14 @@ def fit(
         given["learning_rate"] = learning_rate
     config = configured("fit", corpus, config, given, _OPTIONS)
     how = _checked_optimizer(optimizer, learning_rate, given)
-    if out is not None:
-        checked_checkpoint_folder("out", out)
-    if init_from is not None:
-        checked_path("init_from", init_from)
-    check_reporter(reporter)
-    _check_functions("callbacks", callbacks, callable, "functions")
-    _check_functions("trackers", trackers, lambda tracker: callable(getattr(tracker, "log", None)), "Trackers")
-    if reporter is None and progress:
-        reporter = make_reporter(sys.stderr)
+    _check_paths(out, init_from)
+    reporter = chosen_reporter(reporter, progress=progress)
+    called = _checked_callbacks(callbacks, trackers)
     reuse_memory()
     use_all_cores()
     info = describe_run(model, corpus, config)
-    settings = dataclasses.asdict(info.data) | dataclasses.asdict(info.model) | dataclasses.asdict(config)
-    # Each machine has its own memory.
-    del settings["text_memory_mb"]
-    folders = {name: path and os.path.realpath(path) for name, path in {"out": out, "init_from": init_from}.items()}
-    check_same(settings | {"resume": resume} | folders)
+    _check_all_processes_agree(info, resume=resume, out=out, init_from=init_from)
     mesh = make_training_mesh(config.batch_size, config.microbatches) if mesh is None else checked_mesh(mesh)
-    if mesh.devices.flat[0].platform == "cpu":
-        keep_lapack_on_one_thread()
     start = None
     with together():
         _check(model, corpus, config, mesh)
@@ -150,11 +139,20 @@ def fit(
             optimizer=how,
             start=start,
             reporter=reporter,
-            callbacks=[*callbacks, *map(_calling, trackers)],
+            callbacks=called,
             folder=folder,
             signals=signals,
         )
         return loop.run(resume=resume)
+
+
+def _check_all_processes_agree(info: RunInfo, *, resume: bool, **folders: str | Path | None) -> None:
+    """Checks that all processes were called alike; a UserError otherwise."""
+    settings = dataclasses.asdict(info.data) | dataclasses.asdict(info.model) | dataclasses.asdict(info.train)
+    # Each machine has its own memory.
+    del settings["text_memory_mb"]
+    paths = {name: path and os.path.realpath(path) for name, path in folders.items()}
+    check_same(settings | {"resume": resume} | paths)
 
 
 def configured(
@@ -190,10 +188,18 @@ def configured(
     return dataclasses.replace(config, **overrides)
 
 
-def check_reporter(reporter: Any) -> None:
-    """Checks that a reporter is one, or None; a UserError otherwise."""
-    if reporter is not None and (isinstance(reporter, type) or not hasattr(reporter, "evaluation")):
+def chosen_reporter(reporter: Any, *, progress: bool) -> Reporter | None:
+    """Returns the reporter that was given or, to show progress without one, that for standard error.
+
+    Raises:
+        UserError: it is not a reporter.
+    """
+    if reporter is None:
+        return make_reporter(sys.stderr) if progress else None
+    if isinstance(reporter, type) or not hasattr(reporter, "evaluation"):
         raise UserError(f"reporter must be a Reporter, such as History(), not {in_short(reporter)}")
+    found: Reporter = reporter
+    return found
 
 
 def _checked_optimizer(
@@ -215,10 +221,20 @@ def _checked_optimizer(
     return optimizer
 
 
-def _check_functions(name: str, given: Any, serves: Callable[[Any], bool], kind: str) -> None:
-    """Checks that an argument is a list of what serves; a UserError otherwise."""
-    if not isinstance(given, Sequence) or not all(map(serves, given)):
-        raise UserError(f"{name} must be a list of {kind}, not {in_short(given)}")
+def _check_paths(out: Any, init_from: Any) -> None:
+    if out is not None:
+        checked_checkpoint_folder("out", out)
+    if init_from is not None:
+        checked_path("init_from", init_from)
+
+
+def _checked_callbacks(callbacks: Any, trackers: Any) -> list[Callback]:
+    """Returns callbacks, and those that call trackers; a UserError if one is neither."""
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise UserError(f"callbacks must be a list of functions, not {in_short(callbacks)}")
+    if not isinstance(trackers, Sequence) or not all(callable(getattr(one, "log", None)) for one in trackers):
+        raise UserError(f"trackers must be a list of Trackers, not {in_short(trackers)}")
+    return [*callbacks, *map(_calling, trackers)]
 
 
 def _calling(tracker: Tracker) -> Callback:
@@ -241,6 +257,8 @@ def check_problem(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Me
 
 def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
     """Checks all arguments before anything is written or put on a device; errors as for `fit`."""
+    if mesh.devices.flat[0].platform == "cpu":
+        keep_lapack_on_one_thread()
     check_problem(model, corpus, config, mesh)
     context = encode_context(corpus.vocab, config.sample_context)
     check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -24,14 +23,14 @@ from charjax.host.signals import SignalCatcher
 from charjax.memory_budget import check_room_to_sweep
 from charjax.metrics import Evaluation
 from charjax.model import CharLSTM
-from charjax.progress.reporter import NullReporter, Reporter, make_reporter
+from charjax.progress.reporter import NullReporter, Reporter
 from charjax.runs.compatibility import describe_run
 from charjax.runs.layout import METRICS, PICTURE, SWEEP
 from charjax.runs.logs import MetricsLog
 from charjax.runs.metadata import Progress
 from charjax.runs.model_file import write_info, write_parameters
 from charjax.runs.new_folder import new_folder, writing
-from charjax.training.fit import check_problem, check_reporter, configured
+from charjax.training.fit import check_problem, chosen_reporter, configured
 from charjax.training.loop import SKIPS_TO_ROLL_BACK
 from charjax.training.population import Population, Setting, members_at_once
 from charjax.training.presets import PresetName
@@ -102,9 +101,7 @@ def sweep(
         (0.03, 4)
     """
     config = configured("sweep", corpus, config, dict(overrides), _OPTIONS)
-    check_reporter(reporter)
-    if reporter is None and progress:
-        reporter = make_reporter(sys.stderr)
+    reporter = chosen_reporter(reporter, progress=progress)
     reuse_memory()
     use_all_cores()
     describe_run(model, corpus, config)  # checks that they belong together
