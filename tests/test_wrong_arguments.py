@@ -89,6 +89,7 @@ TAKEN = {
     "generate_text": MODEL_AND_PARAMS
     | {"vocab": VOCAB, "context": "a", "seed": 0, "length": 3, "num_samples": 1, "temperature": 1.0}
     | {"top_k": None, "top_p": None, "min_p": None, "stop": None, "weights": "auto"},
+    "import_model": {"file": __file__, "out": "runs/none", "vocab": None},
     "init_carry": {"model": MODEL, "batch_size": 2},
     "init_params": {"key": KEY, "model": MODEL},
     "init_train_state": {"key": KEY, "model": MODEL, "optimizer": OPTIMIZER, "batch_size": 2, "mesh": MESH},
@@ -105,6 +106,7 @@ TAKEN = {
     "read_pieces": {"path": __file__, "vocab": "auto"},
     "restore_checkpoint": {"run_dir": "runs/none", "abstract": STATE},
     "save_checkpoint": {"run_dir": "runs/none", "state": STATE, "info": INFO, "progress": Progress(step=0)},
+    "save_model": MODEL_AND_PARAMS | {"folder": "runs/none", "vocab": VOCAB},
     "score": MODEL_AND_PARAMS | {"ids": IDS[None], "window": 9},
     "score_pieces": MODEL_AND_PARAMS | {"pieces": [IDS], "separator": None, "top": 0, "streams": 1, "window": 9},
     "sweep": {"model": MODEL, "corpus": CORPUS, "config": SMALL, "learning_rate": 0.1, "dropout": 0.1}

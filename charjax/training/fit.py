@@ -109,9 +109,8 @@ def fit(
         >>> int(state.step)
         10
     """
-    given: dict[str, Any] = dict(overrides)
-    if learning_rate is not None and not callable(learning_rate):
-        given["learning_rate"] = learning_rate
+    rate = {} if learning_rate is None or callable(learning_rate) else {"learning_rate": learning_rate}
+    given: dict[str, Any] = dict(overrides) | rate
     config = configured("fit", corpus, config, given, _OPTIONS)
     how = _checked_optimizer(optimizer, learning_rate, given)
     _check_paths(out, init_from)
