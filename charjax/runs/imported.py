@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from charjax.data.vocab import Vocab
-from charjax.errors import UserError, checked_path
+from charjax.errors import UserError, check_type, checked_path
 from charjax.interop.torch import from_torch, with_standard_names
 from charjax.model import CharLSTM
 from charjax.runs.model_file import save_model
@@ -44,6 +44,9 @@ def import_model(file: str | Path, out: str | Path, *, vocab: Vocab | None = Non
         8
     """
     path = checked_path("file", file)
+    checked_path("out", out)
+    if vocab is not None:
+        check_type("vocab", vocab, Vocab, "such as Vocab.ascii()")
     state_dict, metadata = _read(path)
     try:
         params = from_torch(with_standard_names(state_dict))
