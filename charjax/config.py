@@ -156,7 +156,7 @@ class TrainConfig(Checked):
     """Passes over the training text; 0.5 is its first half."""
 
     learning_rate: Positive = 5e-3
-    """Peak learning rate of AdamW; also --lr."""
+    """Peak learning rate of AdamW (short: --lr)."""
 
     schedule: Literal["cosine", "constant", "step"] = "cosine"
     """Learning rate after warm-up: cosine (down to final_lr_frac), constant,

@@ -40,7 +40,7 @@ def memory_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int, dev
 def _parts_to_train(
     model: ModelConfig, train: TrainConfig, vocab_size: int, devices: Sequence[jax.Device]
 ) -> tuple[int, int]:
-    """Returns the bytes for parameters and moments, and for the backward pass."""
+    """Returns the bytes needed for parameters and optimizer moments, and for the backward pass."""
     state = _COPIES_OF_PARAMETERS * _FLOAT32 * count_parameters(model, vocab_size)
     each = _kept_for_backward(model, train, vocab_size) // len(devices)
     # Other processes are assumed to have memory of their own.

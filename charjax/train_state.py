@@ -1,4 +1,4 @@
-"""The state of training, and how it is placed on the devices."""
+"""The training state and its placement on the devices."""
 
 import functools
 import math

@@ -94,9 +94,9 @@ def unit_activations(
 def excerpt_activations(
     model: CharLSTM, params: Params, vocab: Vocab, text: np.ndarray, part: slice, units: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Returns the cell states of units (layer, unit) after each character of a part of a text, [n, U] float32.
+    """Returns the cell states of the given (layer, unit) pairs after each character of an excerpt, [n, U] float32.
 
-    Warms the state up on at most 1,024 characters before the part, instead of reading all of them.
+    Warms the state up on at most 1,024 characters before the excerpt instead of on all preceding text.
 
     Raises:
         UserError: the model lacks one of the units, or ids are not in [0, V).

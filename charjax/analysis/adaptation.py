@@ -24,7 +24,7 @@ _MOST_SEGMENTS = 1e6
 
 
 class Rates(NamedTuple):
-    """The rates at which the weights move, as arrays, so that new values do not trigger recompilation.
+    """Learning rate and decay of the weight updates, as arrays, so that new values do not trigger recompilation.
 
     Attributes:
         learning_rate: [] float32, eta.

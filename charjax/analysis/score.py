@@ -20,7 +20,7 @@ from charjax.model import CharLSTM
 
 # Characters per compiled call: a text's last call is padded, so that one compilation serves every length.
 WINDOW = 256
-# With several streams: characters per part, and how many before it warm up its state.
+# When scoring multiple streams: characters per part, and burn-in characters before each part to warm up the state.
 STRETCH, BURN_IN = 2048, 256
 
 

@@ -49,7 +49,7 @@ class TrainCommand(Checked):
     """Text file to train on, of any size."""
 
     out: Path
-    """Run folder to create or, with --resume, to continue; also -o."""
+    """Run folder to create or, with --resume, to continue (short: -o)."""
 
     quiet: bool = False
     """Print nothing but warnings and errors."""
@@ -147,13 +147,13 @@ class SweepCommand(Checked):
     """Text file to train on, of any size."""
 
     out: Path
-    """Folder to create; also -o."""
+    """Folder to create (short: -o)."""
 
     quiet: bool = False
     """Print nothing but warnings and errors."""
 
     learning_rate: tuple[Positive, ...] = (TrainConfig.learning_rate,)
-    """Peak learning rates of AdamW, such as 1e-3 2e-3 4e-3; also --lr."""
+    """Peak learning rates of AdamW, such as 1e-3 2e-3 4e-3 (short: --lr)."""
 
     dropout: tuple[BelowOne, ...] = (ModelConfig.dropout,)
     """Probabilities of zeroing each output of a layer during training, such as 0 0.3."""
@@ -329,7 +329,7 @@ class PlotCommand:
     """Run folders."""
 
     out: Path
-    """Picture to write, also -o: .svg, or .png or .pdf (with the extra `plots`)."""
+    """Picture to write (short: -o): .svg, or .png or .pdf (with the extra `plots`)."""
 
     against: Literal["characters", "seconds", "epochs"] = "characters"
     """Horizontal axis: characters trained on (every pass counts), seconds of training, or epochs."""

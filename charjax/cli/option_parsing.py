@@ -115,7 +115,7 @@ def _join_lines(kind: type) -> None:
 
 
 def _options(kind: type) -> dict[str, Any]:
-    """Returns name and type of a command's options, including those of its nested configurations."""
+    """Returns the name and type of each of a command's options, including those of its nested configurations."""
     types = typing.get_type_hints(kind)  # without Annotated
     options: dict[str, Any] = {}
     for field in dataclasses.fields(kind):

@@ -28,7 +28,7 @@ def require_utf8() -> None:
 
 
 def check_memory_limits() -> None:
-    """Checks that the limits on memory leave room for JAX, which otherwise aborts, or waits for a minute and longer.
+    """Checks that the limits on memory leave room for JAX, which otherwise aborts, or waits for a minute or longer.
 
     Raises:
         UserError: one does not.

@@ -93,7 +93,7 @@ def _in_thread(wait: Callable[[], None]) -> None:
         try:
             wait()
             done.set_result(None)
-        except BaseException as error:  # noqa: BLE001 -- raised by `result`
+        except BaseException as error:  # noqa: BLE001 -- re-raised by `result`
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()

@@ -86,11 +86,11 @@ class Decoder(Protocol):
 
 
 def make_decoder(model: CharLSTM, weights: str = "auto") -> Decoder:
-    """Returns a model's decoder: on a CPU the native one if the model's implementation allows it, otherwise XLA's.
+    """Returns a decoder for the model: native on CPUs if the model's implementation allows it, otherwise XLA.
 
     Args:
         model: the model.
-        weights: format of the weights: "float32", "bfloat16", "int8", or "auto" for the model's.
+        weights: format of the weights: "float32", "bfloat16", "int8", or "auto" for the model's own.
 
     Raises:
         NotImplementedError: the weights are int8, but there is no native kernel.

@@ -187,7 +187,9 @@ def generate_text(
     count = next(iter(sizes.values()), num_samples)
     if set(sizes.values()) | {count} != {count} or (sizes and num_samples not in (1, count)):
         sizes |= {"num_samples": num_samples} if num_samples > 1 else {}
-        raise UserError(f"lists must be equally long, not {', '.join(f'{n} {size}' for n, size in sizes.items())}")
+        raise UserError(
+            f"lists must have the same length, not {', '.join(f'{n}: {size}' for n, size in sizes.items())}"
+        )
     stop_ids = None if stop is None else encode_stop(vocab, stop)
     # Encode a shared context only once: memory for this many texts has not been checked yet.
     texts: Any = context if "context" in sizes else [context]

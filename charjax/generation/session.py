@@ -1,4 +1,4 @@
-"""A text generated incrementally: streamed as it is sampled, ended by a stop string, continued turn by turn."""
+"""Incremental text generation: streaming, stop strings and turn-by-turn continuation."""
 
 import codecs
 import functools

@@ -29,7 +29,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def text_block(text: str) -> str:
-    """Returns a text with its line breaks."""
+    """Returns preformatted text, with its line breaks preserved."""
     return f"<pre>{html.escape(printable(text))}</pre>"
 
 

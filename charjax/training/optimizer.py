@@ -166,20 +166,20 @@ def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoc
 
 
 def make_optimizer(config: TrainConfig, total_steps: int, *, learning_rate: optax.Schedule | None = None) -> Optimizer:
-    """Builds AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm to config.clip_norm.
+    """Builds AdamW (Loshchilov and Hutter 2019), preceded by clipping gradients to a global norm of config.clip_norm.
 
     Weight decay applies only to matrices: biases and other leaves of fewer than two dimensions are left out.
 
     Args:
         config: how to train.
         total_steps: total number of optimizer steps in the run, at least 1.
-        learning_rate: a schedule of optax, or another function of the step that JAX can trace, to use instead of the
+        learning_rate: an optax schedule, or any other function of the step that JAX can trace, to use instead of the
             configured schedule.
 
     Returns:
-        An optax transformation, the same object for the same settings. Its `update` takes a keyword argument,
-        `hyperparameters`, by default its own; `make_train_step` passes them to the compiled step as arguments, so that
-        runs with other rates, epochs, weight decay or clip norm share one compiled program.
+        An optax transformation, the same object for the same settings. Its `update` takes an optional keyword
+        argument, `hyperparameters`, which defaults to the optimizer's own; `make_train_step` passes them to the
+        compiled step, so that runs with different rates, epochs, weight decay or clip norm share one program.
 
     Raises:
         UserError: total_steps is not a whole number of at least 1, config is not a `TrainConfig`, or learning_rate is
@@ -194,7 +194,9 @@ def make_optimizer(config: TrainConfig, total_steps: int, *, learning_rate: opta
     check_type("config", config, TrainConfig, "such as TrainConfig(learning_rate=0.01)")
     total_steps = checked_whole("total_steps", total_steps)
     if learning_rate is not None and not callable(learning_rate):
-        raise UserError(f"learning_rate must be a schedule, such as one of optax, not {in_short(learning_rate)}")
+        raise UserError(
+            f"learning_rate must be an optax schedule or another function of the step, not {in_short(learning_rate)}"
+        )
     # All other fields keep their defaults: configs that differ only in those share one optimizer and one compiled step.
     own = TrainConfig(**{name: getattr(config, name) for name in (*ADAMW_FIELDS, "epochs")})
     return _make_optimizer(own, total_steps, learning_rate)
@@ -211,7 +213,7 @@ def _make_optimizer(config: TrainConfig, total_steps: int, given: optax.Schedule
 
 @functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
 def with_rate_scale(optimizer: optax.GradientTransformation) -> Optimizer:
-    """Adapts any optimizer of optax, so that the training step can scale its updates after a rollback."""
+    """Adapts any optax optimizer, so that the training step can scale its updates after a rollback."""
     own = optax.with_extra_args_support(optimizer)
 
     def update(updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters) -> tuple[Any, Any]:

@@ -42,16 +42,16 @@ class StepPlan:
         return cls(steps_per_epoch, steps_of_run(config, steps_per_epoch), eval_every, checkpoint_every)
 
     def evaluations_since(self, earlier: int, step: int) -> int:
-        """Returns how many of the steps after `earlier`, up to `step`, are to be evaluated."""
+        """Returns the number of evaluations due after step `earlier`, up to and including `step`."""
         regular = step // self.eval_every - earlier // self.eval_every
         return regular + (earlier < step == self.total_steps and step % self.eval_every != 0)
 
     def is_evaluation_due(self, step: int) -> bool:
-        """Returns True if this step is to be evaluated, as the last one always is."""
+        """Returns True if an evaluation is due at this step; one always is at the last step."""
         return step % self.eval_every == 0 or step == self.total_steps
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Returns True if this step is to be saved, as the last one always is."""
+        """Returns True if a checkpoint is due at this step; one always is at the last step."""
         return step % self.checkpoint_every == 0 or step == self.total_steps
 
     def steps_to_pause(self, step: int) -> int:

@@ -26,7 +26,7 @@ class Preset(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """One preset: `characters` is how many it trains on, counting each pass over the text."""
+    """A preset; `characters` is the total number of characters to train on, over all passes over the text."""
 
     hidden_dim: int
     learning_rate: float
@@ -46,7 +46,7 @@ _SIZES = {
 def preset(name: PresetName, characters: int, **given: Any) -> Preset:
     """Returns a model's size and a recipe that suits the length of the text.
 
-    On two CPU cores with AVX-512 and bfloat16 "tiny" trains for about ten seconds, "small" for one minute or two,
+    On two CPU cores with AVX-512 and bfloat16 "tiny" trains for about ten seconds, "small" for a minute or two,
     "medium" for ten minutes and "large" for an hour, whatever the length of the text: it is read as often as that
     takes, at most 30 times, or only in part. The more often, the higher the dropout.
 

@@ -64,7 +64,7 @@ def test_both_losses_are_printed_side_by_side(run, text, trained_on, capsys):
     assert numbers(printed["perplexity"]) == pytest.approx(np.exp([found.loss, static]), abs=2e-3)
     assert numbers(printed["bits/char"]) == pytest.approx(np.array([found.loss, static]) / np.log(2), abs=1e-4)
     assert found.loss < static - 0.01
-    assert printed["read"] == "in one pass, by weights that learn after every 20 characters"
+    assert printed["read"] == "in one pass, updating the weights every 20 characters"
     assert printed["gradients"] == f"measured on {trained_on}, which the run was trained on, then on the text itself"
     # The worst place is that of the weights that learn.
     worst, as_they_were = found.nats.max() / np.log(2), found.static_nats.max() / np.log(2)

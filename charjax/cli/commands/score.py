@@ -161,7 +161,7 @@ class _DynamicScorer:
     def __init__(self, command: ScoreCommand, info: RunInfo) -> None:
         self._learning, self._top = command.learning, _top_k(command)
         self._train_ids, source = _training_text(info)
-        self.how = f"in one pass, by weights that learn after every {self._learning.seq_len:,} characters"
+        self.how = f"in one pass, updating the weights every {self._learning.seq_len:,} characters"
         self.facts: Facts = [("gradients", source)]
         self.static_nats: float | None = 0.0
 

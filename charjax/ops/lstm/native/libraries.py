@@ -13,7 +13,7 @@ import jax
 from charjax.errors import in_short
 from charjax.host.cpu import cpu_flags
 
-# Best first, with the flags of the CPUs that run them; only the first trains in bfloat16.
+# Instruction sets, best first, each with the CPU flags it requires; only the first supports training in bfloat16.
 _WIDE = {"avx512vl", "avx512bw", "avx512dq"}
 INSTRUCTION_SETS = {
     "avx512bf16": {*_WIDE, "avx512_bf16", "avx512_vnni"},

@@ -69,7 +69,7 @@ def pad_gates(array: Array, cut: Tiling) -> Array:
 
 
 def pad_weights(w_hh: Array, cut: Tiling) -> Array:
-    """Pads the units of [H, 4H]."""
+    """Zero-pads the hidden units of w_hh [H, 4H]."""
     hidden = w_hh.shape[0]
     missing = cut.hidden - hidden
     apart = w_hh.reshape(hidden, 4, hidden)
