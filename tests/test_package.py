@@ -15,7 +15,14 @@ import charjax
 SUBPACKAGES = {"export", "interop", "ops"}
 NAMES = [
     *sorted(set(charjax.__all__) - SUBPACKAGES),
-    *("export.write_onnx", "export.write_stablehlo", "export.write_torch", "interop.from_torch", "interop.to_torch"),
+    *(
+        "export.write_html",
+        "export.write_onnx",
+        "export.write_stablehlo",
+        "export.write_torch",
+        "interop.from_torch",
+        "interop.to_torch",
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
 """Trained models as files for other programs."""
 
+from charjax.export.html import write_html as write_html
 from charjax.export.onnx import write_onnx as write_onnx
 from charjax.export.stablehlo import write_stablehlo as write_stablehlo
 from charjax.export.torch import write_torch as write_torch

@@ -15,12 +15,21 @@ def load_to_export(run: str | Path, out: str | Path) -> tuple[CharLSTM, Params, 
     Raises:
         UserError: the run is not a model, or `out` is a folder or a file of the run.
     """
-    out, folder = checked_path("out", out), checked_path("run", run)
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; name a file in it")
-    if out.exists() and out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{out} is a file of the run, which the export would replace; name another file")
-    params, info, _ = load_params(folder)
+    params, info, _ = load_params(checked_out(run, out)[0])
     shape = info.model
     model = CharLSTM(info.vocab.size, shape.hidden_dim, shape.hidden_layers, implementation="scan", dtype="float32")
     return model, params, info.vocab
+
+
+def checked_out(run: str | Path, out: str | Path) -> tuple[Path, Path]:
+    """Returns the paths of a run and of the file to write.
+
+    Raises:
+        UserError: `out` is a folder or a file of the run.
+    """
+    folder, file = checked_path("run", run), checked_path("out", out)
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; name a file in it")
+    if file.exists() and file.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{file} is a file of the run, which the export would replace; name another file")
+    return folder, file

@@ -77,14 +77,10 @@ def page_around_text(
 
     Arguments as for `charjax.rendering.html_page.PageWriter.finish`.
     """
-    style, script = _read("css") + _color_rules(scale), _read("js")
-    policy = (
-        f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    style, script = _read("css") + color_rules(scale), _read("js")
     before, between, after = re.split(r"\$text|\$details", _read("html"))
     filled = Template(before).substitute(
-        policy=policy,
+        policy=content_policy(style, script),
         title=escape(title),
         style=style,
         facts="".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in facts),
@@ -97,6 +93,12 @@ def page_around_text(
     return filled, between, Template(after).substitute(script=script)
 
 
+def content_policy(style: str, script: str | None = None) -> str:
+    """Returns a content security policy that allows one style, perhaps one script, and no request to any network."""
+    scripts = "" if script is None else f"script-src '{_digest(script)}'; "
+    return f"default-src 'none'; style-src '{_digest(style)}'; {scripts}base-uri 'none'; form-action 'none'"
+
+
 def class_of(level: int) -> str:
     """Returns the CSS class of a step's color, one letter."""
     return chr(ord("a") + level)
@@ -107,13 +109,24 @@ def escape(text: str) -> str:
     return html.escape(visible(text))
 
 
+def color_rules(scale: Scale) -> str:
+    """Returns the CSS of a scale's steps and of the page's background and ink, on light and dark pages."""
+
+    def rules(*, dark: bool) -> str:
+        colors = [(level, scale.color(level, dark=dark)) for level in range(scale.levels)]
+        return "\n".join(f".{class_of(level)}{{background:{_hex(color)}}}" for level, color in colors)
+
+    page = f":root{{--page:{_hex(LIGHT_BACKGROUND)};--ink:{_hex(LIGHT_INK)}}}\n{rules(dark=False)}\n"
+    dark_page = f":root{{--page:{_hex(DARK_BACKGROUND)};--ink:{_hex(DARK_INK)}}}\n{rules(dark=True)}"
+    return f"\n{page}@media (prefers-color-scheme: dark){{\n{dark_page}\n}}\n"
+
+
 def _read(extension: str) -> str:
     file = importlib.resources.files(__package__).joinpath(f"html_template.{extension}")
     return file.read_text(encoding="utf-8").removesuffix("\n")
 
 
-def digest(content: str) -> str:
-    """Returns what a content security policy names a style or a script by."""
+def _digest(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
@@ -152,16 +165,6 @@ def _legend(scale: Scale) -> str:
         beyond = " and more" if level == scale.levels - 1 else ""
         steps.append(f'<b class="{class_of(level)}" title="{low:.3g} to {high:.3g}{beyond}"> </b>')
     return f"{escape(scale.name)}: {scale.low:.3g} {''.join(steps)} {scale.high:.3g}"
-
-
-def _color_rules(scale: Scale) -> str:
-    def rules(*, dark: bool) -> str:
-        colors = [(level, scale.color(level, dark=dark)) for level in range(scale.levels)]
-        return "\n".join(f".{class_of(level)}{{background:{_hex(color)}}}" for level, color in colors)
-
-    page = f":root{{--page:{_hex(LIGHT_BACKGROUND)};--ink:{_hex(LIGHT_INK)}}}\n{rules(dark=False)}\n"
-    dark_page = f":root{{--page:{_hex(DARK_BACKGROUND)};--ink:{_hex(DARK_INK)}}}\n{rules(dark=True)}"
-    return f"\n{page}@media (prefers-color-scheme: dark){{\n{dark_page}\n}}\n"
 
 
 def _hex(color: RGB) -> str:

@@ -5,14 +5,14 @@ import importlib.resources
 from collections.abc import Sequence
 from string import Template
 
-from charjax.rendering.html_template import digest, escape
+from charjax.rendering.html_template import content_policy, escape
 from charjax.rendering.visible_text import printable
 
 
 def report_page(title: str, parts: Sequence[str]) -> str:
     """Returns a page of parts, which are HTML from the functions below."""
     style = _read("css")
-    policy = f"default-src 'none'; style-src '{digest(style)}'; base-uri 'none'; form-action 'none'"
+    policy = content_policy(style)
     return Template(_read("html")).substitute(policy=policy, title=escape(title), style=style, body="\n".join(parts))
 
 

@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
+from helpers import chromium
 from helpers.command_line import shows
 from helpers.painted_page import PaintedPage
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Asks for the tooltips of some characters, at the middle of each, and leaves them in the title.
 PROBE = """
 const boxes = [], walker = document.createTreeWalker(text, NodeFilter.SHOW_TEXT);
@@ -33,7 +32,7 @@ const found = boxes.slice(0, 300).map(([character, box, parent], number) => {
 document.title = JSON.stringify(found);
 """
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="no chromium")
 
 
 def tips_in_browser(page, tmp_path):
@@ -44,7 +43,7 @@ def tips_in_browser(page, tmp_path):
     )
     (tmp_path / "probed.html").write_text(probed, encoding="utf-8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command = [CHROMIUM, *options, "--window-size=900,4000", "--dump-dom", f"file://{tmp_path / 'probed.html'}"]
+    command = [chromium.PROGRAM, *options, "--window-size=900,4000", "--dump-dom", f"file://{tmp_path / 'probed.html'}"]
     dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
     title = re.search("<title>(.*?)</title>", dumped, re.DOTALL)[1]
     return json.loads(title.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))

@@ -173,6 +173,7 @@ def share(model: CharLSTM, state: TrainState, vocab: Vocab) -> None:
     save_model("model", model, state.params, vocab)
     for write, name in ((export.write_torch, "a.safetensors"), (write_onnx, "a.onnx"), (write_stablehlo, "a.zip")):
         write("model", name)
+    export.write_html("model", "a.html", title="Ask the model", context="To be")
     import_model("a.safetensors", "again", vocab=vocab)
 
 
