@@ -35,6 +35,8 @@ Positive = Annotated[float, Bounds("above 0 and finite", _ABOVE_0, 1e9)]
 NonNegative = Annotated[float, Bounds("at least 0 and finite", 0, 1e9)]
 # Every checkpoint stores the configuration, including these strings.
 Text = Annotated[str, Bounds("text of at most 100000 characters", 0, 100_000)]
+# What to do about characters of a text that the model's vocabulary lacks.
+OnUnknown = Literal["error", "skip", "replace"]
 
 
 class Checked:
@@ -95,6 +97,13 @@ class DataConfig(Checked):
 
     train_frac: Annotated[float, Bounds("between 0 and 1, both excluded", _ABOVE_0, _BELOW_1)] = 0.9
     """Fraction of the text to train on, between 0 and 1. The rest, at the end of the text, is for validation."""
+
+    validation: Optional[Annotated[str, Bounds("a path", 1, 100_000)]] = None
+    """Text to validate on, a path like TEXT. Then all of TEXT is trained on, and --train-frac is not used."""
+
+    separator: Optional[Text] = None
+    """String between two files, and between two texts of a .jsonl file, such as $'\\n\\n' in most shells.
+    By default a line break, unless the first ends with one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

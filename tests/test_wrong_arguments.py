@@ -62,7 +62,8 @@ TAKEN = {
     "beam_search": MODEL_AND_PARAMS
     | {"context": IDS, "length": 3, "beam_width": 2, "length_penalty": 0.0, "end": None},
     "beam_search_text": MODEL_AND_PARAMS
-    | {"vocab": VOCAB, "context": "a", "length": 3, "beam_width": 2, "length_penalty": 0.0, "end": None},
+    | {"vocab": VOCAB, "context": "a", "length": 3, "beam_width": 2, "length_penalty": 0.0, "end": None}
+    | {"on_unknown": "error"},
     "dynamic_score": MODEL_AND_PARAMS
     | {"ids": IDS, "train_ids": None, "seq_len": 5, "learning_rate": 0.1, "decay": 0.1},
     "dynamic_score_pieces": MODEL_AND_PARAMS
@@ -88,7 +89,7 @@ TAKEN = {
     | {"context_lengths": None, "weights": "auto"},
     "generate_text": MODEL_AND_PARAMS
     | {"vocab": VOCAB, "context": "a", "seed": 0, "length": 3, "num_samples": 1, "temperature": 1.0}
-    | {"top_k": None, "top_p": None, "min_p": None, "stop": None, "weights": "auto"},
+    | {"top_k": None, "top_p": None, "min_p": None, "stop": None, "weights": "auto", "on_unknown": "error"},
     "import_model": {"file": __file__, "out": "runs/none", "vocab": None},
     "init_carry": {"model": MODEL, "batch_size": 2},
     "init_params": {"key": KEY, "model": MODEL},
@@ -103,7 +104,7 @@ TAKEN = {
     | {"steps_per_call": 1, "microbatches": 1},
     "preset": {"name": "tiny", "characters": 9},
     "put_streams": {"tree": STREAMS, "mesh": MESH},
-    "read_pieces": {"path": __file__, "vocab": "auto"},
+    "read_pieces": {"path": __file__, "vocab": "auto", "separator": None, "on_unknown": "error"},
     "restore_checkpoint": {"run_dir": "runs/none", "abstract": STATE},
     "save_checkpoint": {"run_dir": "runs/none", "state": STATE, "info": INFO, "progress": Progress(step=0)},
     "save_model": MODEL_AND_PARAMS | {"folder": "runs/none", "vocab": VOCAB},
@@ -114,7 +115,8 @@ TAKEN = {
     "unit_activations": MODEL_AND_PARAMS | {"ids": IDS[None], "units": [(0, 1)]},
     "unit_correlations": MODEL_AND_PARAMS | {"vocab": VOCAB, "ids": IDS},
     # Methods.
-    "Corpus.from_file": {"path": __file__, "vocab": "auto", "train_frac": 0.9, "memory_mb": None},
+    "Corpus.from_file": {"path": __file__, "vocab": "auto", "train_frac": 0.9, "memory_mb": None, "separator": None}
+    | {"validation": None},
     "Corpus.from_text": {"text": TEXT, "vocab": "auto", "train_frac": 0.9},
     "Vocab": {"kind": "chars", "characters": "ab"},
     "Vocab.from_text": {"text": "ab"},

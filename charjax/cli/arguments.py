@@ -21,6 +21,7 @@ from charjax.config import (
     DynamicConfig,
     ModelConfig,
     NonNegative,
+    OnUnknown,
     Positive,
     SampleConfig,
     TrainConfig,
@@ -36,17 +37,35 @@ RunsArgument = Annotated[
 TextArgument = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEXT")]
 
 
+class Paths(tuple[Path, ...]):
+    """Several paths; for a plain tuple tyro imports typeguard, a quarter of the time that the help takes."""
+
+
+TextsArgument = Annotated[
+    tyro.conf.Positional[Paths],
+    tyro.conf.arg(metavar="TEXT [TEXT ...]", help_behavior_hint="(required)"),
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="TEXT",
+        instance_from_str=lambda given: Paths(map(Path, given)),
+        is_instance=lambda value: isinstance(value, Paths),
+        str_from_instance=lambda paths: [str(path) for path in paths],
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainCommand(Checked):
-    """Train a model on a text file.
+    """Train a model on a text.
 
     The run folder keeps the model, the checkpoints, config.json, metrics.jsonl and samples.txt.
     """
 
     example: ClassVar[str] = "charjax train novel.txt --out runs/novel --preset small --lr 0.008"
 
-    text: TextArgument
-    """Text file to train on, of any size."""
+    text: TextsArgument
+    """Texts to train on, of any size: files, folders, patterns such as 'books/*.txt', or - for standard input.
+    .gz, .bz2, .xz and .zst are decompressed, and of .jsonl each line's "text" is read."""
 
     out: Path
     """Run folder to create or, with --resume, to continue (short: -o)."""
@@ -143,8 +162,8 @@ class SweepCommand(Checked):
 
     example: ClassVar[str] = "charjax sweep novel.txt --out runs/sweep --lr 2e-3 5e-3 1e-2 --dropout 0 0.3 --seeds 3"
 
-    text: TextArgument
-    """Text file to train on, of any size."""
+    text: TextsArgument
+    """Texts to train on, as for charjax train."""
 
     out: Path
     """Folder to create (short: -o)."""
@@ -191,6 +210,9 @@ class SampleCommand(Checked):
     context_file: Optional[Path] = None
     """File to read the prompt from, of any size. It is not printed again."""
 
+    on_unknown: OnUnknown = "error"
+    """What to do about characters of the prompt that the model does not know: error, skip or replace."""
+
     stop: Optional[str] = None
     """End the text right after this string."""
 
@@ -223,7 +245,10 @@ class EvalCommand:
     """Run folder."""
 
     text: Annotated[tyro.conf.Positional[Optional[Path]], tyro.conf.arg(metavar="[TEXT]")] = None
-    """Text file; by default the validation part of the text that the run was trained on."""
+    """Text, as for charjax train; by default the validation part of the text that the run was trained on."""
+
+    on_unknown: OnUnknown = "error"
+    """What to do about characters that the model does not know: error, skip or replace (by a similar one, or ?)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,7 +268,10 @@ class ScoreCommand(Checked):
     """Run folder."""
 
     text: TextArgument
-    """Text file."""
+    """Text: a file, folder or pattern as for charjax train, or - for standard input."""
+
+    on_unknown: OnUnknown = "error"
+    """What to do about characters that the model does not know: error, skip or replace (by a similar one, or ?)."""
 
     html: Optional[Path] = None
     """Write an HTML page to this file: the text colored by surprise, with a curve of it. Hovering over a character, or
@@ -361,7 +389,10 @@ class NeuronsCommand(Checked):
     """Run folder."""
 
     text: TextArgument
-    """Text file, preferably one that the model was not trained on."""
+    """Text, as for charjax train, preferably one that the model was not trained on."""
+
+    on_unknown: OnUnknown = "error"
+    """What to do about characters that the model does not know: error, skip or replace (by a similar one, or ?)."""
 
     unit: str = ""
     """Show these units instead, as LAYER:UNIT separated by commas, such as 0:12,1:7."""

@@ -109,13 +109,13 @@ def _encode(text: str) -> bytes:
         return text.encode("utf-8", errors="backslashreplace")
 
 
-def check_page_path(page: Path, *, text: Path, run: Path) -> None:
+def check_page_path(page: Path, *, files: list[Path], run: Path) -> None:
     """Checks that writing a page does not replace a file that is still needed.
 
     Raises:
-        UserError: the page would replace the text or a file of the run.
+        UserError: the page would replace a file of the text or a file of the run.
     """
-    if page.exists() and text.exists() and page.samefile(text):
+    if page.exists() and any(file.exists() and page.samefile(file) for file in files):
         raise UserError(f"--html {page} is the text itself, which the page would replace; name another file")
     check_not_in_run(page, run, flag="--html")
 

@@ -32,8 +32,11 @@ class CharacterDecoder:
 
 def utf8_sizes(points: np.ndarray) -> np.ndarray:
     """Returns the UTF-8 lengths in bytes [n] int64 of code points [n]; a surrogate is one stray byte."""
-    sizes = np.searchsorted([0x80, 0x800, 0x10000], points, side="right") + 1
-    return np.where((points >= 0xD800) & (points < 0xE000), 1, sizes)
+    sizes = np.ones(len(points), np.uint8)  # several times as fast as np.searchsorted
+    for least in (0x80, 0x800, 0x10000):
+        sizes += points >= least
+    sizes[(points >= 0xD800) & (points < 0xE000)] = 1
+    return sizes.astype(np.int64)
 
 
 def decode_characters(vocab: Vocab, ids: np.ndarray) -> Iterator[tuple[str, int]]:

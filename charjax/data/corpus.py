@@ -1,35 +1,43 @@
 """Reads a text as ids: whole and split for training, or in pieces."""
 
 import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Iterator
-from io import BytesIO
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from charjax.array_types import Ids
-from charjax.config import DataConfig
-from charjax.data.survey import (
-    READ_BYTES,
-    UNICODE_SIZE,
-    NotUTF8Error,
-    OpenText,
-    check_is_file,
-    check_is_text,
-    code_points,
-    survey_text,
-)
+from charjax.config import DataConfig, OnUnknown
+from charjax.data.survey import check_is_text, survey_texts
 from charjax.data.text_file import FileIds, TextFile
-from charjax.data.vocab import Vocab, to_utf8
+from charjax.data.text_source import (
+    STANDARD_INPUT,
+    Spool,
+    TextPath,
+    TextPaths,
+    TextSource,
+    as_list,
+    in_memory,
+    name_of,
+    open_text,
+    text_files,
+)
+from charjax.data.vocab import Vocab, check_on_unknown, to_utf8
 from charjax.distributed.processes import are_several, from_main, together
 from charjax.errors import UserError, check_type, checked_path, checked_whole
 from charjax.host.memory import room_for_text
 
-# The number of blocks of a file that a fingerprint covers, and the size of each.
+# The number of blocks of a text that a fingerprint covers, and the size of each.
 FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 4096
+# Characters in a piece of a text.
+PIECE = 1 << 22
+
+# Is called with the digests of the training text and, if it is one of its own, the validation text.
+Recognize = Callable[[list[str]], None]
 
 _log = logging.getLogger("charjax")
 
@@ -39,13 +47,16 @@ class Corpus:
     """A text as ids, split into a training and a validation part.
 
     Attributes:
-        train: [N] ids, the first `train_frac` of the text: a NumPy array, or `FileIds` if they stay in the file.
-        validation: [M] ids, the rest.
+        train: [N] ids, the first `train_frac` of the text: a NumPy array, or `FileIds` if they stay on disk.
+        validation: [M] ids, the rest, or a text of its own.
         vocab: the characters.
         train_frac: the requested fraction.
-        name: name of the file.
-        path: absolute path of the file; empty if there is none.
+        name: name of the file, or of the first of several.
         sha256: hex digest of the text's bytes, by which a resumed run recognizes its text.
+        paths: absolute paths of its files, folders and patterns; none if it did not come from files.
+        separator: what comes between two files; None for a line break.
+        validation_path: absolute path of a validation text of its own.
+        validation_sha256: hex digest of that.
 
     Examples:
         >>> from charjax import Corpus
@@ -61,36 +72,51 @@ class Corpus:
     vocab: Vocab
     train_frac: float
     name: str
-    path: str
     sha256: str
+    paths: tuple[str, ...] = ()
+    separator: str | None = None
+    validation_path: str | None = None
+    validation_sha256: str = ""
+
+    @property
+    def path(self) -> str:
+        """The absolute path, if there is one; otherwise empty."""
+        return self.paths[0] if len(self.paths) == 1 else ""
 
     @classmethod
     def from_file(
         cls,
-        path: str | Path,
+        path: TextPaths,
         *,
         vocab: str | Vocab = "auto",
         train_frac: float = 0.9,
+        separator: str | None = None,
+        validation: TextPath | None = None,
         memory_mb: int | None = None,
     ) -> "Corpus":
-        """Reads a text file of any size.
+        """Reads a text of any size.
 
         Args:
-            path: the file; UTF-8, whose byte order mark is left out, or anything for the vocabulary "bytes".
-            vocab: "ascii", "chars", "bytes", "auto" (the first of these that fits the file), or a `Vocab`.
+            path: a file, a folder (all files below it but hidden ones), a pattern such as "books/*.txt", "-" for
+                standard input, or a list of these, read one after the other. Files are UTF-8, whose byte order mark is
+                left out, or anything for the vocabulary "bytes"; those whose names end in .gz, .bz2, .xz or .zst are
+                decompressed, and of .jsonl each line's "text" is read.
+            vocab: "ascii", "chars", "bytes", "auto" (the first of these that fits the text), or a `Vocab`.
             train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
-            memory_mb: megabytes that the text may take; a larger one stays in its file and is read on demand. The
-                default is a quarter of the available memory.
+            separator: what comes between two files, or two texts of .jsonl; by default a line break, unless the first
+                ends with one.
+            validation: a text of its own for validation; all of `path` is then for training.
+            memory_mb: megabytes that the text may take; a larger one stays on disk and is read on demand. The default
+                is a quarter of the available memory.
 
         Raises:
-            UserError: the path is not a file; the file is compressed, a document or in UTF-16; the text is too short to
-                split; or the vocabulary lacks characters of it.
-            OSError: the file cannot be read.
+            UserError: there is no such file; it is damaged, a document or in UTF-16; the text is too short to split;
+                or the vocabulary lacks characters of it.
+            OSError: a file cannot be read.
         """
-        DataConfig(train_frac=train_frac)
-        ids, chosen, sha256 = read_ids(path, vocab, memory_mb=memory_mb)
-        resolved = Path(path).resolve()
-        return cls._split(ids, chosen, train_frac, resolved.name, str(resolved), sha256, shown=str(path))
+        held_out = None if validation is None else str(checked_path("validation", validation))
+        data = DataConfig(train_frac=train_frac, separator=separator, validation=held_out)
+        return read_corpus(path, data, vocab, memory_mb=memory_mb)
 
     @classmethod
     def from_text(
@@ -98,145 +124,176 @@ class Corpus:
     ) -> "Corpus":
         """Makes a corpus of a string; arguments and errors as for `from_file`."""
         DataConfig(train_frac=train_frac)
-        content = to_utf8(text)
-        pieces = TextPieces.of(lambda: BytesIO(content), name, vocab)
-        return cls._split(pieces.read_all(), pieces.vocab, train_frac, name, "", pieces.sha256, shown=name)
+        (file,) = survey_texts([TextSource(name, [in_memory(name, to_utf8(text))])], vocab)
+        train, validation = _split(TextPieces(file).read_all(), train_frac, name)
+        return cls(train, validation, file.vocab, train_frac, name, file.sha256)
 
-    @classmethod
-    def _split(
-        cls,
-        ids: np.ndarray | FileIds,
-        vocab: Vocab,
-        train_frac: float,
-        name: str,
-        path: str,
-        sha256: str,
-        *,
-        shown: str,
-    ) -> "Corpus":
-        if len(ids) < 4:
-            plural = "" if len(ids) == 1 else "s"
-            raise UserError(f"{shown} has {len(ids)} character{plural}; a text needs at least 4, two for each split")
-        cut = round(train_frac * len(ids))
-        if not 2 <= cut <= len(ids) - 2:
-            raise UserError(
-                f"train_frac {train_frac} leaves {cut} of {shown}'s {len(ids)} characters to train on and "
-                f"{len(ids) - cut} to validate, but each split needs 2; choose --train-frac closer to 0.5, "
-                "or a longer text"
-            )
-        if isinstance(ids, FileIds):
-            train, validation = ids.part(0, cut), ids.part(cut, len(ids))
-            return cls(train, validation, vocab, train_frac, name, path, sha256)
-        return cls(ids[:cut], ids[cut:], vocab, train_frac, name, path, sha256)
+
+def read_corpus(
+    texts: TextPaths,
+    data: DataConfig,
+    vocab: str | Vocab,
+    *,
+    memory_mb: int | None = None,
+    recognize: Recognize | None = None,
+) -> Corpus:
+    """Reads a text as `Corpus.from_file` does, without `data.vocab`.
+
+    Raises:
+        UserError: as for `Corpus.from_file`, or a file is in both the training and the validation text.
+        OSError: a file cannot be read.
+    """
+    wanted: list[TextPaths] = [texts] if data.validation is None else [texts, data.validation]
+    (file, ids), *held_out = _read(wanted, vocab, separator=data.separator, memory_mb=memory_mb, recognize=recognize)
+    if held_out:
+        train, validation = cast(Ids, ids), cast(Ids, held_out[0][1])
+        for one in (file, held_out[0][0]):
+            if one.characters < 2:
+                raise UserError(f"{one.source.name} has 1 character; a text of its own needs at least 2")
+    else:
+        train, validation = _split(ids, data.train_frac, file.source.name)
+    given = [Path(text) for text in as_list(texts)]
+    return Corpus(
+        train,
+        validation,
+        file.vocab,
+        data.train_frac,
+        name=name_of([path.resolve().name if path != STANDARD_INPUT else path for path in given]),
+        sha256=file.sha256,
+        paths=tuple(map(_absolute, given)),
+        separator=data.separator,
+        validation_path=None if data.validation is None else _absolute(Path(data.validation)),
+        validation_sha256=held_out[0][0].sha256 if held_out else "",
+    )
+
+
+def _absolute(path: Path) -> str:
+    return str(path if path == STANDARD_INPUT else path.resolve())
+
+
+def _split(ids: Any, train_frac: float, name: str) -> tuple[Ids, Ids]:
+    """Divides an array or `FileIds` into a training and a validation part."""
+    if len(ids) < 4:
+        plural = "" if len(ids) == 1 else "s"
+        raise UserError(f"{name} has {len(ids)} character{plural}; a text needs at least 4, two for each split")
+    cut = round(train_frac * len(ids))
+    if not 2 <= cut <= len(ids) - 2:
+        raise UserError(
+            f"train_frac {train_frac} leaves {cut} of {name}'s {len(ids)} characters to train on and "
+            f"{len(ids) - cut} to validate, but each split needs 2; choose --train-frac closer to 0.5, "
+            "or a longer text"
+        )
+    if isinstance(ids, FileIds):
+        return ids.part(0, cut), ids.part(cut, len(ids))
+    return ids[:cut], ids[cut:]
 
 
 def read_ids(
-    path: str | Path, vocab: str | Vocab = "auto", *, memory_mb: int | None = None
+    path: TextPaths,
+    vocab: str | Vocab = "auto",
+    *,
+    separator: str | None = None,
+    memory_mb: int | None = None,
+    on_unknown: OnUnknown | None = None,
 ) -> tuple[np.ndarray | FileIds, Vocab, str]:
-    """Reads a text file as `Corpus.from_file` does -> (ids [N], vocabulary, hex SHA-256 of the file)."""
-    path = checked_path("path", path)
-    if are_several():
-        return _open_together(path, vocab)
-    check_is_file(path)
+    """Reads a text as `Corpus.from_file` does -> (ids [N], vocabulary, hex SHA-256 of the text)."""
+    ((file, ids),) = _read([path], vocab, separator=separator, memory_mb=memory_mb, on_unknown=on_unknown)
+    return ids, file.vocab, file.sha256
+
+
+def _read(
+    texts: Sequence[TextPaths],
+    vocab: str | Vocab,
+    *,
+    separator: str | None = None,
+    memory_mb: int | None = None,
+    on_unknown: OnUnknown | None = None,
+    recognize: Recognize | None = None,
+) -> list[tuple[TextFile, np.ndarray | FileIds]]:
+    """Reads texts into memory, or opens them if they do not fit, or if there are several processes."""
     budget = room_for_text() if memory_mb is None else 1_000_000 * checked_whole("memory_mb", memory_mb, least=0)
-    if budget is not None and path.stat().st_size > budget:
-        _log.info("%s does not fit in its memory budget and is read from disk as needed", path)
-        file, sha256 = _open_text(path, vocab)
-        return FileIds(file, 0, file.characters), file.vocab, sha256
-    text = read_pieces(path, vocab)
-    return text.read_all(), text.vocab, text.sha256
+    if are_several():
+        files = _open_together(lambda: _open(texts, vocab, budget, separator), vocab, recognize)
+        return [(file, FileIds(file, 0, file.characters)) for file in files]
+    sources = _open(texts, vocab, budget, separator)
+    fits = budget is None or sum(source.size for source in sources) <= budget
+    if not fits:
+        _log.info("%s does not fit in its memory budget and is read from disk as needed", sources[0].name)
+    files = survey_texts(sources, vocab, on_unknown=on_unknown, recognize=recognize)
+    return [(file, TextPieces(file).read_all() if fits else FileIds(file, 0, file.characters)) for file in files]
 
 
-def _open_together(path: Path, vocab: str | Vocab) -> tuple[FileIds, Vocab, str]:
-    """Opens a text in several processes: the main one reads all of it, the others only what they train on."""
+def _open(
+    texts: Sequence[TextPaths], vocab: str | Vocab, budget: int | None, separator: str | None = None
+) -> list[TextSource]:
+    """Opens texts that have no file in common."""
+    spool, sources, seen = Spool(budget), list[TextSource](), set[Path]()
+    for text in texts:
+        if are_several() and STANDARD_INPUT in text_files(text):
+            raise UserError("several processes cannot share standard input; give a file")
+        source = open_text(text, spool, separator=separator)
+        for part in source.parts:
+            check_is_text(part, vocab)
+        files = {path.resolve() for path in source.files}
+        if files & seen:
+            raise UserError(f"{min(files & seen)} is both to train and to validate on; take it out of one")
+        seen |= files
+        sources.append(source)
+    return sources
 
-    def survey() -> dict[str, Any]:
-        check_is_file(path)
-        file, sha256 = _open_text(path, vocab)
-        return {"file": file.to_dict(), "sha256": sha256, "fingerprint": _fingerprint(path)}
+
+def _open_together(
+    open_texts: Callable[[], list[TextSource]], vocab: str | Vocab, recognize: Recognize | None
+) -> list[TextFile]:
+    """Opens texts in several processes: the main one reads all of them, the others only what they train on."""
+    opened = functools.cache(open_texts)
+
+    def survey() -> list[dict[str, Any]]:
+        files = survey_texts(opened(), vocab, recognize=recognize)
+        return [{"file": file.to_dict(), "fingerprint": _fingerprint(file.source)} for file in files]
 
     found = from_main(survey)
     with together():
-        check_is_file(path)
-        file = TextFile.from_dict(found["file"], path.resolve())
-        if _fingerprint(path) != found["fingerprint"]:
-            raise UserError(f"{path} has different text here than in process 0; give every process the same text")
-    return FileIds(file, 0, file.characters), file.vocab, found["sha256"]
+        files = []
+        for source, one in zip(opened(), found, strict=True):
+            files.append(TextFile.from_dict(one["file"], source))
+            if _fingerprint(source) != one["fingerprint"]:
+                raise UserError(
+                    f"{source.name} has different text here than in process 0; give every process the same text"
+                )
+    return files
 
 
-def _fingerprint(path: Path) -> str:
-    """Returns the hex SHA-256 of blocks spread evenly over a file: enough to tell apart all but very similar texts."""
+def _fingerprint(source: TextSource) -> str:
+    """Returns the hex SHA-256 of blocks spread evenly over a text: enough to tell apart all but very similar ones."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        last = max(path.stat().st_size - FINGERPRINT_BYTES, 0)
-        for block in range(FINGERPRINT_BLOCKS):
-            file.seek(last * block // (FINGERPRINT_BLOCKS - 1))
-            digest.update(file.read(FINGERPRINT_BYTES))
+    last = max(source.size - FINGERPRINT_BYTES, 0)
+    for block in range(FINGERPRINT_BLOCKS):
+        start = last * block // (FINGERPRINT_BLOCKS - 1)
+        digest.update(source.read(start, min(start + FINGERPRINT_BYTES, source.size)))
     return digest.hexdigest()
-
-
-def _open_text(path: Path, vocab: str | Vocab) -> tuple[TextFile, str]:
-    """Surveys a text that stays in its file -> (the file, hex SHA-256)."""
-    check_is_text(path, vocab)
-    before = path.stat()
-    survey, chosen = survey_text(lambda: path.open("rb"), str(path), vocab, index=True)
-    one_byte_each = survey.is_ascii or chosen.kind == "bytes"
-    characters = survey.size if chosen.kind == "bytes" else survey.characters
-    file = TextFile(
-        path=path.resolve(),
-        vocab=chosen,
-        characters=characters,
-        first_byte=survey.size - characters if one_byte_each else 0,
-        index=None if one_byte_each else survey.index,
-        size=before.st_size,
-        modified=before.st_mtime_ns,
-    )
-    return file, survey.sha256
 
 
 @dataclasses.dataclass(frozen=True)
 class TextPieces:
-    """A text that yields its ids in pieces; see `read_pieces`.
+    """A text that yields its ids in pieces; see `read_pieces`."""
 
-    Attributes:
-        name: the text's name in error messages.
-        open_text: opens the text, from its beginning each time.
-        vocab: its characters.
-        size: number of ids.
-        sha256: hex digest of its bytes.
-    """
+    file: TextFile
 
-    name: str
-    open_text: OpenText
-    vocab: Vocab
-    size: int
-    sha256: str
+    @property
+    def vocab(self) -> Vocab:
+        """Its characters."""
+        return self.file.vocab
 
-    @classmethod
-    def of(cls, open_text: OpenText, name: str, vocab: str | Vocab) -> "TextPieces":
-        """Surveys a text; arguments and errors as for `survey_text`."""
-        survey, chosen = survey_text(open_text, name, vocab)
-        size = survey.size if chosen.kind == "bytes" else survey.characters
-        return cls(name, open_text, chosen, size, survey.sha256)
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return self.file.characters
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields ids [n], n > 0.
-
-        Raises:
-            UserError: the text has changed since it was surveyed.
-        """
-        left, changed = self.size, UserError(f"{self.name} changed while it was read; make a copy and use that")
-        try:
-            for ids in self._bytes() if self.vocab.kind == "bytes" else self._characters():
-                left -= len(ids)
-                if left < 0 or np.any(ids < 0):
-                    raise changed
-                if len(ids):
-                    yield ids.astype(self.vocab.dtype)
-        except NotUTF8Error:
-            raise changed from None
-        if left:
-            raise changed
+        """Yields ids [n], n > 0; a UserError if the text has changed since it was surveyed."""
+        for start in range(0, self.size, PIECE):
+            yield self.file.read(start, min(start + PIECE, self.size))
 
     def read_all(self) -> np.ndarray:
         """Reads the whole text into memory and returns ids [size]."""
@@ -246,35 +303,28 @@ class TextPieces:
             position += len(piece)
         return ids
 
-    def _bytes(self) -> Iterator[np.ndarray]:
-        with self.open_text() as file:
-            while chunk := file.read(READ_BYTES):
-                yield np.frombuffer(chunk, np.uint8)
-
-    def _characters(self) -> Iterator[np.ndarray]:
-        table = np.full(UNICODE_SIZE, -1, np.int32)
-        table[self.vocab.codes()] = np.arange(self.vocab.size, dtype=np.int32)
-        for points in code_points(self.open_text):
-            yield table[points]
-
 
 def check_corpus(corpus: Corpus) -> None:
     """Checks that a corpus is one; a UserError otherwise."""
     check_type("corpus", corpus, Corpus, "make one with Corpus.from_file or Corpus.from_text")
 
 
-def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:
-    """Reads a text file of any size in pieces of a few megabytes.
+def read_pieces(
+    path: TextPaths, vocab: str | Vocab = "auto", *, separator: str | None = None, on_unknown: OnUnknown = "error"
+) -> TextPieces:
+    """Reads a text of any size in pieces of a few megabytes.
 
     Args:
-        path: the file.
+        path: a file, folder or pattern, or several, as in `Corpus.from_file`.
         vocab: as in `Corpus.from_file`.
+        separator: as in `Corpus.from_file`.
+        on_unknown: what to do about characters that the vocabulary lacks, as in `Vocab.encode`.
 
     Returns:
-        An iterable of ids [n]; each iteration reads the file from its beginning.
+        An iterable of ids [n]; each iteration reads the text from its beginning.
 
     Raises:
-        UserError: as for `Corpus.from_file`; during iteration, also if the file has changed.
+        UserError: as for `Corpus.from_file`; during iteration, also if a file has changed.
 
     Examples:
         >>> import pathlib, tempfile
@@ -285,7 +335,7 @@ def read_pieces(path: str | Path, vocab: str | Vocab = "auto") -> TextPieces:
         ...     [piece.tolist() for piece in read_pieces(path, "chars")]
         [[0, 1, 2, 0, 1]]
     """
-    path = checked_path("path", path)
-    check_is_file(path)
-    check_is_text(path, vocab)
-    return TextPieces.of(lambda: path.open("rb"), str(path), vocab)
+    separator = DataConfig(separator=separator).separator
+    (source,) = _open([path], vocab, room_for_text(), separator)
+    (file,) = survey_texts([source], vocab, on_unknown=check_on_unknown(on_unknown))
+    return TextPieces(file)

@@ -3,31 +3,29 @@
 import codecs
 import dataclasses
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable, Iterator
-from io import BufferedIOBase
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from charjax.config import DataConfig
-from charjax.data.text_file import INDEX_STRIDE
-from charjax.data.vocab import Vocab, show_characters
+from charjax.config import DataConfig, OnUnknown
+from charjax.data.character_decoder import utf8_sizes
+from charjax.data.text_file import INDEX_STRIDE, SKIPPED, TextFile
+from charjax.data.text_source import Part, TextSource
+from charjax.data.vocab import Vocab, log_unknown, show_characters, stand_in
 from charjax.errors import UserError
-from charjax.host.atomic_file import naming
 
-# Bytes read at a time; only the ids of the whole file are ever in memory.
-READ_BYTES = 1 << 22
 UNICODE_SIZE = 0x110000
 _BOM = 0xFEFF
 
 # The first bytes of files that are not texts: what they are, and how to get the text.
 _SIGNATURES = (
-    (b"\x1f\x8b", "compressed with gzip", "decompress it (gunzip)"),
-    (b"\xfd7zXZ\0", "compressed with xz", "decompress it (unxz)"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it (unzstd)"),
-    (b"BZh91AY&SY", "compressed with bzip2", "decompress it (bunzip2)"),
+    (b"\x1f\x8b", "compressed with gzip", "give its name the ending .gz, or decompress it (gunzip)"),
+    (b"\xfd7zXZ\0", "compressed with xz", "give its name the ending .xz, or decompress it (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "give its name the ending .zst, or decompress it (unzstd)"),
+    (b"BZh91AY&SY", "compressed with bzip2", "give its name the ending .bz2, or decompress it (bunzip2)"),
     (b"PK\3\4", "a ZIP archive or an office document", "extract or export its text"),
     (b"%PDF-", "a PDF", "extract its text (pdftotext)"),
     (codecs.BOM_UTF32_LE, "in UTF-32", "convert it (iconv -f UTF-32 -t UTF-8)"),
@@ -35,26 +33,12 @@ _SIGNATURES = (
     (codecs.BOM_UTF16_BE, "in UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),
 )
 
-OpenText = Callable[[], BufferedIOBase]
+_ADVICE = ", or use --on-unknown skip or replace"
 
 _log = logging.getLogger("charjax")
 
 
-def check_is_file(path: str | Path) -> None:
-    """Checks that a text can be read from a path, more than once.
-
-    Raises:
-        UserError: the path does not exist, or is a folder, pipe or device.
-    """
-    if not Path(path).exists():
-        raise UserError(f"{path} does not exist; give a text file")
-    if Path(path).is_dir():
-        raise UserError(f"{path} is a folder; give a text file")
-    if not Path(path).is_file():
-        raise UserError(f"{path} is a pipe or device; give a text file, which can be read more than once")
-
-
-def check_is_text(path: str | Path, vocab: str | Vocab) -> None:
+def check_is_text(part: Part, vocab: str | Vocab) -> None:
     """Recognizes files that are not texts by their first bytes, except for the vocabulary "bytes".
 
     Raises:
@@ -64,29 +48,23 @@ def check_is_text(path: str | Path, vocab: str | Vocab) -> None:
     kind = vocab.kind if isinstance(vocab, Vocab) else DataConfig(vocab=vocab).vocab  # type: ignore[arg-type]
     if kind == "bytes":
         return
-    with Path(path).open("rb") as file:
-        start = file.read(1024)
-    found = next((rest for signature, *rest in _SIGNATURES if start.startswith(signature)), _utf_16_without_mark(start))
+    start = part.bytes(0, min(1024, part.size))
+    found = next((rest for signature, *rest in _SIGNATURES if start.startswith(signature)), _without_signature(start))
     if found:
         what, remedy = found
         raise UserError(
-            f"{path} is {what}, not UTF-8 text; {remedy}, or use --vocab bytes to take its bytes as they are"
+            f"{part.name} is {what}, not UTF-8 text; {remedy}, or use --vocab bytes to take its bytes as they are"
         )
 
 
-def _utf_16_without_mark(start: bytes) -> list[str]:
-    """Recognizes UTF-16 by its zeros: they are every other byte of Latin letters."""
+def _without_signature(start: bytes) -> list[str]:
+    """Recognizes tar archives, and UTF-16 by its zeros: they are every other byte of Latin letters."""
+    if start[257:262] == b"ustar":
+        return ["a tar archive", "extract it and give the folder"]
     for order, zeros, others in (("LE", start[1::2], start[::2]), ("BE", start[::2], start[1::2])):
         if len(start) > 3 and zeros.count(0) > 0.8 * len(zeros) and others.count(0) < 0.2 * len(others):
             return ["in UTF-16", f"convert it (iconv -f UTF-16{order} -t UTF-8)"]
     return []
-
-
-def digest(path: str | Path) -> str:
-    """Returns the hex SHA-256 of a file, as in `Corpus.sha256`."""
-    check_is_file(path)
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class InvalidByte(NamedTuple):
@@ -109,19 +87,21 @@ class Survey:
     """The result of the first pass over a text.
 
     Attributes:
-        size: bytes.
+        source: the text.
         sha256: hex digest of the bytes.
-        characters: number of characters, without a byte order mark.
+        characters: number of characters, without a byte order mark and without those that are skipped.
         seen: [UNICODE_SIZE] bool, which code points occur.
         invalid: the first byte that is not UTF-8, if any; the two fields above then end before it.
-        index: byte offset of every `INDEX_STRIDE`th character, if requested.
+        unknown: number of characters that are skipped or replaced.
+        index: byte offset of every `INDEX_STRIDE`th character.
     """
 
-    size: int = 0
+    source: TextSource
     sha256: str = ""
     characters: int = 0
     seen: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(UNICODE_SIZE, bool))
     invalid: InvalidByte | None = None
+    unknown: int = 0
     index: list[int] = dataclasses.field(default_factory=list)
 
     @property
@@ -134,105 +114,156 @@ class Survey:
         """The distinct characters of the text, in the order of their code points."""
         return "".join(map(chr, np.flatnonzero(self.seen)))
 
+    def add(self, points: np.ndarray, offset: int, known: np.ndarray | None, *, skip: bool) -> int:
+        """Adds the next characters, which begin at a byte offset, and returns the offset of those after them.
 
-def survey_text(open_text: OpenText, name: str, vocab: str | Vocab, *, index: bool = False) -> tuple[Survey, Vocab]:
-    """Reads a text for the first time and chooses a vocabulary that has all of its characters.
+        Args:
+            points: code points [n]; uint8 if all are ASCII.
+            offset: in bytes.
+            known: [UNICODE_SIZE] bool, the characters of a vocabulary; None if all must be.
+            skip: leave the others out.
+        """
+        if not len(points):
+            return offset
+        if points.dtype == np.uint8:  # several times as fast as an index of every character
+            new = points.tobytes().translate(None, np.flatnonzero(self.seen[:128]).astype(np.uint8).tobytes())
+            self.seen[list(set(new))] = True
+        else:
+            self.seen[points] = True
+        kept = None
+        if known is not None:
+            is_known = known[points]
+            self.unknown += len(points) - int(np.count_nonzero(is_known))
+            kept = np.flatnonzero(is_known) if skip else None
+        if kept is None:
+            positions, count = np.arange(-self.characters % INDEX_STRIDE, len(points), INDEX_STRIDE), len(points)
+        else:
+            positions, count = kept[-self.characters % INDEX_STRIDE :: INDEX_STRIDE], len(kept)
+        self.characters += count
+        offsets, end = _offsets(points, positions, offset)
+        self.index += offsets
+        return end
+
+
+def _offsets(points: np.ndarray, positions: np.ndarray, offset: int) -> tuple[list[int], int]:
+    """Returns the byte offsets of some of the characters that begin at one, and the offset after all of them."""
+    if points.dtype == np.uint8:
+        return (offset + positions).tolist(), offset + len(points)
+    cuts = np.unique(np.append(0, positions))
+    sizes = np.add.reduceat(utf8_sizes(points), cuts)
+    ends = offset + np.cumsum(sizes)
+    return (ends - sizes)[len(cuts) - len(positions) :].tolist(), int(ends[-1])
+
+
+def survey_texts(
+    sources: Sequence[TextSource],
+    vocab: str | Vocab,
+    *,
+    on_unknown: OnUnknown | None = None,
+    recognize: Callable[[list[str]], None] | None = None,
+) -> list[TextFile]:
+    """Reads texts for the first time and chooses a vocabulary that has all of their characters.
 
     Args:
-        open_text: opens the text, from its beginning each time.
-        name: the text's name in error messages.
+        sources: the texts.
         vocab: as in `Corpus.from_file`.
-        index: whether to find the byte offsets of characters as well.
+        on_unknown: what to do about characters that a given vocabulary lacks; None is an error that names no option.
+        recognize: is called with the digests of the texts before anything else is checked.
 
     Raises:
-        UserError: the text is empty, is not UTF-8 although `vocab` needs it, or has characters that `vocab` lacks.
+        UserError: a text is empty, is not UTF-8 although `vocab` needs it, or has characters that `vocab` lacks.
     """
-    with naming(Path(name)):
-        survey = _survey(open_text, index=index)
-    if not survey.size:
-        raise UserError(f"{name} is empty; give a non-empty text")
-    chosen = _choose(survey, name, vocab)
-    if survey.invalid is not None and vocab == "auto":
-        byte, offset = survey.invalid
-        count = _count_invalid(open_text)
-        some, first = ("1 byte", "") if count == 1 else (f"{count} bytes", "the first ")
-        verb = "is" if count == 1 else "are"
-        reason = f"{some} of {name} {verb} not UTF-8, {first}0x{byte:02x} at offset {offset}"
-        _log.info("vocabulary: bytes (256), because %s", reason)
-    if chosen.kind == "bytes":
-        return survey, chosen
-    is_fixed = isinstance(vocab, Vocab)  # a model's, which no option can change
-    if survey.invalid is not None:
-        byte, offset = survey.invalid
-        advice = "convert the file" if is_fixed else "use --vocab bytes, or convert the file"
-        raise UserError(f"{name} is not UTF-8: byte 0x{byte:02x} at offset {offset}; {advice}")
-    if not survey.characters:
-        raise UserError(f"{name} is empty except for a byte order mark; give a non-empty text")
-    unknown = chosen.unknown(survey.alphabet)
-    if unknown:
-        advice = "replace it in the text" if is_fixed else "use --vocab auto, chars or bytes"
-        raise _unknown_error(open_text, name, chosen, unknown, advice)
-    return survey, chosen
+    kind = vocab.kind if isinstance(vocab, Vocab) else DataConfig(vocab=vocab).vocab  # type: ignore[arg-type]
+    fixed = Vocab.ascii() if kind == "ascii" else vocab
+    known, decode = None, kind != "bytes"
+    if isinstance(fixed, Vocab):
+        known = _known(fixed) if decode and on_unknown in ("skip", "replace") else None
+    surveys = [_survey(source, known, skip=on_unknown == "skip", decode=decode) for source in sources]
+    if recognize is not None:
+        recognize([survey.sha256 for survey in surveys])
+    for survey in surveys:
+        if not survey.source.size:
+            raise UserError(f"{survey.source.name} is empty; give a non-empty text")
+    chosen = _choose(surveys, vocab)
+    if vocab == "auto":
+        _log_choice(surveys, chosen)
+    if chosen.kind != "bytes":
+        for survey in surveys:
+            _check(survey, chosen, "" if on_unknown is None else _ADVICE, is_fixed=isinstance(vocab, Vocab))
+    return [_text_file(survey, chosen, on_unknown) for survey in surveys]
 
 
-def _count_invalid(open_text: OpenText) -> int:
-    """Returns how many bytes are not part of a UTF-8 character."""
-    decoder, count = codecs.getincrementaldecoder("utf-8")("surrogateescape"), 0
-    with open_text() as file:
-        while True:
-            chunk = file.read(READ_BYTES)
-            points = np.frombuffer(
-                decoder.decode(chunk, final=not chunk).encode("utf-32-le", "surrogatepass"), np.uint32
-            )
-            count += int(((points >= 0xDC80) & (points <= 0xDCFF)).sum())
-            if not chunk:
-                return count
+def _survey(source: TextSource, known: np.ndarray | None, *, skip: bool, decode: bool) -> Survey:
+    digest, found = hashlib.sha256(), Survey(source)
 
+    def chunks() -> Iterator[bytes]:
+        for chunk in source.chunks():
+            digest.update(chunk)
+            yield chunk
 
-def _survey(open_text: OpenText, *, index: bool) -> Survey:
-    with open_text() as file:
-        found = Survey(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=file.seek(0, 2))
-        file.seek(0)
-        has_mark = file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
-    offset = len(codecs.BOM_UTF8) if has_mark else 0
+    rest, offset = chunks(), source.mark
     try:
-        for points in code_points(open_text):
-            found.seen[points] = True
-            if index:
-                offset += _add_to_index(found, points, offset)
-            found.characters += len(points)
+        for points in code_points(rest, "strict" if known is None else "surrogateescape") if decode else ():
+            offset = found.add(points, offset, known, skip=skip)
     except NotUTF8Error as error:
         found.invalid = error.byte
+    for _ in rest:
+        pass  # only the digest needs it
+    found.sha256 = digest.hexdigest()
     return found
 
 
-def _add_to_index(found: Survey, points: np.ndarray, offset: int) -> int:
-    """Adds the next characters, the first of them at a byte offset, to the index; returns the bytes that they take."""
-    ends = np.cumsum(1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF))
-    for position in range(-found.characters % INDEX_STRIDE, len(points), INDEX_STRIDE):
-        found.index.append(offset + (int(ends[position - 1]) if position else 0))
-    return int(ends[-1]) if len(ends) else 0
+def _check(survey: Survey, vocab: Vocab, or_tolerate: str, *, is_fixed: bool) -> None:
+    """Checks that a text has characters, all of them in a vocabulary; one that `is_fixed` no option can change."""
+    source = survey.source
+    if survey.invalid is not None:
+        file, offset = source.locate(survey.invalid.offset)
+        advice = f"convert the file{or_tolerate}" if is_fixed else "use --vocab bytes, or convert the file"
+        raise UserError(f"{file} is not UTF-8: byte 0x{survey.invalid.value:02x} at offset {offset}; {advice}")
+    if source.size == source.mark:
+        raise UserError(f"{source.name} is empty except for a byte order mark; give a non-empty text")
+    if not survey.characters:
+        raise UserError(f"{source.name} has no character of the {vocab.kind} vocabulary; give another text")
+    unknown = vocab.unknown(survey.alphabet)
+    if unknown and not survey.unknown:
+        advice = f"replace it in the text{or_tolerate}" if is_fixed else "use --vocab auto, chars or bytes"
+        raise _unknown_error(source, vocab, unknown, advice)
 
 
-def code_points(open_text: OpenText) -> Iterator[np.ndarray]:
+def _text_file(survey: Survey, vocab: Vocab, on_unknown: OnUnknown | None) -> TextFile:
+    source, unknown = survey.source, dict[int, int]()
+    if survey.unknown:
+        skip, lacking = on_unknown == "skip", vocab.unknown(survey.alphabet)
+        log_unknown(source.name, vocab, lacking, survey.unknown, skip=skip)
+        unknown = {ord(one): SKIPPED if skip else int(vocab.encode(stand_in(vocab, one))[0]) for one in lacking}
+    one_byte_each = vocab.kind == "bytes" or (survey.is_ascii and SKIPPED not in unknown.values())
+    return TextFile(
+        source=source,
+        vocab=vocab,
+        characters=source.size if vocab.kind == "bytes" else survey.characters,
+        first_byte=0 if vocab.kind == "bytes" else source.mark,
+        index=None if one_byte_each else survey.index,
+        size=source.size,
+        sha256=survey.sha256,
+        unknown=unknown,
+    )
+
+
+def code_points(chunks: Iterable[bytes], errors: str = "strict") -> Iterator[np.ndarray]:
     """Decodes a text chunk by chunk, yielding code points [n] without a byte order mark at the beginning.
 
     Raises:
-        NotUTF8Error: the text is not UTF-8.
+        NotUTF8Error: the text is not UTF-8, unless the bytes that are not become "surrogateescape".
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
     at_start, offset = True, 0
-    with open_text() as file:
-        while True:
-            chunk = file.read(READ_BYTES)
-            points = _decode(decoder, chunk, offset)
-            if at_start and len(points):
-                points = points[int(points[0] == _BOM) :]
-                at_start = False
-            yield points
-            if not chunk:
-                return
-            offset += len(chunk)
+    for chunk in itertools.chain(chunks, [b""]):
+        points = _decode(decoder, chunk, offset)
+        if at_start and len(points):
+            points = points[int(points[0] == _BOM) :]
+            at_start = False
+        yield points
+        offset += len(chunk)
 
 
 def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int) -> np.ndarray:
@@ -245,44 +276,59 @@ def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int) -> np
     except UnicodeDecodeError as error:
         byte = (pending + chunk)[error.start]
         raise NotUTF8Error(InvalidByte(byte, offset - len(pending) + error.start)) from None
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def _choose(survey: Survey, name: str, vocab: str | Vocab) -> Vocab:
+def _choose(surveys: Sequence[Survey], vocab: str | Vocab) -> Vocab:
     if isinstance(vocab, Vocab):
         return vocab
-    DataConfig(vocab=vocab)  # type: ignore[arg-type]  # checks the name
-    if vocab == "ascii":
+    if vocab == "ascii" or (vocab == "auto" and all(survey.is_ascii for survey in surveys)):
         return Vocab.ascii()
-    if vocab == "bytes":
+    if vocab == "bytes" or (vocab == "auto" and any(survey.invalid for survey in surveys)):
         return Vocab.bytes()
-    if vocab == "auto" and survey.is_ascii:
-        _log.info("vocabulary: ascii (128 characters), because %s is plain ASCII", name)
-        return Vocab.ascii()
-    if vocab == "auto" and survey.invalid is not None:
-        return Vocab.bytes()
-    chars = Vocab("chars", survey.alphabet)
-    if vocab == "auto":
-        _log.info("vocabulary: chars (%d characters), because %s is UTF-8 beyond ASCII", chars.size, name)
-    return chars
+    return Vocab("chars", "".join(sorted(set().union(*(survey.alphabet for survey in surveys)))))
 
 
-def _unknown_error(open_text: OpenText, name: str, vocab: Vocab, unknown: str, advice: str) -> UserError:
-    """Names the characters that a vocabulary lacks, and the line and column of the first of them."""
+def _log_choice(surveys: Sequence[Survey], chosen: Vocab) -> None:
+    if chosen.kind == "bytes":
+        source, invalid = next((survey.source, survey.invalid) for survey in surveys if survey.invalid is not None)
+        file, offset = source.locate(invalid.offset)
+        count = _count_invalid(source)
+        some, first = ("1 byte", "") if count == 1 else (f"{count} bytes", "the first ")
+        reason = f"{some} of {source.name} {'is' if count == 1 else 'are'} not UTF-8, {first}"
+        reason += f"0x{invalid.value:02x} at offset {offset}{'' if file == source.name else f' of {file}'}"
+    elif chosen.kind == "ascii":
+        reason = f"{surveys[0].source.name} is plain ASCII"
+    else:
+        reason = f"{next(survey.source.name for survey in surveys if not survey.is_ascii)} is UTF-8 beyond ASCII"
+    size = f"{chosen.size} characters" if chosen.kind != "bytes" else f"{chosen.size}"
+    _log.info("vocabulary: %s (%s), because %s", chosen.kind, size, reason)
+
+
+def _count_invalid(source: TextSource) -> int:
+    """Returns how many bytes are not part of a UTF-8 character."""
+    points = code_points(source.chunks(), "surrogateescape")
+    return sum(int(((some >= 0xDC80) & (some <= 0xDCFF)).sum()) for some in points)
+
+
+def _unknown_error(source: TextSource, vocab: Vocab, unknown: str, advice: str) -> UserError:
+    """Names the characters that a vocabulary lacks, and the place of the first of them."""
     codes = np.array([ord(character) for character in unknown], np.uint32)
-    line, column = 1, 1
-    for points in code_points(open_text):
+    offset = source.mark
+    for points in code_points(source.chunks()):
         found = np.flatnonzero(np.isin(points, codes))
-        before = points[: found[0]] if found.size else points
-        newlines = np.flatnonzero(before == ord("\n"))
-        line += len(newlines)
-        column = len(before) - int(newlines[-1]) if newlines.size else column + len(before)
+        offset += int(utf8_sizes(points[: found[0]] if found.size else points).sum())
         if found.size:
             first = chr(points[found[0]])
             break
     others = unknown.replace(first, "")
     also = f", and neither {'is' if len(others) == 1 else 'are'} {show_characters(others)}" if others else ""
     return UserError(
-        f"{name} line {line}, column {column}: {show_characters(first)} is not in the {vocab.kind} "
-        f"vocabulary{also}; {advice}"
+        f"{source.place(offset)}: {show_characters(first)} is not in the {vocab.kind} vocabulary{also}; {advice}"
     )
+
+
+def _known(vocab: Vocab) -> np.ndarray:
+    known = np.zeros(UNICODE_SIZE, bool)
+    known[vocab.codes()] = True
+    return known

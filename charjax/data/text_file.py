@@ -1,123 +1,124 @@
-"""Reads ids from a text file on demand, a slice at a time, for texts that do not fit in memory.
-
-Files are read, not mapped: a mapped file that shrinks kills the process that accesses it, while a read reports it.
-"""
+"""Reads ids from a text on demand, a slice at a time, for texts that do not fit in memory."""
 
 import dataclasses
 import functools
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from charjax.data.text_source import TextSource, changed
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 
 # Characters between two entries of a file's index; up to that many are decoded to find one.
 INDEX_STRIDE = 1 << 16
+# In a table of ids: a character that is left out, and one that the text did not have.
+SKIPPED, _NEW = -2, -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextFile:
-    """A text file that has been surveyed and can be read in any order.
+    """A text that has been surveyed and can be read in any order.
 
     Attributes:
-        path: the file.
+        source: its bytes.
         vocab: its characters.
         characters: number of characters.
         first_byte: offset of the first character, after any byte order mark.
         index: byte offset of every `INDEX_STRIDE`th character; None if every character is one byte.
-        size: size of the file in bytes.
-        modified: time of its last change, in nanoseconds.
+        size: number of bytes.
+        sha256: hex digest of the bytes.
+        unknown: the id that stands for a code point that the vocabulary lacks, or `SKIPPED`.
     """
 
-    path: Path
+    source: TextSource
     vocab: Vocab
     characters: int
     first_byte: int
     index: list[int] | None
     size: int
-    modified: int
+    sha256: str
+    unknown: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns, ready for JSON, what `from_dict` needs to read the same text in another process."""
-        values = dataclasses.asdict(self)
-        del values["path"], values["modified"]  # of this process's copy
-        return values
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["source"], values["unknown"]  # of this process's copy; none when training
+        return {**values, "vocab": self.vocab.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], path: Path) -> "TextFile":
+    def from_dict(cls, values: dict[str, Any], source: TextSource) -> "TextFile":
         """Opens a text that another process has surveyed; this machine may have its own copy.
 
         Raises:
-            UserError: the file has a different size here.
+            UserError: the text has a different size here.
         """
-        found = path.stat()
-        if found.st_size != values["size"]:
+        if source.size != values["size"]:
             raise UserError(
-                f"{path} has {found.st_size:,} bytes here but {values['size']:,} in process 0; "
+                f"{source.name} has {source.size:,} bytes here but {values['size']:,} in process 0; "
                 "give every process the same text"
             )
-        vocab = Vocab.from_dict(values["vocab"])
-        return cls(**{**values, "path": path, "vocab": vocab, "modified": found.st_mtime_ns})
+        return cls(**{**values, "source": source, "vocab": Vocab.from_dict(values["vocab"])})
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Reads characters [start, stop), 0 <= start <= stop <= characters -> ids [stop - start].
 
         Raises:
-            UserError: the file has changed since it was surveyed.
-            OSError: the file can no longer be read.
+            UserError: a file has changed since it was surveyed.
+            OSError: a file can no longer be read.
         """
         if start == stop:
             return np.empty(0, self.vocab.dtype)
         if self.index is None:
-            content = self._bytes(self.first_byte + start, self.first_byte + stop)
-            points = np.frombuffer(content, np.uint8)
-        else:
-            first, last = start // INDEX_STRIDE, -(-stop // INDEX_STRIDE)
-            end = self.index[last] if last < len(self.index) else self.size
-            points = self._decoded(self._bytes(self.index[first], end))
-            points = points[start - first * INDEX_STRIDE :][: stop - start]
-        if self.vocab.kind == "bytes":
-            return points
-        if len(points) != stop - start or points.max() >= len(self._table):
-            raise self._changed()
+            return self._of_bytes(self.source.read(self.first_byte + start, self.first_byte + stop))
+        first, last = start // INDEX_STRIDE, -(-stop // INDEX_STRIDE)
+        end = self.index[last] if last < len(self.index) else self.size
+        points = self._decoded(self.source.read(self.index[first], end))
+        if points.max() >= len(self._table):
+            raise changed(self.source.name)
         ids = self._table[points]
-        if ids.min() < 0:
-            raise self._changed()
+        if self.unknown:
+            ids = ids[ids != SKIPPED]
+        ids = ids[start - first * INDEX_STRIDE :][: stop - start]
+        if len(ids) != stop - start or ids.min() < 0:
+            raise changed(self.source.name)
         return ids.astype(self.vocab.dtype)
+
+    def _of_bytes(self, content: bytes) -> np.ndarray:
+        """Returns the ids of characters of one byte."""
+        if self.vocab.kind == "bytes":
+            return np.frombuffer(content, np.uint8)
+        if not content.isascii():
+            raise changed(self.source.name)
+        if self.vocab.kind == "ascii":
+            return np.frombuffer(content, np.uint8)
+        # ASCII comes first in the order of code points, so the ids are bytes, too.
+        ids = np.frombuffer(content.translate(self._table[:256].astype(np.uint8).tobytes()), np.uint8)
+        if ids.max() == 255:  # _NEW
+            raise changed(self.source.name)
+        return ids.astype(self.vocab.dtype, copy=False)
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
-        """Id of each code point, -1 if it has none."""
+        """Id of each code point, negative if it has none."""
         codes = self.vocab.codes()
-        table = np.full(int(codes[-1]) + 1, -1, np.int32)
+        table = np.full(max(int(codes[-1]), 255, *self.unknown) + 1, _NEW, np.int32)
         table[codes] = np.arange(self.vocab.size)
+        for code, number in self.unknown.items():
+            table[code] = number
         return table
-
-    def _bytes(self, start: int, stop: int) -> bytes:
-        with self.path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            file.seek(start)
-            content = file.read(stop - start)
-        if (found.st_size, found.st_mtime_ns) != (self.size, self.modified) or len(content) < stop - start:
-            raise self._changed()
-        return content
 
     def _decoded(self, content: bytes) -> np.ndarray:
         try:
-            return np.frombuffer(content.decode("utf-8").encode("utf-32-le"), np.uint32)
+            text = content.decode("utf-8", "surrogateescape" if self.unknown else "strict")
+            return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         except UnicodeDecodeError:
-            raise self._changed() from None
-
-    def _changed(self) -> UserError:
-        return UserError(f"{self.path} changed while it was in use; make a copy and use that")
+            raise changed(self.source.name) from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileIds:
-    """Ids [stop - start] of part of a text file, which can be sliced like an array and are read on demand.
+    """Ids [stop - start] of part of a text, which can be sliced like an array and are read on demand.
 
     Attributes:
         file: the whole text.

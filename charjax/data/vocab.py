@@ -1,10 +1,13 @@
 """Maps characters to ids and back."""
 
 import dataclasses
+import logging
+import unicodedata
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from charjax.config import OnUnknown
 from charjax.errors import UserError, check_type, in_short
 
 Kind = Literal["ascii", "chars", "bytes"]
@@ -12,6 +15,12 @@ Kind = Literal["ascii", "chars", "bytes"]
 # Characters encoded or decoded at once, so that the UTF-32 form of a whole text is never in memory.
 CHUNK = 1 << 20
 _MAX_SHOWN = 5
+# Quotes and dashes as they are typed; Unicode's compatibility decomposition has the other look-alikes.
+_TYPED = str.maketrans(
+    "\u2018\u2019\u201a\u201c\u201d\u201e\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "'''\"\"\"-------"
+)
+
+_log = logging.getLogger("charjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +84,14 @@ class Vocab:
         known = set(map(chr, range(128))) if self.kind == "ascii" else set(self.characters)
         return "".join(sorted(set(text) - known))
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, on_unknown: OnUnknown = "error") -> np.ndarray:
         """Encodes a text as ids.
 
         Args:
             text: any string; "bytes" encodes it as UTF-8, and surrogate escapes as the bytes that they represent.
+            on_unknown: what to do about characters that the vocabulary lacks: "error"; "skip" leaves them out;
+                "replace" takes a similar one, such as e for é, else "?", a space or the vocabulary's first. Their
+                number is logged as a warning.
 
         Returns:
             [N] ids in `dtype`; N is the number of characters, or of bytes for "bytes".
@@ -87,9 +99,13 @@ class Vocab:
         Raises:
             UserError: the vocabulary lacks characters of the text.
         """
-        unknown = self.unknown(text)
-        if unknown:
+        unknown, on_unknown = self.unknown(text), check_on_unknown(on_unknown)
+        if unknown and on_unknown == "error":
             raise UserError(f"not in the {self.kind} vocabulary: {show_characters(unknown)}")
+        if unknown:
+            skip = on_unknown == "skip"
+            log_unknown("the text", self, unknown, sum(map(text.count, unknown)), skip=skip)
+            text = text.translate({ord(one): None if skip else stand_in(self, one) for one in unknown})
         if self.kind == "bytes":
             return np.frombuffer(to_utf8(text), np.uint8).copy()
         ids = np.empty(len(text), self.dtype)
@@ -144,22 +160,52 @@ class Vocab:
         raise UserError("the vocabulary must be ascii, bytes, or chars with its characters")
 
 
-def encode_context(vocab: Vocab, context: str) -> np.ndarray:
+def check_on_unknown(on_unknown: OnUnknown) -> OnUnknown:
+    """Checks that an argument is one of the three; a UserError otherwise."""
+    if not (isinstance(on_unknown, str) and on_unknown in get_args(OnUnknown)):
+        raise UserError(f"on_unknown must be error, skip or replace, not {in_short(on_unknown)}")
+    return on_unknown
+
+
+def stand_in(vocab: Vocab, character: str) -> str:
+    """Returns the one character that replaces one that a vocabulary lacks, so that places in the text stay the same."""
+    plain = unicodedata.normalize("NFKD", character).translate(_TYPED)[0]
+    candidates = (plain, plain.swapcase(), "?", " ")
+    return next((one for one in candidates if len(one) == 1 and not vocab.unknown(one)), vocab.characters[:1])
+
+
+def log_unknown(name: str, vocab: Vocab, unknown: str, count: int, *, skip: bool) -> None:
+    """Says how many characters of a text were skipped or replaced, and which."""
+    _log.warning(
+        "%s: %s %s, because the %s vocabulary lacks %s",
+        name,
+        "1 character was" if count == 1 else f"{count:,} characters were",
+        "skipped" if skip else "replaced",
+        vocab.kind,
+        show_characters(unknown),
+    )
+
+
+def encode_context(vocab: Vocab, context: str, on_unknown: OnUnknown | None = None) -> np.ndarray:
     """Encodes a context as ids [P]; an empty one becomes a line break if the vocabulary has one.
+
+    Args:
+        vocab: the vocabulary.
+        context: the text.
+        on_unknown: as for `Vocab.encode`; None is an error that names no option.
 
     Raises:
         UserError: the vocabulary lacks characters of the context.
     """
     check_type("context", context, str, "give a string, or a list of strings for several texts")
-    if not context and not vocab.unknown("\n"):
-        context = "\n"
-    unknown = vocab.unknown(context)
-    if unknown:
+    unknown, policy = vocab.unknown(context), "error" if on_unknown is None else check_on_unknown(on_unknown)
+    if unknown and policy == "error":
+        advice = "remove them" if on_unknown is None else "remove them, or use --on-unknown skip or replace"
         raise UserError(
-            f"the context has characters that the {vocab.kind} vocabulary lacks: "
-            f"{show_characters(unknown)}; remove them"
+            f"the context has characters that the {vocab.kind} vocabulary lacks: {show_characters(unknown)}; {advice}"
         )
-    return vocab.encode(context)
+    ids = vocab.encode(context, on_unknown=policy)
+    return ids if len(ids) or vocab.unknown("\n") else vocab.encode("\n")
 
 
 def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.array_types import Array, Params
-from charjax.config import Bounds, Checked, Count
+from charjax.config import Bounds, Checked, Count, OnUnknown
 from charjax.data.vocab import Vocab, encode_context
 from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError, check_type, checked_whole
@@ -172,6 +172,7 @@ def beam_search_text(
     beam_width: int = 8,
     length_penalty: float = 0.0,
     end: str | None = None,
+    on_unknown: OnUnknown = "error",
 ) -> list[str]:
     r"""Searches for the most likely continuations of a text; see `beam_search`.
 
@@ -184,6 +185,7 @@ def beam_search_text(
         beam_width: texts kept at every character, and returned.
         length_penalty: see `beam_search`.
         end: the character that finishes a text, such as "\n"; it is the text's last.
+        on_unknown: what to do about characters of the context that the vocabulary lacks, as in `Vocab.encode`.
 
     Returns:
         The continuations, best first, without the context; fewer than `beam_width` if there are no more.
@@ -202,7 +204,7 @@ def beam_search_text(
         [4, 4]
     """
     check_vocab(model, vocab)
-    context_P = encode_context(vocab, context)
+    context_P = encode_context(vocab, context, on_unknown)
     if end is not None:
         check_type("end", end, str, "give a single character")
     end_ids = None if end is None else vocab.encode(end)

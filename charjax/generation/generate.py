@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.array_types import Array, Params
-from charjax.config import SampleConfig
+from charjax.config import OnUnknown, SampleConfig
 from charjax.data.vocab import Vocab, encode_context, encode_stop
 from charjax.distributed.mesh import on_one_device
 from charjax.errors import UserError
@@ -139,6 +139,7 @@ def generate_text(
     min_p: float | None = None,
     stop: str | None = None,
     weights: str = "auto",
+    on_unknown: OnUnknown = "error",
 ) -> list[str]:
     r"""Samples continuations of a context, or of several contexts, side by side.
 
@@ -158,6 +159,7 @@ def generate_text(
         min_p: see `generate`.
         stop: a text ends right after the first occurrence of this string.
         weights: see `generate`.
+        on_unknown: what to do about characters of a context that the vocabulary lacks, as in `Vocab.encode`.
 
     Returns:
         The continuations, without the context: one per entry of the lists, which must be equally long; without a list,
@@ -181,9 +183,8 @@ def generate_text(
     num_samples = SampleConfig(num_samples=num_samples, length=length).num_samples
     lists = {"context": context, "seed": seed, "temperature": temperature}
     sizes = {name: len(value) for name, value in lists.items() if isinstance(value, Sized) and not _is_single(value)}
-    for name, size in sizes.items():
-        if not size:
-            raise UserError(f"{name} must not be an empty list")
+    if empty := [name for name, size in sizes.items() if not size]:
+        raise UserError(f"{empty[0]} must not be an empty list")
     count = next(iter(sizes.values()), num_samples)
     if set(sizes.values()) | {count} != {count} or (sizes and num_samples not in (1, count)):
         sizes |= {"num_samples": num_samples} if num_samples > 1 else {}
@@ -193,7 +194,7 @@ def generate_text(
     stop_ids = None if stop is None else encode_stop(vocab, stop)
     # Encode a shared context only once: memory for this many texts has not been checked yet.
     texts: Any = context if "context" in sizes else [context]
-    contexts = [encode_context(vocab, text) for text in texts]
+    contexts = [encode_context(vocab, text, on_unknown) for text in texts]
     longest = max(map(len, contexts))
     check_room_to_sample(
         model.config, model.vocab_size, num_samples=count, length=length, context_length=longest, block=BLOCK

@@ -27,13 +27,19 @@ def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInf
         raise UserError(f"the model's vocab_size is {model.vocab_size}, the text's vocabulary has {corpus.vocab.size}")
     return RunInfo(
         charjax_version=__version__,
-        data=DataConfig(vocab=corpus.vocab.kind, train_frac=corpus.train_frac),
+        data=DataConfig(
+            vocab=corpus.vocab.kind,
+            train_frac=corpus.train_frac,
+            separator=corpus.separator,
+            validation=corpus.validation_path,
+        ),
         model=model.config,
         train=config,
         corpus=CorpusInfo(
             name=corpus.name,
-            path=corpus.path,
+            paths=corpus.paths,
             sha256=corpus.sha256,
+            validation_sha256=corpus.validation_sha256,
             train_characters=len(corpus.train),
             validation_characters=len(corpus.validation),
         ),
@@ -41,18 +47,20 @@ def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInf
     )
 
 
-def check_same_text(earlier: RunInfo, sha256: str, text: str | Path, run_dir: str | Path) -> None:
-    """Checks that a text is the one that a run was trained on.
+def check_same_text(earlier: RunInfo, digests: list[str], run_dir: str | Path) -> None:
+    """Checks by their digests that a text and perhaps a validation text are those that a run was trained on.
 
     Raises:
         UserError: the run was trained on a different text, or the text has changed since.
     """
-    if earlier.corpus.sha256 != sha256:
+    if digests[0] != earlier.corpus.sha256:
         characters = earlier.corpus.train_characters + earlier.corpus.validation_characters
         raise UserError(
             f"{run_dir} was trained on another text ({earlier.corpus.name}, {characters:,} characters), not on "
-            f"the current {text}; resume with the original, or choose another --out"
+            "the current one; resume with the original, or choose another --out"
         )
+    if digests != earlier.corpus.digests:
+        raise UserError(f"{run_dir} had another validation text; resume with the original, or choose another --out")
 
 
 def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
@@ -61,7 +69,7 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
     Raises:
         UserError: the run has a different text, architecture, vocabulary, split, batch_size, seq_len or seed.
     """
-    check_same_text(earlier, now.corpus.sha256, now.corpus.name, run_dir)
+    check_same_text(earlier, now.corpus.digests, run_dir)
     old, new = _fixed(earlier), _fixed(now)
     for name, value in old.items():
         if new[name] != value:
@@ -77,6 +85,7 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
 def _fixed(info: RunInfo) -> dict[str, Any]:
     train = dataclasses.asdict(info.train)
     fixed = dataclasses.asdict(info.data) | dataclasses.asdict(info.model)
-    # Every implementation computes the same result, so it may change.
-    del fixed["implementation"]
+    # Every implementation computes the same result, and the text is known by its digests, so these may change.
+    for name in ("implementation", "separator", "validation"):
+        del fixed[name]
     return fixed | {name: train[name] for name in _FIXED_TRAIN_FIELDS}

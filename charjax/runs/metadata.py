@@ -1,6 +1,7 @@
 """The configuration of a run and its progress, and their form in JSON."""
 
 import dataclasses
+from types import UnionType
 from typing import Any, Self
 
 from charjax.config import DataConfig, ModelConfig, TrainConfig, from_dict
@@ -19,18 +20,25 @@ class CorpusInfo:
     """Identifies the text that a model was trained on.
 
     Attributes:
-        name: name of the file.
-        path: absolute path of the file, empty if the text did not come from a file.
+        name: name of the file, or of the first of several.
+        paths: absolute paths of its files, folders and patterns; none if the text did not come from files.
         sha256: hex digest of the text's bytes.
+        validation_sha256: hex digest of a validation text of its own.
         train_characters: length of the training split.
         validation_characters: length of the validation split.
     """
 
     name: str = "an unknown text"
-    path: str = ""
+    paths: tuple[str, ...] = ()
     sha256: str = ""
+    validation_sha256: str = ""
     train_characters: int = 0
     validation_characters: int = 0
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests of the text and, if it is one of its own, the validation text."""
+        return [self.sha256, self.validation_sha256] if self.validation_sha256 else [self.sha256]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +75,7 @@ class RunInfo:
             data=from_dict(DataConfig, values.get("data", {})),
             model=from_dict(ModelConfig, values["model"]),
             train=from_dict(TrainConfig, _with_former_defaults(values.get("train", {}))),
-            corpus=_typed(CorpusInfo, values.get("corpus", {})),
+            corpus=_typed(CorpusInfo, _with_paths(values.get("corpus", {}))),
             vocab=Vocab.from_dict(values["vocab"]),
         )
 
@@ -137,6 +145,14 @@ def _with_former_defaults(train: Any) -> Any:
     return _FORMER_DEFAULTS | train if isinstance(train, dict) and train else train
 
 
+def _with_paths(corpus: Any) -> Any:
+    """Converts the single path of an older run."""
+    if not isinstance(corpus, dict) or "path" not in corpus:
+        return corpus
+    path = corpus["path"]
+    return {"paths": [path] if path else [], **{name: corpus[name] for name in corpus if name != "path"}}
+
+
 def _check_names(kind: Any, values: Any) -> dict[str, Any]:
     """Checks for unknown and missing fields; those with defaults may be missing."""
     fields = dataclasses.fields(kind)
@@ -158,8 +174,12 @@ def _typed(kind: Any, values: Any) -> Any:
         if field.name not in values:
             continue
         value = values[field.name]
+        if field.type == tuple[str, ...] and isinstance(value, list | tuple) and {*map(type, value)} <= {str}:
+            values = {**values, field.name: tuple(value)}
+            continue
         integer_for_float = type(value) is int and field.type in (float, float | None)
-        if isinstance(value, bool) or not (integer_for_float or isinstance(value, field.type)):  # type: ignore[arg-type]
+        is_plain = isinstance(field.type, type | UnionType) and isinstance(value, field.type)
+        if isinstance(value, bool) or not (integer_for_float or is_plain):
             wanted = getattr(field.type, "__name__", field.type)
             raise UserError(f"{kind.__name__}.{field.name} must be {wanted}, not {in_short(value)}")
         if isinstance(value, int | float) and not 0 <= value < _LARGEST:

@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     return Trained(folder / "run", text, *run_in_fixture("train", text, "--out", folder / "run", *OPTIONS))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def options():
     """The options of the shared run."""
     return OPTIONS

@@ -66,9 +66,9 @@ def test_a_page_may_replace_an_unrelated_file_only(tmp_path):
     run.mkdir()
     for path in (run / "config.json", text, other):
         path.write_text("x")
-    check_page_path(other, text=text, run=run)
-    check_page_path(tmp_path / "new.html", text=text, run=run)
+    check_page_path(other, files=[text], run=run)
+    check_page_path(tmp_path / "new.html", files=[text], run=run)
     with pytest.raises(UserError, match="is the text itself"):
-        check_page_path(text, text=text, run=run)
+        check_page_path(text, files=[text], run=run)
     with pytest.raises(UserError, match="is a file of the run"):
-        check_page_path(run / "config.json", text=text, run=run)
+        check_page_path(run / "config.json", files=[text], run=run)

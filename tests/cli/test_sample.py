@@ -96,8 +96,9 @@ def test_files_that_are_not_prompts(run, context_file, tmp_path, capsys):
     assert "line 2, column 4: 'é' (U+00E9) is not in the ascii vocabulary; replace it in the text" in message
     wrong.write_bytes(b"ab\xff")
     message = fails(capsys, "sample", run, "--context-file", wrong)
-    assert message.endswith("byte 0xff at offset 2; convert the file")
-    assert "is a folder" in fails(capsys, "sample", run, "--context-file", tmp_path)
+    assert message.endswith("byte 0xff at offset 2; convert the file, or use --on-unknown skip or replace")
+    (tmp_path / "folder").mkdir()
+    assert "is a folder" in fails(capsys, "sample", run, "--context-file", tmp_path / "folder")
     assert "--context-file needs a non-empty value" in fails(capsys, "sample", run, "--context-file", "")
 
 
@@ -167,7 +168,7 @@ def test_a_bad_line_is_reported_and_the_conversation_continues(run, loaded, monk
     first, second = err.splitlines()
     assert first.startswith("charjax: ")
     assert "'é' (U+00E9)" in first
-    assert second.endswith("the ascii vocabulary lacks: byte 0xff; remove them")
+    assert second.endswith("the ascii vocabulary lacks: byte 0xff; remove them, or use --on-unknown skip or replace")
 
 
 def test_lines_may_end_as_on_windows(run, loaded, monkeypatch, capsys):

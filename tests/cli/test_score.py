@@ -140,7 +140,7 @@ def test_the_size_of_chunks_does_not_matter_at_all(run, text, tmp_path, capsys, 
     options = ("--html", tmp_path / "page.html", "--paint", "300", "--separator", "\n")
     found = []
     for read_bytes, block in ((1 << 22, 4096), (7, 1), (100, 64), (1000, 4096)):
-        monkeypatch.setattr(corpus_module, "READ_BYTES", read_bytes)
+        monkeypatch.setattr(corpus_module, "PIECE", read_bytes)
         monkeypatch.setattr(scored_characters, "BLOCK", block)
         found.append((shows(capsys, "score", run, text, *options), (tmp_path / "page.html").read_bytes()))
     assert all(each == found[0] for each in found)
@@ -338,7 +338,7 @@ def test_hostile_bytes_stay_text(bytes_run, tmp_path, capsys):
 
 def test_a_longer_text_needs_no_more_memory(run, tmp_path, capsys, monkeypatch):
     """The scores and the page of the longer text would be over 500 kB more, if they were kept."""
-    monkeypatch.setattr(corpus_module, "READ_BYTES", 2000)
+    monkeypatch.setattr(corpus_module, "PIECE", 2000)
     monkeypatch.setattr(scored_characters, "BLOCK", 512)
     path, page, peaks = tmp_path / "long.txt", tmp_path / "page.html", []
     path.write_text(TEXT)

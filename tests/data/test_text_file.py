@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from charjax.data import corpus as corpus_module, survey as survey_module, text_file
+from charjax.data import corpus as corpus_module, survey as survey_module, text_file, text_source
 from charjax.data.corpus import Corpus, read_ids
 from charjax.data.text_file import FileIds
 from charjax.data.vocab import Vocab
@@ -33,7 +33,7 @@ def test_any_slice_equals_that_of_the_text_in_memory(tmp_path_factory, text, has
     path.write_bytes(has_bom * codecs.BOM_UTF8 + text.encode())
     expected, vocab, digest = read_ids(path, vocab)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(survey_module, "READ_BYTES", reads)
+        patch.setattr(text_source, "READ_BYTES", reads)
         ids, same_vocab, same_digest = from_file(path, vocab, stride)
     assert (same_vocab, same_digest) == (vocab, digest)
     assert (len(ids), ids.dtype) == (len(expected), expected.dtype)

@@ -1,12 +1,14 @@
 """Coordination of processes, tested in one: addresses, agreement, settings, how a process exits, and the mesh."""
 
 import contextlib
+import json
 import socket
 
 import jax
 import pytest
 
 from charjax.data import corpus as corpus_module
+from charjax.data.corpus import Corpus
 from charjax.distributed import processes
 from charjax.distributed.mesh import make_mesh, make_training_mesh
 from charjax.distributed.processes import (
@@ -89,6 +91,22 @@ def test_a_different_text_is_rejected(tmp_path, monkeypatch, other, message):
     path.write_text(other)
     with as_second_process(sent[0]), pytest.raises(UserError, match=f"{message}.*; give every process the same text"):
         corpus_module.read_ids(path)
+
+
+def test_several_processes_read_the_same_files_but_no_standard_input(tmp_path, monkeypatch):
+    sent = []
+    for name in "ab":
+        (tmp_path / name).write_text(f"{name}é" * 9)
+    monkeypatch.setattr(corpus_module, "from_main", lambda make: sent.append(json.loads(json.dumps(make()))) or sent[0])
+    monkeypatch.setattr(corpus_module, "are_several", lambda: True)
+    first = Corpus.from_file(tmp_path / "a", validation=tmp_path / "b")
+    with as_second_process(sent[0]):
+        second = Corpus.from_file(tmp_path / "a", validation=tmp_path / "b")
+    assert second.vocab.decode(second.train[1:]) == first.vocab.decode(first.train[1:]) == ("aé" * 9)[1:]
+    assert second.vocab.decode(second.validation[:]) == "bé" * 9
+    assert (second.sha256, second.validation_sha256) == (first.sha256, first.validation_sha256)
+    with pytest.raises(UserError, match="several processes cannot share standard input; give a file"):
+        Corpus.from_file("-")
 
 
 def test_a_single_process_is_the_main_one():

@@ -152,6 +152,14 @@ def train_together(model: CharLSTM, corpus: Corpus, process: int) -> int:
     return progress.step
 
 
+def read_texts() -> Corpus:
+    corpus = Corpus.from_file(["a.txt", Path("more")], separator="", validation=Path("held_out.txt.gz"))
+    pieces = read_pieces("texts/*.txt", corpus.vocab, on_unknown="replace")
+    print(corpus.paths, pieces.size, corpus.vocab.encode("é", on_unknown="skip"))
+    corpus.vocab.encode("é", on_unknown="drop")  # type: ignore[arg-type]
+    return Corpus.from_file("-", validation="held_out.txt")
+
+
 def use(run: Path) -> list[str]:
     model, params, vocab = load_model(run)
     ids = Vocab.from_dict(vocab.to_dict()).encode("a flat white")

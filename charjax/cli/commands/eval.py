@@ -1,19 +1,15 @@
 """`charjax eval`: loss, perplexity and bits per character of a text."""
 
-from pathlib import Path
-
-from charjax.array_types import Ids
 from charjax.cli.arguments import EvalCommand
 from charjax.cli.output import write_facts, write_json
-from charjax.data.corpus import Corpus, read_ids
-from charjax.data.survey import digest
+from charjax.data.corpus import read_ids
 from charjax.distributed.mesh import use_all_cores
 from charjax.errors import UserError
 from charjax.host.memory import reuse_memory
 from charjax.metrics import bits_per_char, perplexity
 from charjax.model import model_to_use
-from charjax.runs.metadata import RunInfo
 from charjax.runs.model_file import load_params
+from charjax.runs.training_text import read_training_text
 from charjax.training.evaluate import evaluate
 
 
@@ -24,10 +20,17 @@ def run(command: EvalCommand) -> None:
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     if command.text is None:
-        ids, text = _validation_text(command.run, info)
+        try:
+            ids = read_training_text(info, str(command.run)).validation
+        except UserError as error:
+            raise UserError(f"{error}; pass a TEXT") from None
+        text = info.data.validation or f"the validation part of {', '.join(info.corpus.paths)}"
     else:
-        ids, _, sha256 = read_ids(command.text, info.vocab)
-        trained_on = " (the run was trained on most of it: omit TEXT to measure only its validation part)"
+        ids, _, sha256 = read_ids(
+            command.text, info.vocab, separator=info.data.separator, on_unknown=command.on_unknown
+        )
+        part = "" if info.data.validation else "most of "
+        trained_on = f" (the run was trained on {part}it: omit TEXT to measure only what it was validated on)"
         text = f"{command.text}{trained_on if sha256 == info.corpus.sha256 else ''}"
     loss = evaluate(model, params, ids)
     if command.json:
@@ -43,14 +46,3 @@ def run(command: EvalCommand) -> None:
             ("bits/char", f"{bits_per_char(loss):.4f}"),
         ]
     )
-
-
-def _validation_text(run_dir: Path, info: RunInfo) -> tuple[Ids, str]:
-    """Returns the ids of the validation part of the training text, and its name."""
-    path = info.corpus.path
-    if not Path(path).is_file():
-        raise UserError(f"{path or info.corpus.name}, which {run_dir} was trained on, does not exist; pass a TEXT")
-    if digest(path) != info.corpus.sha256:
-        raise UserError(f"{path} has changed since {run_dir} was trained on it; pass a TEXT")
-    corpus = Corpus.from_file(path, vocab=info.vocab, train_frac=info.data.train_frac)
-    return corpus.validation, f"the validation part of {path}"

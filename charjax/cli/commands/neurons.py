@@ -14,6 +14,7 @@ from charjax.cli.arguments import NeuronsCommand
 from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap
 from charjax.data.character_decoder import decode_characters
 from charjax.data.corpus import read_pieces
+from charjax.data.text_source import text_files
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.model import model_to_use
@@ -57,11 +58,12 @@ def run(command: NeuronsCommand) -> None:
     """Prints which units follow which features of a text, and colors the text by them."""
     features, units = _parse_features(command.feature), _parse_units(command.unit)
     if command.html is not None:
-        check_page_path(command.html, text=command.text, run=command.run)
+        check_page_path(command.html, files=text_files(command.text), run=command.run)
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     check_units(model, units)
-    ids = read_pieces(command.text, info.vocab).read_all()
+    text = read_pieces(command.text, info.vocab, separator=info.data.separator, on_unknown=command.on_unknown)
+    ids = text.read_all()
     _check_text(command, len(ids))
     found = unit_correlations(model, params, info.vocab, ids[: command.read])
     facts = [

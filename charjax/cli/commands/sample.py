@@ -16,6 +16,7 @@ from charjax.cli.arguments import SampleCommand
 from charjax.cli.output import write
 from charjax.config import SampleConfig
 from charjax.data.corpus import read_pieces
+from charjax.data.text_source import STANDARD_INPUT
 from charjax.data.vocab import Vocab, encode_context, encode_stop
 from charjax.errors import UserError
 from charjax.generation.beam_search import beam_search_text
@@ -34,7 +35,12 @@ def run(command: SampleCommand) -> None:
         _write_texts(command, _search(command, model, params, info.vocab)[: command.sampling.num_samples])
     elif command.sampling.num_samples > 1:
         settings = dataclasses.asdict(command.sampling)
-        _write_texts(command, generate_text(model, params, info.vocab, command.context, stop=command.stop, **settings))
+        _write_texts(
+            command,
+            generate_text(
+                model, params, info.vocab, command.context, stop=command.stop, on_unknown=command.on_unknown, **settings
+            ),
+        )
     else:
         session = Session(model, params, info.vocab, command.sampling, stop=command.stop)
         if command.interactive:
@@ -63,6 +69,8 @@ def _check(command: SampleCommand) -> None:
         raise UserError("--context-file continues a single text; omit --num-samples, or use --context")
     if command.beam_width is not None and command.context_file is not None:
         raise UserError("--context-file is for sampling; omit --beam-width, or use --context")
+    if command.interactive and command.context_file == STANDARD_INPUT:
+        raise UserError("--interactive reads standard input itself; pass a file as --context-file")
     if command.interactive and endless and command.stop is None:
         raise UserError("--interactive needs a --length or a --stop to end a turn")
     if command.beam_width is not None:
@@ -114,7 +122,7 @@ def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
     taken = refused = 0
     for line in _input_lines():
         try:
-            session.read(encode_context(vocab, line))
+            session.read(encode_context(vocab, line, command.on_unknown))
         except UserError as error:
             # A typo should not end the conversation.
             print(f"charjax: {error}", file=sys.stderr)
@@ -148,8 +156,8 @@ def _input_lines() -> Iterator[str]:
 
 def _context(command: SampleCommand, vocab: Vocab) -> np.ndarray:
     if command.context_file is None:
-        return encode_context(vocab, command.context)
-    return read_pieces(command.context_file, vocab).read_all()
+        return encode_context(vocab, command.context, command.on_unknown)
+    return read_pieces(command.context_file, vocab, on_unknown=command.on_unknown).read_all()
 
 
 def _length(command: SampleCommand) -> int | None:
@@ -158,7 +166,6 @@ def _length(command: SampleCommand) -> int | None:
 
 def _search(command: SampleCommand, model: CharLSTM, params: Params, vocab: Vocab) -> list[str]:
     assert command.beam_width is not None  # checked by the caller
-    encode_context(vocab, command.context)
     if command.stop is not None and len(encode_stop(vocab, command.stop)) > 1:
         unit = "byte" if vocab.kind == "bytes" else "character"
         raise UserError(f"--stop must be a single {unit} with --beam-width, not {command.stop!r}")
@@ -171,6 +178,7 @@ def _search(command: SampleCommand, model: CharLSTM, params: Params, vocab: Voca
         beam_width=command.beam_width,
         length_penalty=command.length_penalty,
         end=command.stop,
+        on_unknown=command.on_unknown,
     )
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,12 +30,13 @@ from charjax.cli.commands.score_report import (
     table_of_places,
 )
 from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap, write_json
-from charjax.data.corpus import Corpus, TextPieces, read_pieces
-from charjax.data.survey import digest
+from charjax.data.corpus import TextPieces, read_pieces
+from charjax.data.text_source import text_files
 from charjax.errors import UserError
 from charjax.model import CharLSTM, model_to_use
 from charjax.runs.metadata import RunInfo
 from charjax.runs.model_file import load_params
+from charjax.runs.training_text import read_training_text
 
 # Largest work, in characters x parameters, that is done in one pass unless the user says otherwise: about half a minute
 # on a CPU. Beyond it, this many parts of the text are read in parallel.
@@ -50,8 +50,8 @@ def run(command: ScoreCommand) -> None:
     params, info, _ = load_params(command.run)
     model, vocab = model_to_use(info.model, info.vocab.size), info.vocab
     if command.html is not None:
-        check_page_path(command.html, text=command.text, run=command.run)
-    text = read_pieces(command.text, vocab)
+        check_page_path(command.html, files=text_files(command.text), run=command.run)
+    text = read_pieces(command.text, vocab, separator=info.data.separator, on_unknown=command.on_unknown)
     separator = _check(command, text)
     scorer: _Scorer | _DynamicScorer
     scorer = _DynamicScorer(command, info) if command.dynamic else _Scorer(command, params, text.size)
@@ -191,18 +191,15 @@ def _top_k(command: ScoreCommand) -> int:
 
 def _training_text(info: RunInfo) -> tuple[Ids | None, str]:
     """Returns the training text of a run, if it is still there, and what the gradients are measured on."""
-    path, on_itself = info.corpus.path, "measured on the text itself"
-    if not path:
-        return None, f"{on_itself}: the run was not trained on a file"
+    on_itself = "measured on the text itself"
     try:
-        if not Path(path).is_file():
-            return None, f"{on_itself}: {path}, which the run was trained on, does not exist"
-        if digest(path) != info.corpus.sha256:
-            return None, f"{on_itself}: {path} has changed since the run was trained on it"
+        train_ids = read_training_text(info, "the run").train
+    except UserError as error:
+        return None, f"{on_itself}: {error}"
     except OSError as error:
-        return None, f"{on_itself}: {path}, which the run was trained on, cannot be read ({error.strerror})"
-    train_ids = Corpus.from_file(path, vocab=info.vocab, train_frac=info.data.train_frac).train
-    return train_ids, f"measured on {path}, which the run was trained on, then on the text itself"
+        return None, f"{on_itself}: {error.filename}, which the run was trained on, cannot be read ({error.strerror})"
+    paths = ", ".join(info.corpus.paths)
+    return train_ids, f"measured on {paths}, which the run was trained on, then on the text itself"
 
 
 def _observed(blocks: Iterable[Characters], observers: Sequence[Callable[[Characters], None]]) -> Iterator[Characters]:

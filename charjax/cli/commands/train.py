@@ -4,6 +4,7 @@ Its options are declared in `charjax.cli.arguments.TrainCommand` and in the data
 """
 
 import dataclasses
+import functools
 import logging
 from typing import Any, TypeVar
 
@@ -12,8 +13,7 @@ from charjax.cli.output import shell_path
 from charjax.cli.startup import exit_on_interrupt
 from charjax.cli.trackers import trackers
 from charjax.config import DataConfig, ModelConfig, TrainConfig
-from charjax.data.corpus import Corpus
-from charjax.data.survey import digest
+from charjax.data.corpus import Corpus, Recognize, read_corpus
 from charjax.distributed.mesh import use_all_cores
 from charjax.distributed.processes import check_same, from_main, is_main, join_processes, leaving_together
 from charjax.host.memory import reuse_memory
@@ -52,12 +52,14 @@ def run(command: TrainCommand, given: frozenset[str]) -> None:
 def _train(command: TrainCommand, given: frozenset[str]) -> None:
     check_same({"--resume": command.resume})
     data, model_config, train_config = command.data, command.model, command.train
+    recognize = None
     if command.resume:
         info = RunInfo.from_dict(from_main(lambda: _saved_info(command)))
+        recognize = functools.partial(check_same_text, info, run_dir=command.out)
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
-    model, corpus, train_config = prepare(command, data, model_config, train_config, given)
+    model, corpus, train_config = prepare(command, data, model_config, train_config, given, recognize)
     fit(
         model,
         corpus,
@@ -80,11 +82,10 @@ def prepare(
     model_config: ModelConfig,
     train_config: TrainConfig,
     given: frozenset[str],
+    recognize: Recognize | None = None,
 ) -> tuple[CharLSTM, Corpus, TrainConfig]:
     """Reads the text, and applies the preset of the command if it has one; `given` are the options that override it."""
-    corpus = Corpus.from_file(
-        command.text, vocab=data.vocab, train_frac=data.train_frac, memory_mb=train_config.text_memory_mb
-    )
+    corpus = read_corpus(command.text, data, data.vocab, memory_mb=train_config.text_memory_mb, recognize=recognize)
     if isinstance(command, TrainCommand) and command.init_from is not None:
         size = read_info(command.init_from).model
         unasked = {"hidden_dim", "hidden_layers"} - given
@@ -98,9 +99,7 @@ def prepare(
 
 
 def _saved_info(command: TrainCommand) -> dict[str, Any]:
-    info = read_header(command.out, quiet=True).info
-    check_same_text(info, digest(command.text), command.text, command.out)
-    return info.to_dict()
+    return read_header(command.out, quiet=True).info.to_dict()
 
 
 def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:

@@ -1,0 +1,118 @@
+"""Reads the texts in compressed files and in JSON Lines, which are recognized by the endings of their names."""
+
+import bz2
+import contextlib
+import gzip
+import importlib
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from charjax.errors import UserError
+
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_ZSTD = ".zst"
+# Compressed bytes read at a time: zstd expands some texts ten thousand times.
+_ZSTD_BYTES = 1 << 14
+
+
+def is_compressed(path: Path) -> bool:
+    """Returns True for a file that `contents` decompresses."""
+    return path.suffix in (*_OPENERS, _ZSTD)
+
+
+def is_json_lines(path: Path) -> bool:
+    """Returns True for a file, perhaps compressed, that `json_lines` reads."""
+    return (path.with_suffix("") if is_compressed(path) else path).suffix == ".jsonl"
+
+
+def contents(path: Path, size: int) -> Iterator[bytes]:
+    """Yields the decompressed content of a file in chunks of about `size` bytes.
+
+    Raises:
+        UserError: the file is damaged, or its package is not installed.
+        OSError: the file cannot be read.
+    """
+    if path.suffix == _ZSTD:
+        yield from _zstd_contents(path)
+        return
+    with _reporting_damage(path), _OPENERS.get(path.suffix, open)(path, "rb") as file:
+        while chunk := file.read(size):
+            yield chunk
+
+
+def _zstd_contents(path: Path) -> Iterator[bytes]:
+    try:
+        zstandard = importlib.import_module("zstandard")
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs a package to read zstd: pip install 'charjax[zstd]'") from None
+    # Not `stream_reader`, which takes a file that was cut off for a whole one.
+    decompressor, frame = zstandard.ZstdDecompressor(max_window_size=2**31), None
+    with _reporting_damage(path, zstandard.ZstdError), path.open("rb") as file:
+        while data := file.read(_ZSTD_BYTES):
+            while data:
+                frame = frame or decompressor.decompressobj()
+                yield frame.decompress(data)
+                data = frame.unused_data
+                frame = None if frame.eof else frame
+        if frame is not None:
+            raise EOFError("it ends in the middle")
+
+
+@contextlib.contextmanager
+def _reporting_damage(path: Path, *kinds: Any) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, *kinds) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)
+            raise
+        raise UserError(f"{path} is damaged, or not {path.suffix[1:]} ({error}); make it again") from error
+
+
+def gap(before: bytes, separator: bytes | None) -> bytes:
+    """Returns what comes between two texts: a separator or, for None, a line break unless the first ends with one."""
+    if separator is not None:
+        return separator
+    return b"" if before.endswith(b"\n") else b"\n"
+
+
+def json_lines(path: Path, separator: bytes | None, size: int) -> Iterator[tuple[int, bytes]]:
+    """Yields the number of each line of a file of JSON Lines and its text, preceded by a gap unless it is the first.
+
+    Raises:
+        UserError: a line is not an object with a string "text"; empty lines are none.
+    """
+    before = b""
+    for number, line in enumerate(_lines(contents(path, size)), start=1):
+        text = _text_of(line, f"{path} line {number}") if line.strip() else b""
+        if text:
+            yield number, gap(before, separator) + text if before else text
+            before = text
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+    yield rest
+
+
+def _text_of(line: bytes, where: str) -> bytes:
+    try:
+        record = json.loads(line)
+        text = record.get("text") if isinstance(record, dict) else None
+        if isinstance(text, str):
+            return text.encode()
+        wrong = 'is not an object with a string "text"'
+    except json.JSONDecodeError as error:
+        wrong = f"is not valid JSON ({error.msg}, column {error.colno})"
+    except UnicodeEncodeError:
+        wrong = "has half a surrogate pair"
+    except (UnicodeDecodeError, RecursionError) as error:
+        wrong = f"is not valid JSON ({error})"
+    raise UserError(f"{where} {wrong}; correct or remove it")
