@@ -46,11 +46,12 @@ class Parsed(NamedTuple):
 
 
 class _Flags(NamedTuple):
-    """Names of the options on a command line, the --config file, and how many arguments are not options."""
+    """Names of the options on a command line, the --config file, the texts and runs, and the options as written."""
 
     given: frozenset[str]
     config: str | None
-    positionals: int
+    positionals: list[str]
+    options: list[str]
 
 
 def parse(argv: list[str]) -> Parsed:
@@ -82,12 +83,13 @@ def parse(argv: list[str]) -> Parsed:
         options = _options(COMMANDS[argv[0]])
         flags = _read_flags(argv[0], argv[1:], options)
         given = flags.given
+        argv = [argv[0], *flags.positionals, *flags.options]  # texts may stand anywhere
         if flags.config is not None:
             from_file = _read_config(Path(flags.config), options)
             given |= from_file.keys()
             # At the end, since a list of values takes all arguments up to the next option.
             argv = [*argv, *_as_flags({name: from_file[name] for name in from_file.keys() - flags.given})]
-        missing = _missing(COMMANDS[argv[0]], flags.positionals, given)
+        missing = _missing(COMMANDS[argv[0]], len(flags.positionals), given)
         if missing and not {"-h", "--help"} & set(argv):
             raise UserError(f"{argv[0]} needs {' and '.join(missing)}; see charjax {argv[0]} --help")
     return Parsed(_run_tyro(argv), given)
@@ -149,12 +151,13 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
         UserError: an option is unknown (the message suggests the nearest one) or lacks its value, or there is text
             where a number belongs.
     """
-    given, config, positionals, position = set(), None, 0, 0
+    given, config, positionals, position = set(), None, list[str](), 0
+    rest: list[str] = []
     while position < len(argv):
         flag, equals, value = argv[position].partition("=")
+        (rest if _is_flag(flag) else positionals).append(argv[position])
         position += 1
         if not _is_flag(flag) or flag in ("-h", "--help"):
-            positionals += not _is_flag(flag)
             continue
         name = flag[2:].replace("-", "_")
         if name not in options or not flag.startswith("--"):
@@ -165,6 +168,7 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
         values = (
             [value] if equals else _values_at(argv, position, flag, command, several=options[name] in _NUMBER_LISTS)
         )
+        rest += [] if equals else values
         position += 0 if equals else len(values)
         value = values[-1]
         if not value and options[name] in _PATHS:
@@ -178,7 +182,7 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
             raise UserError(f"{flag} must be {known}, not {value!r}; see charjax {command} --help")
         if name == "config":
             config = value
-    return _Flags(frozenset(given), config, positionals)
+    return _Flags(frozenset(given), config, positionals, rest)
 
 
 def _values_at(argv: list[str], position: int, flag: str, command: str, *, several: bool) -> list[str]:
