@@ -181,19 +181,10 @@ def generate_text(
     """
     check_vocab(model, vocab)
     num_samples = SampleConfig(num_samples=num_samples, length=length).num_samples
-    lists = {"context": context, "seed": seed, "temperature": temperature}
-    sizes = {name: len(value) for name, value in lists.items() if isinstance(value, Sized) and not _is_single(value)}
-    if empty := [name for name, size in sizes.items() if not size]:
-        raise UserError(f"{empty[0]} must not be an empty list")
-    count = next(iter(sizes.values()), num_samples)
-    if set(sizes.values()) | {count} != {count} or (sizes and num_samples not in (1, count)):
-        sizes |= {"num_samples": num_samples} if num_samples > 1 else {}
-        raise UserError(
-            f"lists must have the same length, not {', '.join(f'{n}: {size}' for n, size in sizes.items())}"
-        )
+    count = _number_of_texts({"context": context, "seed": seed, "temperature": temperature}, num_samples)
     stop_ids = None if stop is None else encode_stop(vocab, stop)
     # Encode a shared context only once: memory for this many texts has not been checked yet.
-    texts: Any = context if "context" in sizes else [context]
+    texts: Any = context if _is_list(context) else [context]
     contexts = [encode_context(vocab, text, on_unknown) for text in texts]
     longest = max(map(len, contexts))
     check_room_to_sample(
@@ -217,8 +208,23 @@ def generate_text(
     return [vocab.decode(row if stop_ids is None else row[: end_of(stop_ids, row)]) for row in np.asarray(ids)]
 
 
-def _is_single(value: object) -> bool:
-    return isinstance(value, str) or getattr(value, "ndim", 1) == 0
+def _number_of_texts(settings: dict[str, Any], num_samples: int) -> int:
+    """Returns the length of the lists among settings, or num_samples if there are none; a UserError if they differ."""
+    sizes = {name: len(value) for name, value in settings.items() if _is_list(value)}
+    for name, size in sizes.items():
+        if not size:
+            raise UserError(f"{name} must not be an empty list")
+    count = next(iter(sizes.values()), num_samples)
+    if set(sizes.values()) | {count} != {count} or (sizes and num_samples not in (1, count)):
+        sizes |= {"num_samples": num_samples} if num_samples > 1 else {}
+        raise UserError(
+            f"lists must have the same length, not {', '.join(f'{n}: {size}' for n, size in sizes.items())}"
+        )
+    return count
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sized) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
 
 
 def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:

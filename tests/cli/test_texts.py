@@ -107,11 +107,17 @@ def test_older_runs_have_one_path(run):
     assert RunInfo.from_dict({**info, "corpus": {**corpus, "path": ""}}).corpus.paths == ()
 
 
-def test_train_and_sweep_take_several_texts():
-    for command in ("train", "sweep"):
-        assert parse([command, "a.txt", "b", "--out", "run"]).command.text == (Path("a.txt"), Path("b"))
-        with pytest.raises(UserError, match=f"{command} needs TEXT and --out"):
-            parse([command])
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_train_and_sweep_take_several_texts(command):
+    assert parse([command, "a.txt", "b", "--out", "run"]).command.text == (Path("a.txt"), Path("b"))
+    parsed = parse([command, "--out", "run", "a", "--quiet", "b", "--seed=1", "-"])
+    assert (parsed.command.text, parsed.command.quiet, parsed.command.train.seed) == (
+        (Path("a"), Path("b"), Path("-")),
+        True,
+        1,
+    )
+    with pytest.raises(UserError, match=f"{command} needs TEXT and --out"):
+        parse([command])
 
 
 def test_a_page_does_not_replace_one_of_several_texts(texts, trained, capsys):
