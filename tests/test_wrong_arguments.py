@@ -107,7 +107,7 @@ TAKEN = {
     "read_pieces": {"path": __file__, "vocab": "auto", "separator": None, "on_unknown": "error"},
     "restore_checkpoint": {"run_dir": "runs/none", "abstract": STATE},
     "save_checkpoint": {"run_dir": "runs/none", "state": STATE, "info": INFO, "progress": Progress(step=0)},
-    "save_model": MODEL_AND_PARAMS | {"folder": "runs/none", "vocab": VOCAB},
+    "save_model": MODEL_AND_PARAMS | {"out": "runs/none", "vocab": VOCAB},
     "score": MODEL_AND_PARAMS | {"ids": IDS[None], "window": 9},
     "score_pieces": MODEL_AND_PARAMS | {"pieces": [IDS], "separator": None, "top": 0, "streams": 1, "window": 9},
     "sweep": {"model": MODEL, "corpus": CORPUS, "config": SMALL, "learning_rate": 0.1, "dropout": 0.1}

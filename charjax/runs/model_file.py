@@ -61,11 +61,11 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
 
 
 @in_default_modes
-def save_model(folder: str | Path, model: CharLSTM, params: Params, vocab: Vocab) -> None:
+def save_model(out: str | Path, model: CharLSTM, params: Params, vocab: Vocab) -> None:
     """Saves a model as a new folder with the three files of a model, which `load_model` and every command read.
 
     Args:
-        folder: the folder to create.
+        out: the folder to create.
         model: the model.
         params: its parameters.
         vocab: its characters.
@@ -87,7 +87,7 @@ def save_model(folder: str | Path, model: CharLSTM, params: Params, vocab: Vocab
     """
     params = checked_params(model, params)
     check_vocab(model, vocab)
-    with new_folder(folder) as path, writing(folder):
+    with new_folder(out) as path, writing(out):
         write_info(path, RunInfo(model=model.config, vocab=vocab, charjax_version=__version__))
         write_parameters(path, params, Progress(step=0))
 

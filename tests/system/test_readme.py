@@ -49,7 +49,7 @@ def run_in_shell(command, folder):
 
 
 def run_command(command, folder, capsys):
-    """Runs a command and returns what it prints; one that needs no shell runs in this process, which is faster."""
+    """Runs a command and returns all that it prints; one that needs no shell runs in this process, which is faster."""
     if "|" in command:
         return run_in_shell(command, folder)
     program, *arguments = shlex.split(command)
@@ -58,7 +58,7 @@ def run_command(command, folder, capsys):
     code = main(arguments)
     printed = capsys.readouterr()
     assert code == 0, printed.err
-    return printed.out
+    return printed.out + printed.err
 
 
 @pytest.fixture(scope="module")

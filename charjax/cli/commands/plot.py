@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 
 from charjax.cli.arguments import PlotCommand
-from charjax.cli.output import check_not_in_run
+from charjax.cli.output import check_not_in_run, report_page
 from charjax.cli.run_comparison import axis_title, curves, read_evaluated
 from charjax.errors import UserError
 from charjax.host.atomic_file import naming, replacing
@@ -27,6 +27,7 @@ def run(command: PlotCommand) -> None:
         file.write(
             line_chart(found, across=across, up=_UP).encode() if kind == ".svg" else _plotted(found, across, kind)
         )
+    report_page(command.out)
 
 
 def _plotted(found: Sequence[Curve], across: str, kind: str) -> bytes:
