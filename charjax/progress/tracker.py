@@ -70,3 +70,9 @@ class TensorBoard:
             self._writer = self._open(self._folder, purge_step=step, flush_secs=0)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Waits until everything is written, and closes the file, as the end of the process does."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from helpers.small_run import TEXT
 
+from charjax import TensorBoard
 from charjax.cli.main import main
 from charjax.runs.logs import read_metrics
 
@@ -38,10 +39,17 @@ def train(*more):
     return main(["train", "text.txt", "--out", "run", *OPTIONS, *more])
 
 
-def test_tensorboard_can_read_the_event_file(folder):
-    """The file is read when the process has ended, which writes it in a thread."""
-    command = [sys.executable, "-m", "charjax", "train", "text.txt", "--out", "run", *OPTIONS, "--tensorboard"]
-    subprocess.run(command, check=True, capture_output=True)
+def test_tensorboard_can_read_the_event_file(folder, monkeypatch):
+    boards = []
+
+    class Board(TensorBoard):
+        def __init__(self, folder):
+            super().__init__(folder)
+            boards.append(self)
+
+    monkeypatch.setattr("charjax.cli.trackers.TensorBoard", Board)
+    assert train("--tensorboard") == 0
+    boards[0].close()
     (path,) = (folder / "run" / "tensorboard").iterdir()
     expected = {e.step: e for e in read_metrics(folder / "run" / "metrics.jsonl")}
     found = scalars(path.read_bytes())

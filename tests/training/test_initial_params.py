@@ -5,7 +5,7 @@ import logging
 import jax
 import numpy as np
 import pytest
-from helpers.small_run import save_run, small_corpus, small_model
+from helpers.small_run import small_corpus, small_model
 
 from charjax import CharLSTM, Corpus, History, UserError, Vocab, fit, init_carry, init_params, load_model
 from charjax.distributed.mesh import make_mesh
@@ -124,10 +124,3 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     corpus = small_corpus()
     with pytest.raises(UserError, match="is not a run folder or a model"):
         fit(small_model(corpus), corpus, mesh=MESH, init_from=tmp_path, progress=False, batch_size=4)
-
-
-def test_a_run_without_training_serves(tmp_path):
-    corpus = small_corpus()
-    model = small_model(corpus)
-    folder = save_run(tmp_path / "run", corpus, model)
-    assert int(fit(model, corpus, mesh=MESH, init_from=folder, progress=False, epochs=0.1, batch_size=4).step) > 0
