@@ -163,6 +163,7 @@ def test_ties_go_to_the_better_beam_then_the_lower_id():
     assert len(set(log_probs.tolist())) == 1
 
 
+@pytest.mark.slow
 def test_an_unrolled_loop_as_for_gpus_finds_the_same(monkeypatch):
     params = lively_params(SMALL, 5)
     options = {"length": 37, "beam_width": 3, "end": 0, "length_penalty": 2.0}

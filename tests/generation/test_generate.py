@@ -58,7 +58,9 @@ def test_a_row_does_not_depend_on_its_neighbours(model):
 
 
 @needs_kernel
-@pytest.mark.parametrize(("hidden", "weights"), [(10, "float32"), (64, "bfloat16"), (64, "int8")])
+@pytest.mark.parametrize(
+    ("hidden", "weights"), [(10, "float32"), (64, "bfloat16"), pytest.param(64, "int8", marks=pytest.mark.slow)]
+)
 def test_a_text_is_the_same_among_a_thousand(hidden, weights):
     model = CharLSTM(VOCAB.size, hidden_dim=hidden, hidden_layers=2)
     params = init_params(jax.random.key(0), model)

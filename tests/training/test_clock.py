@@ -91,7 +91,14 @@ def test_a_jumping_clock_changes_nothing(whole, tmp_path, jumping_clock):
         assert 1 / took < evaluation.chars_per_second < math.inf
 
 
-@pytest.mark.parametrize("date", [0, 2 * 10**9, None], ids=["in 1970", "in 2033", "in reverse order"])
+@pytest.mark.parametrize(
+    "date",
+    [
+        pytest.param(0, marks=pytest.mark.slow, id="in 1970"),
+        pytest.param(2 * 10**9, marks=pytest.mark.slow, id="in 2033"),
+        pytest.param(None, id="in reverse order"),
+    ],
+)
 def test_dates_of_files_do_not_matter(whole, tmp_path, date):
     state, out = whole
     run = tmp_path / "run"
