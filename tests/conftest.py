@@ -66,12 +66,6 @@ gc.freeze()
 gc.set_threshold(20_000, 20, 20)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """Starts a worker more than there are cores: many tests wait for processes that they have started."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
     return fail_unexpected_skip((yield))

@@ -211,6 +211,7 @@ def test_options_that_differ_end_all(tmp_path, option, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_ends_all_together(tmp_path, alone):
     """The first samples make samples.txt larger than any file that the main process may write."""
     text, _ = alone
@@ -240,6 +241,7 @@ print(json.dumps([part for part in reads if part[1] <= len(corpus.train)]))
 """
 
 
+@pytest.mark.slow
 def test_each_process_reads_only_its_part_of_the_text(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Grüße an alle, die Kaffee mögen.\n" * 40)

@@ -34,12 +34,9 @@ def test_killed_at_two_random_moments(uninterrupted, tmp_path):
     assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("signum", [
-    signal.SIGTERM,
-    # test_fit.py sends SIGINT within its process, and test_terminal.py closes the terminal.
-    pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
-])  # fmt: skip
+# On every commit test_fit.py sends signals within its process, and test_terminal.py closes the terminal.
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_first(uninterrupted, tmp_path, signum):
     text, whole = uninterrupted
     out, errors = tmp_path / "run", tmp_path / "errors"

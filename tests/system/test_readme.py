@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
     """A folder with the first part of each sample text."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "data_files").mkdir()
-    for name, length in {"coffee.txt": 3_000, "shakespeare.txt": 12_000}.items():
+    for name, length in {"coffee.txt": 2_200, "shakespeare.txt": 12_000}.items():
         text = (ROOT / "data_files" / name).read_text(encoding="ascii")
         (folder / "data_files" / name).write_text(text[:length], encoding="ascii")
     return folder

@@ -81,7 +81,8 @@ def test_a_closed_terminal_saves_first(uninterrupted, tmp_path, errors):
     assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("errors", ["in a file", pytest.param("on the terminal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("errors", ["in a file", "on the terminal"])
 def test_under_nohup_training_continues_without_its_terminal(uninterrupted, tmp_path, errors):
     text, whole = uninterrupted
     out, log = tmp_path / "run", tmp_path / "errors"

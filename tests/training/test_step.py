@@ -239,6 +239,7 @@ def test_microbatches_give_the_same_result(implementation, num_devices, microbat
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_microbatches_take_less_memory_for_the_backward_pass():
     memory = []
     for microbatches in (1, 8):

@@ -154,6 +154,7 @@ def test_an_interrupted_sweep_leaves_nothing(three, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_members_trained_side_by_side_as_on_accelerators(swept, monkeypatch):
     monkeypatch.setattr(population, "members_at_once", lambda members, _: members)
     options = {"learning_rate": 0.01, "dropout": 0.3, "weight_decay": 0.5, "seed": LAST_SEED - 1}
