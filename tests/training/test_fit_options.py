@@ -25,6 +25,7 @@ from charjax.runs.logs import read_metrics
 CORPUS = small_corpus()
 MODEL = small_model(CORPUS)
 MESH = make_mesh(jax.devices()[:2])
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-3))
 # 24 steps per epoch, evaluated every 12.
 fit = functools.partial(charjax.fit, MODEL, CORPUS, SMALL, mesh=MESH, progress=False)
 
@@ -43,6 +44,7 @@ def test_a_schedule_takes_the_place_of_the_configured_one(tmp_path):
     assert rates == pytest.approx([float(schedule(step - 1)) for step in (12, 24, 36, 48)], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_constant_schedule_trains_like_a_constant_rate():
     ours = fit(learning_rate=lambda step: 0.01 + 0 * step)
     theirs = fit(learning_rate=0.01, schedule="constant", warmup_frac=0)
@@ -50,15 +52,14 @@ def test_a_constant_schedule_trains_like_a_constant_rate():
 
 
 def test_an_optimizer_of_optax_takes_the_place_of_adamw(tmp_path):
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-3))
-    state = fit(optimizer=optimizer, out=tmp_path / "whole")
+    state = fit(optimizer=OPTIMIZER, out=tmp_path / "whole")
     assert isinstance(optax.tree_utils.tree_get(state.opt_state, "mu"), dict)
     assert optax.tree_utils.tree_get(state.opt_state, "nu") is None
     evaluations = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert evaluations[-1].val_loss < evaluations[0].val_loss
     assert {evaluation.learning_rate for evaluation in evaluations} == {None}
-    fit(optimizer=optimizer, out=tmp_path / "cut", epochs=1)
-    assert int(fit(optimizer=optimizer, out=tmp_path / "cut", resume=True, epochs=2).step) == int(state.step)
+    fit(optimizer=OPTIMIZER, out=tmp_path / "cut", epochs=1)
+    assert int(fit(optimizer=OPTIMIZER, out=tmp_path / "cut", resume=True, epochs=2).step) == int(state.step)
 
 
 def test_a_rollback_halves_the_updates_of_any_optimizer(tmp_path):
@@ -72,7 +73,7 @@ def test_a_rollback_halves_the_updates_of_any_optimizer(tmp_path):
         def message(self, text):
             messages.append(text)
 
-    options = {"optimizer": optax.sgd(0.5), "checkpoint_every": 6, "steps_per_call": 1}
+    options = {"optimizer": OPTIMIZER, "checkpoint_every": 6, "steps_per_call": 1}
     with pytest.raises(UserError, match="after 5 rollbacks"):
         charjax.fit(MODEL, corpus, SMALL, mesh=MESH, out=tmp_path, reporter=Reporter(), **options)
     assert [re.search(r"with ([\d.]+) times", text)[1] for text in messages if "going back" in text][:2] == [

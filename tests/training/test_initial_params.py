@@ -68,8 +68,8 @@ def test_the_same_vocabulary_keeps_every_weight(english):
         (Vocab.from_text("ab\u00e9"), Vocab.ascii(), {97: 0, 98: 1}),
         (Vocab.bytes(), Vocab.from_text("a\u00e9"), {0: 97}),
         (Vocab.from_text("a\u00e9"), Vocab.bytes(), {97: 0}),
-        (Vocab.ascii(), Vocab.bytes(), {code: code for code in range(128)}),
-        (Vocab.bytes(), Vocab.bytes(), {code: code for code in range(256)}),
+        pytest.param(Vocab.ascii(), Vocab.bytes(), {code: code for code in range(128)}, marks=pytest.mark.slow),
+        pytest.param(Vocab.bytes(), Vocab.bytes(), {code: code for code in range(256)}, marks=pytest.mark.slow),
     ],
 )
 def test_rows_and_columns_go_with_their_characters(tmp_path, earlier, vocab, known):
