@@ -1,9 +1,9 @@
-"""Frozen dataclasses that configure a run, with each field's bounds in its type; imports no jax, so the help is quick.
+"""Frozen dataclasses that configure a run, with bounds in the field types; does not import jax, so --help is fast.
 
-The docstring under a field is also the help text of its command-line option, which keeps its line breaks.
+The docstring under a field is also the help text of its command-line option.
 """
 
-# ruff: noqa: UP045 -- for `X | None` tyro imports typeguard, a quarter of the time that the help takes.
+# ruff: noqa: UP045 -- for `X | None`, tyro imports typeguard, which takes a quarter of the time of --help.
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ _ABOVE_0, _BELOW_1 = sys.float_info.min, math.nextafter(1, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """The numbers that a field accepts, or lengths of text: `low` to `high`, both included. `rule` says it in words."""
+    """The range of numbers or text lengths that a field accepts, `low` to `high` inclusive; `rule` puts it in words."""
 
     rule: str
     low: float
@@ -35,14 +35,14 @@ Positive = Annotated[float, Bounds("above 0 and finite", _ABOVE_0, 1e9)]
 NonNegative = Annotated[float, Bounds("at least 0 and finite", 0, 1e9)]
 # Every checkpoint stores the configuration, including these strings.
 Text = Annotated[str, Bounds("text of at most 100000 characters", 0, 100_000)]
-# What to do about characters of a text that the model's vocabulary lacks.
+# What to do with characters that are not in the model's vocabulary.
 OnUnknown = Literal["error", "skip", "replace"]
 
 
 class Checked:
-    """Base of dataclasses that check every field against its type when they are built.
+    """Base class for dataclasses that check every field against its type when they are constructed.
 
-    Numbers may be scalars of NumPy or JAX; they are converted to Python numbers.
+    Numbers may be NumPy or JAX scalars; they are converted to Python numbers.
     """
 
     def __post_init__(self) -> None:
@@ -55,9 +55,9 @@ class Checked:
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
-    """Checks a value against an annotation: a Literal, a type with Bounds, a tuple of these, or one of these or None.
+    """Checks a value against an annotation: a Literal, a type with Bounds, or a tuple or Optional of either.
 
-    Values of other types pass.
+    Values with any other annotation pass.
 
     Raises:
         UserError: the value has the wrong type or is out of bounds.
@@ -92,18 +92,18 @@ class DataConfig(Checked):
     """How the text is encoded and split."""
 
     vocab: Literal["auto", "ascii", "chars", "bytes"] = "auto"
-    """Vocabulary: ascii (128 characters), chars (those of the text, any Unicode) or bytes (256, any file).
-    auto picks the first of these that the text allows."""
+    """Vocabulary: ascii (128 characters), chars (all Unicode characters in the text) or bytes (256, for any file).
+    auto picks the first of these that can encode the text."""
 
     train_frac: Annotated[float, Bounds("between 0 and 1, both excluded", _ABOVE_0, _BELOW_1)] = 0.9
-    """Fraction of the text to train on, between 0 and 1. The rest, at the end of the text, is for validation."""
+    """Fraction of the text to train on, between 0 and 1. The rest, at the end, is used for validation."""
 
     validation: Optional[Annotated[str, Bounds("a path", 1, 100_000)]] = None
-    """Text to validate on, a path like TEXT. Then all of TEXT is trained on, and --train-frac is not used."""
+    """Separate text to validate on, a path like TEXT. The model then trains on all of TEXT, ignoring --train-frac."""
 
     separator: Optional[Text] = None
-    """String between two files, and between two texts of a .jsonl file, such as $'\\n\\n' in most shells.
-    By default a line break, unless the first ends with one."""
+    """String to insert between files, and between the texts of a .jsonl file, e.g. $'\\n\\n' in most shells.
+    By default a line break, unless the preceding text already ends with one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,26 +119,26 @@ class ModelConfig(Checked):
         charjax.errors.UserError: dropout must be at least 0 and below 1, not 1.0
     """
 
-    # Devices count in int32, and a layer has 4H gates.
+    # Devices use int32 indices, and a layer has 4H gates.
     hidden_dim: Annotated[int, Bounds("a whole number of at least 1", 1, 10**8)] = 512
-    """Units per LSTM layer."""
+    """Hidden units per LSTM layer."""
 
-    # Each layer is compiled separately: a thousand take minutes, and a file from someone else may ask for millions.
+    # Each layer is compiled separately: a thousand layers take minutes, and an untrusted file may ask for millions.
     hidden_layers: Annotated[int, Bounds("a whole number from 1 to 1000", 1, 1000)] = 1
     """Number of LSTM layers."""
 
     dropout: BelowOne = 0.0
-    """Probability of zeroing each output of a layer during training, at least 0 and below 1.
-    A sequence has one mask per window (variational dropout)."""
+    """Probability of zeroing each layer output during training, at least 0 and below 1.
+    Each sequence keeps the same mask for a whole window (variational dropout)."""
 
     implementation: Optional[Text] = None
-    """How the LSTM is computed, by default chosen by platform and size.
+    """LSTM implementation; by default chosen according to platform and size.
     CPU: native or custom_vjp. GPU: wavefront, cudnn or mosaic_gpu. TPU: recompute or mosaic_tpu.
     Anywhere, but slower: scan or flax."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the matrix products. auto is bfloat16 if it is faster on this machine, otherwise float32.
-    Cell state, loss and optimizer are always float32."""
+    """Number format for matrix products. auto means bfloat16 if it is faster on this machine, otherwise float32.
+    The cell state, the loss and the optimizer always use float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,83 +156,83 @@ class TrainConfig(Checked):
     """
 
     batch_size: Count = 32
-    """Sequences per batch, over all devices together. The text is cut into this many, which are trained in parallel."""
+    """Sequences per batch, across all devices. The text is cut into this many sequences, processed in parallel."""
 
     seq_len: Count = 100
     """Characters per window, which is how far back gradients reach (truncated BPTT)."""
 
     epochs: Positive = 10
-    """Passes over the training text; 0.5 is its first half."""
+    """Passes over the training text; 0.5 covers only its first half."""
 
     learning_rate: Positive = 5e-3
-    """Peak learning rate of AdamW (short: --lr)."""
+    """Peak learning rate for AdamW (short form: --lr)."""
 
     schedule: Literal["cosine", "constant", "step"] = "cosine"
-    """Learning rate after warm-up: cosine (down to final_lr_frac), constant,
-    or step (times decay_factor every decay_every epochs)."""
+    """Learning rate schedule after warm-up: cosine (decays to final_lr_frac), constant,
+    or step (multiplied by decay_factor every decay_every epochs)."""
 
     warmup_frac: Fraction = 0.02
-    """Fraction of all steps over which the learning rate rises from zero, 0 to 1."""
+    """Fraction of all steps, from 0 to 1, over which the learning rate warms up from zero."""
 
     final_lr_frac: Fraction = 0.01
-    """Final learning rate of the cosine schedule, as a fraction of learning_rate, 0 to 1."""
+    """Final learning rate of the cosine schedule, as a fraction of learning_rate, from 0 to 1."""
 
     decay_factor: PositiveFraction = 0.5
     """Factor by which the step schedule multiplies the learning rate, above 0 and at most 1."""
 
     decay_every: Count = 5
-    """Epochs between two decays of the step schedule."""
+    """Epochs between decays in the step schedule."""
 
     weight_decay: NonNegative = 0.01
-    """Decoupled weight decay of AdamW. It applies to weight matrices, not to biases."""
+    """Decoupled weight decay for AdamW, applied to weight matrices but not to biases."""
 
     beta1: BelowOne = 0.8
-    """Decay per step of AdamW's average of gradients, at least 0 and below 1. Short runs learn sooner with less than
-    the usual 0.9."""
+    """Decay rate per step of AdamW's first moment (the mean gradient), at least 0 and below 1. Short runs converge
+    sooner with less than the usual 0.9."""
 
     beta2: BelowOne = 0.99
-    """Decay per step of AdamW's average of squared gradients, at least 0 and below 1. A character model trains for few
-    steps, and the usual 0.999 averages over a thousand of them."""
+    """Decay rate per step of AdamW's second moment (the mean squared gradient), at least 0 and below 1. Character
+    models train for few steps, and the usual 0.999 averages over a thousand of them."""
 
-    # Smaller gradients vanish beside the epsilon of AdamW, 1e-8: nothing would be trained.
+    # Smaller gradients are negligible next to AdamW's epsilon, 1e-8, so nothing would be trained.
     clip_norm: Annotated[float, Bounds("at least 1e-9 and finite", 1e-9, 1e9)] = 1.0
-    """Maximum global norm of the gradient; a larger gradient is scaled down to it."""
+    """Maximum global gradient norm; larger gradients are scaled down to it."""
 
     seed: Seed = 0
-    """Seed of the initial weights and of dropout."""
+    """Random seed for the initial weights and for dropout."""
 
     eval_every: Optional[Count] = None
-    """Steps between evaluations on the validation text; by default once per epoch."""
+    """Steps between evaluations on the validation text; by default, one evaluation per epoch."""
 
     patience: Optional[Count] = None
-    """Stop after this many evaluations in a row without a lower validation loss; by default never."""
+    """Stop after this many consecutive evaluations without a lower validation loss; by default, never."""
 
     checkpoint_every: Optional[Count] = None
-    """Steps between checkpoints; by default one at each evaluation."""
+    """Steps between checkpoints; by default, one checkpoint per evaluation."""
 
     sample_context: Text = ""
-    """Prompt of the sample that is shown at each evaluation."""
+    """Prompt for the sample shown at each evaluation."""
 
     sample_length: Annotated[int, Bounds("a whole number from 0 to 1000000", 0, 10**6)] = 200
-    """Characters in the sample that is shown at each evaluation; 0 for no sample."""
+    """Length of the sample shown at each evaluation, in characters; 0 for no sample."""
 
     text_memory_mb: Optional[Count] = None
-    """Memory for the text in megabytes; by default a quarter of the free memory.
-    A larger text stays on disk and is read in chunks, with the same result."""
+    """Maximum memory for the text, in megabytes; by default a quarter of the free memory.
+    Larger texts stay on disk and are read in chunks, with the same result."""
 
     microbatches: Count = 1
-    """Number of parts to split a batch into, computed one after another, if it does not fit in memory
+    """Number of parts to split each batch into and process one after another, for batches that do not fit in memory
     (gradient accumulation). The result does not change."""
 
     # Devices count steps in int32.
     steps_per_call: Optional[Annotated[int, Bounds("a whole number of at least 1", 1, 2**31 - 1)]] = None
-    """Maximum number of optimizer steps per call to the device; by default as many as take about a second."""
+    """Maximum number of optimizer steps per device call; by default, about one second's worth."""
 
 
 class SweepOptions(TypedDict, total=False):
-    """The fields of `TrainConfig` that `sweep` takes by name; the others it takes with several values each.
+    """The `TrainConfig` fields that `sweep` takes as keyword arguments, besides those that it varies.
 
-    Editors complete them, and type checkers find a wrong name.
+    Lets editors complete the names and type checkers catch wrong ones.
     """
 
     batch_size: int
@@ -254,7 +254,7 @@ class SweepOptions(TypedDict, total=False):
 
 
 class FitOptions(SweepOptions, total=False):
-    """The fields of `TrainConfig` that `fit` takes by name; it takes learning_rate apart, which may be a schedule."""
+    """The `TrainConfig` fields that `fit` takes as keyword arguments, except learning_rate, which may be a schedule."""
 
     weight_decay: float
     patience: int | None
@@ -280,7 +280,7 @@ class SampleConfig(Checked):
     """Characters to generate after the prompt. On the command line, 0 generates until interrupted."""
 
     temperature: NonNegative = 1.0
-    """Divides the logits: below 1 is more predictable, above 1 more varied.
+    """Divisor for the logits; values below 1 give more predictable text, values above 1 more varied text.
     0 always picks the most likely character (argmax)."""
 
     top_k: Optional[Count] = None
@@ -290,24 +290,24 @@ class SampleConfig(Checked):
     """Sample only from the most likely characters whose probabilities add up to this, above 0 and at most 1."""
 
     min_p: Optional[Fraction] = None
-    """Sample only from characters at least this fraction as probable as the most likely one, 0 to 1."""
+    """Sample only from characters at least this fraction as likely as the most likely one, from 0 to 1."""
 
     num_samples: Count = 1
-    """Number of texts to generate in parallel."""
+    """Number of samples to generate in parallel."""
 
     seed: Seed = 0
     """Random seed; the same seed gives the same text."""
 
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Number format of the weights. int8 needs a CPU; auto is the model's format."""
+    """Number format for the weights. int8 needs a CPU; auto uses the model's format."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicConfig(Checked):
-    """How the weights adapt to a text while it is scored; see `charjax.dynamic_score`.
+    """How the weights adapt to the text while it is scored; see `charjax.dynamic_score`.
 
-    The defaults were best or nearly best for a 2 x 256 model trained on Shakespeare's plays, both on plays that it had
-    not seen and on a different kind of text.
+    The defaults were best or nearly best for a 2 x 256 model trained on Shakespeare's plays, both on unseen plays and
+    on a different kind of text.
 
     Examples:
         >>> from charjax import DynamicConfig
@@ -316,17 +316,17 @@ class DynamicConfig(Checked):
     """
 
     seq_len: Annotated[int, Bounds("a whole number from 1 to 4000", 1, 4000)] = 20
-    """Characters scored between two updates of the weights."""
+    """Characters scored between weight updates."""
 
     learning_rate: Annotated[float, Bounds("at least 0 and finite", 0, _LARGEST_FLOAT32)] = 4e-4
-    """About how far a weight moves per update; 0 leaves the weights unchanged."""
+    """Roughly how far each weight moves per update; 0 leaves the weights unchanged."""
 
     decay: Annotated[float, Bounds("at least 0 and finite", 0, _LARGEST_FLOAT32)] = 3e-4
-    """Fraction of the way back to its trained value that each weight is pulled per update; 0 for none."""
+    """Fraction of the distance to its trained value by which each update pulls a weight back; 0 to disable this."""
 
 
 def from_dict(kind: type[ConfigT], values: Any) -> ConfigT:
-    """Builds a configuration from values that were read from JSON or TOML.
+    """Builds a configuration from values read from JSON or TOML.
 
     Raises:
         UserError: a name is unknown, or a value has the wrong type or is out of range.

@@ -1,4 +1,4 @@
-"""Errors that the command line reports in one line, its exit codes for them, and checks of arguments."""
+"""Errors that the command line reports on one line, their exit codes, and argument checks."""
 
 import errno
 import operator
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 USER_ERROR = 2
-# 128 + SIGPIPE, as a shell reports it; not every system has that signal.
+# 128 + SIGPIPE, as a shell reports it; not every system defines that signal.
 BROKEN_PIPE = 128 + 13
-# What to do about an OS error caused by one file or its disk.
+# What to do about an OS error caused by a particular file or its disk.
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or files"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions of it and its folder"),
@@ -19,7 +19,7 @@ _REMEDIES = {
     errno.EROFS: "make its file system writable",
     errno.ENAMETOOLONG: "shorten its name",
 }
-# What to do about an OS error that would occur with any other file, too.
+# What to do about an OS error that would occur with any file.
 _REMEDIES_OF_LIMITS = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs, which have too many files open",
@@ -30,7 +30,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 class UserError(ValueError):
-    """A path, option, value or file that the user has to change; the message says what is wrong and what to do.
+    """Reports a path, option, value or file that the user must change; the message says what is wrong and what to do.
 
     The command line prints it and exits with `USER_ERROR`.
 
@@ -45,14 +45,14 @@ class UserError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training ended early on a signal, after its state was saved or, without a run folder, attached here.
+    """Raised when a signal ends training early, once the state is saved or, without a run folder, attached here.
 
-    Not an `Exception`, so that it also ends a sweep over settings that catches those.
+    Not an `Exception`, so it also ends a loop over settings that catches exceptions.
 
     The command line prints the message and exits with 128 + signum.
 
     Attributes:
-        signum: the signal's number.
+        signum: the signal number.
         state: the `TrainState` after the last step, if `fit` ran without a run folder.
 
     Examples:
@@ -71,42 +71,42 @@ class Interrupted(KeyboardInterrupt):
 
 
 def is_limit(error: OSError) -> bool:
-    """Returns True for a limit of the process or the system, such as on open files: no file is to blame."""
+    """Returns True if a process or system limit was reached, e.g. on open files, so no particular file is to blame."""
     return error.errno in _REMEDIES_OF_LIMITS
 
 
 def remedy_for(error: OSError) -> str:
-    """Returns what to do about an OS error; empty if there is no more to say than its text."""
+    """Returns advice on an OS error; empty if there is nothing to add to its message."""
     return (_REMEDIES | _REMEDIES_OF_LIMITS).get(error.errno or 0, "")
 
 
 def in_short(value: object) -> str:
-    """Formats a value for a message: on one line and of bounded length, whatever a file contains."""
+    """Formats a value for a message, on one line of bounded length, even if it comes from a file."""
     return re.sub(r"\s*\n\s*", " ", _SHORT.repr(value))
 
 
 def check_type(name: str, value: object, kind: type, advice: str) -> None:
-    """Checks the type of an argument: callers swap two, or give a path where its content belongs.
+    """Checks the type of an argument, since callers may swap two, or pass a path instead of its contents.
 
     Raises:
-        UserError: another type; the message ends with `advice`.
+        UserError: the type is wrong; the message ends with `advice`.
     """
     if not isinstance(value, kind):
         raise UserError(f"{name} must be a {kind.__name__}, not {type(value).__name__}; {advice}")
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """Returns a path that was given as a string or path; a UserError for anything else."""
+    """Converts a string or path-like object to a Path; raises a UserError for anything else."""
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{name} must be a path, not {type(value).__name__}")
     return Path(value)
 
 
 def checked_checkpoint_folder(name: str, value: Any) -> Path:
-    """Returns the path of a run folder that checkpoints are saved in or restored from.
+    """Returns the path of a run folder that checkpoints are saved to or restored from.
 
     Raises:
-        UserError: it is not a path, or it leads through a name that is not UTF-8, which Orbax cannot pass on to C++.
+        UserError: it is not a path, or it resolves to one that is not valid UTF-8, which Orbax cannot pass on to C++.
     """
     path = checked_path(name, value)
     try:
@@ -117,7 +117,7 @@ def checked_checkpoint_folder(name: str, value: Any) -> Path:
 
 
 def checked_whole(name: str, value: Any, least: int = 1) -> int:
-    """Returns a whole number of at least `least`, perhaps a scalar of NumPy or JAX, as Python's; else a UserError."""
+    """Converts a whole number (or NumPy or JAX scalar) of at least `least` to an int; raises a UserError otherwise."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Process-wide settings of the command line: quiet libraries and a persistent compilation cache; imports jax."""
+"""Process-wide settings for the command line: quiet libraries and a persistent compilation cache; imports jax."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ def set_up() -> None:
 def _quieten_orbax() -> None:
     """Hides Orbax's messages about failed saves, which charjax reports itself."""
     absl.logging.set_verbosity(absl.logging.FATAL)
-    # When one write of a save fails, Orbax drops the writes that have not begun, and does not await those that end.
+    # When one write in a save fails, Orbax drops the writes that have not started and does not await the others.
     warnings.filterwarnings("ignore", "coroutine .*serialize.* was never awaited", RuntimeWarning)
     sys.unraisablehook = _show_unraisable
 
@@ -41,7 +41,7 @@ def _keep_compiled_programs() -> None:
     """Turns on JAX's persistent compilation cache, in the user's cache folder, unless the user has configured it."""
     if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return
-    # JAX warns of a program that cannot be written, or that a kill has truncated, in the middle of a text.
+    # JAX would warn, in the middle of the output, about a program that cannot be written or that a kill truncated.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     folder = chosen or _default_cache()
@@ -52,12 +52,12 @@ def _keep_compiled_programs() -> None:
         variable = "JAX_COMPILATION_CACHE_DIR" if chosen else "XDG_CACHE_HOME"
         advice = f"set {variable} to another folder"
         _log.warning(
-            "compiled programs cannot be kept (%s), so every command compiles them again; %s", obstacle, advice
+            "compiled programs cannot be cached (%s), so every command recompiles them; %s", obstacle, advice
         )
 
 
 def _default_cache() -> str | None:
-    """Returns the user's folder for programs; None for users without a home.
+    """Returns the user's cache folder for compiled programs; None for users without a home folder.
 
     Programs compiled for one kind of CPU might not run on another, so each kind has its own folder.
     """
@@ -69,7 +69,7 @@ def _default_cache() -> str | None:
 
 
 def _obstacle(folder: str | None) -> str | None:
-    """Returns why no program can be written to a folder, which is created if needed; None if nothing is known of it."""
+    """Returns why programs cannot be written to a folder, which is created if needed; None if no reason is known."""
     if folder is None:
         return "no home folder"
     if "://" in folder:

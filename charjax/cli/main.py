@@ -1,4 +1,4 @@
-"""Runs a command line, and reports its failure in one line."""
+"""Runs a command line and reports any failure on one line."""
 
 import contextlib
 import importlib
@@ -38,20 +38,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare_streams() -> None:
-    """Opens closed standard streams, and makes the others take any text.
+    """Reopens closed standard streams, and makes the others accept any text.
 
-    Otherwise the next file would get the descriptor of a closed stream, which C libraries write to.
+    Otherwise the next file opened would get the descriptor of a closed stream, to which C libraries write.
     """
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- open until the end
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- stays open until exit
     for file in (sys.stdout, sys.stderr):
         if isinstance(file, io.TextIOWrapper):
             file.reconfigure(errors="backslashreplace")
 
 
 def _drop_unwritable(file: TextIO) -> None:
-    """Drops buffered output that cannot be written: Python would retry at exit, complain and exit with code 120."""
+    """Drops buffered output that cannot be written; Python would retry at exit, complain and exit with code 120."""
     try:
         file.flush()
     except OSError:
@@ -64,7 +64,7 @@ def _exit_code(argv: list[str]) -> int:
     try:
         _run(argv)
     except BrokenPipeError:
-        # The reader of the output, `head` for example, has closed it.
+        # The reader of the output, e.g. `head`, has closed it.
         return BROKEN_PIPE
     except (UserError, NotImplementedError, OSError, MemoryError, RuntimeError) as error:
         return _fail(_explain(error), USER_ERROR)
@@ -76,7 +76,7 @@ def _exit_code(argv: list[str]) -> int:
 
 
 def _explain(error: Exception) -> str:
-    """Returns the message for an error that is no bug; raises any other again."""
+    """Returns the message for an error that is not a bug; re-raises any other."""
     if isinstance(error, OSError):
         remedy = remedy_for(error)
         where = f"{error.filename}: " if error.filename else ""
@@ -84,7 +84,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, UserError | NotImplementedError):
         return str(error)
     reason = next(iter(str(error).splitlines()), "")
-    # The latter two are RuntimeErrors, of JAX and Python.
+    # The last two are RuntimeErrors, raised by JAX and Python respectively.
     if isinstance(error, MemoryError) or reason.startswith(("RESOURCE_EXHAUSTED", "can't start new thread")):
         found = f" ({reason})" if reason else ""
         return f"out of memory{found}; make the model, the batch or the text smaller, or raise the limits (ulimit -a)"
@@ -117,7 +117,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _require_current_directory() -> None:
-    """Checks that the current directory, where relative paths start, was not deleted.
+    """Checks that the current directory, to which relative paths refer, still exists.
 
     Raises:
         UserError: the current directory was deleted.
@@ -134,7 +134,7 @@ class _OneLineFormatter(logging.Formatter):
 
 
 def _set_up_log(level: int) -> None:
-    """Prints the library's log on standard error."""
+    """Prints the library's log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLineFormatter("charjax: %(message)s"))
     logger = logging.getLogger("charjax")
@@ -145,7 +145,7 @@ def _set_up_log(level: int) -> None:
 
 
 def _import_run(command: Command) -> Callable[..., None]:
-    """Imports the `run` of a command's module and, with it, JAX, which takes about a second."""
+    """Imports a command's `run` function and, with it, JAX, which takes about a second."""
     (name,) = (name for name, kind in COMMANDS.items() if kind is type(command))
     with exit_on_interrupt(), garbage_collection_off():
         _import_jax()
@@ -159,7 +159,7 @@ def _import_jax() -> None:
     """Imports JAX, which reads its options from the environment.
 
     Raises:
-        UserError: JAX does not take the value of a variable.
+        UserError: JAX rejects the value of an environment variable.
     """
     try:
         importlib.import_module("jax")
@@ -168,4 +168,4 @@ def _import_jax() -> None:
         variable = named[0].upper() if named else ""
         if variable not in os.environ:
             raise
-        raise UserError(f"{variable}={os.environ[variable]} is not a value that JAX takes; unset it") from error
+        raise UserError(f"{variable}={os.environ[variable]} is not a value that JAX accepts; unset it") from error

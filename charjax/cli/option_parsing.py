@@ -1,4 +1,4 @@
-"""Parses a command line and a --config file into the dataclasses of `arguments`, using tyro; imports no jax."""
+"""Parses a command line and a --config file into the dataclasses of `arguments`, using tyro; does not import jax."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ class Parsed(NamedTuple):
 
 
 class _Flags(NamedTuple):
-    """Names of the options on a command line, the --config file, the texts and runs, and the options as written."""
+    """The option names on a command line, the --config file, the positional arguments, and the options as written."""
 
     given: frozenset[str]
     config: str | None
@@ -55,10 +55,10 @@ class _Flags(NamedTuple):
 
 
 def parse(argv: list[str]) -> Parsed:
-    """Parses a command line; -h, --help and --version print and raise SystemExit(0).
+    """Parses a command line; -h, --help and --version print their output and raise SystemExit(0).
 
     Args:
-        argv: the arguments, without the program's name.
+        argv: the arguments, without the program name.
 
     Raises:
         UserError: a command or option is unknown, a value is missing, of the wrong type or out of range, or the
@@ -73,7 +73,7 @@ def parse(argv: list[str]) -> Parsed:
         _run_tyro(["--tyro-print-completion", argv[1]])
     argv = [_spelt_out(argument) for argument in argv]
     if not argv:
-        raise UserError(f"give a command, one of {', '.join(COMMANDS)}; see charjax --help")
+        raise UserError(f"pass a command, one of {', '.join(COMMANDS)}; see charjax --help")
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise UserError(f"unknown command {argv[0]!r}{_suggestion(argv[0], COMMANDS)}; see charjax --help")
     given: frozenset[str] = frozenset()
@@ -83,7 +83,7 @@ def parse(argv: list[str]) -> Parsed:
         options = _options(COMMANDS[argv[0]])
         flags = _read_flags(argv[0], argv[1:], options)
         given = flags.given
-        argv = [argv[0], *flags.positionals, *flags.options]  # texts may stand anywhere
+        argv = [argv[0], *flags.positionals, *flags.options]  # these may appear anywhere
         if flags.config is not None:
             from_file = _read_config(Path(flags.config), options)
             given |= from_file.keys()
@@ -101,8 +101,8 @@ def _spelt_out(argument: str) -> str:
 
 
 def _join_lines(kind: type) -> None:
-    """Joins the lines of the options' docstrings, which tyro would break in the help where the source does."""
-    import docstring_parser  # noqa: PLC0415 -- for the help only
+    """Joins the lines of the options' docstrings, as tyro would keep the line breaks of the source in the help."""
+    import docstring_parser  # noqa: PLC0415 -- needed only for the help
 
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type):
@@ -133,7 +133,7 @@ def _is_positional(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _missing(kind: type, positionals: int, given: frozenset[str]) -> list[str]:
-    """Returns the required arguments and options that a command line does not have, as the help names them."""
+    """Returns the required arguments and options that a command line lacks, as named in the help."""
     required = [
         field
         for field in dataclasses.fields(kind)
@@ -148,8 +148,8 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
     """Finds the options on a command line.
 
     Raises:
-        UserError: an option is unknown (the message suggests the nearest one) or lacks its value, or there is text
-            where a number belongs.
+        UserError: an option is unknown (the message suggests the closest one) or lacks its value, or there is text
+            where a number is expected.
     """
     given, config, positionals, position = set(), None, list[str](), 0
     rest: list[str] = []
@@ -186,17 +186,17 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
 
 
 def _values_at(argv: list[str], position: int, flag: str, command: str, *, several: bool) -> list[str]:
-    """Returns the values of an option that begin at a position: one, or all up to the next option.
+    """Returns the values of an option, which begin at a position: one value, or all of them up to the next option.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no value.
     """
     end = position
     while end < len(argv) and not _is_flag(argv[end]) and (several or end == position):
         end += 1
     if end == position:
         value = argv[position] if position < len(argv) else ""
-        hint = f"; if you mean {value}, write {flag}={shlex.quote(value)}" if value else ""
+        hint = f"; to pass {value}, use {flag}={shlex.quote(value)}" if value else ""
         raise UserError(f"{flag} needs a value{hint}; see charjax {command} --help")
     return argv[position:end]
 
@@ -208,7 +208,7 @@ def _check_number(flag: str, value: str, command: str, kind: Any) -> None:
         int(value) if kind in _WHOLE_NUMBERS else float(value)
     except ValueError:
         rule = "a whole number" if kind in _WHOLE_NUMBERS else "numbers" if kind in _NUMBER_LISTS else "a number"
-        hint = "; write the text before the options" if kind in _NUMBER_LISTS and Path(value).exists() else ""
+        hint = "; put the text before the options" if kind in _NUMBER_LISTS and Path(value).exists() else ""
         raise UserError(f"{flag} must be {rule}, not {value!r}{hint}; see charjax {command} --help") from None
 
 
@@ -217,9 +217,9 @@ def _is_flag(argument: str) -> bool:
 
 
 def _advice(flag: str, options: Iterable[str]) -> str:
-    """Suggests the option nearest to an unknown one; for a file, or a -- before one, says how to name it."""
+    """Suggests the option closest to an unknown one or, for a file or a -- before it, says how to pass the file."""
     if flag == "--" or Path(flag).exists():
-        return "; write ./ before a path that begins with a dash"
+        return "; put ./ before a path that begins with a dash"
     return _suggestion("--" + flag.lstrip("-"), map(_flag, options))
 
 
@@ -229,9 +229,9 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Reads options from a TOML file, whose tables, if any, only group them, or from config.json of a run.
+    """Reads options from a TOML file, whose tables, if any, only group them, or from the config.json of a run.
 
-    Of a run's, only options that the command has are read, since it has all of training's.
+    A run's config.json has all training options; those that the command does not have are ignored.
 
     Raises:
         UserError: the file cannot be read, an option is unknown or repeated, or a value has the wrong type.
@@ -240,7 +240,7 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(_LARGEST_CONFIG + 1)
         if len(content) > _LARGEST_CONFIG:
-            raise UserError(f"--config {path} is too large for a file of options; choose a different one")
+            raise UserError(f"--config {path} is too large for an options file; choose a different one")
         if path.suffix == ".json":
             values = [item for item in _of_run(json.loads(content)) if item[0] in options]
         else:
@@ -248,12 +248,12 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        kind = "config.json of a run" if path.suffix == ".json" else "valid TOML"
+        kind = "the config.json of a run" if path.suffix == ".json" else "valid TOML"
         raise UserError(f"--config {path} is not {kind}: {error}") from error
     names = [name for name, _ in values]
     for name, value in values:
         if name == "config":
-            raise UserError(f"--config {path}: config cannot be set in such a file; remove it")
+            raise UserError(f"--config {path}: config cannot be set in a config file; remove it")
         if name not in options:
             raise UserError(f"--config {path}: unknown option {name!r}{_suggestion(name, options)}")
         if names.count(name) > 1:
@@ -264,7 +264,7 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_run(content: Any) -> list[tuple[str, Any]]:
-    """Returns the options of a run's config.json; a ValueError if it is no such file."""
+    """Returns the options in a run's config.json; raises a ValueError for any other content."""
     parts: list[Any] = [content.get(name) for name in ("data", "model", "train")] if isinstance(content, dict) else [0]
     if not all(isinstance(part, dict) for part in parts):
         raise ValueError("it has no data, model and train")
@@ -288,7 +288,7 @@ def _flatten(table: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _as_flags(values: dict[str, Any]) -> list[str]:
-    """Writes options as command-line flags. False ones are left out: no option is true by default."""
+    """Converts options to command-line flags. False values are left out, since no option is true by default."""
     flags: list[str] = []
     for name, value in values.items():
         if isinstance(value, list):
@@ -303,10 +303,10 @@ def _flag(name: str) -> str:
 
 
 def _run_tyro(argv: list[str]) -> Command:
-    """Parses with tyro, and turns its boxed error messages into one line.
+    """Parses arguments with tyro, and reduces its boxed error messages to one line.
 
     Raises:
-        UserError: tyro found a mistake.
+        UserError: tyro rejected the arguments.
     """
     messages = io.StringIO()
     try:
@@ -323,7 +323,7 @@ def _run_tyro(argv: list[str]) -> Command:
         if argv[0] in COMMANDS and not error.code:
             print(f"example: {COMMANDS[argv[0]].example}")
         if error.code:
-            # The dataclasses name their fields in Python's spelling.
+            # The dataclasses use the Python spelling of the option names.
             message = re.sub(r"^(\w+)(?= must be )", lambda name: _flag(name[1]), _first_message(messages.getvalue()))
             command_help = " ".join(["charjax", *(name for name in argv[:1] if name in COMMANDS), "--help"])
             raise UserError(f"{message}; see {command_help}") from None
@@ -331,7 +331,7 @@ def _run_tyro(argv: list[str]) -> Command:
 
 
 def _first_message(box: str) -> str:
-    """Extracts the first message from tyro's box, in Unicode or ASCII; a rule ends it."""
+    """Extracts the first message from tyro's box, drawn in Unicode or ASCII; the message ends at a horizontal rule."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()][1:]
     lines = ["" if set(line) == {"-"} else line for line in lines]
     lines = lines[lines[:1] == [""] :]

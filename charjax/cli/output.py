@@ -1,4 +1,4 @@
-"""Output of the commands: facts, model text and heatmaps, on standard output."""
+"""Writes the output of the commands (facts, model text and heatmaps) to standard output."""
 
 import contextlib
 import json
@@ -25,18 +25,18 @@ _log = logging.getLogger("charjax")
 
 
 def write(text: str) -> None:
-    """Writes model text and flushes it: made safe for a terminal, unchanged for a file or a pipe."""
+    """Writes and flushes model text, made safe for a terminal but unchanged for a file or a pipe."""
     _write(printable(text, sys.stdout.encoding) if sys.stdout.isatty() else text)
 
 
 def write_facts(facts: Facts) -> None:
-    """Writes names and values in two columns. Values are made safe: a run by someone else may name any file."""
+    """Writes names and values in two columns. Values are made safe, as an untrusted run may name any file."""
     width = max(len(name) for name, _ in facts)
     write("".join(f"{name:<{width}}  {one_line(value, stdout_encoding())}\n" for name, value in facts))
 
 
 def write_json(values: Mapping[str, Any]) -> None:
-    """Writes values as one line of strict JSON; numbers that are not finite become null."""
+    """Writes values as one line of strict JSON; non-finite numbers become null."""
     write(json.dumps(_finite(values), allow_nan=False) + "\n")
 
 
@@ -49,11 +49,11 @@ def _finite(value: Any) -> Any:
 
 
 def write_heatmap(characters: Iterable[tuple[str, float]], scale: Scale) -> None:
-    """Writes a legend, then text in colors or, on an output without colors, with marks below each line.
+    """Writes a legend, then text in color or, where the output has no colors, with marks below each line.
 
     Args:
         characters: characters and their values, consumed as they are shown.
-        scale: the colors.
+        scale: the color scale.
     """
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     encoding, width = stdout_encoding(), shutil.get_terminal_size().columns
@@ -72,18 +72,18 @@ def write_heatmap(characters: Iterable[tuple[str, float]], scale: Scale) -> None
 
 
 def shell_path(path: Path) -> str:
-    """Writes a path as an argument of a command that users can copy."""
+    """Quotes a path as an argument in a command that users can copy."""
     argument = str(path)
     return one_line(shlex.quote(f"./{argument}" if argument.startswith("-") else argument), stdout_encoding())
 
 
 def stdout_encoding() -> str:
-    """Returns the encoding of the terminal, or UTF-8, which files and pipes get."""
+    """Returns the encoding of the terminal, or UTF-8 for files and pipes."""
     return (sys.stdout.encoding if sys.stdout.isatty() else None) or "utf-8"
 
 
 def _write_colored(console: Console, text: Text) -> None:
-    """Writes a line of safe characters with its colors, without rich's own folding."""
+    """Writes a line of safe characters in color, without rich's line wrapping."""
     with console.capture() as captured:
         console.print(text, soft_wrap=True)
     _write(captured.get())
@@ -99,43 +99,43 @@ def _write(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"standard output cannot be written ({error.strerror})") from error
+        raise UserError(f"cannot write to standard output ({error.strerror})") from error
 
 
 def _encode(text: str) -> bytes:
     try:
         return text.encode("utf-8", errors="surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate, which someone else's vocabulary may have
+    except UnicodeEncodeError:  # a lone surrogate, which an untrusted vocabulary may contain
         return text.encode("utf-8", errors="backslashreplace")
 
 
 def check_page_path(page: Path, *, files: list[Path], run: Path) -> None:
-    """Checks that writing a page does not replace a file that is still needed.
+    """Checks that writing a page would not replace a file that is still needed.
 
     Raises:
-        UserError: the page would replace a file of the text or a file of the run.
+        UserError: the page would replace a text file or a file of the run.
     """
     if page.exists() and any(file.exists() and page.samefile(file) for file in files):
-        raise UserError(f"--html {page} is the text itself, which the page would replace; name another file")
+        raise UserError(f"--html {page} is the text itself, which the page would replace; choose another file")
     check_not_in_run(page, run, flag="--html")
 
 
 def check_not_in_run(path: Path, run: Path, *, flag: str) -> None:
-    """Checks that a file to write is not one of a run; a UserError otherwise."""
+    """Checks that an output file is not part of a run; raises a UserError otherwise."""
     if path.exists() and path.resolve().is_relative_to(run.resolve()):
-        raise UserError(f"{flag} {path} is a file of the run, which this would replace; name another file")
+        raise UserError(f"{flag} {path} is a file of the run, which this would replace; choose another file")
 
 
 def report_page(page: Path, part: str = "") -> None:
-    """Says on standard error where a page was written, and which part of the text it has."""
+    """Reports on standard error where a page was written and which part of the text it contains."""
     path = one_line(str(page), sys.stderr.encoding or "utf-8")
     print(f"written to {path}: {part}" if part else f"written to {path}", file=sys.stderr)
 
 
 class _TolerantFile:
-    """A text file that drops what cannot be written: terminal closed, pipe without a reader, disk full.
+    """A text file that drops output it cannot write because a terminal or pipe was closed or the disk is full.
 
-    The first failure is logged, and later writes are tried again. Everything else is delegated to the file.
+    The first failure is logged, and later writes are still attempted. All else is delegated to the wrapped file.
     """
 
     def __init__(self, file: TextIO, name: str) -> None:
@@ -149,7 +149,7 @@ class _TolerantFile:
         return len(text)
 
     def flush(self) -> None:
-        """Writes the buffer, or keeps it for the next attempt if the write fails."""
+        """Flushes the buffer, or keeps it for the next attempt if the write fails."""
         with self._dropping():
             self._file.flush()
 
@@ -169,7 +169,7 @@ class _TolerantFile:
 
 @contextlib.contextmanager
 def tolerate_lost_output() -> Iterator[None]:
-    """Drops what cannot be written to standard output or standard error in a with block."""
+    """Drops output that cannot be written to standard output or standard error inside a with block."""
     output = cast(TextIO, _TolerantFile(sys.stdout, "standard output"))
     errors = cast(TextIO, _TolerantFile(sys.stderr, "standard error"))
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):

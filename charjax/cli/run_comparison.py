@@ -1,4 +1,4 @@
-"""Several runs side by side: what differs in their facts, and the curves of their losses."""
+"""Compares runs side by side: the facts that differ, and the loss curves."""
 
 import math
 import os
@@ -21,12 +21,12 @@ _TITLES = {"characters": "characters trained on", "seconds": "seconds", "epochs"
 
 
 class Evaluated(NamedTuple):
-    """A run and what was measured of it.
+    """A run and its evaluations.
 
     Attributes:
-        name: to tell it from others: its folder, without the parents that all have.
+        name: its folder, without the parent folders that all runs share.
         info: its configuration.
-        evaluations: at least one.
+        evaluations: its evaluations, at least one.
     """
 
     name: str
@@ -38,14 +38,14 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
     """Reads the configurations and logs of runs.
 
     Raises:
-        UserError: a folder is not a run's, is given twice, or has no evaluations.
+        UserError: a folder is not a run folder, is given twice, or has no evaluations.
     """
     real = [os.path.realpath(folder) for folder in folders]
     common = os.path.commonpath([os.path.dirname(path) for path in real])
     runs = []
     for folder, path in zip(folders, real, strict=True):
         if real.count(path) > 1:
-            raise UserError(f"{folder} is given twice; name each run once")
+            raise UserError(f"{folder} is given twice; pass each run only once")
         info, _ = read_run(folder)
         evaluations = read_metrics(folder / METRICS)
         if not any(math.isfinite(evaluation.val_loss) for evaluation in evaluations):
@@ -55,7 +55,7 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
 
 
 def curves(runs: Sequence[Evaluated], against: Axis) -> list[Curve]:
-    """Returns validation and, dashed, training loss of each run."""
+    """Returns the validation and (dashed) training loss curves of each run."""
     found = []
     for color, run in enumerate(runs):
         for measure, dashed in (("val_loss", False), ("train_loss", True)):
@@ -67,7 +67,7 @@ def curves(runs: Sequence[Evaluated], against: Axis) -> list[Curve]:
 
 
 def axis_title(against: Axis) -> str:
-    """Returns the title of a horizontal axis."""
+    """Returns the title of the horizontal axis."""
     return _TITLES[against]
 
 
@@ -82,7 +82,7 @@ def _place(run: Evaluated, evaluation: Evaluation, against: Axis) -> float:
 
 
 def differences(facts: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """Returns the facts in which runs differ, each with its value for every run; "-" where one has none."""
+    """Returns the facts that differ between runs, each with its value for every run, or "-" where a run lacks it."""
     names = dict.fromkeys(name for one in facts for name in one)
     rows = {name: [one.get(name, "-") for one in facts] for name in names}
     return {name: row for name, row in rows.items() if len(set(row)) > 1}
@@ -96,4 +96,4 @@ def write_comparison(names: Sequence[str], rows: Mapping[str, Sequence[str]]) ->
     for row in safe:
         write("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
     if not rows:
-        write("there is no difference\n")
+        write("no differences\n")

@@ -1,4 +1,4 @@
-"""Settings before and while JAX and other large modules are imported: UTF-8, limits, garbage collection, Ctrl-C."""
+"""Prepares the process for importing JAX and other large modules: UTF-8, limits, garbage collection, Ctrl-C."""
 
 import codecs
 import contextlib
@@ -13,43 +13,43 @@ from types import FrameType
 from charjax.errors import UserError
 from charjax.host.limits import limit_on, space_for_programs
 
-# Bytes of arrays that should fit beside the programs.
+# Bytes that should remain for arrays next to the compiled programs.
 _LEAST_MEMORY = 200_000_000
 
 
 def require_utf8() -> None:
-    """Starts the process again in Python's UTF-8 mode where the locale knows only ASCII.
+    """Restarts the process in Python's UTF-8 mode if the locale supports only ASCII.
 
-    Python is in that mode by itself in such a locale, unless it is told not to be (PYTHONUTF8=0). Then options, paths,
-    standard streams and files would all have to be decoded again.
+    Python enters that mode by itself in such a locale, unless told not to (PYTHONUTF8=0). Outside that mode, options,
+    paths, standard streams and files would all have to be decoded again.
     """
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def check_memory_limits() -> None:
-    """Checks that the limits on memory leave room for JAX, which otherwise aborts, or waits for a minute or longer.
+    """Checks that the memory limits leave room for JAX, which otherwise aborts or hangs for a minute or longer.
 
     Raises:
-        UserError: one does not.
+        UserError: a limit is too low.
     """
     for name, option in (("AS", "v"), ("DATA", "d")):
         limit, least = limit_on(name), least_memory_limit(name)
         if limit is not None and limit < 1024 * least:
             raise UserError(
                 f"JAX needs more memory than the {limit // 1024:,} kB that ulimit -{option} allows; "
-                f"raise the limit: ulimit -{option} {least}"
+                f"raise the limit with ulimit -{option} {least}"
             )
 
 
 def least_memory_limit(name: str) -> int:
-    """Returns the kilobytes that a limit ("AS" or "DATA") should allow, rounded up to hundreds."""
+    """Returns the minimum for a limit ("AS" or "DATA") in kilobytes, rounded up to a multiple of 100."""
     return -(-(space_for_programs(name) + _LEAST_MEMORY) // 102_400) * 100
 
 
 @contextlib.contextmanager
 def garbage_collection_off() -> Iterator[None]:
-    """Disables Python's garbage collector for the duration of a with block, then restores its previous state.
+    """Disables Python's garbage collector inside a with block, then restores its previous state.
 
     Imports create about a million objects, nearly all long-lived; the collector would scan them again and again.
     """
@@ -64,11 +64,11 @@ def garbage_collection_off() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Makes SIGINT end the process with one line and exit code 130 for the duration of a with block.
+    """Makes SIGINT end the process with a one-line message and exit code 130 inside a with block.
 
-    For imports, which have nothing to save: KeyboardInterrupt in the middle of one may surface as another error or, in
-    C code, not at all. Does nothing if SIGINT is ignored or has another handler, as in background jobs of a shell,
-    and outside the main thread.
+    Meant for imports, when there is nothing to save: a KeyboardInterrupt in the middle of one may surface as another
+    error or, in C code, not at all. Does nothing outside the main thread, or if SIGINT is ignored or has another
+    handler, as in background jobs of a shell.
     """
     previous = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()

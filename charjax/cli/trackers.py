@@ -1,4 +1,4 @@
-"""The trackers that a command line names."""
+"""Creates the trackers requested on a command line."""
 
 import importlib
 import inspect
@@ -15,12 +15,12 @@ def trackers(tensorboard: bool, named: str | None, out: Path) -> list[Tracker]:
     """Returns the trackers of a run.
 
     Args:
-        tensorboard: write event files into the run folder.
-        named: MODULE:OBJECT, imported from the current folder or from what is installed; or None.
+        tensorboard: whether to write event files to the run folder.
+        named: MODULE:OBJECT, imported from the current folder or an installed package; or None.
         out: the run folder.
 
     Raises:
-        UserError: tensorboardX is not installed, or there is no such object, or it is no tracker.
+        UserError: tensorboardX is not installed, or the object does not exist or is not a tracker.
     """
     found: list[Tracker] = [TensorBoard(out / TENSORBOARD)] if tensorboard else []
     return found if named is None else [*found, _imported(named)]
@@ -29,7 +29,7 @@ def trackers(tensorboard: bool, named: str | None, out: Path) -> list[Tracker]:
 def _imported(name: str) -> Tracker:
     module, _, path = name.partition(":")
     if not module or not path:
-        raise UserError(f"--tracker must be MODULE:OBJECT, such as my_trackers:Wandb, not {name}")
+        raise UserError(f"--tracker must be MODULE:OBJECT, e.g. my_trackers:Wandb, not {name}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -40,5 +40,5 @@ def _imported(name: str) -> Tracker:
         raise UserError(f"--tracker {name} cannot be imported: {error}") from error
     tracker = found() if inspect.isclass(found) else found
     if not callable(getattr(tracker, "log", None)):
-        raise UserError(f"--tracker {name} has no method log(step, values)")
+        raise UserError(f"--tracker {name} has no log(step, values) method")
     return tracker

@@ -1,4 +1,4 @@
-"""Replaces files atomically: readers see the old content or the new, never a part."""
+"""Replaces files atomically: readers see either the old content or the new, never a part of it."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Makes OS errors name `path`: a user knows nothing of the temporary file that stands for it."""
+    """Makes OS errors name `path`, since users know nothing about the temporary file behind it."""
     try:
         yield
     except OSError as error:
@@ -20,13 +20,13 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file next to `path`, and moves it to `path` once the block has written it.
+    """Opens a temporary file next to `path`, and moves it to `path` once the block has finished.
 
     The permissions of `path` are kept. After an error `path` is unchanged and the temporary file is gone; after a kill
-    `.NAME.PID.new` may be left. A symbolic link at either place is replaced, not followed.
+    `.NAME.PID.new` may be left. A symbolic link at either path is replaced, not followed.
 
     Raises:
-        OSError: the file cannot be written; its filename is `path`.
+        OSError: the file cannot be written; the error's filename is `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:

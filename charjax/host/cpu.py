@@ -8,14 +8,14 @@ _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 
 def available_cores() -> int:
-    """Returns the number of cores in the process's affinity mask (Linux), elsewhere of all cores."""
+    """Returns the number of cores in the process's affinity mask on Linux, elsewhere the number of all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cpu_flags() -> frozenset[str]:
-    """Returns the names of the CPU's features as Linux lists them, such as "avx2"; elsewhere none."""
+    """Returns the names of the CPU's features as Linux lists them, e.g. "avx2"; empty on other systems."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
@@ -23,10 +23,11 @@ def cpu_flags() -> frozenset[str]:
 
 
 def keep_lapack_on_one_thread() -> None:
-    """Loads SciPy's LAPACK, which JAX calls on CPUs, without threads of its own, unless the user has set their number.
+    """Makes SciPy's LAPACK, which JAX calls on CPUs, run on one thread, unless the user has set the number of threads.
 
-    Every device decomposes matrices for its copy of the initial weights, and with threads they wait for each other: on
-    a busy machine for seconds, where one thread each takes a tenth of a second. Does nothing if LAPACK is in use.
+    Every device decomposes matrices for its copy of the initial weights. With multiple threads they wait for each
+    other, for seconds on a busy machine; with one thread each, it takes a tenth of a second. Does nothing if LAPACK is
+    already loaded.
     """
     if _BLAS_THREADS in os.environ:
         return

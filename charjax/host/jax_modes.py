@@ -1,4 +1,4 @@
-"""Modes of JAX that a caller may have set and that must not change what charjax computes, and forks, which break it."""
+"""Shields charjax from JAX modes that a caller may have set, and from forks, which break JAX."""
 
 import contextlib
 import functools
@@ -14,13 +14,13 @@ _Result = TypeVar("_Result")
 
 _END = object()
 _NO_GUARD = (None, "allow")
-# Options of jax.config, with the values that leave them as by default, and a context that makes them so.
+# jax.config options, with the values that count as the default, and a context manager that sets the default.
 _MODES: dict[str, tuple[tuple[Any, ...], Callable[[], Any]]] = {
     "jax_enable_x64": ((False,), lambda: jax.enable_x64(False)),
     "jax_numpy_dtype_promotion": (("standard",), lambda: jax.numpy_dtype_promotion("standard")),
     "jax_default_prng_impl": (("threefry2x32",), lambda: jax.default_prng_impl("threefry2x32")),
     "jax_threefry_partitionable": ((True,), lambda: jax.threefry_partitionable(True)),
-    # Ids out of range give NaN on purpose, and training looks for NaN itself.
+    # Out-of-range ids give NaN on purpose, and training checks for NaN itself.
     "jax_debug_nans": ((False,), lambda: jax.debug_nans(False)),
     "jax_debug_infs": ((False,), lambda: jax.debug_infs(False)),
     "jax_transfer_guard_host_to_device": (_NO_GUARD, lambda: jax.transfer_guard_host_to_device("allow")),
@@ -29,13 +29,13 @@ _MODES: dict[str, tuple[tuple[Any, ...], Callable[[], Any]]] = {
 }
 
 
-# The process that last used JAX through charjax.
+# ID of the process that last used JAX through charjax.
 _user: int | None = None
 
 
 @contextlib.contextmanager
 def _default_modes() -> Iterator[None]:
-    global _user  # noqa: PLW0603 -- state of the process
+    global _user  # noqa: PLW0603 -- per-process state
     if _user not in (None, os.getpid()):
         # The child has none of JAX's threads, and would wait for them forever.
         raise RuntimeError(
@@ -51,12 +51,12 @@ def _default_modes() -> Iterator[None]:
 
 
 def in_default_modes(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-    """Decorates a function so that it computes as in JAX's default modes, whatever its caller has set.
+    """Decorates a function so that it runs in JAX's default modes, whatever its caller has set.
 
-    With 64-bit types, strict promotion or another PRNG, arrays and numbers would be different. Between the items of a
-    generator the caller has its own modes.
+    With 64-bit types, strict promotion or another PRNG, the results would be different. Between the items of a
+    generator, the caller's modes apply.
 
-    The function raises a RuntimeError in a process that was forked after JAX was used, instead of hanging.
+    In a process that was forked after JAX was used, the function raises a RuntimeError instead of hanging.
     """
     if not inspect.isgeneratorfunction(function):
         return _default_modes()(function)

@@ -1,17 +1,17 @@
-"""Limits that a shell or a batch system puts on this process (`ulimit`)."""
+"""Reads the limits that a shell or a batch system imposes on this process (`ulimit`)."""
 
 import sys
 
 from charjax.host.cpu import available_cores
 
-# Memory limits: on the address space (`ulimit -v`) and on private memory (`ulimit -d`). Bytes of each that training
-# takes with jax 0.10 before the model itself counts, with a margin; and threads per core, each with its own stack.
+# Bytes of address space (`ulimit -v`) and of private memory (`ulimit -d`) that training takes with jax 0.10, not
+# counting the model itself, with a margin; and threads per core, each with its own stack.
 _PROGRAMS, _THREADS_PER_CORE = {"AS": 1_100_000_000, "DATA": 700_000_000}, 5
 _USUAL_STACK = 8 << 20
 
 
 def limit_on(name: str) -> int | None:
-    """Returns a limit in its unit; None if there is none, as on Windows.
+    """Returns a limit in its own unit; None if no limit is set, as on Windows.
 
     Args:
         name: the limit's name in `resource` without its prefix, such as "AS" for the address space in bytes.
@@ -25,5 +25,5 @@ def limit_on(name: str) -> int | None:
 
 
 def space_for_programs(name: str) -> int:
-    """Returns about how many bytes of a limit ("AS" or "DATA") libraries, compiled programs and stacks take."""
+    """Estimates how many bytes of a limit ("AS" or "DATA") are taken by libraries, compiled programs and stacks."""
     return _PROGRAMS[name] + _THREADS_PER_CORE * available_cores() * (limit_on("STACK") or _USUAL_STACK)

@@ -1,4 +1,4 @@
-"""Free memory of the machine and its devices, and glibc's allocator settings for training."""
+"""Measures the free memory of the machine and its devices, and tunes glibc's allocator for training."""
 
 import ctypes
 import os
@@ -15,25 +15,25 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _LARGEST_INT = 2**31 - 1
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-# Limit and usage of a control group, in versions 2 and 1 of the interface.
+# A control group's limit and usage files, in versions 2 and 1 of the interface.
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 def reuse_memory() -> None:
     """Makes glibc keep freed memory for the next allocation instead of returning it to the system.
 
-    XLA allocates the working memory of a program, hundreds of megabytes for a training step, again for each call. By
-    default the system then has to map and zero every page again: up to a third of a step's time (docs/performance.md).
-    Call it before JAX is first used. The process keeps its largest size until it ends. Does nothing with other C
+    XLA allocates a program's working memory, hundreds of megabytes for a training step, again on each call. By default
+    the system then has to map and zero every page again, which takes up to a third of a step (docs/performance.md).
+    Call this before JAX is first used. The process keeps its peak size until it ends. Does nothing with other C
     libraries, or if the user has set GLIBC_TUNABLES or MALLOC_ARENA_MAX.
     """
     _tune_allocator({_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _LARGEST_INT})
 
 
 def save_address_space() -> None:
-    """Makes all threads allocate from one heap where `ulimit -v` limits the address space.
+    """Makes all threads allocate from one heap if `ulimit -v` limits the address space.
 
-    By default glibc reserves 64 MB of it for each thread. Does nothing where `reuse_memory` does nothing.
+    By default, glibc reserves 64 MB of address space per thread. Does nothing wherever `reuse_memory` does nothing.
     """
     if limit_on("AS") is not None:
         _tune_allocator({_M_ARENA_MAX: 1})
@@ -50,11 +50,11 @@ def _tune_allocator(settings: dict[int, int]) -> None:
 
 
 def release_unused_memory() -> None:
-    """Makes glibc return the memory that is free now to the system; does nothing with other C libraries.
+    """Makes glibc return currently unused memory to the system; does nothing with other C libraries.
 
-    Compilation and the first calls of a program leave small allocations between large ones, and holes that are a little
-    too small for the next large one, so they would never be used again. Call it after each of the first few calls of a
-    program: from then on its allocations repeat, so trimming again gains nothing.
+    Compilation and a program's first calls leave small allocations between large ones, and holes slightly too small for
+    the next large allocation, which would never be used again. Call this after each of a program's first few calls;
+    from then on its allocations repeat, so trimming again gains nothing.
     """
     if sys.platform.startswith("linux"):
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -63,9 +63,9 @@ def release_unused_memory() -> None:
 
 
 def room_for_text(devices: Sequence[jax.Device] = ()) -> int | None:
-    """Returns the bytes that a text may take in this process and on its devices, each of which has a share of the text.
+    """Returns the bytes that the text may occupy in this process and on its devices, each of which holds a share of it.
 
-    That is a quarter of the free memory, of the system or of the devices, whichever is less; None if it is unknown.
+    This is a quarter of the free memory of the system or of the devices, whichever is less; None if unknown.
     """
     rooms = [system_memory()]
     if devices and devices[0].platform != "cpu":
@@ -76,7 +76,7 @@ def room_for_text(devices: Sequence[jax.Device] = ()) -> int | None:
 
 
 def available_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Returns the free bytes of the fullest device or, for CPUs, of the system; None if they are unknown."""
+    """Returns the bytes that are free on the fullest device or, for CPUs, in the system; None if unknown."""
     if devices[0].platform == "cpu":
         return system_memory()
     # Devices of other hosts cannot be queried.
@@ -91,13 +91,13 @@ def _device_memory(device: jax.Device) -> int | None:
 
 
 def system_memory() -> int | None:
-    """Returns the bytes that the system, control groups and `ulimit` leave this process; None if unknown."""
+    """Returns the bytes that the system, control groups and `ulimit` leave for this process; None if unknown."""
     sizes = (_available_memory(), _cgroup_memory(), _room_in_limits())
     return min((size for size in sizes if size is not None), default=None)
 
 
 def _available_memory() -> int | None:
-    """Returns the memory available without swapping, as Linux counts it: psutil's figure without its 30 ms import."""
+    """Returns the memory available without swapping, as counted by Linux; like psutil, but without its 30 ms import."""
     for line in _lines(_PROC / "meminfo"):
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -106,7 +106,7 @@ def _available_memory() -> int | None:
 
 
 def _room_in_limits() -> int | None:
-    """Returns what the limits on this process, which batch systems set, leave for arrays."""
+    """Returns the bytes that the limits on this process, e.g. from a batch system, leave for arrays."""
     pages = [int(count) for line in _lines(_PROC / "self" / "statm") for count in line.split()]
     if not pages:
         return None
@@ -114,15 +114,15 @@ def _room_in_limits() -> int | None:
     for name, column in (("AS", 0), ("DATA", 5)):
         limit = limit_on(name)
         if limit is not None:
-            # Programs that are still to be compiled will take their space, too.
+            # Programs that have yet to be compiled will need space, too.
             used = max(os.sysconf("SC_PAGE_SIZE") * pages[column], space_for_programs(name))
-            # Half of the rest: heaps have holes, and XLA waits a minute and aborts if only some devices find room.
+            # Half of the rest: heaps have holes, and XLA waits for a minute, then aborts, if only some devices find room.
             rooms.append(max(0, limit - used) // 2)
     return min(rooms, default=None)
 
 
 def _cgroup_memory() -> int | None:
-    """Returns what the control groups of this process, such as those of a container, leave free."""
+    """Returns the bytes that this process's control groups, e.g. a container's, leave free."""
     rooms = []
     for line in _lines(_PROC / "self" / "cgroup"):
         _, controllers, name = line.split(":", 2)
@@ -147,7 +147,7 @@ def _cached_files(group: Path) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    """Returns the lines of a system file, none if it is missing or unreadable, as it may be on other systems."""
+    """Returns the lines of a system file; an empty list if it is missing or unreadable, as it may be on other systems."""
     try:
         return path.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Turns SIGINT, SIGTERM and SIGHUP into a flag, for a loop that saves before it exits."""
+"""Turns SIGINT, SIGTERM and SIGHUP into a flag, so that a loop can save before it exits."""
 
 import signal
 import sys
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class SignalCatcher:
-    """Records SIGINT, SIGTERM and SIGHUP inside a with block; a second SIGINT or SIGTERM acts as it did before.
+    """Records SIGINT, SIGTERM and SIGHUP inside a with block; a second SIGINT or SIGTERM has its original effect.
 
-    SIGHUP, for a closed terminal, never counts as a second signal: kernel and shell both send it, and the end of a
-    session sends SIGTERM with it. An ignored signal, such as SIGHUP under nohup, stays ignored. Python delivers signals
+    SIGHUP, sent when a terminal closes, never counts as a second signal: the kernel and the shell both send it, and the
+    end of a session sends SIGTERM along with it. An ignored signal, such as SIGHUP under nohup, stays ignored. Python delivers signals
     to the main thread only; in another thread this does nothing.
 
     Attributes:
@@ -23,7 +23,7 @@ class SignalCatcher:
     _REPEATED_TO_EXIT = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS) -> None:
-        """Prepares to catch some of the signals, by default all three."""
+        """Prepares to catch the given signals, by default all three."""
         self._signals = signals
         self.received: int | None = None
         self._was_asked_to_exit = False
@@ -32,7 +32,7 @@ class SignalCatcher:
     def __enter__(self) -> "SignalCatcher":
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.getsignal(number) for number in self._signals}
-            # None is a handler that was not installed from Python and could not be restored.
+            # None stands for a handler that was not installed from Python and could not be restored.
             self._previous = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
             for number in self._previous:
                 signal.signal(number, self._catch)

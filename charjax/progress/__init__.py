@@ -1,1 +1,1 @@
-"""Progress of `fit`: live bar, plain lines, or a history."""
+"""Reports the progress of `fit` as a live bar, plain lines or a history."""

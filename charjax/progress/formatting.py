@@ -1,4 +1,4 @@
-"""Formats lines of progress: aligned columns that fit 80 characters."""
+"""Formats progress lines in aligned columns that fit into 80 characters."""
 
 import math
 
@@ -7,7 +7,7 @@ from charjax.progress.pace import Pace
 
 
 def training_row(pace: Pace) -> str:
-    """Formats a line between two evaluations."""
+    """Formats a progress line between evaluations."""
     return (
         f"{_start_of_row(pace, pace.step, pace.epoch)}  train {loss(pace.loss)}  "
         f"{quantity(pace.chars_per_second)} char/s  {duration(pace.seconds_left)} left"
@@ -23,18 +23,18 @@ def evaluation_row(pace: Pace, evaluation: Evaluation) -> tuple[str, str]:
 
 
 def _start_of_row(pace: Pace, step: int, epoch: float) -> str:
-    """Formats elapsed time, epoch and step, as wide at the first step as at the last."""
+    """Formats elapsed time, epoch and step, with the same width at the first step as at the last."""
     epoch_width, step_width = len(f"{pace.epochs:.2f}"), len(f"{pace.total_steps:,}")
     return f"{duration(pace.elapsed_seconds)}  epoch {epoch:{epoch_width}.2f}  step {step:{step_width},}"
 
 
 def loss(nats: float) -> str:
-    """Formats nats per character, 6 wide; a dash if unknown."""
+    """Formats nats per character, 6 characters wide; a dash if unknown."""
     return f"{nats:6.4f}" if math.isfinite(nats) else f"{'-':>6}"
 
 
 def four_digits(value: float) -> str:
-    """Formats a number of at least 1 with four significant digits, 5 wide: 4.290, 42.90, 429.0."""
+    """Formats a number of at least 1 with four significant digits, 5 characters wide: 4.290, 42.90, 429.0."""
     decimals = max(0, 4 - len(str(int(value)))) if math.isfinite(value) else 0
     return f"{value:5.{decimals}f}"
 
@@ -44,7 +44,7 @@ def quantity(value: float) -> str:
     if not math.isfinite(value):
         return f"{'-':>5}"
     for prefix in ("", "k", "M", "G"):
-        # From 999.5 on, three digits would round to 1000.
+        # From 999.5 on, rounding to three digits would give 1000.
         if value < 999.5 or prefix == "G":
             break
         value /= 1000

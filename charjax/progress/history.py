@@ -9,7 +9,7 @@ class History(NullReporter):
 
     Attributes:
         evaluations: the `Evaluation`s so far, in order.
-        samples: the sample at each; empty strings if sample_length is 0.
+        samples: the sample at each evaluation; empty strings if sample_length is 0.
 
     Examples:
         >>> from charjax import Evaluation, History

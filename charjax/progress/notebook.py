@@ -17,19 +17,19 @@ _SECONDS_BETWEEN_UPDATES = 0.5
 
 
 def in_notebook() -> bool:
-    """Returns True in a notebook's kernel, whose output can be replaced; imports nothing."""
+    """Returns True in a notebook kernel, whose output can be replaced; imports nothing."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return hasattr(shell, "kernel")
 
 
 class NotebookReporter:
-    """Shows a bar, the latest numbers, the curves of the losses and the latest sample, in place.
+    """Shows a bar, the latest numbers, the loss curves and the latest sample, updated in place.
 
     Examples:
         >>> from charjax import NotebookReporter
         >>> shown = []
-        >>> reporter = NotebookReporter(shown.append)  # by default it shows HTML by IPython
+        >>> reporter = NotebookReporter(shown.append)  # by default it shows HTML with IPython
         >>> reporter.start(total_steps=100, step=0, chars_per_step=3200)
         >>> "step 0 of 100" in shown[-1]
         True
@@ -38,7 +38,7 @@ class NotebookReporter:
     def __init__(
         self, show: Callable[[str], None] | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Prepares to show HTML with `show`, by default below the cell that runs."""
+        """Prepares to show HTML with `show`, by default below the running cell."""
         self._show, self._clock = show or _shower(), clock
         self._pace: Pace | None = None
         self._evaluations: list[Evaluation] = []
@@ -59,7 +59,7 @@ class NotebookReporter:
             self._update()
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
-        """Adds a point to the curves, and replaces the sample."""
+        """Adds a point to the curves and replaces the sample."""
         assert self._pace is not None, "evaluation() before start()"
         self._pace.pause()
         self._pace.loss = evaluation.train_loss
@@ -73,7 +73,7 @@ class NotebookReporter:
         self._update()
 
     def stop(self) -> None:
-        """Shows the last numbers."""
+        """Shows the final numbers."""
         self._update()
 
     def _update(self) -> None:
@@ -111,7 +111,7 @@ class NotebookReporter:
 
 
 def _shower() -> Callable[[str], None]:
-    """Returns a function that shows HTML below the running cell, each time in place of the last."""
+    """Returns a function that shows HTML below the running cell, replacing what it showed before."""
     from IPython.display import HTML, display  # noqa: PLC0415 -- only notebooks have it
 
     handle: Any = None

@@ -1,4 +1,4 @@
-"""Measures the progress and the speed of training."""
+"""Measures the progress and speed of training."""
 
 import math
 from collections import deque
@@ -32,7 +32,7 @@ class Pace:
         self._seconds, self._steps = 0.0, 0
 
     def update(self, step: int, loss: float) -> None:
-        """Records that the steps up to `step` were dispatched."""
+        """Records that the steps up to `step` have been dispatched."""
         now = self._clock()
         if self._updated_at is not None:
             # The host dispatches one call ahead of the device: this time went into the previous call.
@@ -56,12 +56,12 @@ class Pace:
 
     @property
     def chars_per_second(self) -> float:
-        """Characters trained on per second, recently; NaN before two updates."""
+        """Recent number of characters trained on per second; NaN before the second update."""
         return self._steps_per_second * self._chars_per_step
 
     @property
     def seconds_left(self) -> float:
-        """Seconds that the remaining steps take at this speed; NaN if it is unknown."""
+        """Seconds that the remaining steps will take at the recent speed; NaN if that is unknown."""
         speed = self._steps_per_second
         return (self.total_steps - self.step) / speed if speed > 0 else math.nan
 

@@ -16,7 +16,7 @@ _INDENT = "    "
 
 
 class PlainReporter:
-    """Writes a line per evaluation, and between evaluations at most one every ten seconds; each is flushed.
+    """Writes and flushes a line per evaluation and, between evaluations, at most one every ten seconds.
 
     A closed pipe raises BrokenPipeError.
 
@@ -40,7 +40,7 @@ class PlainReporter:
         self._next_line_at = self._clock() + _FIRST_LINE_SECONDS
 
     def update(self, step: int, loss: float) -> None:
-        """Writes a line if the last one was ten seconds ago; the first comes sooner, to show the speed."""
+        """Writes a line if the last one is at least ten seconds old; the first comes sooner, to show the speed."""
         assert self._pace is not None, "update() before start()"
         self._pace.update(step, loss)
         if self._clock() >= self._next_line_at and math.isfinite(self._pace.chars_per_second):
@@ -60,7 +60,7 @@ class PlainReporter:
         self._write(text)
 
     def stop(self) -> None:
-        """Does nothing: every line has been flushed."""
+        """Does nothing, as every line has been flushed."""
 
     def _write(self, text: str) -> None:
         print(printable(text, self._file.encoding or "utf-8"), file=self._file, flush=True)

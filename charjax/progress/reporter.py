@@ -36,10 +36,10 @@ class Reporter(Protocol):
         """
 
     def update(self, step: int, loss: float) -> None:
-        """Called when the steps up to `step` were dispatched; `loss` is the latest known in nats/char, NaN at first."""
+        """Called once the steps up to `step` are dispatched; `loss` is the latest known, in nats/char, or NaN at first."""
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
-        """Called after each evaluation, with a sample of the model."""
+        """Called after each evaluation, with a sample from the model."""
 
     def message(self, text: str) -> None:
         """Called for anything else worth a line; may be called before `start`."""
@@ -68,17 +68,17 @@ class NullReporter:
 
 
 def make_reporter(file: TextIO | None = None) -> Reporter:
-    """Returns a live bar if the terminal can move its cursor or in a notebook, otherwise a plain-line reporter.
+    """Returns a live bar in a notebook or a terminal that can move its cursor, otherwise a plain-line reporter.
 
     Args:
-        file: where to write; by default standard output. A program without one, as under pythonw, shows nothing.
+        file: where to write; by default standard output. If there is no standard output, as under pythonw, shows nothing.
     """
     if in_notebook():
         return NotebookReporter()
     file = file or sys.stdout
     if file is None:
         return NullReporter()
-    # Not rich's own test, which FORCE_COLOR overrides: a live bar would fill a log file.
+    # Not rich's own test, which FORCE_COLOR overrides, so that a live bar would fill a log file.
     if file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         return TerminalReporter(Console(file=file, highlight=False, markup=False, emoji=False))
     return PlainReporter(file)

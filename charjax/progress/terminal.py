@@ -19,7 +19,7 @@ from charjax.rendering.visible_text import printable
 class TerminalReporter:
     """Shows a live bar with epoch, step and time left, and below it loss, perplexity and speed.
 
-    Its time left is that of `Pace`: rich.progress would count compilation and evaluations as slow steps.
+    The time left comes from `Pace`, as rich.progress would count compilation and evaluations as slow steps.
 
     Examples:
         >>> import sys
@@ -78,7 +78,7 @@ class TerminalReporter:
         return printable(text, self._console.encoding)
 
     def _framed(self, sample_text: str) -> list[Text]:
-        """Wraps a sample to the width of the terminal, with a rule at its left and empty lines around."""
+        """Wraps a sample to the width of the terminal, with a vertical rule on its left and empty lines around it."""
         rule = "  | " if self._console.options.ascii_only else "  │ "
         text = Text(self._printable(sample_text), tab_size=4)
         wrapped = text.wrap(self._console, max(1, self._console.width - len(rule)))

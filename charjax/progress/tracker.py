@@ -1,4 +1,4 @@
-"""Where measurements are logged besides the run folder: the interface, and TensorBoard."""
+"""Logs measurements in addition to the run folder's logs: the tracker interface, and TensorBoard."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,12 +26,12 @@ class Tracker(Protocol):
 
         Args:
             step: optimizer steps taken.
-            values: measurements by their names in metrics.jsonl, such as val_loss; those that are unknown are missing.
+            values: measurements by their names in metrics.jsonl, e.g. val_loss; unknown ones are omitted.
         """
 
 
 def values_to_track(evaluation: Evaluation) -> dict[str, float]:
-    """Returns the measurements of an evaluation that are known."""
+    """Returns the known measurements of an evaluation."""
     known = {name: value for name, value in evaluation.to_dict().items() if value is not None}
     del known["step"]
     return known
@@ -51,7 +51,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Prepares to write an event file in a folder, which the first measurements create.
+        """Prepares to write an event file in a folder, which is created with the first measurements.
 
         Raises:
             UserError: tensorboardX is not installed.
@@ -66,13 +66,13 @@ class TensorBoard:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Hands the values to tensorboardX, which writes them in the background."""
         if self._writer is None:
-            # TensorBoard then leaves out what a run that was killed or went back has logged of later steps.
+            # TensorBoard then drops what a run that was killed or rolled back had logged for later steps.
             self._writer = self._open(self._folder, purge_step=step, flush_secs=0)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Waits until everything is written, and closes the file, as the end of the process does."""
+        """Waits until everything is written, then closes the file, as also happens when the process ends."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -97,8 +97,8 @@ def test_sampling_imports_nothing_that_only_training_needs():
     [
         ("JAX_PLATFORMS=cuda", "JAX finds no such devices here; unset it to use the best available"),
         ("JAX_NUM_CPU_DEVICES=0", "JAX finds no such devices here; unset it to use the best available"),
-        ("JAX_NUM_CPU_DEVICES=two", "is not a value that JAX takes; unset it"),
-        ("JAX_ENABLE_X64=maybe", "is not a value that JAX takes; unset it"),
+        ("JAX_NUM_CPU_DEVICES=two", "is not a value that JAX accepts; unset it"),
+        ("JAX_ENABLE_X64=maybe", "is not a value that JAX accepts; unset it"),
     ],
 )
 def test_variables_that_jax_cannot_follow_are_named(trained, variable, message):

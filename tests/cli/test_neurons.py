@@ -63,7 +63,7 @@ def test_features_that_the_text_lacks_are_marked(run, tmp_path, capsys):
     path.write_text("plain words, and no more than that\n" * 9 + "(but once)")
     found = rows(shows(capsys, "neurons", run, path, "--chars", "0"))
     assert found["quotes"].endswith("never")
-    assert found["parentheses"].endswith("too rare: it changes in few places")
+    assert found["parentheses"].endswith("too rare: it changes in too few places")
     assert "nan" not in "".join(found.values())
 
 
@@ -195,7 +195,7 @@ def test_a_unit_out_of_range(run, text, capsys, unit):
 @pytest.mark.parametrize("unit", ["x", "3", "0:", "0:1:2", "0.5:1", "0:٣", "0:99999999999"])
 def test_strings_that_are_not_units(run, text, capsys, unit):
     assert fails(capsys, "neurons", run, text, "--unit", f"0:1,{unit}") == (
-        f"--unit: {unit!r} is not a unit; write LAYER:UNIT, both counted from 0, such as 0:12"
+        f"--unit: {unit!r} is not a unit; use LAYER:UNIT, both zero-based, e.g. 0:12"
     )
 
 
@@ -213,7 +213,7 @@ def test_numbers_out_of_range(run, text, capsys, flag, value, least):
 
 
 def test_a_start_beyond_the_end(run, text, capsys):
-    assert f"--start must be less than the {len(TEXT):,} characters" in fails(
+    assert f"--start must be less than {len(TEXT):,}, the length of" in fails(
         capsys, "neurons", run, text, "--start", 10**6
     )
 

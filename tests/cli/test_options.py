@@ -149,7 +149,7 @@ def test_the_configuration_of_a_run_is_a_config(trained, tmp_path):
     parse(["sweep", "text.txt", "--out", "run", "--config", str(config)])
     for content in ("[]", "{", '{"model": {}}', "[" * 100_000):
         (tmp_path / "config.json").write_text(content)
-        assert "is not config.json of a run" in train_error("--config", tmp_path / "config.json")
+        assert "is not the config.json of a run" in train_error("--config", tmp_path / "config.json")
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -159,7 +159,7 @@ def test_unknown_names_suggest_the_nearest():
 
 
 def test_missing_arguments_are_named():
-    assert error_of() == f"give a command, one of {', '.join(COMMANDS)}; see charjax --help"
+    assert error_of() == f"pass a command, one of {', '.join(COMMANDS)}; see charjax --help"
     assert error_of("train") == "train needs TEXT and --out; see charjax train --help"
     assert error_of("train", "x") == "train needs --out; see charjax train --help"
     assert error_of("score", "run") == "score needs TEXT; see charjax score --help"
@@ -173,13 +173,13 @@ def test_missing_arguments_are_named():
         (["--out"], "--out needs a value; see charjax train --help"),
         (["--out", ""], "--out needs a non-empty value; see charjax train --help"),
         (["--out="], "--out needs a non-empty value"),
-        (["--config", "--out", "x"], "--config needs a value; if you mean --out, write --config=--out;"),
+        (["--config", "--out", "x"], "--config needs a value; to pass --out, use --config=--out;"),
         (["--config"], "--config needs a value;"),
-        (["--sample-context", "--x"], "if you mean --x, write --sample-context=--x;"),
+        (["--sample-context", "--x"], "to pass --x, use --sample-context=--x;"),
         (["--hidden-dim", "--resume"], "--hidden-dim needs a value"),
         (
             ["--", "-x.txt"],
-            "unknown option --; write ./ before a path that begins with a dash; see charjax train --help",
+            "unknown option --; put ./ before a path that begins with a dash; see charjax train --help",
         ),
         (["-out", "x"], "unknown option -out, did you mean --out?; see charjax train --help"),
         (["--schedule", "linear"], "see charjax train --help"),
@@ -192,7 +192,7 @@ def test_values_that_are_missing(argv, message):
 def test_a_file_whose_name_begins_with_a_dash(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "-x.txt").touch()
-    message = "unknown option -x.txt; write ./ before a path that begins with a dash; see charjax train --help"
+    message = "unknown option -x.txt; put ./ before a path that begins with a dash; see charjax train --help"
     assert error_of("train", "-x.txt", "--out", "run") == message
 
 
@@ -254,7 +254,7 @@ def test_the_names_of_given_options_are_kept():
     ("argv", "message"),
     [
         ("--coordinator=x:1", "--coordinator needs --distributed"),
-        ("--distributed --num-processes=2", "--num-processes and --process-id belong together: pass all three or none"),
+        ("--distributed --num-processes=2", "--num-processes and --process-id go together; pass all three or none"),
         ("--distributed --coordinator=x --num-processes=2 --process-id=0", "--coordinator must be HOST:PORT, not 'x'"),
         (
             "--distributed --coordinator=x:1 --num-processes=2 --process-id=2",
@@ -281,8 +281,8 @@ def test_options_of_distributed_training(argv, message):
         ("hidden_dim = [3]", "hidden_dim cannot be [3]"),
         ("resume = 1", "resume cannot be 1"),
         ("hidden_dim = true", "hidden_dim cannot be True"),
-        ("config = 'x'", "config cannot be set in such a file; remove it"),
-        ("#" * 1_000_001, "is too large for a file of options"),
+        ("config = 'x'", "config cannot be set in a config file; remove it"),
+        ("#" * 1_000_001, "is too large for an options file"),
         ("learning_rate = 'x'", "learning_rate cannot be 'x'"),
         ("hidden_dim = '8'", "hidden_dim cannot be '8'"),
         ("eval_every = 8.5", "eval_every cannot be 8.5"),

@@ -29,7 +29,7 @@ def test_info_of_two_runs_shows_what_differs(two, capsys):
     assert re.fullmatch(r"--epochs +1.0 +2.0", rows["--epochs"])
     assert "--batch-size" not in rows
     assert "best" in rows
-    assert "there is no difference" in shows(capsys, "info", two[0], two[0])
+    assert "no differences" in shows(capsys, "info", two[0], two[0])
 
 
 def test_info_as_json(two, capsys):
@@ -85,7 +85,7 @@ def test_pictures_that_cannot_be_drawn(two, tmp_path, capsys, monkeypatch):
     message = fails(capsys, "plot", tmp_path / "run", "-o", tmp_path / "run" / "curves.svg")
     assert "is a file of the run" in message
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert 'pip install "charjax[plots]"; or write .svg' in fails(capsys, "plot", two[0], "-o", tmp_path / "a.png")
+    assert 'pip install "charjax[plots]"; or use .svg' in fails(capsys, "plot", two[0], "-o", tmp_path / "a.png")
     assert "No such file or directory" in fails(capsys, "plot", two[0], "-o", tmp_path / "nowhere" / "curves.svg")
 
 

@@ -149,7 +149,7 @@ def test_the_size_of_chunks_does_not_matter_at_all(run, text, tmp_path, capsys, 
 def test_streams_are_close(run, text, capsys):
     exact, close = shows(capsys, "score", run, text), shows(capsys, "score", run, text, "--streams", "3")
     assert loss(close) == pytest.approx(loss(exact), abs=1e-3)
-    assert facts(close)["read"] == "as 3 streams; --streams 1 reads in one pass, exactly"
+    assert facts(close)["read"] == "as 3 streams; use --streams 1 for an exact result, in one pass"
 
 
 def test_long_texts_are_read_as_streams_unless_the_user_says(run, text, capsys, monkeypatch):

@@ -107,7 +107,7 @@ def test_without_its_training_text_gradients_are_measured_on_the_text(text, tmp_
 
 
 def test_learning_that_does_harm_logs_a_warning(run, text, capsys):
-    hint = "learning from this text made its loss higher; try a lower --dynamic-learning-rate"
+    hint = "updating the weights on this text raised its loss; try a lower --dynamic-learning-rate"
     learned, static = numbers(
         facts(shows(capsys, "score", run, text, "--dynamic", "--dynamic-learning-rate", "9", warns=hint))["loss"]
     )
@@ -147,7 +147,7 @@ def test_bytes_documents_and_the_page(text, tmp_path, capsys):
     [
         (
             ["--dynamic", "--streams", "2"],
-            "--streams must be 1 with --dynamic, which learns from all the preceding text",
+            "--streams must be 1 with --dynamic, which adapts to all of the preceding text",
         ),
         (["--dynamic", "--dynamic-seq-len", "0"], "--dynamic-seq-len must be a whole number from 1 to 4000, not 0"),
         (

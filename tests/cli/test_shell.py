@@ -31,7 +31,7 @@ def in_shell(shell, *argv, **environment):
 def test_limits_that_leave_no_room_for_jax(trained, capsys, monkeypatch, name, option):
     least = startup.least_memory_limit(name)
     monkeypatch.setattr(startup, "limit_on", {name: 1024 * least - 1}.get)
-    message = f"JAX needs more memory than the {least - 1:,} kB that ulimit -{option} allows; raise the limit: ulimit"
+    message = f"JAX needs more memory than the {least - 1:,} kB that ulimit -{option} allows; raise the limit with"
     assert fails(capsys, "info", trained.run) == f"{message} -{option} {least}"
 
 
@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(trained, tmp_path, cache, mo
     (tmp_path / "file").write_text("")
     cache(str(folder))
     shows(capsys, "info", trained.run, warns=(
-        f"charjax: compiled programs cannot be kept ({folder}: Not a directory), so every command compiles them again; "
+        f"charjax: compiled programs cannot be cached ({folder}: Not a directory), so every command recompiles them; "
         "set JAX_COMPILATION_CACHE_DIR to another folder\n"
     ))  # fmt: skip
     jax.jit(lambda: jnp.zeros(3))()  # JAX would warn, which is an error here

@@ -56,11 +56,11 @@ def test_values_of_a_config_file_and_a_preset(tmp_path):
     ("argv", "message"),
     [
         (["--learning-rate"], "--learning-rate needs a value; see charjax sweep --help"),
-        (["--learning-rate", "--dropout", "0"], "--learning-rate needs a value; if you mean --dropout, write"),
+        (["--learning-rate", "--dropout", "0"], "--learning-rate needs a value; to pass --dropout, use"),
         (["--learning-rate", "0.1", "fast"], "--learning-rate must be numbers, not 'fast'; see charjax sweep --help"),
         (
             ["--learning-rate", "0.1", __file__],
-            f"--learning-rate must be numbers, not {__file__!r}; write the text before "
+            f"--learning-rate must be numbers, not {__file__!r}; put the text before "
             "the options; see charjax sweep --help",
         ),
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be above 0 and finite, not -1.0; see charjax sweep"),

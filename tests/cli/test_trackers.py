@@ -103,11 +103,11 @@ def test_a_class_or_an_object_of_a_module_here_tracks(folder, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mine", "--tracker must be MODULE:OBJECT, such as my_trackers:Wandb, not mine"),
+        ("mine", "--tracker must be MODULE:OBJECT, e.g. my_trackers:Wandb, not mine"),
         ("mine:", "--tracker must be MODULE:OBJECT"),
         ("missing:Tracker", "--tracker missing:Tracker cannot be imported: No module named 'missing'"),
         ("mine:Missing", "--tracker mine:Missing cannot be imported: module 'mine' has no attribute 'Missing'"),
-        ("mine:nothing", "--tracker mine:nothing has no method log(step, values)"),
+        ("mine:nothing", "--tracker mine:nothing has no log(step, values) method"),
     ],
 )
 def test_a_tracker_that_is_none_is_refused(folder, capsys, name, message):

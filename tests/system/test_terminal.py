@@ -130,5 +130,5 @@ def test_other_commands_report_a_full_disk_in_one_line(uninterrupted):
     done = subprocess.run(shell, env=environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "charjax: error: standard output cannot be written (No space left on device)\n",
+        "charjax: error: cannot write to standard output (No space left on device)\n",
     )

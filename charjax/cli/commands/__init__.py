@@ -1,1 +1,1 @@
-"""The commands, one module each with a function `run`; imported when they are run."""
+"""One module per command, each with a `run` function; imported only when that command is run."""

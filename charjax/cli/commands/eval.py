@@ -1,4 +1,4 @@
-"""`charjax eval`: loss, perplexity and bits per character of a text."""
+"""`charjax eval`: measures loss, perplexity and bits per character."""
 
 from charjax.cli.arguments import EvalCommand
 from charjax.cli.output import write_facts, write_json
@@ -30,7 +30,7 @@ def run(command: EvalCommand) -> None:
             command.text, info.vocab, separator=info.data.separator, on_unknown=command.on_unknown
         )
         part = "" if info.data.validation else "most of "
-        trained_on = f" (the run was trained on {part}it: omit TEXT to measure only what it was validated on)"
+        trained_on = f" (the run was trained on {part}it; omit TEXT to use only its validation text)"
         text = f"{command.text}{trained_on if sha256 == info.corpus.sha256 else ''}"
     loss = evaluate(model, params, ids)
     if command.json:

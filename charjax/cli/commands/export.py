@@ -1,4 +1,4 @@
-"""`charjax export`: writes a trained model as a file for other programs."""
+"""`charjax export`: exports a trained model for use in other programs."""
 
 import importlib
 
@@ -9,7 +9,7 @@ from charjax.cli.output import write, write_facts
 
 
 def run(command: ExportCommand) -> None:
-    """Writes the file, and prints the lines of Python that read it."""
+    """Writes the file and prints the Python code that reads it."""
     module = importlib.import_module(f"charjax.export.{command.to}")
     getattr(module, f"write_{command.to}")(command.run, command.out)
     size = humanize.naturalsize(command.out.stat().st_size, format="%.3g")

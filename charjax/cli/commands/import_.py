@@ -1,4 +1,4 @@
-"""`charjax import`: makes a model folder of weights that PyTorch trained."""
+"""`charjax import`: creates a model folder from weights trained with PyTorch."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from charjax.runs.safe_files import read_json
 
 
 def run(command: ImportCommand) -> None:
-    """Makes the folder, and prints a command that uses it."""
+    """Creates the folder and prints a command that uses it."""
     import_model(command.file, command.out, vocab=_vocab(command.vocab))
     write(f"To generate text: charjax sample {shell_path(command.out)}\n")
 
 
 def _vocab(choice: str | None) -> Vocab | None:
-    """Returns the vocabulary that --vocab names: a kind, a vocab.json, or a text that has all of its characters."""
+    """Returns the vocabulary that --vocab names: a kind, a vocab.json, or text that contains all of its characters."""
     match choice:
         case None:
             return None

@@ -1,4 +1,4 @@
-"""`charjax info`: configuration and progress of a run, or what differs between several."""
+"""`charjax info`: shows the configuration and progress of a run, or the differences between multiple runs."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from charjax.runs.model_file import read_run
 
 
 def run(command: InfoCommand) -> None:
-    """Prints the configuration of a run and how far it got; of several runs, only what differs."""
+    """Prints the configuration and progress of a run or, for multiple runs, only the differences."""
     runs = [read_run(path) for path in command.runs]
     if command.json:
         for path, (info, progress) in zip(command.runs, runs, strict=True):

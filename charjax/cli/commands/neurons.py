@@ -1,4 +1,4 @@
-"""`charjax neurons`: which units of a model follow which features of a text."""
+"""`charjax neurons`: shows which hidden units track which text features."""
 
 import difflib
 import re
@@ -28,7 +28,7 @@ _LEAST_R = 0.2
 NAMES = [feature.name for feature in FEATURES]
 _EXPLANATION = (
     "0:12 is unit 12 of layer 0. r, from -1 to 1, is the correlation of its cell state, tanh(c), with a\n"
-    "feature: 0 is none, and it is negative if the unit falls as the feature rises.\n"
+    "feature; 0 means no correlation, and r is negative if the unit falls as the feature rises.\n"
 )
 _EXPLANATION_OF_SEARCH = (
     f"{_EXPLANATION}Units were chosen on every other stretch of the text, and r is measured on the\n"
@@ -37,14 +37,14 @@ _EXPLANATION_OF_SEARCH = (
 
 
 class _Painting(NamedTuple):
-    """A part of the text, colored by a unit.
+    """An excerpt of the text, colored by a unit.
 
     Attributes:
         unit: the unit.
         why: the features it correlates with.
         begin: position of the first character.
         ids: [n], the characters.
-        values: [n] float32, tanh(c) of the unit after each.
+        values: [n] float32, tanh(c) of the unit after each character.
     """
 
     unit: Unit
@@ -55,7 +55,7 @@ class _Painting(NamedTuple):
 
 
 def run(command: NeuronsCommand) -> None:
-    """Prints which units follow which features of a text, and colors the text by them."""
+    """Prints which units track which features of the text, and colors the text by them."""
     features, units = _parse_features(command.feature), _parse_units(command.unit)
     if command.html is not None:
         check_page_path(command.html, files=text_files(command.text), run=command.run)
@@ -82,27 +82,27 @@ def run(command: NeuronsCommand) -> None:
         return _Painting(unit, why, begin, ids[part], values)
 
     chosen = [(unit, None, _features_of(found, unit, command.top)) for unit in units] or _best_units(found, features)
-    # Unless the user chose, the terminal shows the single unit with the highest correlation.
+    # Unless the user chose units or features, the terminal shows the single unit with the highest correlation.
     in_terminal = chosen if units or command.feature else chosen[:1]
     if command.chars:
         for one in in_terminal:
             _color_in_terminal(paint(*one), info.vocab)
         if not chosen:
-            write("\nNo feature changes often enough: name units to color the text by, such as --unit 0:0.\n")
+            write("\nNo feature changes often enough; choose units to color the text by, e.g. --unit 0:0.\n")
     if command.html is not None:
         title = f"Units of {command.run.resolve().name} on {command.text.name}"
         finds = [one for one in chosen if _is_find(found, one[0], one[1])]
         shown = (
             "\n".join(table)
             if finds
-            else "\n".join([*table, "", f"No unit follows a feature: no |r| is {_LEAST_R:g}."])
+            else "\n".join([*table, "", f"No unit tracks a feature: no |r| reaches {_LEAST_R:g}."])
         )
         _write_page(command, title, facts, shown, [paint(*one) for one in finds], info.vocab)
         report_page(command.html)
 
 
 def _parse_features(names: str) -> list[int]:
-    """Returns the indices in FEATURES of names separated by commas, or all of them if there is none."""
+    """Returns the FEATURES indices of comma-separated names, or all indices if no name is given."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in NAMES:
@@ -113,27 +113,27 @@ def _parse_features(names: str) -> list[int]:
 
 
 def _parse_units(text: str) -> list[Unit]:
-    """Parses units, written as LAYER:UNIT and separated by commas."""
+    """Parses comma-separated units in the form LAYER:UNIT."""
     units = []
     for written in filter(None, (one.strip() for one in text.split(","))):
         numbers = re.fullmatch(r"(-?\d{1,9}):(-?\d{1,9})", written, re.ASCII)
         if not numbers:
-            raise UserError(f"--unit: {written!r} is not a unit; write LAYER:UNIT, both counted from 0, such as 0:12")
+            raise UserError(f"--unit: {written!r} is not a unit; use LAYER:UNIT, both zero-based, e.g. 0:12")
         units.append(Unit(int(numbers[1]), int(numbers[2])))
     return list(dict.fromkeys(units))
 
 
 def _check_text(command: NeuronsCommand, characters: int) -> None:
     if characters < 2:
-        raise UserError(f"{command.text} has 1 character; give a text of at least 2 to compare units on")
+        raise UserError(f"{command.text} has 1 character; use text of at least 2 characters to compare units")
     if command.start is not None and command.start >= characters:
         raise UserError(
-            f"--start must be less than the {characters:,} characters of {command.text}, not {command.start}"
+            f"--start must be less than {characters:,}, the length of {command.text}, not {command.start}"
         )
 
 
 def _feature_rows(found: Correlations, features: list[int], top: int) -> Iterator[str]:
-    """Yields the lines of a table: how frequent each feature is, and the units that correlate best with it."""
+    """Yields the lines of a table that shows how frequent each feature is and which units correlate best with it."""
     names, meanings = max(map(len, NAMES)), max(len(feature.meaning) for feature in FEATURES)
     yield f"{'feature':<{names}}  {'what it is':<{meanings}}  {'in text':>7}  units and r, best first"
     for number in features:
@@ -143,7 +143,7 @@ def _feature_rows(found: Correlations, features: list[int], top: int) -> Iterato
         if not found.varies[number]:
             frequency, units = ("always" if mean else "never"), ""
         elif not found.varies_in_both[number]:
-            units = "too rare: it changes in few places"
+            units = "too rare: it changes in too few places"
         else:
             best = found.best(number, top)
             units = "  ".join(f"{unit} {found.check[number][unit]:+.2f}" for unit in best)
@@ -151,7 +151,7 @@ def _feature_rows(found: Correlations, features: list[int], top: int) -> Iterato
 
 
 def _unit_rows(found: Correlations, units: list[Unit], top: int) -> Iterator[str]:
-    """Yields the lines of a table: the features that each unit correlates with best."""
+    """Yields the lines of a table that shows which features each unit correlates best with."""
     width = max(len("unit"), *(len(str(unit)) for unit in units))
     yield f"{'unit':<{width}}  features and r, best first"
     for unit in units:
@@ -165,7 +165,7 @@ def _features_of(found: Correlations, unit: Unit, top: int) -> str:
 
 
 def _best_units(found: Correlations, features: list[int]) -> list[tuple[Unit, int, str]]:
-    """Returns the best unit of each feature, highest correlation first: (unit, best feature, its features in words)."""
+    """Returns the best unit for each feature as (unit, best feature, features in words), highest correlation first."""
     features_of: dict[Unit, list[tuple[float, int]]] = {}
     for number in features:
         if found.varies_in_both[number]:
@@ -179,19 +179,19 @@ def _best_units(found: Correlations, features: list[int]) -> list[tuple[Unit, in
 
 
 def _is_find(found: Correlations, unit: Unit, feature: int | None) -> bool:
-    """Returns True for a unit that is worth a place on the page: the user named it, or it follows its feature."""
+    """Returns True for a unit that is worth showing on the page: the user chose it, or it tracks its feature."""
     return feature is None or abs(float(found.check[feature][unit])) >= _LEAST_R
 
 
 def _first_to_color(
     command: NeuronsCommand, found: Correlations, feature: int | None, ids: np.ndarray, vocab: Vocab
 ) -> int:
-    """Returns --start if given; otherwise the start of a line near where the feature varies most, or 0 without one."""
+    """Returns --start if given; otherwise a line start near where the feature varies most, or 0 without a feature."""
     if command.start is not None:
         return command.start
     if feature is None:
         return 0
-    # The lively stretch is in the middle of the excerpt, or begins it if it is longer.
+    # The stretch where it varies most is in the middle of the excerpt or, if longer than that, at its start.
     around = max(0, command.chars - STRETCH_TO_SHOW) // 2
     before = max(0, min(int(found.liveliest[feature]) - around, len(ids) - command.chars))
     breaks = np.flatnonzero(vocab.codes()[ids[before : before + command.chars // 4]] == ord("\n"))
@@ -207,7 +207,7 @@ def _color_in_terminal(painting: _Painting, vocab: Vocab) -> None:
 def _write_page(
     command: NeuronsCommand, title: str, facts: Facts, table: str, paintings: list[_Painting], vocab: Vocab
 ) -> None:
-    """Writes a page with the table, and the text once per unit."""
+    """Writes a page with the table, followed by the text once per unit."""
     assert command.html is not None
     with PageWriter(command.html, SCALE) as page:
         for unit, why, begin, ids, values in paintings:

@@ -1,4 +1,4 @@
-"""`charjax plot`: the losses of runs as a picture."""
+"""`charjax plot`: plots the loss curves of runs."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _BY_MATPLOTLIB = (".png", ".pdf")
 
 
 def run(command: PlotCommand) -> None:
-    """Writes the picture."""
+    """Writes the image."""
     kind = command.out.suffix.lower()
     if kind not in (".svg", *_BY_MATPLOTLIB):
         raise UserError(f"--out must end in .svg, .png or .pdf, not {command.out.name}")
@@ -35,7 +35,7 @@ def _plotted(found: Sequence[Curve], across: str, kind: str) -> bytes:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 -- an extra
     except ImportError as error:
-        raise UserError(f'a picture in {kind} needs matplotlib: pip install "charjax[plots]"; or write .svg') from error
+        raise UserError(f'a {kind} image needs matplotlib: pip install "charjax[plots]"; or use .svg') from error
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for curve in found:

@@ -1,4 +1,4 @@
-"""`charjax report`: one page about some runs."""
+"""`charjax report`: writes a report on one or more runs."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from charjax.rendering.report_page import folded, heading, report_page, table, t
 from charjax.runs.layout import SAMPLES
 from charjax.runs.logs import read_samples
 
-# Samples on the page per run: from the first to the last, evenly.
+# Samples per run on the page, evenly spaced from the first to the last.
 _MOST_SAMPLES = 8
 
 
@@ -68,7 +68,7 @@ def _curves(runs: list[Evaluated]) -> str:
 
 
 def _configurations(runs: list[Evaluated]) -> list[str]:
-    """Returns what differs between the runs, and folded what they have in common."""
+    """Returns what differs between the runs and, folded, what they have in common."""
     facts = []
     for run in runs:
         parts = {"text": run.info.corpus.name, "characters": f"{run.info.corpus.train_characters:,}"}
@@ -80,12 +80,12 @@ def _configurations(runs: list[Evaluated]) -> list[str]:
     shown = [heading("Configuration")]
     if differing:
         shown.append(table(["", *(run.name for run in runs)], [[name, *row] for name, row in differing.items()]))
-    what = "All options" if len(runs) == 1 else "What all have in common"
+    what = "All options" if len(runs) == 1 else "What all runs have in common"
     return [*shown, folded(what, [table(["", "value"], common)])]
 
 
 def _samples(name: str, samples: list[tuple[str, str]]) -> list[str]:
-    """Returns some of a run's samples, the last one always, and the others folded."""
+    """Returns some of a run's samples: always the last one and, folded, some earlier ones."""
     if not samples:
         return []
     count = min(_MOST_SAMPLES, len(samples))

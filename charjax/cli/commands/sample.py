@@ -27,7 +27,7 @@ from charjax.runs.model_file import load_params
 
 
 def run(command: SampleCommand) -> None:
-    """Prints the prompt and its continuation: one text as it is generated, several one after another."""
+    """Prints the prompt and its continuation: a single sample as it is generated, multiple samples one after another."""
     _check(command)
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
@@ -53,7 +53,7 @@ def _check(command: SampleCommand) -> None:
     """Checks that the options can be combined.
 
     Raises:
-        UserError: options exclude each other, or one lacks another that it needs.
+        UserError: two options are mutually exclusive, or an option needs another one that is missing.
     """
     several, endless = command.sampling.num_samples > 1, command.sampling.length == 0
     if command.context and command.context_file is not None:
@@ -96,7 +96,7 @@ def _stream(command: SampleCommand, session: Session, vocab: Vocab) -> None:
 
 
 def _write_all(pieces: Iterator[str]) -> None:
-    """Writes a text and ends its last line, even if it is interrupted."""
+    """Writes text and ends its last line, even if interrupted."""
     try:
         for piece in _join_line_breaks(pieces):
             write(piece)
@@ -107,7 +107,7 @@ def _write_all(pieces: Iterator[str]) -> None:
 
 
 def _join_line_breaks(pieces: Iterator[str]) -> Iterator[str]:
-    r"""Moves an \r at a piece's end to the next: a terminal shows \r\n as a line break, but a lone \r as a symbol."""
+    r"""Moves a trailing \r to the next piece, as a terminal shows \r\n as a line break but a lone \r as a symbol."""
     pending = ""
     for piece in pieces:
         text = pending + piece
@@ -135,15 +135,15 @@ def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
 
 
 def _input_lines() -> Iterator[str]:
-    """Yields lines of input without their ends; on a terminal, with a prompt and line editing."""
-    # UTF-8 whatever the locale, as texts are; other bytes become surrogates, which the vocabulary has or reports.
+    """Yields lines of input without their line endings; on a terminal, shows a prompt and allows line editing."""
+    # UTF-8 in any locale, as for all text; other bytes become surrogates, which the vocabulary contains or reports.
     cast(io.TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield from (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
         return
     with contextlib.suppress(ImportError):  # not on every system
         readline = importlib.import_module("readline")
-        # In some locales it would take ASCII only.
+        # In some locales, readline would accept only ASCII.
         for setting in ("input-meta on", "output-meta on", "convert-meta off"):
             readline.parse_and_bind(f"set {setting}")
     while True:

@@ -1,4 +1,4 @@
-"""`charjax score`: how surprising each character of a text is to a model."""
+"""`charjax score`: shows how surprising each character of the text is to a model."""
 
 import contextlib
 import dataclasses
@@ -38,15 +38,15 @@ from charjax.runs.metadata import RunInfo
 from charjax.runs.model_file import load_params
 from charjax.runs.training_text import read_training_text
 
-# Largest work, in characters x parameters, that is done in one pass unless the user says otherwise: about half a minute
-# on a CPU. Beyond it, this many parts of the text are read in parallel.
+# The most work, in characters x parameters, to do in one pass unless the user asks otherwise: about half a minute on a
+# CPU. Beyond that, `STREAMS` parts of the text are read in parallel.
 MOST_WORK_IN_ONE_PASS, STREAMS = 2 * 10**11, 64
 
 _log = logging.getLogger("charjax")
 
 
 def run(command: ScoreCommand) -> None:
-    """Prints how well the model predicts a text and where it does worst, and colors the text."""
+    """Prints how well the model predicts the text and where it does worst, and colors the text."""
     params, info, _ = load_params(command.run)
     model, vocab = model_to_use(info.model, info.vocab.size), info.vocab
     if command.html is not None:
@@ -79,9 +79,9 @@ def run(command: ScoreCommand) -> None:
         ]
         if not command.json:
             write_facts(facts)
-        # Both losses are sums in float32, in different orders.
+        # Both losses are summed in float32, but in different orders.
         if scorer.static_nats is not None and totals.nats > (1 + 1e-5) * scorer.static_nats:
-            _log.warning("learning from this text made its loss higher; try a lower --dynamic-learning-rate")
+            _log.warning("updating the weights on this text raised its loss; try a lower --dynamic-learning-rate")
         if command.json:
             write_json(json_report(command, totals, scorer.static_nats, worst.places()))
         elif places := worst.places():
@@ -137,7 +137,7 @@ class _Scorer:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         default = 1 if text_size * parameters <= MOST_WORK_IN_ONE_PASS else STREAMS
         self._top, self._streams = _top_k(command), command.streams or default
-        several = f"as {self._streams} streams; --streams 1 reads in one pass, exactly"
+        several = f"as {self._streams} streams; use --streams 1 for an exact result, in one pass"
         self.how = "in one pass" if self._streams == 1 else several
         self.facts: Facts = []
         self.static_nats: float | None = None
@@ -150,12 +150,12 @@ class _Scorer:
 
 
 class _DynamicScorer:
-    """Scores a text with weights that learn from it.
+    """Scores a text with weights that are updated on it.
 
     Attributes:
         how: how the text is read, for the report.
         facts: further lines of the report.
-        static_nats: loss of the original weights, summed over all characters scored so far that count.
+        static_nats: loss with the original weights, summed over all characters counted so far.
     """
 
     def __init__(self, command: ScoreCommand, info: RunInfo) -> None:
@@ -190,7 +190,7 @@ def _top_k(command: ScoreCommand) -> int:
 
 
 def _training_text(info: RunInfo) -> tuple[Ids | None, str]:
-    """Returns the training text of a run, if it is still there, and what the gradients are measured on."""
+    """Returns the training text of a run, if it still exists, and a phrase that says what the gradients are measured on."""
     on_itself = "measured on the text itself"
     try:
         train_ids = read_training_text(info, "the run").train

@@ -1,4 +1,4 @@
-"""The report of `charjax score`: facts, a table of the most surprising places, and a page."""
+"""Builds the report of `charjax score`: facts, a table of the most surprising places, and a page."""
 
 import itertools
 import math
@@ -22,11 +22,11 @@ from charjax.rendering.visible_text import name_character, printable
 
 SCALE = Scale("surprise in bits", 0.0, 10.0, 20)
 HEADING = f"The most surprising places, at most one per {STRETCH} characters of a line"
-# Points of the curve of surprise along the text.
+# Number of points in the surprise curve.
 _POINTS = 400
 _NOTE = (
     "The color of each character shows its surprise: -log2 of the probability that the model gave it after reading "
-    "everything before it. 1 bit is a probability of 1/2, 10 bits are 1/1024. Hover over a character, or tap "
+    "everything before it. 1 bit means a probability of 1/2, 10 bits mean 1/1024. Hover over a character, or tap "
     "it, to see what the model expected instead."
 )
 
@@ -35,7 +35,7 @@ def character_facts(command: ScoreCommand, totals: Totals) -> Facts:
     """Returns the numbers of characters and documents.
 
     Raises:
-        UserError: no character counts.
+        UserError: no character is counted.
     """
     if not totals.counted:
         raise UserError(f"every character of {command.text} begins a document; choose another --separator")
@@ -46,12 +46,12 @@ def character_facts(command: ScoreCommand, totals: Totals) -> Facts:
 
 
 def loss_facts(totals: Totals, *, bytewise: bool, static_nats: float | None = None) -> Facts:
-    """Returns the loss per character of the vocabulary, as `charjax eval` measures it, and what follows from it.
+    """Returns the loss per vocabulary character, as measured by `charjax eval`, and the figures derived from it.
 
     Args:
         totals: the sums over the text.
         bytewise: whether the vocabulary is bytes.
-        static_nats: the loss of weights that did not learn, to be shown beside that of weights that did.
+        static_nats: the loss with fixed weights, to be shown next to the loss with updated weights.
     """
     unit, other, others = "char", "byte", totals.counted_bytes
     if bytewise:
@@ -66,7 +66,7 @@ def loss_facts(totals: Totals, *, bytewise: bool, static_nats: float | None = No
 def json_report(
     command: ScoreCommand, totals: Totals, static_nats: float | None, places: Iterable[Place]
 ) -> dict[str, Any]:
-    """Returns what the report says, for JSON; loss and nats are per id of the vocabulary, a byte if that is bytes."""
+    """Returns the report's contents for JSON; loss and nats are per vocabulary id, i.e. per byte for the bytes vocabulary."""
     loss, static = totals.nats / totals.counted, static_nats and static_nats / totals.counted
     counts = {name: getattr(totals, name) for name in ("characters", "documents", "bytes", "counted")}
     measured = {"loss": loss, "perplexity": perplexity(loss), "bits_per_char": bits_per_char(loss)}
@@ -104,7 +104,7 @@ def bits_of(found: Characters) -> list[float]:
 
 
 def excerpt(found: Iterable[Characters], start_line: int, number: int) -> Iterator[Characters]:
-    """Yields `number` characters from the start of a line; consumes no more blocks than necessary."""
+    """Yields `number` characters, starting at the start of a line; consumes no more blocks than necessary."""
     blocks = iter(found)
     while number and (block := next(blocks, None)) is not None:
         part = block.part(slice(int((block.lines < start_line).sum()), None)).part(slice(number))
@@ -113,7 +113,7 @@ def excerpt(found: Iterable[Characters], start_line: int, number: int) -> Iterat
 
 
 def table_of_places(places: list[Place]) -> Iterator[str]:
-    """Yields the lines of a table: each place, what was expected, and below it the surrounding text with a caret."""
+    """Yields the lines of a table: each place, what was expected there, and below it the surrounding text with a caret."""
     positions = [f"{place.line}:{place.column}" for place in places]
     width = max(len("line:column"), *map(len, positions))
     yield f"{'line:column':<{width}}   bits  probability  what    expected"
@@ -128,7 +128,7 @@ def table_of_places(places: list[Place]) -> Iterator[str]:
 
 
 class SurprisePage:
-    """A page with a text colored by surprise; a context manager that leaves no file unless `finish` is called."""
+    """A page of text colored by surprise; a context manager that leaves no file unless `finish` is called."""
 
     def __init__(self, path: Path, alternatives: Alternatives, *, start_line: int, most: int, size: int) -> None:
         """Starts a page; raises the same errors as `PageWriter`.
@@ -137,7 +137,7 @@ class SurprisePage:
             path: the file.
             alternatives: names what was expected.
             start_line: first line to color.
-            most: largest number of characters to color.
+            most: maximum number of characters to color.
             size: number of ids in the text, for the curve.
         """
         self._writer = PageWriter(path, SCALE, bits=True)
@@ -153,7 +153,7 @@ class SurprisePage:
         self._writer.__exit__(*exception)
 
     def add(self, found: Characters) -> None:
-        """Appends the next part of the text, as far as it is to be colored, and adds it to the curve."""
+        """Appends the next part of the text, as far as it should be colored, and adds it to the curve."""
         self._measure(found)
         for part in excerpt([found], self._start_line, self._left):
             begins = [0, *np.flatnonzero(part.columns[1:] == 1) + 1]
@@ -175,7 +175,7 @@ class SurprisePage:
         self._writer.finish(title=title, facts=facts, note=_NOTE, excerpts=table, curve=curve)
 
     def _measure(self, found: Characters) -> None:
-        """Adds characters to the sums behind the curve."""
+        """Adds characters to the sums from which the curve is computed."""
         ends = self._read + np.cumsum(found.sizes)
         self._read += int(found.sizes.sum())
         points, counts = (ends - 1) * len(self._sums[0]) // self._size, found.counted > 0
@@ -209,7 +209,7 @@ def _excerpt_of(place: Place, *, linked: bool) -> Excerpt:
 
 
 def _expectations(expected: list[Expected], byte: str) -> str:
-    """Lists what was expected; for a character of several bytes, names the byte that it was expected instead of."""
+    """Lists what was expected; for a multi-byte character, also names the byte that it was expected instead of."""
     names = "  ".join(f"{one.name} {_percent(one.probability)}" for one in expected)
     return f"instead of {byte}: {names}" if byte and names else names
 
@@ -229,7 +229,7 @@ def _named(text: str) -> str:
 
 
 def _shorten(text: str, most: int) -> str:
-    """Cuts text to a number of columns; wide characters and names take several each."""
+    """Truncates text to a number of columns; wide characters and names take multiple columns each."""
     columns = 0
     for place, character in enumerate(text):
         columns += cell_len(character)

@@ -16,7 +16,7 @@ def run(command: SweepCommand, given: frozenset[str]) -> None:
 
     Args:
         command: the arguments.
-        given: names of the options that the user gave; a preset may set the others.
+        given: names of the options that the user set; a preset may set the others.
     """
     reuse_memory()
     use_all_cores()

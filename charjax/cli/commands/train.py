@@ -34,7 +34,7 @@ def run(command: TrainCommand, given: frozenset[str]) -> None:
 
     Args:
         command: the arguments.
-        given: names of the options that the user gave; a resumed run takes the others from its folder.
+        given: names of the options that the user set; a resumed run takes the others from its folder.
     """
     reuse_memory()
     use_all_cores()
@@ -84,7 +84,7 @@ def prepare(
     given: frozenset[str],
     recognize: Recognize | None = None,
 ) -> tuple[CharLSTM, Corpus, TrainConfig]:
-    """Reads the text, and applies the preset of the command if it has one; `given` are the options that override it."""
+    """Reads the text and applies the command's preset, if any; the options named in `given` override it."""
     corpus = read_corpus(command.text, data, data.vocab, memory_mb=train_config.text_memory_mb, recognize=recognize)
     if isinstance(command, TrainCommand) and command.init_from is not None:
         size = read_info(command.init_from).model
@@ -103,6 +103,6 @@ def _saved_info(command: TrainCommand) -> dict[str, Any]:
 
 
 def _override(saved: _Config, asked: _Config, given: frozenset[str]) -> _Config:
-    """Returns the saved configuration with the options that the user gave this time."""
+    """Returns the saved configuration, updated with the options that the user set this time."""
     names = {field.name for field in dataclasses.fields(saved)} & given
     return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})
