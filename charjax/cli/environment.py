@@ -27,7 +27,7 @@ def set_up() -> None:
 def _quieten_orbax() -> None:
     """Hides Orbax's messages about failed saves, which charjax reports itself."""
     absl.logging.set_verbosity(absl.logging.FATAL)
-    # When one write in a save fails, Orbax drops the writes that have not started and does not await the others.
+    # When one write in a save fails, Orbax drops the writes that have not started and does not await those that end.
     warnings.filterwarnings("ignore", "coroutine .*serialize.* was never awaited", RuntimeWarning)
     sys.unraisablehook = _show_unraisable
 
@@ -51,9 +51,7 @@ def _keep_compiled_programs() -> None:
     if obstacle := _obstacle(folder):
         variable = "JAX_COMPILATION_CACHE_DIR" if chosen else "XDG_CACHE_HOME"
         advice = f"set {variable} to another folder"
-        _log.warning(
-            "compiled programs cannot be cached (%s), so every command recompiles them; %s", obstacle, advice
-        )
+        _log.warning("compiled programs cannot be cached (%s), so every command recompiles them; %s", obstacle, advice)
 
 
 def _default_cache() -> str | None:

@@ -116,7 +116,7 @@ def _room_in_limits() -> int | None:
         if limit is not None:
             # Programs that have yet to be compiled will need space, too.
             used = max(os.sysconf("SC_PAGE_SIZE") * pages[column], space_for_programs(name))
-            # Half of the rest: heaps have holes, and XLA waits for a minute, then aborts, if only some devices find room.
+            # Half of the rest: heaps have holes, and XLA waits a minute, then aborts, if only some devices find room.
             rooms.append(max(0, limit - used) // 2)
     return min(rooms, default=None)
 
@@ -147,7 +147,7 @@ def _cached_files(group: Path) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    """Returns the lines of a system file; an empty list if it is missing or unreadable, as it may be on other systems."""
+    """Returns the lines of a system file; an empty list if it is missing or unreadable, e.g. on other systems."""
     try:
         return path.read_text().splitlines()
     except OSError:

@@ -12,8 +12,8 @@ class SignalCatcher:
     """Records SIGINT, SIGTERM and SIGHUP inside a with block; a second SIGINT or SIGTERM has its original effect.
 
     SIGHUP, sent when a terminal closes, never counts as a second signal: the kernel and the shell both send it, and the
-    end of a session sends SIGTERM along with it. An ignored signal, such as SIGHUP under nohup, stays ignored. Python delivers signals
-    to the main thread only; in another thread this does nothing.
+    end of a session sends SIGTERM along with it. An ignored signal, such as SIGHUP under nohup, stays ignored. Python
+    delivers signals to the main thread only; in another thread this does nothing.
 
     Attributes:
         received: number of the first signal received, or None.

@@ -36,7 +36,7 @@ class Reporter(Protocol):
         """
 
     def update(self, step: int, loss: float) -> None:
-        """Called once the steps up to `step` are dispatched; `loss` is the latest known, in nats/char, or NaN at first."""
+        """Called once the steps up to `step` are dispatched; `loss` is the latest known (nats/char), NaN at first."""
 
     def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
         """Called after each evaluation, with a sample from the model."""
@@ -71,7 +71,7 @@ def make_reporter(file: TextIO | None = None) -> Reporter:
     """Returns a live bar in a notebook or a terminal that can move its cursor, otherwise a plain-line reporter.
 
     Args:
-        file: where to write; by default standard output. If there is no standard output, as under pythonw, shows nothing.
+        file: where to write; by default standard output. Without standard output, as under pythonw, nothing is shown.
     """
     if in_notebook():
         return NotebookReporter()

@@ -7,17 +7,17 @@ RGB = tuple[int, int, int]
 
 LIGHT_BACKGROUND, LIGHT_INK = (255, 255, 255), (17, 17, 17)
 DARK_BACKGROUND, DARK_INK = (22, 22, 26), (240, 240, 240)
-# One hue per sign, increasingly far from the background, for color-blind readers; the ink is readable on all of them.
+# One hue per sign, increasingly far from the background, for color-blind readers; the ink is readable on every color.
 _WARM_ON_LIGHT, _WARM_ON_DARK = ((255, 211, 140), (240, 110, 60)), ((100, 47, 14), (186, 70, 12))
 _COLD_ON_LIGHT, _COLD_ON_DARK = ((182, 214, 255), (96, 160, 250)), ((22, 56, 110), (36, 98, 190))
-# Values closer to 0 than this fraction of the largest stay uncolored in a terminal.
+# Values closer to 0 than this fraction of the largest value stay uncolored in a terminal.
 _UNCOLORED_FRACTION = 0.2
 
 
 class Scale(NamedTuple):
-    """A color scale: `low` to `high` in `levels` equal steps; values outside fall into the first or last step.
+    """A color scale from `low` to `high` in `levels` equal steps; values outside fall into the first or last step.
 
-    With 0 at the low end, steps run from uncolored to warm; with 0 in the middle, from cold through uncolored to warm.
+    With 0 at the low end, the steps go from uncolored to warm; with 0 in the middle, from cold via uncolored to warm.
 
     Attributes:
         name: quantity and unit, for the legend.
@@ -37,19 +37,19 @@ class Scale(NamedTuple):
         return self.levels // 2 if self.low < 0 else 0
 
     def level(self, value: float) -> int:
-        """Returns the step of a number; NaN, for an unknown value, is neutral."""
+        """Returns the step that a number falls into; NaN, which stands for an unknown value, is neutral."""
         if math.isnan(value):
             return self.neutral
         fraction = (value - self.low) / (self.high - self.low)
         return int(min(max(fraction, 0.0) * self.levels, self.levels - 1))
 
     def bounds(self, level: int) -> tuple[float, float]:
-        """Returns the smallest and largest number of a step."""
+        """Returns the smallest and largest number in a step."""
         width = (self.high - self.low) / self.levels
         return self.low + level * width, self.low + (level + 1) * width
 
     def color(self, level: int, *, dark: bool) -> RGB:
-        """Returns the background color of a step on a light or dark page."""
+        """Returns the background color for a step on a light or dark page."""
         background = DARK_BACKGROUND if dark else LIGHT_BACKGROUND
         if level >= self.neutral:
             middle, end = _WARM_ON_DARK if dark else _WARM_ON_LIGHT
@@ -59,10 +59,10 @@ class Scale(NamedTuple):
         return _mix(background, middle, 2 * fraction) if fraction < 0.5 else _mix(middle, end, 2 * fraction - 1)
 
     def color_on_any(self, level: int) -> RGB | None:
-        """Returns the background color of a step, for dark ink, on a terminal that may be light or dark.
+        """Returns the background color for a step, under dark ink, on a terminal that may be light or dark.
 
-        A color close to a light page would stand out on a dark one, so steps near 0 have none and the others begin with
-        a color that differs from both.
+        A color close to a light background would stand out on a dark one, so steps near 0 have no color and the others
+        begin with a color that differs from both.
         """
         fraction = self._fraction(level)
         if fraction < _UNCOLORED_FRACTION:
@@ -71,7 +71,7 @@ class Scale(NamedTuple):
         return _mix(middle, end, (fraction - _UNCOLORED_FRACTION) / (1 - _UNCOLORED_FRACTION))
 
     def _fraction(self, level: int) -> float:
-        """Returns the distance of a step from 0, as a fraction of the largest."""
+        """Returns the distance of a step from 0, as a fraction of the largest distance."""
         return abs(level - self.neutral) / max(self.levels - 1 - self.neutral, 1)
 
 

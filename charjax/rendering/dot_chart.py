@@ -1,4 +1,4 @@
-"""A chart of measurements in SVG: dots in columns, with a line through the means of each series."""
+"""Draws measurements as an SVG chart: dots in columns, with a line through the means of each series."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ def dot_chart(
 
     Args:
         columns: names of the columns, from left to right.
-        series: per name, which may be empty, the values in each column; columns may be missing or empty.
+        series: for each name, which may be empty, the values in each column; columns may be missing or empty.
         across: title of the horizontal axis.
         up: title of the vertical axis.
 
     Returns:
-        A whole SVG file.
+        A complete SVG file.
     """
     values = [value for one in series.values() for column in one.values() for value in column]
     marks = ticks(min(values), max(values))

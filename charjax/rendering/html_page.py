@@ -1,12 +1,13 @@
-"""An HTML page with text in which a number sets the color of each character.
+"""Writes an HTML page with text in which each character is colored according to a number.
 
 The page is one file that loads nothing from a network, and its content security policy (CSP) allows only its own
 script, by digest. Without the script it has no tooltips. All text is escaped, and characters that would reorder or hide
-text, or that HTML cannot contain, are shown by name in a frame.
+text, or that HTML cannot contain, are shown by name in a box.
 
-What a tooltip says of a character is a line of a hidden element, in a few ASCII characters; html_template.js reads it:
-three digits for the number, INSTEAD and a name if it is a byte of the character that was least expected, then for each
-alternative a name and a digit for its probability. A name is a digit or, from the 81st on, ESCAPE and three.
+The tooltip of a character is encoded as a line of a hidden element, in a few ASCII characters that html_template.js
+reads: three digits for the number; INSTEAD and the name of the least expected byte, if the character is multi-byte;
+then, for each alternative, a name and a digit for its probability. A name is one digit or, once the single digits are
+used up, ESCAPE and three digits.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from charjax.rendering.visible_text import BIDI_CONTROLS, name_character
 _LONGEST_RUN = 4096
 
 
-# Digits of the numbers in details; neither HTML nor the separators need any of them.
+# Digits for the numbers in the details; none of them is a separator or has a meaning in HTML.
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ!#$%()*+,./:;=?@[]^_"
 ESCAPE, INSTEAD, UNKNOWN = "~", "|", "-"
 _BASE = len(DIGITS)
@@ -39,9 +40,9 @@ class Painted(NamedTuple):
 
     Attributes:
         text: the character.
-        value: number that gives the color; NaN for none.
+        value: number that determines the color; NaN for no color.
         expected: names of other characters and their probabilities.
-        instead_of: name of the byte of this character that they were expected instead of; empty for the character.
+        instead_of: name of this character's byte that they were expected instead of; empty for the whole character.
     """
 
     text: str
@@ -51,18 +52,18 @@ class Painted(NamedTuple):
 
 
 class PageWriter:
-    """Writes a page whose text comes before its heading and facts are known; a context manager.
+    """Writes a page whose text arrives before its heading and facts are known; a context manager.
 
-    Only `finish` creates the file, or replaces it; until then the text is in an unnamed file in the same folder.
+    Only `finish` creates or replaces the file; until then, the text is in an unnamed file in the same folder.
     """
 
     def __init__(self, path: str | Path, scale: Scale, *, bits: bool = False) -> None:
         """Starts a page.
 
         Args:
-            path: the file to write in the end.
-            scale: the colors.
-            bits: the numbers are bits, so that tooltips show the probability, too.
+            path: the file that `finish` writes.
+            scale: the color scale.
+            bits: whether the numbers are bits, so that tooltips also show probabilities.
 
         Raises:
             UserError: the folder does not exist, or `path` exists and is not a regular file.
@@ -74,7 +75,7 @@ class PageWriter:
             raise UserError(f"{path} cannot be written: there is no folder {self._path.parent}; create it first")
         if self._path.exists() and not self._path.is_file():
             kind = "folder" if self._path.is_dir() else "pipe or device"
-            raise UserError(f"{path} is a {kind}; name a file to write the page to")
+            raise UserError(f"{path} is a {kind}; choose a file to write the page to")
         with naming(self._given):
             # __exit__ closes them.
             self._body = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115
@@ -83,17 +84,17 @@ class PageWriter:
         self._class = ""
         self._names: dict[str, int] = {}
         self._bits = bits
-        # Three digits reach from the low end of the scale to 512 bits, or a little beyond the high end.
+        # Three digits span the scale from its low end to over 500 bits, or to its high end.
         self._step = 0.001 if bits else (scale.high - scale.low) / (_BASE**3 - 1)
 
     def paint(self, characters: Iterable[Painted]) -> None:
-        """Appends text, consumed as it comes."""
+        """Appends text, consuming it as it arrives."""
         details = []
         for painted in characters:
             level = self._scale.level(painted.value)
             color = "" if level == self._scale.neutral else class_of(level)
             mark = _mark(painted.text, colored=bool(color))
-            # Neighbors of the same color share an element.
+            # Adjacent characters of the same color share an element.
             names = f"{color} {mark}".strip()
             if names != self._class or mark or len(self._run) == _LONGEST_RUN:
                 self._end_run()
@@ -104,7 +105,7 @@ class PageWriter:
             self._details.write("".join(details).encode())
 
     def heading(self, text: str) -> None:
-        """Starts another text with a heading, below the previous one."""
+        """Starts another text, with a heading, below the previous one."""
         self._end_run()
         self._write(f"<h2>{escape(text)}</h2>")
 
@@ -123,15 +124,15 @@ class PageWriter:
         excerpts: ExcerptTable | None = None,
         curve: Curve | None = None,
     ) -> None:
-        """Puts the page together and moves it into place.
+        """Assembles the page and moves it into place.
 
         Args:
             title: heading of the page.
             facts: names and values, in a table above the text.
-            table: lines of a table in columns, below the facts.
+            table: lines of a preformatted table, below the facts.
             note: paragraph between the facts and the text.
             excerpts: parts of the text, in a separate table.
-            curve: a quantity along the text, above it.
+            curve: a quantity plotted along the text, above it.
         """
         self._end_run()
         before, between, after = page_around_text(title, facts, table, note, self._scale, excerpts, curve)
@@ -151,13 +152,13 @@ class PageWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # On a full disk the rest of an unfinished text cannot be written, which does not matter any more.
+        # On a full disk the rest of an unfinished text cannot be written, which no longer matters.
         for file in (self._body, self._details):
             with contextlib.suppress(OSError):
                 file.close()
 
     def _detail(self, painted: Painted) -> str:
-        """Returns what a tooltip says of a character."""
+        """Returns the encoded tooltip of a character."""
         if math.isnan(painted.value):
             return UNKNOWN
         steps = round((painted.value - self._scale.low) / self._step)
@@ -198,7 +199,7 @@ def _digits(number: int, count: int) -> str:
 
 
 def _mark(character: str, *, colored: bool) -> str:
-    """Returns the CSS class of an invisible character: X replaces it by its name, N, T and Z add a symbol."""
+    """Returns the CSS class of an invisible character: X replaces it with its name; N, T and Z add a symbol."""
     if character.isprintable() or character == " ":
         return ""
     if character in "\n\t":

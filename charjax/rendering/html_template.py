@@ -1,4 +1,4 @@
-"""Fills html_template.html, .css and .js: everything on a page around the colored text."""
+"""Builds everything on a page around the colored text, from html_template.html, .css and .js."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from charjax.rendering.visible_text import visible
 
 
 class Excerpt(NamedTuple):
-    """A character of the text with its surroundings, as a row of a table above the text.
+    """A character of the text with its surroundings, shown as a table row above the text.
 
     Attributes:
         line: line of the text to link to; None if it is not on the page.
@@ -23,8 +23,8 @@ class Excerpt(NamedTuple):
         measures: further columns.
         before: text before the character, without line breaks.
         character: the character.
-        value: number that gives its color.
-        after: text after it.
+        value: number that determines its color.
+        after: text after the character.
         remark: last column.
     """
 
@@ -53,11 +53,11 @@ class ExcerptTable(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A quantity along the text.
+    """A quantity plotted along the text.
 
     Attributes:
         caption: what it is, in words.
-        values: its means over stretches of equal length; NaN for those where it is unknown.
+        values: its means over stretches of equal length; NaN where it is unknown.
     """
 
     caption: str
@@ -73,9 +73,9 @@ def page_around_text(
     excerpts: ExcerptTable | None,
     curve: Curve | None,
 ) -> tuple[str, str, str]:
-    """Returns the parts of a page before its text, from there to the details of its characters, and after these.
+    """Returns the parts of a page before its text, between the text and the character details, and after the details.
 
-    Arguments as for `charjax.rendering.html_page.PageWriter.finish`.
+    The arguments are those of `charjax.rendering.html_page.PageWriter.finish`.
     """
     style, script = _read("css") + color_rules(scale), _read("js")
     before, between, after = re.split(r"\$text|\$details", _read("html"))
@@ -100,7 +100,7 @@ def content_policy(style: str, script: str | None = None) -> str:
 
 
 def class_of(level: int) -> str:
-    """Returns the CSS class of a step's color, one letter."""
+    """Returns the one-letter CSS class for a step's color."""
     return chr(ord("a") + level)
 
 
@@ -110,7 +110,7 @@ def escape(text: str) -> str:
 
 
 def color_rules(scale: Scale) -> str:
-    """Returns the CSS of a scale's steps and of the page's background and ink, on light and dark pages."""
+    """Returns the CSS for a scale's steps and for the page's background and ink, on light and dark pages."""
 
     def rules(*, dark: bool) -> str:
         colors = [(level, scale.color(level, dark=dark)) for level in range(scale.levels)]
@@ -131,7 +131,7 @@ def _digest(content: str) -> str:
 
 
 def _drawn(curve: Curve) -> str:
-    """Draws a curve from 0 up; gaps where it is unknown."""
+    """Draws a curve over an axis that starts at 0, with gaps where its values are unknown."""
     most = max((value for value in curve.values if not math.isnan(value)), default=0.0) or 1.0
     parts: list[str] = []
     for number, value in enumerate(curve.values):

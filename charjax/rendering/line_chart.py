@@ -1,4 +1,4 @@
-"""A chart of curves in SVG."""
+"""Draws curves as an SVG chart."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,10 +22,10 @@ class Curve(NamedTuple):
     """A line through points (x, y).
 
     Attributes:
-        name: beside the chart; empty for none.
-        points: with rising x.
-        color: number of its color; curves may share one.
-        dashed: draw it dashed.
+        name: shown beside the chart; empty for no label.
+        points: in order of increasing x.
+        color: index of its color; curves may share a color.
+        dashed: whether to draw it dashed.
     """
 
     name: str
@@ -38,12 +38,12 @@ def line_chart(curves: Sequence[Curve], *, across: str, up: str) -> str:
     """Draws curves over a common horizontal axis that begins at 0.
 
     Args:
-        curves: at least one of them with a point.
+        curves: the curves, at least one of which has a point.
         across: title of the horizontal axis.
         up: title of the vertical axis.
 
     Returns:
-        A whole SVG file.
+        A complete SVG file.
     """
     points = [point for curve in curves for point in curve.points]
     marks = ticks(min(y for _, y in points), max(y for _, y in points))

@@ -1,4 +1,4 @@
-"""A page of headings, tables, charts and texts, in one file that loads nothing and runs no script."""
+"""Builds a page of headings, tables, charts and text, in one file that loads nothing and runs no script."""
 
 import html
 import importlib.resources
@@ -10,7 +10,7 @@ from charjax.rendering.visible_text import printable
 
 
 def report_page(title: str, parts: Sequence[str]) -> str:
-    """Returns a page of parts, which are HTML from the functions below."""
+    """Returns a page made of HTML parts from the functions below."""
     style = _read("css")
     policy = content_policy(style)
     return Template(_read("html")).substitute(policy=policy, title=escape(title), style=style, body="\n".join(parts))
@@ -34,7 +34,7 @@ def text_block(text: str) -> str:
 
 
 def folded(summary: str, parts: Sequence[str]) -> str:
-    """Returns parts that a click unfolds."""
+    """Returns parts that unfold when clicked."""
     return f"<details><summary>{escape(summary)}</summary>\n" + "\n".join(parts) + "\n</details>"
 
 

@@ -1,18 +1,18 @@
-"""Axes, ticks and text of charts in SVG."""
+"""Draws axes, ticks and text for SVG charts."""
 
 import html
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-# Okabe and Ito's colors, which differ for the color-blind, too.
+# Okabe and Ito's palette, which color-blind readers can tell apart, too.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 WIDTH, HEIGHT, LEFT, TOP = 420, 300, 70, 16
 _BOTTOM, _LEGEND, _LINE = 50, 200, 18
 
 
 class Legend(NamedTuple):
-    """A name beside the chart, its color, and whether its line is dashed; None if it is not drawn as a line."""
+    """A name shown beside the chart, its color, and whether its line is dashed; None if it has no line."""
 
     name: str
     color: str
@@ -20,12 +20,12 @@ class Legend(NamedTuple):
 
 
 def frame(body: Sequence[str], legend: Sequence[Legend], *, heights: Iterable[tuple[float, str]], titles: str) -> str:
-    """Returns a whole SVG file: the parts of a chart on horizontal lines, beside them the legend.
+    """Returns a complete SVG file: the parts of a chart on horizontal grid lines, with the legend beside them.
 
     Args:
         body: elements, drawn in order.
-        legend: names, from the top; empty ones are left out.
-        heights: vertical places of the horizontal lines, with what stands left of them.
+        legend: entries from top to bottom; those with an empty name are left out.
+        heights: vertical positions of the grid lines, with the labels to their left.
         titles: the titles of the axes, from `axis_titles`.
     """
     bottom, wide = TOP + HEIGHT, LEFT + WIDTH + _LEGEND
@@ -67,7 +67,7 @@ def _stroke(color: str, *, dashed: bool) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Returns round numbers, four to nine of them, from below `low` to above `high`."""
+    """Returns four to nine round numbers, from at most `low` to at least `high`."""
     span = max(high - low, 1e-3)
     step = 10.0 ** math.floor(math.log10(span / 2))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (factor * step) <= 6)

@@ -1,4 +1,4 @@
-"""Text with a number per character for a terminal: in background colors, or with a line of marks below each line."""
+"""Shows text with a number per character in a terminal: as background colors, or as a line of marks below each line."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ _INK = Color.from_rgb(*LIGHT_INK)
 
 
 class _Cell(NamedTuple):
-    """A character in a line of a terminal.
+    """A character on a terminal line.
 
     Attributes:
         shown: the character, or its name if it cannot be shown.
@@ -33,18 +33,18 @@ class _Cell(NamedTuple):
 
 
 def has_colors(console: Console) -> bool:
-    """Returns whether a console shows colors: a terminal that has them, or FORCE_COLOR, and no NO_COLOR."""
+    """Returns whether a console shows colors: its terminal supports them or FORCE_COLOR is set, and NO_COLOR is not."""
     return console.color_system is not None and not console.no_color
 
 
 def color_lines(characters: Iterable[tuple[str, float]], scale: Scale, *, width: int, encoding: str) -> Iterator[Text]:
-    """Yields a text line by line, in colors.
+    """Yields the text line by line, in color.
 
     Args:
-        characters: characters and their numbers; NaN, for an unknown value, leaves a character uncolored.
-        scale: the colors. Whether a terminal is light or dark is unknown, so colored characters set their ink, too.
-        width: columns; longer lines are folded.
-        encoding: that of the terminal.
+        characters: characters and their numbers; NaN, for an unknown value, leaves the character uncolored.
+        scale: the color scale. The terminal may be light or dark, so colored characters also set their text color.
+        width: width in columns; longer lines are wrapped.
+        encoding: encoding of the terminal.
     """
     for line in _fold(characters, width=width, encoding=encoding):
         text = Text()
@@ -64,13 +64,13 @@ def legend(scale: Scale) -> Text:
 def mark_lines(
     characters: Iterable[tuple[str, float]], scale: Scale, *, width: int, encoding: str = "utf-8"
 ) -> Iterator[str]:
-    """Yields a text line by line, each followed by its marks.
+    """Yields the text line by line, each line followed by its marks.
 
     Args:
-        characters: characters and their numbers; NaN, for an unknown value, leaves the place below blank.
-        scale: its range, which is divided evenly between the marks.
-        width: columns; longer lines are folded.
-        encoding: that of the terminal or file.
+        characters: characters and their numbers; NaN, for an unknown value, leaves the space below it blank.
+        scale: the scale whose range is divided evenly between the marks.
+        width: width in columns; longer lines are wrapped.
+        encoding: encoding of the terminal or file.
     """
     marks = marks_for(encoding)
     scale = scale._replace(levels=len(marks))
@@ -84,16 +84,16 @@ def mark_lines(
 
 
 def marks_for(encoding: str) -> str:
-    """Returns the marks from lowest to highest, in characters that an encoding has."""
+    """Returns the marks from lowest to highest, in characters that the encoding supports."""
     return _BLOCKS if printable(_BLOCKS, encoding) == _BLOCKS else _DIGITS
 
 
 def _fold(characters: Iterable[tuple[str, float]], *, width: int, encoding: str) -> Iterator[list[_Cell]]:
-    """Yields a text line by line, with longer lines folded."""
+    """Yields the text line by line, wrapping lines that are too long."""
     line: list[_Cell] = []
     used = 0
     for character, value in characters:
-        # Tabs and line breaks are named like everything else that has no glyph of its own.
+        # Tabs and line breaks are shown by name, like everything else without a glyph.
         shown = character if character == " " else printable(name_character(character), encoding)
         columns = cell_len(shown)
         if line and used + columns > width:

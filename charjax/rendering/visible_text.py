@@ -1,4 +1,4 @@
-"""Makes text that may contain any character, such as a model's, safe to show."""
+"""Makes text that may contain any character, e.g. a model's output, safe to show."""
 
 import unicodedata
 
@@ -8,15 +8,15 @@ _SYMBOLS = {"\n": "\u21b5", "\t": "\u21e5", " ": "\u2423"}
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
-    r"""Makes text safe for a terminal: shows escape sequences, bells and carriage returns instead of sending them.
+    r"""Makes text safe for a terminal by showing escape sequences, bells and carriage returns instead of sending them.
 
-    Control characters become their pictures (ESC is U+241B) or escapes such as \x9b. Newlines and tabs stay, and \r\n
-    becomes a newline. Line separators, surrogates, bidirectional controls and characters that `encoding` lacks become
-    escapes; the surrogate of an undecodable byte becomes the escape of the byte.
+    Control characters become control pictures (U+241B for ESC) or escapes such as \x9b. Newlines and tabs are kept, and
+    \r\n becomes a newline. Line separators, surrogates, bidirectional controls and characters that `encoding` lacks
+    become escapes; the surrogate for an undecodable byte becomes an escape of that byte.
 
     Args:
         text: any text.
-        encoding: that of the terminal or file.
+        encoding: encoding of the terminal or file.
     """
     shown = "".join(map(_show, text.replace("\r\n", "\n")))
     return shown.encode(encoding, errors="backslashreplace").decode(encoding)
@@ -38,12 +38,12 @@ def _show(character: str) -> str:
 
 
 def one_line(text: str, encoding: str = "utf-8") -> str:
-    r"""Makes text safe for a terminal, as `printable` does, and writes newlines as \n."""
+    r"""Makes text safe for a terminal, as `printable` does, and shows newlines as \n."""
     return printable(text, encoding).replace("\n", "\\n")
 
 
 def name_character(character: str) -> str:
-    """Returns a visible name: the character itself, a symbol for white space, 0xFF for a stray byte, or U+0000."""
+    """Returns a visible name: the character itself, a symbol for whitespace, 0xFF for a stray byte, or e.g. U+0000."""
     code = ord(character)
     if character in _SYMBOLS:
         return _SYMBOLS[character]

@@ -220,7 +220,7 @@ def test_a_new_page_has_the_mode_of_any_new_file_and_a_link_stays_a_link(tmp_pat
 def test_paths_where_no_page_can_be_written(tmp_path):
     with pytest.raises(UserError, match=r"x\.html cannot be written: there is no folder .*nowhere; create it first"):
         PageWriter(tmp_path / "nowhere" / "x.html", SURPRISE)
-    with pytest.raises(UserError, match="is a folder; name a file"):
+    with pytest.raises(UserError, match="is a folder; choose a file"):
         PageWriter(tmp_path, SURPRISE)
     with pytest.raises(UserError, match="/dev/null is a pipe or device; name a file"):
         PageWriter("/dev/null", SURPRISE)

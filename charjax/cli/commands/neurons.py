@@ -127,9 +127,7 @@ def _check_text(command: NeuronsCommand, characters: int) -> None:
     if characters < 2:
         raise UserError(f"{command.text} has 1 character; use text of at least 2 characters to compare units")
     if command.start is not None and command.start >= characters:
-        raise UserError(
-            f"--start must be less than {characters:,}, the length of {command.text}, not {command.start}"
-        )
+        raise UserError(f"--start must be less than {characters:,}, the length of {command.text}, not {command.start}")
 
 
 def _feature_rows(found: Correlations, features: list[int], top: int) -> Iterator[str]:

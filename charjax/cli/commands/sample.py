@@ -27,7 +27,7 @@ from charjax.runs.model_file import load_params
 
 
 def run(command: SampleCommand) -> None:
-    """Prints the prompt and its continuation: a single sample as it is generated, multiple samples one after another."""
+    """Prints the prompt and its continuation: one sample as it is generated, multiple samples one after another."""
     _check(command)
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)

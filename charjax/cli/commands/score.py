@@ -190,7 +190,7 @@ def _top_k(command: ScoreCommand) -> int:
 
 
 def _training_text(info: RunInfo) -> tuple[Ids | None, str]:
-    """Returns the training text of a run, if it still exists, and a phrase that says what the gradients are measured on."""
+    """Returns a run's training text, if it still exists, and a description of what the gradients are measured on."""
     on_itself = "measured on the text itself"
     try:
         train_ids = read_training_text(info, "the run").train

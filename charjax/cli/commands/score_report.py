@@ -66,7 +66,7 @@ def loss_facts(totals: Totals, *, bytewise: bool, static_nats: float | None = No
 def json_report(
     command: ScoreCommand, totals: Totals, static_nats: float | None, places: Iterable[Place]
 ) -> dict[str, Any]:
-    """Returns the report's contents for JSON; loss and nats are per vocabulary id, i.e. per byte for the bytes vocabulary."""
+    """Returns the report's contents for JSON; loss and nats are per vocabulary id, i.e. per byte for bytes."""
     loss, static = totals.nats / totals.counted, static_nats and static_nats / totals.counted
     counts = {name: getattr(totals, name) for name in ("characters", "documents", "bytes", "counted")}
     measured = {"loss": loss, "perplexity": perplexity(loss), "bits_per_char": bits_per_char(loss)}
@@ -104,7 +104,7 @@ def bits_of(found: Characters) -> list[float]:
 
 
 def excerpt(found: Iterable[Characters], start_line: int, number: int) -> Iterator[Characters]:
-    """Yields `number` characters, starting at the start of a line; consumes no more blocks than necessary."""
+    """Yields `number` characters, beginning at the start of a line; consumes no more blocks than necessary."""
     blocks = iter(found)
     while number and (block := next(blocks, None)) is not None:
         part = block.part(slice(int((block.lines < start_line).sum()), None)).part(slice(number))
@@ -113,7 +113,7 @@ def excerpt(found: Iterable[Characters], start_line: int, number: int) -> Iterat
 
 
 def table_of_places(places: list[Place]) -> Iterator[str]:
-    """Yields the lines of a table: each place, what was expected there, and below it the surrounding text with a caret."""
+    """Yields the lines of a table: each place, what was expected, and below them the surrounding text with a caret."""
     positions = [f"{place.line}:{place.column}" for place in places]
     width = max(len("line:column"), *map(len, positions))
     yield f"{'line:column':<{width}}   bits  probability  what    expected"
