@@ -53,7 +53,7 @@ def release_unused_memory() -> None:
     """Makes glibc return currently unused memory to the system; does nothing with other C libraries.
 
     Compilation and a program's first calls leave small allocations between large ones, and holes slightly too small for
-    the next large allocation, which would never be used again. Call this after each of a program's first few calls;
+    the next large allocation, so that they would never be reused. Call this after each of a program's first few calls;
     from then on its allocations repeat, so trimming again gains nothing.
     """
     if sys.platform.startswith("linux"):

@@ -119,7 +119,7 @@ def test_a_text_without_features_is_not_colored(run, tmp_path, capsys):
     path = tmp_path / "plain.txt"
     path.write_text("a" * 50)
     out = shows(capsys, "neurons", run, path, "--feature", "quotes")
-    assert "name units to color the text by" in out
+    assert "choose units to color the text by" in out
     assert "▅" not in out
 
 

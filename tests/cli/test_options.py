@@ -78,7 +78,7 @@ def test_help_explains_every_option(capsys, monkeypatch, configs):
 def test_help_names_the_version_implementations_and_features(capsys, monkeypatch):
     assert "charjax --version" in help_of(capsys, monkeypatch)
     shown = help_of(capsys, monkeypatch, "train")
-    explained = shown[shown.index("How the LSTM is computed") :].split("(default")[0]
+    explained = shown[shown.index("LSTM implementation;") :].split("(default")[0]
     assert all(name in explained for name in api.IMPLEMENTATIONS)
     shown = help_of(capsys, monkeypatch, "neurons")
     assert all(feature.name in shown for feature in FEATURES)

@@ -31,8 +31,8 @@ def in_shell(shell, *argv, **environment):
 def test_limits_that_leave_no_room_for_jax(trained, capsys, monkeypatch, name, option):
     least = startup.least_memory_limit(name)
     monkeypatch.setattr(startup, "limit_on", {name: 1024 * least - 1}.get)
-    message = f"JAX needs more memory than the {least - 1:,} kB that ulimit -{option} allows; raise the limit with"
-    assert fails(capsys, "info", trained.run) == f"{message} -{option} {least}"
+    message = f"JAX needs more memory than the {least - 1:,} kB that ulimit -{option} allows; raise the limit"
+    assert fails(capsys, "info", trained.run) == f"{message} with ulimit -{option} {least}"
 
 
 @pytest.mark.slow  # the least limits are measured, and differ between versions of jax
@@ -115,5 +115,5 @@ def test_a_cache_that_cannot_be_written_is_one_line(trained, tmp_path, cache, mo
         capsys,
         "info",
         trained.run,
-        warns="kept (no home folder), so every command compiles them again; set XDG_CACHE_HOME",
+        warns="cached (no home folder), so every command recompiles them; set XDG_CACHE_HOME",
     )

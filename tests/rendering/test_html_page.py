@@ -222,5 +222,5 @@ def test_paths_where_no_page_can_be_written(tmp_path):
         PageWriter(tmp_path / "nowhere" / "x.html", SURPRISE)
     with pytest.raises(UserError, match="is a folder; choose a file"):
         PageWriter(tmp_path, SURPRISE)
-    with pytest.raises(UserError, match="/dev/null is a pipe or device; name a file"):
+    with pytest.raises(UserError, match="/dev/null is a pipe or device; choose a file"):
         PageWriter("/dev/null", SURPRISE)
