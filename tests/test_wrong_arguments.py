@@ -164,10 +164,10 @@ MISTAKES = [
     ("model must be a CharLSTM, not Corpus; make one with", lambda: fit(CORPUS, MODEL)),
     ("config must be a TrainConfig, not dict", lambda: fit(MODEL, CORPUS, {})),
     (
-        "the name of a preset must be tiny, small, medium or large, not 'runs/one'",
+        "the preset must be tiny, small, medium or large, not 'runs/one'",
         lambda: fit(MODEL, CORPUS, "runs/one"),
     ),
-    ("reporter must be a Reporter, such as History", lambda: fit(MODEL, CORPUS, reporter=History, mesh=MESH)),
+    ("reporter must be a Reporter, e.g. History", lambda: fit(MODEL, CORPUS, reporter=History, mesh=MESH)),
     (
         "ids must be an array .* of integers, such as corpus.train, not list",
         lambda: fit(MODEL, LISTS, SMALL, mesh=MESH),

@@ -1,1 +1,1 @@
-"""The jitted training step, evaluation, and the loop on the host."""
+"""Jitted training step, evaluation, and the host-side training loop."""

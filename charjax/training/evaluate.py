@@ -1,4 +1,4 @@
-"""The exact loss of a model on a whole text."""
+"""Computes a model's exact loss on the full text."""
 
 import functools
 from typing import Any, NamedTuple, Self
@@ -22,12 +22,12 @@ EVAL_WINDOW = 100
 EVAL_BURN_IN = 200
 EVAL_MAX_SEQUENCES = 256
 
-# Compiled steps kept in the process, so that evaluating the same model again compiles nothing.
+# Number of compiled steps cached in the process, so that evaluating the same model again compiles nothing.
 STEPS_KEPT = 16
 
 
 class EvalMetrics(NamedTuple):
-    """Sums over all sequences, one for each of C windows: `nats` [C] float32 and `chars` [C] int32."""
+    """Sums over all sequences, one per window for C windows: `nats` [C] float32 and `chars` [C] int32."""
 
     nats: Array
     chars: Array
@@ -37,9 +37,9 @@ class EvalStep(NamedTuple):
     """(params, streams, carry) -> (metrics, carry); see `make_eval_step`.
 
     Attributes:
-        jitted: the jitted function, with the same arguments.
+        jitted: the jitted function, which takes the same arguments.
         model: the model.
-        mesh: devices.
+        mesh: the devices.
     """
 
     jitted: Any
@@ -51,8 +51,8 @@ class EvalStep(NamedTuple):
         """Evaluates all windows of the streams, by default from a zero carry; the carry passed in is donated.
 
         Raises:
-            UserError: params are not the model's, or an argument has another type.
-            ValueError: the streams were made for a different seq_len, or the carry for another model or batch size.
+            UserError: params do not match the model, or an argument has the wrong type.
+            ValueError: the streams were made for a different seq_len, or the carry for a different model or batch size.
         """
         check_shapes(self.model, params)
         check_type("streams", streams, Streams, "make them with make_streams")
@@ -63,25 +63,25 @@ class EvalStep(NamedTuple):
 
 
 def zero_carry(model: CharLSTM, batch_size: int) -> Carry:
-    """Returns `init_carry` in NumPy, where making and splitting it compiles nothing."""
+    """Returns the values of `init_carry` as NumPy arrays, which are created and split without compiling anything."""
     shapes = jax.eval_shape(lambda: init_carry(model, batch_size))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def make_eval_step(model: CharLSTM, *, seq_len: int, mesh: Mesh | None = None) -> EvalStep:
-    """Builds the jitted evaluation of a text, whole or chunk by chunk.
+    """Builds a jitted step that evaluates the text all at once or chunk by chunk.
 
     Args:
         model: the model; dropout is off.
-        seq_len: characters per window, which bounds the memory; the result does not depend on it.
-        mesh: devices; by default all.
+        seq_len: characters per window; it limits memory use and does not affect the result.
+        mesh: devices to use; all by default.
 
     Returns:
-        (params, streams, carry) -> (EvalMetrics, carry): one sum per window, for the host to add up in float64, and the
-        carry after the last window, to pass in with the next chunk. The carry passed in is donated.
+        (params, streams, carry) -> (EvalMetrics, carry): one sum per window, to be added up in float64 on the host, and
+        the carry after the last window, to pass in with the next chunk. The carry passed in is donated.
 
     Raises:
-        UserError: an argument has another type or is out of range, or the mesh is not from `make_mesh`.
+        UserError: an argument has the wrong type or is out of range, or the mesh was not made by `make_mesh`.
 
     Examples:
         >>> import jax, numpy as np
@@ -112,7 +112,7 @@ def _jitted_step(model: CharLSTM, seq_len: int, mesh: Mesh) -> Any:
 def run_windows(
     model: CharLSTM, seq_len: int, params: Params, streams: Streams, carry: Carry
 ) -> tuple[EvalMetrics, Carry]:
-    """Evaluates one device's sequences; runs under shard_map. Arguments and result as for `EvalStep`."""
+    """Evaluates one device's sequences; runs under shard_map. The arguments and result match `EvalStep`."""
 
     def one(carry: Carry, cursor: Array) -> tuple[Carry, EvalMetrics]:
         window = cut_window(streams, cursor, seq_len)
@@ -126,13 +126,13 @@ def run_windows(
 
 
 def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budget: int | None = None) -> "Evaluator":
-    """Prepares a text for repeated evaluation.
+    """Prepares an evaluator for repeated use on the same text.
 
     Args:
         model: the model.
         ids: [N] integer, N >= 2, in memory or in a file.
-        mesh: devices; by default all.
-        budget: bytes of the text to keep in memory at once; see `Prefetcher`.
+        mesh: devices to use; all by default.
+        budget: maximum number of bytes of text to keep in memory at once; see `Prefetcher`.
     """
     mesh = checked_mesh(mesh)
     feed = Prefetcher(ids, evaluation_layout(len(ids), mesh.size), mesh, budget=budget)
@@ -140,15 +140,15 @@ def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budge
 
 
 def evaluation_layout(length: int, devices: int) -> SequenceLayout:
-    """Returns how a text of `length` characters is cut into sequences, as many as the devices divide evenly."""
-    # Enough sequences to fill the machine, few enough that their burn-in is about a tenth of the work.
+    """Returns the layout of `length` characters as sequences, whose number is a multiple of the number of devices."""
+    # Enough sequences to keep the machine busy, but few enough that burn-in is about a tenth of the work.
     wanted = min(EVAL_MAX_SEQUENCES, max(1, (length - 1) // (10 * EVAL_BURN_IN)))
     batch_size = -(-wanted // devices) * devices
     return SequenceLayout.of(length, batch_size=batch_size, seq_len=EVAL_WINDOW, burn_in=EVAL_BURN_IN)
 
 
 class Evaluator(NamedTuple):
-    """params -> nats per character of a text; see `evaluate`. A context manager that stops prefetching."""
+    """Maps params to nats per character; see `evaluate`. As a context manager, it stops prefetching on exit."""
 
     eval_step: EvalStep
     feed: Prefetcher
@@ -167,10 +167,10 @@ class Evaluator(NamedTuple):
         carry = None
         for window in range(0, self.feed.windows, self.feed.chunk_windows):
             metrics, carry = self.eval_step(params, self.feed.chunk_at(window), carry)
-            # At most one chunk is dispatched ahead: the memory of more would add up.
+            # At most one chunk is dispatched ahead, to limit memory use.
             sums[-1:] = jax.device_get(sums[-1:])
             sums.append(metrics)
-        # NumPy, because JAX's sums would stay at 32 bits.
+        # Summed in NumPy, because JAX would stay at 32 bits.
         nats, chars = (np.concatenate(parts)[: self.feed.windows] for parts in zip(*jax.device_get(sums), strict=True))
         return float(np.sum(nats, dtype=np.float64) / np.sum(chars, dtype=np.int64))
 
@@ -179,25 +179,27 @@ class Evaluator(NamedTuple):
 def evaluate(
     model: CharLSTM, params: Params, ids: Ids, *, mesh: Mesh | None = None, budget: int | None = None
 ) -> float:
-    """Returns a model's loss on a text: the mean of -log p(character | all before it), over all but the first.
+    """Returns a model's loss on the text: the mean of -log p(character | all preceding ones), over all but the first.
 
-    The text is split into sequences that are read side by side. Each but the first starts 200 characters early to warm
-    up its recurrent state; those characters are not counted. The result therefore equals a single pass from the
-    beginning, except for what the state remembers for longer than that.
+    The text is split into sequences that are processed in parallel. Every sequence but the first starts with a burn-in
+    of 200 characters, which set up its recurrent state and are not counted. The result therefore matches a single pass
+    from the beginning, except for anything that the state remembers for longer than that.
 
     Args:
         model: the model.
         params: its parameters.
         ids: [N] integer, N >= 2, in memory or in a file.
-        mesh: devices; by default all.
-        budget: bytes of the text to keep in memory at once, by default unlimited; the result does not depend on it.
+        mesh: devices to use; all by default.
+        budget: maximum number of bytes of text to keep in memory at once, unlimited by default; it does not affect the
+            result.
 
     Returns:
-        Nats per character; its exponential is the perplexity, and divided by ln 2 it is bits per character.
+        The loss in nats per character; its exponential is the perplexity, and dividing it by ln 2 gives bits per
+        character.
 
     Raises:
-        UserError: ids are not [N] integers in [0, V) or fewer than two, params are not the model's, or the mesh is not
-            from `make_mesh`.
+        UserError: ids are not [N] integers in [0, V), there are fewer than two of them, params do not match the model,
+            or the mesh was not made by `make_mesh`.
 
     Examples:
         >>> import jax, numpy as np

@@ -1,4 +1,4 @@
-"""The public function `fit`: checks its arguments, then opens the run folder and trains."""
+"""Public function `fit`, which checks its arguments, opens the run folder and trains."""
 
 import contextlib
 import dataclasses
@@ -63,41 +63,41 @@ def fit(
     trackers: Sequence[Tracker] = (),
     **overrides: Unpack[FitOptions],
 ) -> TrainState:
-    """Trains a model on a text.
+    """Trains a model on the text of a corpus.
 
     Args:
-        model: the model; its vocab_size must be the corpus's.
+        model: the model; its vocab_size must match the corpus.
         corpus: the text.
-        config: how to train, by default `TrainConfig()`; or the name of a preset, for its recipe (see `preset`).
-        out: run folder for checkpoints, metrics.jsonl and samples.txt; None keeps nothing on disk.
-        resume: continue from the latest checkpoint in `out`. With the same configuration the result is bit for bit
-            that of a run that was never interrupted.
-        init_from: folder of another run or model of the same size, whose weights to start from. Its vocabulary may
-            differ: characters keep their weights, and new ones get fresh weights. With `resume` it is ignored.
-        mesh: devices; by default all. On a CPU each core is a device, if JAX was not in use before.
-        learning_rate: the peak learning rate, or a schedule of optax (step -> rate) in place of `config.schedule`.
-        optimizer: any transformation of optax, in place of AdamW and all that `config` says of it. To resume the run,
+        config: training configuration, `TrainConfig()` by default, or the name of a preset to use (see `preset`).
+        out: run folder for checkpoints, metrics.jsonl and samples.txt; None writes nothing to disk.
+        resume: continue from the latest checkpoint in `out`. With the same configuration, the result is bit-for-bit
+            identical to that of an uninterrupted run.
+        init_from: folder of another run or model of the same size, whose weights training starts from. Its vocabulary
+            may differ: known characters keep their weights, and new ones get fresh weights. Ignored with `resume`.
+        mesh: devices to use; all by default. On CPU, each core is a device unless JAX was already in use.
+        learning_rate: peak learning rate, or an optax schedule (step -> rate) to use instead of `config.schedule`.
+        optimizer: any optax transformation, to use instead of AdamW and its settings in `config`. To resume the run,
             pass it again.
-        progress: show what is about to happen, then how it goes, on standard error: a live bar in a terminal or a
+        progress: show a summary of the run and then its progress on standard error: a live bar in a terminal or a
             notebook, plain lines elsewhere.
-        reporter: shows progress in another way; see `Reporter`.
+        reporter: shows progress in a custom way; see `Reporter`.
         callbacks: functions that are called after each evaluation with the `Evaluation` and the state, which the next
-            step invalidates. If one returns True, training ends. Of several processes, only the main one calls them.
-        trackers: log the measurements of each evaluation elsewhere; see `Tracker`. Of several processes, only the main
-            one has them called.
-        **overrides: any other field of `TrainConfig` by name, such as batch_size=32.
+            step invalidates. If any returns True, training ends. With multiple processes, only the main one calls them.
+        trackers: objects that log the metrics of each evaluation elsewhere; see `Tracker`. With multiple processes,
+            only the main one calls them.
+        **overrides: any other `TrainConfig` fields by name, e.g. batch_size=32.
 
     Returns:
-        The state after the last step. The run folder also keeps the best one.
+        The training state after the last step. The run folder also keeps the best one.
 
     Raises:
-        TypeError: `overrides` has a name that is not an option; the message suggests the nearest one.
-        UserError: an argument has another type, the text is too short, the batch cannot be split over the devices,
+        TypeError: `overrides` contains an unknown option; the message suggests the closest match.
+        UserError: an argument has the wrong type, the text is too short, the batch cannot be split over the devices,
             there is not enough memory, the run folder is in use or does not match, `init_from` is not a model of this
-            size, or the loss stays non-finite even after rolling back with lower learning rates (without `out`,
-            immediately).
-        Interrupted: Ctrl-C (SIGINT) or, with `out`, SIGTERM or SIGHUP. With `out` a checkpoint was saved; without, the
-            exception's `state` is that of the last step.
+            size, or the loss stays non-finite even after rolling back with lower learning rates (without `out`, there
+            are no rollbacks).
+        Interrupted: on Ctrl-C (SIGINT) or, with `out`, SIGTERM or SIGHUP. With `out`, a checkpoint has been saved;
+            without it, the exception's `state` is the training state after the last step.
 
     Examples:
         >>> import jax
@@ -127,7 +127,7 @@ def fit(
         if init_from is not None and not resume:
             start = initial_params(init_from, model, corpus.vocab, seed=config.seed)
     with contextlib.ExitStack() as stack:
-        # Without a folder to save to, other signals end training as they end any other program.
+        # Without a folder to save to, other signals end training as they would any other program.
         signals = stack.enter_context(SignalCatcher() if out is not None else SignalCatcher((signal.SIGINT,)))
         folder = stack.enter_context(open_run(out, info, resume=resume))
         loop = TrainLoop(
@@ -146,9 +146,9 @@ def fit(
 
 
 def _check_all_processes_agree(info: RunInfo, *, resume: bool, **folders: str | Path | None) -> None:
-    """Checks that all processes were called alike; a UserError otherwise."""
+    """Checks that `fit` was called with the same arguments in all processes; raises UserError otherwise."""
     settings = dataclasses.asdict(info.data) | dataclasses.asdict(info.model) | dataclasses.asdict(info.train)
-    # Each machine has its own memory.
+    # Machines may have different amounts of memory.
     del settings["text_memory_mb"]
     paths = {name: path and os.path.realpath(path) for name, path in folders.items()}
     check_same(settings | {"resume": resume} | paths)
@@ -161,13 +161,13 @@ def configured(
     overrides: dict[str, Any],
     others: Sequence[str],
 ) -> TrainConfig:
-    """Returns the configuration that `fit` or `sweep` was called with, its fields replaced by the overrides.
+    """Returns the configuration passed to `fit` or `sweep`, with the overrides applied.
 
     Args:
-        function: its name.
+        function: name of the function that was called.
         corpus: the text.
-        config: its argument `config`.
-        overrides: its arguments that belong to the configuration.
+        config: its `config` argument.
+        overrides: its keyword arguments that are fields of the configuration.
         others: names of its other keyword arguments.
 
     Raises:
@@ -183,20 +183,20 @@ def configured(
         check_corpus(corpus)
         return preset(config, len(corpus.train), **overrides).train
     config = TrainConfig() if config is None else config
-    check_type("config", config, TrainConfig, "such as TrainConfig(epochs=5), or give its fields by name")
+    check_type("config", config, TrainConfig, "e.g. TrainConfig(epochs=5), or pass its fields by name")
     return dataclasses.replace(config, **overrides)
 
 
 def chosen_reporter(reporter: Any, *, progress: bool) -> Reporter | None:
-    """Returns the reporter that was given or, to show progress without one, that for standard error.
+    """Returns the reporter passed in or, if there is none but progress is to be shown, one for standard error.
 
     Raises:
-        UserError: it is not a reporter.
+        UserError: the argument is not a reporter.
     """
     if reporter is None:
         return make_reporter(sys.stderr) if progress else None
     if isinstance(reporter, type) or not hasattr(reporter, "evaluation"):
-        raise UserError(f"reporter must be a Reporter, such as History(), not {in_short(reporter)}")
+        raise UserError(f"reporter must be a Reporter, e.g. History(), not {in_short(reporter)}")
     found: Reporter = reporter
     return found
 
@@ -204,10 +204,10 @@ def chosen_reporter(reporter: Any, *, progress: bool) -> Reporter | None:
 def _checked_optimizer(
     optimizer: Any, learning_rate: Any, given: dict[str, Any]
 ) -> optax.GradientTransformation | optax.Schedule | None:
-    """Returns the optimizer or the schedule that `fit` was called with; None for the configured ones.
+    """Returns the optimizer or schedule passed to `fit`, or None to use the configured ones.
 
     Raises:
-        UserError: it is not one, or settings of AdamW were given with it.
+        UserError: the optimizer is not an optax transformation, or AdamW settings were passed with it.
     """
     if optimizer is None:
         return learning_rate if callable(learning_rate) else None
@@ -216,7 +216,7 @@ def _checked_optimizer(
     if callable(learning_rate):
         unused.append("learning_rate")
     if unused:
-        raise UserError(f"{unused[0]} is a setting of AdamW, which optimizer replaces; pass only one of the two")
+        raise UserError(f"{unused[0]} is an AdamW setting, but optimizer replaces AdamW; pass only one of the two")
     return optimizer
 
 
@@ -228,7 +228,7 @@ def _check_paths(out: Any, init_from: Any) -> None:
 
 
 def _checked_callbacks(callbacks: Any, trackers: Any) -> list[Callback]:
-    """Returns callbacks, and those that call trackers; a UserError if one is neither."""
+    """Returns the callbacks plus one that calls each tracker; raises UserError if either argument is invalid."""
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise UserError(f"callbacks must be a list of functions, not {in_short(callbacks)}")
     if not isinstance(trackers, Sequence) or not all(callable(getattr(one, "log", None)) for one in trackers):
@@ -241,13 +241,13 @@ def _calling(tracker: Tracker) -> Callback:
 
 
 def check_problem(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
-    """Checks model, text and batch, which is split over the devices of the mesh; errors as for `fit`."""
+    """Checks the model, the text and the split of the batch over the mesh; raises the same errors as `fit`."""
     check_serves(model)
     check_divides(config.batch_size, mesh, config.microbatches)
     check_fits(len(corpus.train), batch_size=config.batch_size, seq_len=config.seq_len)
     steps_per_epoch = training_layout(corpus, config).windows
     total = steps_of_run(config, steps_per_epoch)
-    if total > MOST_STEPS:  # devices count in int32
+    if total > MOST_STEPS:  # the devices count steps in int32
         raise UserError(
             f"{config.epochs:.12g} epochs are {total:,} steps, more than {MOST_STEPS:,}; "
             f"lower --epochs to at most {MOST_STEPS // steps_per_epoch}"
@@ -255,7 +255,7 @@ def check_problem(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Me
 
 
 def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
-    """Checks all arguments before anything is written or put on a device; errors as for `fit`."""
+    """Checks all arguments before anything is written or put on a device; raises the same errors as `fit`."""
     if mesh.devices.flat[0].platform == "cpu":
         keep_lapack_on_one_thread()
     check_problem(model, corpus, config, mesh)

@@ -1,4 +1,4 @@
-"""Starting weights from another model, whose vocabulary may differ."""
+"""Initializes weights from another model, whose vocabulary may differ."""
 
 import logging
 from pathlib import Path
@@ -16,20 +16,20 @@ _log = logging.getLogger("charjax")
 
 
 def initial_params(folder: str | Path, model: CharLSTM, vocab: Vocab, *, seed: int) -> Params:
-    """Returns the parameters of another model, fitted to a vocabulary.
+    """Returns the parameters of another model, adapted to a vocabulary.
 
-    Row c of layer 0's w_ih and column c of the head belong to a character, and go with it to its new id. A character
-    that the other model does not know gets the weights of a new model, and as its bias in the head the least of the
-    others, so that the predictions of known characters hardly change.
+    Row c of layer 0's w_ih and column c of the head belong to character c, and move with it to its new id. A character
+    that the other model does not know gets freshly initialized weights and the smallest head bias of the known ones, so
+    that the predictions for known characters hardly change.
 
     Args:
-        folder: a run folder or any model's.
+        folder: a run folder or model folder.
         model: the model that the parameters are for.
-        vocab: its vocabulary.
-        seed: of the weights of new characters.
+        vocab: the vocabulary of that model.
+        seed: seed for the weights of new characters.
 
     Raises:
-        UserError: the folder is not a model, or it has other layers or units.
+        UserError: the folder does not contain a model, or the model has a different number of layers or hidden units.
     """
     params, info, progress = load_params(checked_path("init_from", folder))
     ours, theirs = model.config, info.model
@@ -55,9 +55,9 @@ def initial_params(folder: str | Path, model: CharLSTM, vocab: Vocab, *, seed: i
 
 
 def _ids_in(earlier: Vocab, vocab: Vocab) -> np.ndarray:
-    """Returns for each id of a vocabulary that of the same character in an earlier one, [V] int64; -1 if it has none.
+    """Returns the id in `earlier` of each character in `vocab`, or -1 if it is missing there; [V] int64.
 
-    Of bytes, those below 128 are characters; the others are the same only as other bytes.
+    In a byte vocabulary, values below 128 are characters; the others match only another byte vocabulary.
     """
     ids = {code: n for n, code in enumerate(earlier.codes().tolist()) if _comparable(earlier, vocab, code)}
     return np.array([ids.get(code, -1) if _comparable(vocab, earlier, code) else -1 for code in vocab.codes().tolist()])
@@ -70,9 +70,9 @@ def _comparable(vocab: Vocab, other: Vocab, code: int) -> bool:
 def _described(folder: str | Path, step: int, vocab: Vocab, has: np.ndarray) -> str:
     found = f"starting from {folder} (step {step:,})"
     if has.all():
-        return f"{found}, which knows all characters of the vocabulary"
+        return f"{found}, which knows all characters in the vocabulary"
     fresh = vocab.codes()[~has]
     if vocab.kind == "bytes":
-        return f"{found}; new to it are {len(fresh)} of {vocab.size} bytes"
+        return f"{found}; {len(fresh)} of {vocab.size} bytes are new to it"
     shown = show_characters("".join(map(chr, fresh)))
-    return f"{found}; new to it are {len(fresh)} of {vocab.size} characters: {shown}"
+    return f"{found}; {len(fresh)} of {vocab.size} characters are new to it: {shown}"

@@ -1,4 +1,4 @@
-"""The training loop on the host: dispatches steps, evaluates, saves, and rolls back when training diverges."""
+"""Host-side training loop, which dispatches steps, evaluates, saves, and rolls back when training diverges."""
 
 import contextlib
 import dataclasses
@@ -38,11 +38,11 @@ from charjax.training.throughput import ThroughputMeter
 
 SAMPLE_TEMPERATURE = 0.8
 
-# Skipped steps in a row after which training counts as diverged.
+# Number of consecutive skipped steps after which training counts as diverged.
 SKIPS_TO_ROLL_BACK = 3
 
 Callback = Callable[[Evaluation, TrainState], bool | None]
-"""Called after each evaluation with the state, which the next step invalidates; True ends the training."""
+"""Called after each evaluation with the state, which the next step invalidates; returning True ends training."""
 
 # Compilation and evaluation fragment memory, so each of the next few calls returns unused memory to the system.
 CALLS_TO_SETTLE = 2
@@ -65,19 +65,19 @@ class TrainLoop:
         folder: SharedRun | None,
         signals: SignalCatcher | None,
     ) -> None:
-        """Prepares a run.
+        """Prepares the run.
 
         Args:
             model: the model.
             corpus: the text.
-            config: how to train.
-            mesh: devices.
+            config: training configuration.
+            mesh: devices to train on.
             optimizer: replaces AdamW or, if it is a schedule, only its learning rate.
-            start: parameters to start from; None for random ones.
+            start: initial parameters; None for random initialization.
             reporter: shows progress; None shows nothing.
-            callbacks: called after each evaluation.
-            folder: keeps the run on disk.
-            signals: says when to save and leave.
+            callbacks: functions called after each evaluation.
+            folder: run folder to save to; None saves nothing.
+            signals: tells the loop when to save and exit.
         """
         self.model, self.vocab, self.config, self.mesh = model, corpus.vocab, config, mesh
         self.folder, self.signals, self.callbacks = folder, signals, callbacks
@@ -96,14 +96,14 @@ class TrainLoop:
             model, self.optimizer, seq_len=config.seq_len, mesh=mesh, microbatches=config.microbatches
         )
         self.council = Council(mesh)
-        # Why training ends before its last step; empty if it does not.
+        # Why training ended early; empty if it did not.
         self._stop = ""
         self.rollbacks = RollbackPolicy(config, folder)
 
     def run(self, *, resume: bool) -> TrainState:
-        """Trains to the last step, from the latest checkpoint or from the beginning; errors as for `fit`."""
+        """Trains to the last step, from the latest checkpoint or the beginning; raises the same errors as `fit`."""
         with self.feed, self.evaluator, contextlib.ExitStack() as at_exit:
-            # Compiled while the state is initialized or restored, and saved.
+            # Compiled in the background while the state is initialized or restored, and saved.
             self._step = at_exit.enter_context(ThreadPoolExecutor(1)).submit(self._lowered_step().compile)
             state = self._resume() if resume else self._begin()
             at_exit.callback(self.reporter.stop)
@@ -123,7 +123,7 @@ class TrainLoop:
                 self._leave_if_asked(state)
             except DivergedError as error:
                 problem = str(error)
-            # Outside the except block: its traceback would keep the old state alive, and memory might not hold two.
+            # Outside the except block, whose traceback would keep the old state alive; memory might not hold two.
             if problem:
                 del state
                 state = self._roll_back(problem)
@@ -134,7 +134,7 @@ class TrainLoop:
         return state
 
     def _is_over(self) -> bool:
-        """Returns True after the last step, and where a callback or `patience` ends the training early."""
+        """Returns True after the last step, or when a callback or `patience` ends training early."""
         progress, patience = self.progress, self.config.patience
         if patience is not None and progress.best_step is not None and not self._stop:
             without = self.plan.evaluations_since(progress.best_step, progress.step)
@@ -143,7 +143,7 @@ class TrainLoop:
         return bool(self._stop) or progress.step >= self.plan.total_steps
 
     def _begin(self) -> TrainState:
-        """Returns a fresh state, saved as the first checkpoint."""
+        """Initializes the training state and saves it as the first checkpoint."""
         key, batch_size = jax.random.key(self.config.seed), self.config.batch_size
         state = init_train_state(key, self.model, self.optimizer, batch_size=batch_size, mesh=self.mesh)
         if self.start is not None:
@@ -155,7 +155,7 @@ class TrainLoop:
         return state
 
     def _resume(self) -> TrainState:
-        """Returns the state of the latest checkpoint."""
+        """Restores the training state from the latest checkpoint."""
         assert self.folder is not None  # `open_run` refuses to resume without one
         state, progress, earlier = self.folder.restore(self._abstract_state(), check=self._check_length)
         self._continue_from(progress)
@@ -172,19 +172,19 @@ class TrainLoop:
             )
 
     def _roll_back(self, problem: str) -> TrainState:
-        """Returns an earlier state, to be trained with half the learning rate."""
+        """Restores an earlier state and continues from it with half the learning rate."""
         state, progress = self.rollbacks.go_back(problem, self.progress, self._abstract_state())
         self._continue_from(dataclasses.replace(progress, elapsed_seconds=self.meter.elapsed_seconds))
         self.reporter.stop()
         self.reporter.message(
-            f"{problem}: going back to the checkpoint of step {progress.step}, "
+            f"{problem}: going back to the checkpoint at step {progress.step}, "
             f"with {rate_scale(progress):g} times the learning rate"
         )
         self._announce()
         return state
 
     def _lowered_step(self) -> jax.stages.Lowered:
-        """Traces the step, in the caller's thread, since some of JAX's modes are a thread's own."""
+        """Traces the step in the caller's thread, because some JAX modes are thread-local."""
         arguments = self._abstract_state(), self.feed.abstract_chunk(), np.int32(1), self.train_step.hyperparameters
         return self.train_step.jitted.lower(*arguments)
 
@@ -205,7 +205,7 @@ class TrainLoop:
         self.reporter.start(self.plan.total_steps, self.progress.step, chars_per_step, self.config.epochs)
 
     def _take_steps(self, state: TrainState) -> TrainState:
-        """Dispatches one call of the training step, and reads the metrics of the previous call."""
+        """Dispatches one call to the training step and reads the metrics of the previous call."""
         step = self.progress.step
         window = step % self.plan.steps_per_epoch
         to_end_of_chunk = self.feed.end_of_chunk(window) - window
@@ -225,7 +225,7 @@ class TrainLoop:
         return state
 
     def _evaluate_if_due(self, state: TrainState) -> None:
-        """Measures the validation loss, samples a text, and records and reports both."""
+        """Measures the validation loss, generates a sample, and records and reports both."""
         if not self.plan.is_evaluation_due(self.progress.step):
             return
         self._wait_for_device()
@@ -252,15 +252,15 @@ class TrainLoop:
             self.folder.record(evaluation, sample)
         self.reporter.evaluation(evaluation, sample)
         if self.callbacks and from_main(lambda: self._asked_to_stop(evaluation, state)):
-            self._stop = "asked to by a callback"
+            self._stop = "requested by a callback"
 
     def _asked_to_stop(self, evaluation: Evaluation, state: TrainState) -> bool:
-        """Calls all callbacks; returns True if any of them does."""
+        """Calls all callbacks and returns True if any of them returns True."""
         answers = [callback(evaluation, state) for callback in self.callbacks]
         return any(answers)
 
     def _learning_rate(self) -> float | None:
-        """Returns the rate of the last step."""
+        """Returns the learning rate of the last step, or None if it is unknown."""
         rate = getattr(self.optimizer, "rate", None)
         return None if rate is None else float(rate(self.progress.step - 1)) * rate_scale(self.progress)
 
@@ -279,14 +279,14 @@ class TrainLoop:
         )
 
     def _agree(self) -> None:
-        """Learns what all processes want; if one of them has failed, all raise its error."""
+        """Reads the votes of all processes; if one of them has failed, all of them raise its error."""
         self.votes = self.council.read(self._own_votes())
         if self.votes.failed and self.folder is not None:
             self.folder.check()
 
     def _save_if_due(self, state: TrainState) -> None:
         step, is_last = self.progress.step, self._is_over()
-        # While steps are being skipped the state is not worth going back to; only the last step is saved even then.
+        # While steps are being skipped, the state is not worth going back to; only the last step is saved even then.
         is_due = is_last or (self.plan.is_checkpoint_due(step) and int(state.skipped) == 0)
         if is_due or self.progress.is_best or self.votes.signum:
             self._save(state)
@@ -305,13 +305,13 @@ class TrainLoop:
             return
         where = f"interrupted at step {self.progress.step} of {self.plan.total_steps}"
         if self.folder is None:
-            advice = "what was learned is the exception's state; after it was raised: import sys; sys.last_value.state"
+            advice = "the exception's state is the training state; to get it: import sys; sys.last_value.state"
             raise Interrupted(self.votes.signum, f"{where}; {advice}", state)
         self.folder.check()
         raise Interrupted(self.votes.signum, f"{where} and saved in {self.folder.path}; continue with --resume")
 
     def _wait_for_device(self) -> None:
-        """Reads the metrics of the last call, so that the progress matches the state."""
+        """Reads the metrics of the last call so that the progress matches the state."""
         self._check_skips(self.meter.flush())
         self.progress = dataclasses.replace(
             self.progress,
@@ -327,7 +327,7 @@ class TrainLoop:
         """Reports the steps skipped by the call whose metrics were read last.
 
         Raises:
-            DivergedError: too many steps in a row were skipped.
+            DivergedError: too many consecutive steps were skipped.
         """
         step = self.progress.step
         if self.meter.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
@@ -340,7 +340,7 @@ class TrainLoop:
 
 
 def _evaluated(progress: Progress, val_loss: float) -> Progress:
-    """Returns the progress after an evaluation, with the sums of training reset and the best step updated."""
+    """Returns the progress after an evaluation, with the training sums reset and the best step updated."""
     progress = dataclasses.replace(progress, val_loss=val_loss, train_nats=0.0, train_count=0, train_skipped=0)
     progress = dataclasses.replace(progress, train_steps=0, train_grad_norm=0.0)
     if progress.best_val_loss is None or val_loss < progress.best_val_loss:
@@ -349,12 +349,12 @@ def _evaluated(progress: Progress, val_loss: float) -> Progress:
 
 
 def _is_finite(params: Params) -> bool:
-    # On the host: compiling this would take longer than all checks of most runs.
+    # Checked on the host, because compiling this would take longer than all the checks of most runs.
     return all(np.isfinite(leaf).all() for leaf in jax.device_get(jax.tree.leaves(params)))
 
 
 def text_budgets(corpus: Corpus, config: TrainConfig, mesh: Mesh) -> tuple[int | None, int | None]:
-    """Returns the bytes of memory for the training and the validation text, in proportion to their lengths."""
+    """Returns the memory budgets in bytes for the training and validation text, in proportion to their lengths."""
     memory_mb = config.text_memory_mb
     budget = least_of_all(room_for_text(list(mesh.devices.flat)) if memory_mb is None else memory_mb * 1_000_000)
     if budget is None:

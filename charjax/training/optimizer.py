@@ -1,4 +1,4 @@
-"""The optimizer: AdamW after clipping by global norm, with a learning rate that warms up and decays."""
+"""AdamW optimizer with gradient clipping by global norm and a learning rate that warms up and decays."""
 
 import functools
 import logging
@@ -15,7 +15,7 @@ from charjax.config import TrainConfig
 from charjax.errors import UserError, check_type, checked_whole, in_short
 from charjax.training.plan import steps_of_run
 
-# The fields of TrainConfig that nothing else depends on.
+# TrainConfig fields that only the optimizer depends on.
 ADAMW_FIELDS = (
     "learning_rate", "schedule", "warmup_frac", "final_lr_frac", "decay_factor", "decay_every", "weight_decay", "beta1",
     "beta2", "clip_norm",
@@ -26,17 +26,17 @@ _log = logging.getLogger("charjax")
 
 
 class Hyperparameters(NamedTuple):
-    """Numbers of AdamW and its schedule, [] each, that are arguments of the compiled step: others compile nothing.
+    """Scalar settings of AdamW and its schedule, passed to the compiled step so that new values compile nothing.
 
     Attributes:
-        learning_rate: float32, the peak.
+        learning_rate: float32, peak learning rate.
         warmup_steps: int32, at least 1; the last of them runs at the peak.
-        decay_steps: int32, at least 1. For the cosine, steps from the peak to the last step; for the step schedule,
-            steps from one decay to the next.
-        final_lr_frac: float32, where the cosine ends, as a fraction of the peak.
-        decay_factor: float32, of the step schedule.
-        weight_decay: float32.
-        clip_norm: float32.
+        decay_steps: int32, at least 1. For the cosine schedule, steps from the peak to the last step; for the step
+            schedule, steps from one decay to the next.
+        final_lr_frac: float32, where the cosine schedule ends, as a fraction of the peak.
+        decay_factor: float32, factor of each decay in the step schedule.
+        weight_decay: float32, weight decay of the matrices.
+        clip_norm: float32, maximum global norm of the gradient.
     """
 
     learning_rate: Any
@@ -49,13 +49,13 @@ class Hyperparameters(NamedTuple):
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
-    """A transformation whose numbers are arguments of the compiled step; see `make_optimizer`.
+    """An optax transformation whose hyperparameters are arguments of the compiled step; see `make_optimizer`.
 
     Attributes:
-        shared: the transformation with no hyperparameters of its own, which its `update` takes as an argument; the same
-            object for all optimizers that differ only in those.
-        hyperparameters: its hyperparameters.
-        rate: step -> learning rate on the host; None if that is not known.
+        shared: the underlying transformation, whose `update` takes the hyperparameters as an argument; the same object
+            for all optimizers that differ only in their hyperparameters.
+        hyperparameters: the hyperparameters of this optimizer.
+        rate: function on the host from step to learning rate; None if the rate is unknown.
     """
 
     shared: optax.GradientTransformationExtraArgs
@@ -69,13 +69,13 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         hyperparameters: Hyperparameters,
         rate: Callable[[int], float] | None,
     ) -> Self:
-        """Gives a shared transformation its hyperparameters."""
+        """Binds hyperparameters to a shared transformation."""
         own = hyperparameters
 
         def update(
             updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters | None = None, **_: Any
         ) -> tuple[Any, Any]:
-            # None also where it is part of a chain, to which `make_train_step` passes nothing.
+            # None also if this optimizer is part of a chain, to which `make_train_step` passes no hyperparameters.
             return shared.update(updates, state, params, hyperparameters=hyperparameters or own)
 
         optimizer = cls(shared.init, update)
@@ -84,15 +84,15 @@ class Optimizer(optax.GradientTransformationExtraArgs):
 
 
 def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate of each step: linear warm-up, then cosine, constant or step decay.
+    """Returns a learning-rate schedule: linear warm-up, then cosine decay, a constant rate or step decay.
 
-    Warm-up takes W = round(warmup_frac * total_steps) steps, with rates 1/W, 2/W, ..., 1 times learning_rate, so the
-    first step already moves. The cosine (Loshchilov and Hutter 2017) falls from there to final_lr_frac * learning_rate
-    at the last step. The step schedule multiplies the rate by decay_factor every decay_every epochs, counted from the
-    start of training; an epoch is total_steps / epochs steps.
+    Warm-up takes W = round(warmup_frac * total_steps) steps, with rates 1/W, 2/W, ..., 1 times learning_rate, so even
+    the first step updates the weights. The cosine schedule (Loshchilov and Hutter 2017) then falls to
+    final_lr_frac * learning_rate at the last step. The step schedule multiplies the rate by decay_factor every
+    decay_every epochs, counted from the start of training; an epoch is total_steps / epochs steps.
 
     Args:
-        config: how to train.
+        config: training configuration.
         total_steps: total number of optimizer steps in the run, at least 1.
 
     Returns:
@@ -120,9 +120,9 @@ def _hyperparameters(config: TrainConfig, total_steps: int) -> Hyperparameters:
 
 
 def _learning_rate(schedule: str | optax.Schedule, given: Hyperparameters, step: Any, xp: Any = jnp) -> Any:
-    """Returns the rate of a step, computed by `xp`, which is jax.numpy or numpy.
+    """Returns the learning rate of a step, computed with `xp`, which is jax.numpy or numpy.
 
-    The schedules of optax take numbers of steps that are known when compiling.
+    The built-in optax schedules would not do, because they need step counts that are known at compile time.
     """
     if not isinstance(schedule, str):
         return given.learning_rate * schedule(step)
@@ -140,13 +140,13 @@ def _learning_rate(schedule: str | optax.Schedule, given: Hyperparameters, step:
 
 
 def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoch: int, step: int) -> None:
-    """Logs that the learning rate rises where a run is resumed, because more epochs stretch its cosine.
+    """Warns if the learning rate rises when a run is resumed, because more epochs stretch its schedule.
 
     Args:
-        earlier: how the run was trained until now.
-        config: how to train on.
-        steps_per_epoch: optimizer steps of one epoch.
-        step: optimizer steps taken.
+        earlier: training configuration of the run so far.
+        config: training configuration to continue with.
+        steps_per_epoch: optimizer steps per epoch.
+        step: optimizer steps taken so far.
     """
     asked = any(getattr(earlier, name) != getattr(config, name) for name in ("learning_rate", "schedule"))
     if asked or earlier.epochs == config.epochs:
@@ -160,18 +160,18 @@ def warn_if_rate_rises(earlier: TrainConfig, config: TrainConfig, steps_per_epoc
     if after > 1.01 * before:
         _log.warning(
             "the learning rate rises from %.3g to %.3g, because its %s schedule now ends after --epochs %g instead of "
-            "%g; to train on at a low rate, pass --schedule constant and a --learning-rate",
+            "%g; to continue at a low rate, pass --schedule constant and a --learning-rate",
             before, after, config.schedule, config.epochs, earlier.epochs,
         )  # fmt: skip
 
 
 def make_optimizer(config: TrainConfig, total_steps: int, *, learning_rate: optax.Schedule | None = None) -> Optimizer:
-    """Builds AdamW (Loshchilov and Hutter 2019), preceded by clipping gradients to a global norm of config.clip_norm.
+    """Builds AdamW (Loshchilov and Hutter 2019), with gradients first clipped to a global norm of config.clip_norm.
 
-    Weight decay applies only to matrices: biases and other leaves of fewer than two dimensions are left out.
+    Weight decay applies only to matrices; biases and other leaves with fewer than two dimensions are excluded.
 
     Args:
-        config: how to train.
+        config: training configuration.
         total_steps: total number of optimizer steps in the run, at least 1.
         learning_rate: an optax schedule, or any other function of the step that JAX can trace, to use instead of the
             configured schedule.
@@ -179,10 +179,10 @@ def make_optimizer(config: TrainConfig, total_steps: int, *, learning_rate: opta
     Returns:
         An optax transformation, the same object for the same settings. Its `update` takes an optional keyword
         argument, `hyperparameters`, which defaults to the optimizer's own; `make_train_step` passes them to the
-        compiled step, so that runs with different rates, epochs, weight decay or clip norm share one program.
+        compiled step, so that runs with different learning rates, epochs, weight decay or clip norm share one program.
 
     Raises:
-        UserError: total_steps is not a whole number of at least 1, config is not a `TrainConfig`, or learning_rate is
+        UserError: total_steps is not a positive integer, config is not a `TrainConfig`, or learning_rate is
             not a function.
 
     Examples:
@@ -191,7 +191,7 @@ def make_optimizer(config: TrainConfig, total_steps: int, *, learning_rate: opta
         >>> optimizer is make_optimizer(TrainConfig(learning_rate=0.01, seed=7), total_steps=100)
         True
     """
-    check_type("config", config, TrainConfig, "such as TrainConfig(learning_rate=0.01)")
+    check_type("config", config, TrainConfig, "e.g. TrainConfig(learning_rate=0.01)")
     total_steps = checked_whole("total_steps", total_steps)
     if learning_rate is not None and not callable(learning_rate):
         raise UserError(
@@ -213,7 +213,7 @@ def _make_optimizer(config: TrainConfig, total_steps: int, given: optax.Schedule
 
 @functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
 def with_rate_scale(optimizer: optax.GradientTransformation) -> Optimizer:
-    """Adapts any optax optimizer, so that the training step can scale its updates after a rollback."""
+    """Wraps any optax optimizer so that the training step can scale its updates after a rollback."""
     own = optax.with_extra_args_support(optimizer)
 
     def update(updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters) -> tuple[Any, Any]:
@@ -226,10 +226,10 @@ def with_rate_scale(optimizer: optax.GradientTransformation) -> Optimizer:
 
 @functools.lru_cache(maxsize=_OPTIMIZERS_KEPT)
 def _adamw(schedule: str | optax.Schedule, beta1: float, beta2: float) -> optax.GradientTransformationExtraArgs:
-    """Builds AdamW whose `update` takes its hyperparameters as an argument."""
+    """Builds an AdamW transformation whose `update` takes its hyperparameters as an argument."""
 
     def adamw(given: Hyperparameters) -> optax.GradientTransformation:
-        # optax.adamw, part by part, because its learning rate is a function of the step only.
+        # optax.adamw assembled from its parts, because its learning rate can only be a function of the step.
         parts = optax.chain(
             optax.scale_by_adam(beta1, beta2),
             optax.add_decayed_weights(given.weight_decay, _is_matrix),
@@ -238,7 +238,7 @@ def _adamw(schedule: str | optax.Schedule, beta1: float, beta2: float) -> optax.
         return optax.chain(optax.clip_by_global_norm(given.clip_norm), parts)
 
     def init(params: optax.Params) -> Any:
-        # The state depends on no number.
+        # The initial state does not depend on the hyperparameters.
         return adamw(Hyperparameters(*[1.0] * len(Hyperparameters._fields))).init(params)
 
     def update(updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters) -> tuple[Any, Any]:

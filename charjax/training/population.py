@@ -1,7 +1,8 @@
-"""Models of one architecture that one program trains on the same text, each with rates and a seed of its own.
+"""Trains models of one architecture on the same text in one program, each with its own rates and seed.
 
-Each device has some of the models and trains them on the whole batch, so devices exchange nothing. The code is that of
-a single training, whose mesh axis "data" has one device here; the models are spread over another axis.
+Each device holds some of the models and trains them on the whole batch, so the devices need not communicate. The code
+is shared with the training of a single model, with one device on the "data" axis of the mesh; the models are spread
+over another axis.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ _OVER_MEMBERS = PartitionSpec(MEMBER_AXIS)
 
 
 class Setting(NamedTuple):
-    """What a model of a population has of its own."""
+    """Settings that may differ between the models of a population."""
 
     learning_rate: float
     dropout: float
@@ -44,10 +45,10 @@ class Setting(NamedTuple):
 
 
 class Population:
-    """N models in training; a context manager that stops prefetching. Results are NumPy arrays [N], one per model.
+    """Trains N models together and returns NumPy arrays [N]; as a context manager, it stops prefetching on exit.
 
     Attributes:
-        plan: the steps of the training, the same for all.
+        plan: the step plan, which all models share.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Population:
         settings: Sequence[Setting],
         devices: Sequence[jax.Device],
     ) -> None:
-        """Initializes the models; `model` and `config` hold what they share, `devices` is what they may use."""
+        """Initializes the models, which share `model` and `config` apart from their own settings."""
         layout = training_layout(corpus, config)
         validation = evaluation_layout(len(corpus.validation), len(devices))
         config = dataclasses.replace(config, checkpoint_every=None)
@@ -66,7 +67,7 @@ class Population:
         optimizer = make_optimizer(config, self.plan.total_steps)
         self._model, self._size = model.clone(dropout=0.0), len(settings)
         self._mesh = _mesh_for(self._size, devices)
-        # Copies of the last model, so that every device has the same number.
+        # Padded with copies of the last model, so that every device has the same number.
         self._padding = -self._size % self._mesh.size
         # Every device holds the whole text.
         train, held_out = (budget and budget // self._mesh.size for budget in text_budgets(corpus, config, self._mesh))
@@ -94,7 +95,7 @@ class Population:
         self._validation.__exit__(*exception)
 
     def take_steps(self, step: int, most: int) -> tuple[int, TrainMetrics]:
-        """Takes at most `most` optimizer steps, the first of them number `step`; returns how many, and the metrics."""
+        """Takes at most `most` optimizer steps, starting at `step`; returns the number taken and the metrics."""
         window = step % self.plan.steps_per_epoch
         count = min(most, self.plan.steps_to_pause(step), self._feed.end_of_chunk(window) - window)
         shared = self._feed.chunk_at(window), np.int32(count)
@@ -102,7 +103,7 @@ class Population:
         return count, self._of_members(metrics)
 
     def evaluate(self) -> np.ndarray:
-        """Returns the nats per character of the validation text, as `charjax.evaluate` does."""
+        """Returns the nats per character on the validation text, as `charjax.evaluate` does."""
         sums, carry = [], self._zero_carry
         for window in range(0, self._validation.windows, self._validation.chunk_windows):
             metrics, carry = self._windows(carry, self._state.params, self._validation.chunk_at(window))
@@ -111,32 +112,32 @@ class Population:
         return np.asarray(np.sum(nats, axis=1, dtype=np.float64) / np.sum(chars, axis=1, dtype=np.int64))
 
     def keep(self, chosen: Sequence[bool]) -> None:
-        """Keeps the parameters that the chosen models have now as their best."""
+        """Stores the current parameters of the chosen models as their best."""
         chosen = self._put(np.array([*chosen, *[False] * self._padding]))
         self._best = _keep(self._best, self._state.params, chosen)
 
     def best(self, member: int) -> Params:
-        """Returns the parameters of a model that were kept last, as NumPy arrays."""
+        """Returns the best parameters of a model as NumPy arrays."""
         return jax.tree.map(lambda leaf: np.asarray(leaf)[member], self._best)
 
     def _put(self, members: Any) -> Any:
         return jax.device_put(members, NamedSharding(self._mesh, _OVER_MEMBERS))
 
     def _abstract(self, members: Any) -> Any:
-        """Adds to shapes of arrays where they are placed."""
+        """Adds shardings to abstract arrays."""
         placed = NamedSharding(self._mesh, _OVER_MEMBERS)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), members)
 
     def _of_members(self, results: Any) -> Any:
-        """Copies results to the host, without those of the padding."""
+        """Copies the results to the host and drops the padding."""
         return jax.tree.map(lambda leaf: leaf[: self._size], jax.device_get(results))
 
 
 def members_at_once(members: int, platform: str) -> int:
-    """Returns how many of a device's models it trains at the same time.
+    """Returns how many of its models a device trains at the same time.
 
-    A CPU trains one after the other, because the working memory of several leaves its cache; accelerators need the wide
-    operations of all.
+    A CPU trains them one after another, because the working memory of more than one would not fit in its cache; an
+    accelerator trains all of them at once, because it needs wide operations.
     """
     return 1 if platform == "cpu" else members
 
@@ -147,7 +148,7 @@ def _mesh_for(members: int, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _arrays(settings: Sequence[Setting], common: Hyperparameters) -> tuple[StepSettings, Array]:
-    """Returns the settings of a step and the seeds, as arrays [N]; no dropout if no model has any."""
+    """Returns the step settings and the seeds as arrays [N]; dropout is None if no model uses it."""
     dtypes = (np.float32, np.float32, np.float32, np.uint32)
     columns: Any = [np.array(column, dtype) for column, dtype in zip(zip(*settings, strict=True), dtypes, strict=True)]
     rates, dropouts, decays, seeds = columns
@@ -157,9 +158,9 @@ def _arrays(settings: Sequence[Setting], common: Hyperparameters) -> tuple[StepS
 
 
 def _compiled(function: Callable[[Any, Any, Any], Any], mesh: Mesh, *, donate: bool = False) -> Any:
-    """Compiles function(own, other, shared), where `own` and `other` are a model's and `shared` is the same for all.
+    """Compiles function(own, other, shared), where `own` and `other` belong to one model and all models use `shared`.
 
-    The compiled program takes and returns arrays of all models, [N, ...]; with `donate`, `own` is donated.
+    The compiled program takes and returns arrays for all models, [N, ...]; with `donate`, `own` is donated.
     """
 
     def run(own: Any, other: Any, shared: Any) -> Any:
@@ -168,7 +169,7 @@ def _compiled(function: Callable[[Any, Any, Any], Any], mesh: Mesh, *, donate: b
         return jax.lax.map(lambda member: function(member[0], member[1], shared), (own, other), batch_size=at_once)
 
     in_specs = (_OVER_MEMBERS, _OVER_MEMBERS, REPLICATED)
-    # Without the check of what varies over which axis: the code of a single training knows of "data" only.
+    # The check of varying axes is off, because the code shared with single-model training only knows the axis "data".
     sharded = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=_OVER_MEMBERS, check_vma=False)
     placed = NamedSharding(mesh, _OVER_MEMBERS)
     return jax.jit(sharded, donate_argnums=0 if donate else (), out_shardings=placed)
@@ -176,7 +177,7 @@ def _compiled(function: Callable[[Any, Any, Any], Any], mesh: Mesh, *, donate: b
 
 @functools.lru_cache(maxsize=STEPS_KEPT)
 def _jitted_init(model: CharLSTM, optimizer: optax.GradientTransformation, batch_size: int, mesh: Mesh) -> Any:
-    """Returns (None, seeds, None) -> (states, zeros instead of the best parameters)."""
+    """Returns (None, seeds, None) -> (states, best parameters), with zeros for the best parameters."""
     init = initializer(model, optimizer.init, batch_size)
 
     def run(_: None, seed: Array, __: None) -> tuple[TrainState, Params]:

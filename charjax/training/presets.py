@@ -1,4 +1,4 @@
-"""Sizes and recipes for a budget of time, adapted to the length of the text; imports no jax."""
+"""Model sizes and training recipes for given time budgets, adapted to the length of the text; does not import jax."""
 
 import dataclasses
 import math
@@ -9,16 +9,16 @@ from charjax.errors import UserError, checked_whole, in_short
 
 PresetName = Literal["tiny", "small", "medium", "large"]
 
-# A text that is read more often than this is learned by heart, whatever the dropout.
+# With more passes than this, the model memorizes the text whatever the dropout.
 MOST_PASSES = 30
 MOST_DROPOUT = 0.65
-# Evaluating and saving after every pass over a short text would take longer than the passes.
+# Evaluating and saving after every pass over a short text would take longer than the passes themselves.
 MOST_EVALUATIONS = 10
 BATCH_SIZE, SEQ_LEN = 32, 50
 
 
 class Preset(NamedTuple):
-    """A model's size, `model`, and how to train it, `train`; see `preset`."""
+    """A model size, `model`, and a training recipe, `train`; see `preset`."""
 
     model: ModelConfig
     train: TrainConfig
@@ -26,7 +26,7 @@ class Preset(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """A preset; `characters` is the total number of characters to train on, over all passes over the text."""
+    """A preset; `characters` is the total number of characters to train on, counting every pass over the text."""
 
     hidden_dim: int
     learning_rate: float
@@ -44,21 +44,21 @@ _SIZES = {
 
 
 def preset(name: PresetName, characters: int, **given: Any) -> Preset:
-    """Returns a model's size and a recipe that suits the length of the text.
+    """Returns a model size and a training recipe suited to the length of the text.
 
-    On two CPU cores with AVX-512 and bfloat16 "tiny" trains for about ten seconds, "small" for a minute or two,
-    "medium" for ten minutes and "large" for an hour, whatever the length of the text: it is read as often as that
-    takes, at most 30 times, or only in part. The more often, the higher the dropout.
+    On two CPU cores with AVX-512 and bfloat16, "tiny" trains for about ten seconds, "small" for a minute or two,
+    "medium" for ten minutes and "large" for an hour, whatever the length of the text: the number of passes, which is at
+    most 30 and may be less than one, is adjusted to match. The more passes, the higher the dropout.
 
     Args:
         name: "tiny", "small", "medium" or "large".
-        characters: length of the training text, such as len(corpus.train).
-        **given: fields of `ModelConfig` and `TrainConfig` to set instead, such as epochs=2. Unless it is given, dropout
-            follows epochs and hidden_dim.
+        characters: length of the training text, e.g. len(corpus.train).
+        **given: `ModelConfig` and `TrainConfig` fields to override, e.g. epochs=2. Unless dropout is passed, it depends
+            on epochs and hidden_dim.
 
     Raises:
-        TypeError: `given` has a name that is not a field of either.
-        UserError: there is no such preset, characters is not a whole number of at least 1, or a field is out of range.
+        TypeError: `given` contains a name that is not a field of either.
+        UserError: there is no such preset, characters is not a positive integer, or a field is out of range.
 
     Examples:
         >>> from charjax import preset
@@ -70,7 +70,7 @@ def preset(name: PresetName, characters: int, **given: Any) -> Preset:
     """
     if not isinstance(name, str) or name not in _SIZES:
         raise UserError(
-            f"the name of a preset must be {', '.join(list(_SIZES)[:-1])} or {list(_SIZES)[-1]}, not {in_short(name)}"
+            f"the preset must be {', '.join(list(_SIZES)[:-1])} or {list(_SIZES)[-1]}, not {in_short(name)}"
         )
     size, characters = _SIZES[name], checked_whole("characters", characters)
     of_model = {field.name for field in dataclasses.fields(ModelConfig)}
@@ -96,5 +96,5 @@ def preset(name: PresetName, characters: int, **given: Any) -> Preset:
 
 
 def _dropout(passes: float, hidden_dim: int) -> float:
-    """Returns a rate that keeps a model from learning the text by heart: it grows with passes and width."""
+    """Returns a dropout rate that keeps a model from memorizing the text; it grows with the passes and hidden_dim."""
     return round(min(MOST_DROPOUT, max(0.0, 0.17 * math.log2(passes * hidden_dim / 512))), 2)

@@ -16,15 +16,15 @@ MOST_ROLLBACKS = 5
 
 
 class DivergedError(Exception):
-    """A loss, gradient or parameter is not finite; the message says which, and at which step."""
+    """Raised when a loss, gradient or parameter is not finite; the message says which one and at which step."""
 
 
 class RollbackPolicy:
     """Decides which checkpoint a diverged run goes back to.
 
-    It goes back to the latest checkpoint. If training diverges again before an evaluation has succeeded, that
-    checkpoint was already bad, so it goes back to the best one, which was good when it was evaluated, or, before the
-    first evaluation, to the previous one.
+    Normally this is the latest checkpoint. If training diverges again before an evaluation has succeeded, that
+    checkpoint was already bad, so the run goes back to the best one, which was good when it was evaluated, or, before
+    the first evaluation, to the previous one.
     """
 
     def __init__(self, config: TrainConfig, folder: SharedRun | None) -> None:
@@ -33,25 +33,25 @@ class RollbackPolicy:
         self._restored_step: int | None = None
 
     def evaluation_succeeded(self) -> None:
-        """Notes that the state since the last rollback is good."""
+        """Records that training has been good since the last rollback."""
         self._restored_step = None
 
     def go_back(self, reason: str, progress: Progress, abstract: TrainState) -> tuple[TrainState, Progress]:
         """Restores the checkpoint to go back to.
 
-        A process killed before its next save resumes from that checkpoint with the learning rate saved there, and may
-        go back once more.
+        A run that is killed before its next save resumes from that checkpoint with the learning rate saved there, and
+        may go back one more time.
 
         Args:
-            reason: what diverged, for the message.
-            progress: where training diverged.
-            abstract: shapes, dtypes and shardings; see `abstract_train_state`.
+            reason: what diverged, for the error message.
+            progress: progress at the point of divergence.
+            abstract: shapes, dtypes and shardings of the state; see `abstract_train_state`.
 
         Returns:
-            The state and the progress of the checkpoint, with one more rollback counted.
+            The state and progress of the checkpoint, with one more rollback counted.
 
         Raises:
-            UserError: there are no checkpoints, or there were too many rollbacks.
+            UserError: there are no checkpoints, or there have been too many rollbacks.
         """
         rollbacks = progress.rollbacks + 1
         advice = f"try a lower --learning-rate (currently {self._config.learning_rate:g}) or a lower --clip-norm"
@@ -73,5 +73,5 @@ class RollbackPolicy:
 
 
 def rate_scale(progress: Progress) -> float:
-    """Returns the factor on the learning rate: one half per rollback, a power of two, exact in float32."""
+    """Returns the learning-rate factor, which each rollback halves; it is a power of two, so exact in float32."""
     return 0.5**progress.rollbacks

@@ -1,8 +1,8 @@
-"""The training step: a pure function over a mesh of devices.
+"""Training step, a pure function over a mesh of devices.
 
-The text is on the devices, and each step cuts its window there, so nothing crosses from the host. One code path
-serves one device and many: the step runs under `shard_map`, every device trains on its own sequences of the batch, and
-gradients are averaged in one all-reduce after the time loop.
+The text is on the devices, where each step slices out its window, so nothing is transferred from the host. One code
+path serves both single and multiple devices: the step runs under `shard_map`, each device trains on its own sequences
+of the batch, and gradients are averaged in one all-reduce after the time loop.
 """
 
 import functools
@@ -25,7 +25,7 @@ from charjax.model import Carry, CharLSTM, check_model
 from charjax.train_state import STATE_SPECS, TrainState, check_optimizer, state_shardings
 from charjax.training.optimizer import Hyperparameters, Optimizer
 
-# Compiled steps kept in the process, so that a second run with the same settings compiles nothing.
+# Number of compiled steps cached in the process, so that a second run with the same settings compiles nothing.
 STEPS_KEPT = 16
 
 
@@ -36,8 +36,8 @@ class TrainMetrics(NamedTuple):
         nats: [] float32, sum of -log p(label).
         chars: [] int32, number of characters predicted; nats / chars is the loss.
         grad_norm: [] float32, mean global norm of the gradients before clipping.
-        skipped: [] int32, steps that were skipped; nats, chars and grad_norm leave them out.
-        skipped_in_a_row: [] int32, the longest run of skipped steps, which may begin in earlier calls.
+        skipped: [] int32, number of skipped steps, which nats, chars and grad_norm leave out.
+        skipped_in_a_row: [] int32, length of the longest run of skipped steps, which may have begun in earlier calls.
     """
 
     nats: Array
@@ -48,11 +48,11 @@ class TrainMetrics(NamedTuple):
 
 
 class StepSettings(NamedTuple):
-    """Scalars, traced, in which the models that one program trains may differ.
+    """Traced scalars that may differ between the models trained by one program.
 
     Attributes:
-        hyperparameters: of the optimizer; None if it is not from `make_optimizer`.
-        dropout: used instead of the model's; None keeps that.
+        hyperparameters: hyperparameters of the optimizer; None if it was not made by `make_optimizer`.
+        dropout: dropout rate to use instead of the model's; None uses the model's.
     """
 
     hyperparameters: Hyperparameters | None
@@ -64,8 +64,8 @@ class TrainStep(NamedTuple):
 
     Attributes:
         jitted: (state, streams, num_steps [] int32, hyperparameters) -> (state, metrics).
-        steps_per_call: steps that a call takes by default.
-        hyperparameters: of the optimizer; None if it is not from `make_optimizer`.
+        steps_per_call: default number of steps per call.
+        hyperparameters: hyperparameters of the optimizer; None if it was not made by `make_optimizer`.
     """
 
     jitted: Any
@@ -79,13 +79,13 @@ class TrainStep(NamedTuple):
         """Takes optimizer steps; changing their number does not trigger recompilation.
 
         Args:
-            state: donated, so it must not be used again.
-            streams: see `make_train_step`.
-            num_steps: how many steps; by default `steps_per_call`.
-            rate_scale: multiplies the learning rate; only optimizers from `make_optimizer` use it.
+            state: the training state; donated, so it must not be used again.
+            streams: the text; see `make_train_step`.
+            num_steps: number of steps; `steps_per_call` by default.
+            rate_scale: factor for the learning rate; only optimizers from `make_optimizer` use it.
 
         Raises:
-            UserError: an argument has another type.
+            UserError: an argument has the wrong type.
             ValueError: see `make_train_step`.
         """
         check_type("state", state, TrainState, "make one with init_train_state")
@@ -111,30 +111,32 @@ def make_train_step(
     """Builds the jitted training step: truncated BPTT (Williams and Peng 1990) over each sequence's next window.
 
     The recurrent state is carried from window to window and reset to zero when the text starts again. The gradient is
-    that of the summed nats over B * T, however much of the window is padding, so every character weighs the same.
+    that of the summed nats divided by B * T, however much of the window is padding, so all characters have equal
+    weight.
 
-    A step whose loss or gradient is not finite changes neither parameters, optimizer nor recurrent state, as if its
-    window did not exist; only `step`, `cursor` and the count of skipped steps advance.
+    A step whose loss or gradient is not finite leaves the parameters, optimizer state and recurrent state unchanged, as
+    if its window did not exist; only `step`, `cursor` and the count of skipped steps advance.
 
     Args:
         model: the model.
         optimizer: the transformation that the state was initialized with.
         seq_len: T, characters per window; the streams must be made with the same value.
-        mesh: devices; by default all. The same mesh as for `init_train_state`.
+        mesh: devices to use; all by default. Must be the mesh passed to `init_train_state`.
         steps_per_call: optimizer steps per call.
-        microbatches: parts that each device splits its sequences into and computes one after the other (gradient
+        microbatches: number of parts into which each device splits its sequences, processed one after another (gradient
             accumulation). Memory for the backward pass shrinks in proportion; results differ only by rounding.
 
     Returns:
-        (state, streams) -> (state, metrics), with `streams` from `make_streams`, put on the mesh by `put_streams`,
-        or a chunk of them that contains the windows from the state's cursor on. The state is donated. It compiles once,
-        and steps built again with equal arguments, or with an optimizer of other rates, share the compiled program.
+        (state, streams) -> (state, metrics), where `streams` are from `make_streams`, put on the mesh by `put_streams`,
+        or a chunk of them that contains the windows from the state's cursor onward. The state is donated. The step
+        compiles once; steps built later with equal arguments, or with an optimizer that has different rates, share the
+        compiled program.
 
     Raises:
-        UserError: an argument has another type or is out of range, or the mesh is not from `make_mesh`; on a call, if
-            microbatches do not divide the batch.
-        ValueError: on a call, the streams were made for a different seq_len, or the state for another model or batch
-            size.
+        UserError: an argument has the wrong type or is out of range, or the mesh was not made by `make_mesh`; when
+            called, if microbatches does not divide the batch.
+        ValueError: when called, if the streams were made for a different seq_len, or the state for a different model or
+            batch size.
 
     Examples:
         >>> import jax, numpy as np
@@ -179,7 +181,7 @@ def _jitted_step(
 
     in_specs = (STATE_SPECS, STREAM_SPECS, REPLICATED, REPLICATED)
     sharded = jax.shard_map(steps, mesh=mesh, in_specs=in_specs, out_specs=(STATE_SPECS, REPLICATED))
-    # By default jit describes its output's shardings differently from its input's, and recompiles for its own output.
+    # By default, jit describes output shardings differently from input shardings and recompiles for its own output.
     placed = (state_shardings(mesh), NamedSharding(mesh, REPLICATED))
     return jax.jit(sharded, donate_argnums=0, out_shardings=placed)
 
@@ -217,7 +219,7 @@ def _one_step(
     window = cut_window(streams, state.cursor, seq_len)
     fresh = state.cursor == 0
     before = jax.tree.map(lambda leaf: jnp.where(fresh, 0, leaf), state.carry)
-    # Cast to device-varying first: the gradient of a replicated input would come out summed over the devices.
+    # Cast to device-varying first; otherwise the gradient of a replicated input would be summed over the devices.
     varying = jax.lax.pcast(state.params, DATA_AXIS, to="varying")
     key = jax.random.fold_in(state.key, state.step)
     grads, carry, nats = _gradients(model, varying, key, window, before, microbatches, settings.dropout)
@@ -231,7 +233,7 @@ def _one_step(
         updates, opt_state = optimizer.update(grads, opt_state, params, hyperparameters=settings.hyperparameters)
         return optax.apply_updates(params, updates), opt_state
 
-    # A select between new and old values would make XLA copy the optimizer's moments at every step.
+    # Selecting between new and old values would make XLA copy the optimizer moments at every step.
     params, opt_state = jax.lax.cond(finite, update, lambda *kept: kept, state.params, state.opt_state)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     state = state.replace(
@@ -261,7 +263,7 @@ def _gradients(
     microbatches: int,
     dropout: Array | None,
 ) -> tuple[Params, Carry, Array]:
-    """Returns one device's gradient of its summed nats over B * T, the carry after the window, and the nats."""
+    """Returns one device's gradient of its summed nats divided by B * T, the carry after the window, and the nats."""
     local_batch = window.inputs.shape[0]
     stream_ids = jax.lax.axis_index(DATA_AXIS) * local_batch + jnp.arange(local_batch)
 

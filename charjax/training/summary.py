@@ -1,4 +1,4 @@
-"""What a training run is about to do, in a few lines."""
+"""Summarizes in a few lines what a training run is about to do."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from charjax.training.plan import StepPlan
 
 
 def summary(model: CharLSTM, corpus: Corpus, config: TrainConfig, plan: StepPlan, devices: Sequence[jax.Device]) -> str:
-    """Returns model, text, steps, devices, implementation and expected memory, a line each."""
+    """Returns the model, text, steps, devices, implementation and expected memory, one per line."""
     layers = f"{model.hidden_layers} layer{'s' if model.hidden_layers > 1 else ''} of {model.hidden_dim} units"
     parameters = count_parameters(model.config, model.vocab_size)
     window = f"{config.batch_size} x {config.seq_len} characters"
@@ -24,9 +24,9 @@ def summary(model: CharLSTM, corpus: Corpus, config: TrainConfig, plan: StepPlan
     rows = {
         "model": f"{layers}, {parameters:,} parameters, {model.vocab_size} characters",
         "text": f"{len(corpus.train):,} characters to train on, {len(corpus.validation):,} to validate",
-        "steps": f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in all, each of {window}",
+        "steps": f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in total, each of {window}",
         "devices": ", ".join(f"{count} x {kind}" for kind, count in kinds.items()),
         "LSTM": describe_implementation(model.implementation, model.dtype, config.seq_len),
-        "memory": f"about {memory} for the state of training and one batch",
+        "memory": f"about {memory} for the training state and one batch",
     }
     return "\n".join(f"{name:<8} {value}" for name, value in rows.items())

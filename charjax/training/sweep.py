@@ -1,4 +1,4 @@
-"""The public function `sweep`: trains models that differ in rates, decay and seed together, and keeps the best."""
+"""Public function `sweep`, which trains models with different rates, decays and seeds together and keeps the best."""
 
 import contextlib
 import dataclasses
@@ -58,35 +58,35 @@ def sweep(
     reporter: Reporter | None = None,
     **overrides: Unpack[SweepOptions],
 ) -> SweepResult:
-    """Trains a model with every combination of some settings and several seeds, in one compiled program.
+    """Trains a model with every combination of settings and multiple seeds, in one compiled program.
 
-    Each member learns what `fit` would teach it with its settings, up to rounding. The devices share the members
-    out among them; on a CPU each core is a device. A member whose loss stays non-finite is reported as diverged and the
-    others go on. A sweep cannot be resumed.
+    Each member ends up with the parameters that `fit` would give it with its settings, up to rounding. The members are
+    distributed over the devices; on CPU, each core is a device. A member whose loss stays non-finite is reported as
+    diverged, and the others continue. A sweep cannot be resumed.
 
     Args:
-        model: the model; its vocab_size must be the corpus's.
+        model: the model; its vocab_size must match the corpus.
         corpus: the text.
-        config: how to train, as for `fit`. Checkpoints and samples are not made, whatever it says.
-        learning_rate: one or more peak learning rates; by default that of `config`.
-        dropout: one or more dropout rates; by default that of the model.
-        weight_decay: one or more weight decays; by default that of `config`.
-        seeds: number of members per combination; their seeds are `config.seed`, `config.seed` + 1 and so on.
-        out: new folder for the best member as a run (which `load_model` takes), with sweep.json, which has all
-            evaluations, and sweep.svg, a picture; None keeps nothing on disk.
-        mesh: devices; by default all.
-        progress: show how it goes, with the loss of the member that is best at each evaluation, as `fit` does.
-        reporter: shows progress in another way; see `Reporter`.
-        **overrides: any other field of `TrainConfig` by name, such as batch_size=32.
+        config: training configuration, as for `fit`; its settings for checkpoints and samples are ignored.
+        learning_rate: one or more peak learning rates; by default the one in `config`.
+        dropout: one or more dropout rates; by default the model's.
+        weight_decay: one or more weight decays; by default the one in `config`.
+        seeds: number of members per combination, with the seeds `config.seed`, `config.seed` + 1 and so on.
+        out: new folder for the best member, as a run that `load_model` accepts, together with sweep.json, which
+            contains all evaluations, and sweep.svg, a plot; None writes nothing to disk.
+        mesh: devices to use; all by default.
+        progress: show progress as `fit` does, with the loss of the best member at each evaluation.
+        reporter: shows progress in a custom way; see `Reporter`.
+        **overrides: any other `TrainConfig` fields by name, e.g. batch_size=32.
 
     Returns:
-        The members with their evaluations, and model and parameters of the best one; `table()` shows mean and spread
-        over the seeds.
+        The members with their evaluations, and the model and parameters of the best one; `table()` shows the mean and
+        spread over the seeds.
 
     Raises:
-        TypeError: `overrides` has a name that is not an option.
-        UserError: as for `fit`; or there are no values or the same one twice, all members diverged, or `out` has
-            content already.
+        TypeError: `overrides` contains an unknown option.
+        UserError: as for `fit`, or a setting has no values or repeated ones, all members diverged, or `out` is not
+            empty.
         Interrupted: SIGINT, SIGTERM or SIGHUP arrived while training with `out`; nothing is kept.
 
     Examples:
@@ -125,7 +125,7 @@ def sweep(
     if devices[0].platform == "cpu":
         keep_lapack_on_one_thread()
     with contextlib.ExitStack() as stack:
-        # Without a folder, a signal ends the sweep as it ends any other program.
+        # Without a folder, a signal ends the sweep as it would any other program.
         signals = stack.enter_context(SignalCatcher()) if out is not None else None
         folder = stack.enter_context(new_folder(out)) if out is not None else None
         population = stack.enter_context(Population(model, corpus, config, settings, devices))
@@ -137,7 +137,7 @@ def sweep(
 
 
 class _SweepLoop:
-    """The training of all members on the host, from the first step to the last."""
+    """Host-side loop that trains all members from the first step to the last."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class _SweepLoop:
         self._forget()
 
     def run(self) -> SweepResult:
-        """Trains to the last step; errors as for `sweep`."""
+        """Trains to the last step; raises the same errors as `sweep`."""
         chars_per_step = len(self.settings) * self.config.batch_size * self.config.seq_len
         self.reporter.start(self.plan.total_steps, 0, chars_per_step, self.config.epochs)
         try:
@@ -185,7 +185,7 @@ class _SweepLoop:
         self.reporter.update(self.step, self.meter.latest_loss)
 
     def _evaluate(self) -> None:
-        """Measures the validation loss of all members, and keeps the parameters of those that improved."""
+        """Measures the validation loss of all members and keeps the parameters of those that improved."""
         losses, improved = self.population.evaluate(), []
         for member, loss in enumerate(losses):
             if not math.isfinite(loss):
@@ -221,14 +221,14 @@ class _SweepLoop:
         """Reports that a member has diverged.
 
         Raises:
-            UserError: it was the last one.
+            UserError: all members have now diverged.
         """
         if self.diverged[member]:
             return
         self.diverged[member] = True
         names = [name.replace("_", " ") for name in Setting._fields]
         setting = ", ".join(f"{name} {value:.10g}" for name, value in zip(names, self.settings[member], strict=True))
-        self.reporter.message(f"{setting}: {reason}, up to step {self.step}; the others go on")
+        self.reporter.message(f"{setting}: {reason}, up to step {self.step}; the others continue")
         if all(self.diverged):
             raise UserError(
                 f"all models diverged, the last one up to step {self.step} ({reason}); try lower learning rates"
@@ -253,20 +253,20 @@ class _SweepLoop:
 
 
 def _total(metrics: TrainMetrics) -> TrainMetrics:
-    """Returns the sums over the members; nobody reads that of skipped steps in a row."""
+    """Returns the sums over the members; the sum of `skipped_in_a_row` is never read."""
     return TrainMetrics(*(np.sum(part, dtype=np.float64) for part in metrics))  # type: ignore[arg-type]
 
 
 def _values(name: str, given: Values, config: TrainConfig | ModelConfig) -> list[float]:
-    """Returns the values of a setting: those given, checked by the configuration that has it, or the configured one."""
+    """Returns the values of a setting: those passed in, checked by its configuration class, or the configured one."""
     found: Any = getattr(config, name) if given is None else given
     listed = [found] if np.ndim(found) == 0 else list(found)
     if not listed:
-        raise UserError(f"{name} must be at least one value, not an empty list")
+        raise UserError(f"{name} must have at least one value, not an empty list")
     values = [float(getattr(dataclasses.replace(config, **{name: value}), name)) for value in listed]
     for value in values:
         if values.count(value) > 1:
-            raise UserError(f"{name} has {value:.10g} more than once; remove the repetition")
+            raise UserError(f"{name} contains {value:.10g} more than once; remove the duplicate")
     return values
 
 
@@ -276,7 +276,7 @@ def _check_room(model: CharLSTM, config: TrainConfig, devices: Sequence[jax.Devi
 
 
 def _save(folder: Path, result: SweepResult, corpus: Corpus, config: TrainConfig) -> None:
-    """Writes the best member as a run, and what was measured of all."""
+    """Writes the best member as a run, along with the measurements of all members."""
     member = result.best
     best = min(member.evaluations, key=lambda evaluation: evaluation.val_loss)
     own = {name: value for name, value in member.setting._asdict().items() if name != "dropout"}

@@ -1,4 +1,4 @@
-"""The result of a sweep: the losses of its models, their mean and spread over seeds, as table, JSON and picture."""
+"""Result of a sweep: the losses of its models, with mean and spread over seeds, as a table, JSON and a plot."""
 
 import dataclasses
 import itertools
@@ -13,18 +13,19 @@ from charjax.model import CharLSTM
 from charjax.rendering.dot_chart import dot_chart
 from charjax.training.population import Setting
 
-# Names of what a combination of settings consists of, and of the columns of the table.
+# Settings that make up a combination, with their column names in the table.
 _NAMES = {"learning_rate": "learning rate", "dropout": "dropout", "weight_decay": "weight decay"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepMember:
-    """A model of a sweep.
+    """One of the models in a sweep.
 
     Attributes:
         setting: its learning_rate, dropout, weight_decay and seed.
-        evaluations: its evaluations, up to the divergence if it diverged.
-        diverged: True if a loss or gradient was not finite three steps in a row, or the validation loss was not finite.
+        evaluations: its evaluations, up to the point of divergence if it diverged.
+        diverged: True if the loss or gradient was not finite for three consecutive steps, or the validation loss was
+            not finite.
     """
 
     setting: Setting
@@ -33,19 +34,19 @@ class SweepMember:
 
     @property
     def val_loss(self) -> float:
-        """The lowest validation loss in nats per character, which is that of its best parameters; inf if diverged."""
+        """Lowest validation loss in nats per character, which the best parameters have; inf if the model diverged."""
         return math.inf if self.diverged else min(evaluation.val_loss for evaluation in self.evaluations)
 
 
 class Combination(NamedTuple):
-    """The models that differ in nothing but the seed.
+    """Models that differ only in their seeds.
 
     Attributes:
         learning_rate: peak learning rate.
         dropout: dropout rate.
         weight_decay: weight decay.
-        losses: the `val_loss` of the models that did not diverge.
-        diverged: how many diverged.
+        losses: `val_loss` of the models that did not diverge.
+        diverged: number of models that diverged.
     """
 
     learning_rate: float
@@ -67,7 +68,7 @@ class Combination(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """What `sweep` returns.
+    """The return value of `sweep`.
 
     Attributes:
         model: the model of the best member.
@@ -85,7 +86,7 @@ class SweepResult:
         return min(self.members, key=lambda member: member.val_loss)
 
     def combinations(self) -> list[Combination]:
-        """Returns all combinations: first those of which the fewest diverged, then by mean loss."""
+        """Returns all combinations, sorted by the number of diverged models and then by mean loss."""
         found = []
         for (rate, dropout, decay), group in itertools.groupby(self.members, key=lambda member: member.setting[:3]):
             losses = [member.val_loss for member in group]
@@ -94,7 +95,7 @@ class SweepResult:
         return sorted(found, key=lambda combination: (combination.diverged, combination.mean))
 
     def table(self) -> str:
-        """Returns a table of the combinations with mean, spread and lowest loss over the seeds, best first."""
+        """Returns a table of the combinations, best first, with the mean, spread and lowest loss over the seeds."""
         combinations = self.combinations()
         rows = [(*_NAMES.values(), "val loss", "spread", "lowest")]
         for one in combinations:
@@ -121,7 +122,7 @@ class SweepResult:
         return json.dumps({"members": members}, indent=1) + "\n"
 
     def picture(self) -> str:
-        """Returns the losses against the learning rate, or the first setting with several values, as SVG."""
+        """Returns an SVG plot of the losses against the first setting with multiple values (or the learning rate)."""
         combinations = sorted(self.combinations())
         values = {name: sorted({getattr(one, name) for one in combinations}) for name in _NAMES}
         several = [name for name in _NAMES if len(values[name]) > 1]

@@ -1,4 +1,4 @@
-"""Measures loss and speed on the host, and chooses how many steps to dispatch next."""
+"""Measures loss and speed on the host and chooses how many steps to dispatch next."""
 
 import math
 import time
@@ -12,24 +12,24 @@ MOST_STEPS_PER_CALL = 1000
 
 
 class ThroughputMeter:
-    """Adds up metrics and measures speed; reads metrics one call late, so that the device always has work queued.
+    """Accumulates metrics and measures speed, reading metrics one call late so that the device always has work queued.
 
     A call is timed from its dispatch, or from the arrival of the previous call's metrics if that is later, to the
-    arrival of its own. The first call may include compilation, so it does not count toward the speed unless it is the
-    only call since the last evaluation.
+    arrival of its own metrics. The first call may include compilation, so it does not count toward the speed unless it
+    is the only call since the last evaluation.
 
     Attributes:
-        steps_per_call: steps that the next call should take, chosen so that a call lasts about a second: long enough to
+        steps_per_call: number of steps for the next call, chosen so that a call lasts about a second: long enough to
             hide the host's work and to reuse the memory that XLA allocates for each call, short enough to answer
             Ctrl-C promptly.
         nats: sum of -log p over the labels read since the last evaluation.
         count: number of those labels.
         skipped: steps skipped since the last evaluation because their loss or gradient was not finite.
-        skipped_in_a_row: the longest run of skipped steps in the calls read so far.
-        steps: steps read since the last evaluation, without those skipped.
-        grad_norms: sum of the gradient's norms in these.
+        skipped_in_a_row: length of the longest run of skipped steps in the calls read so far.
+        steps: steps read since the last evaluation, excluding skipped ones.
+        grad_norms: sum of the gradient norms in those steps.
         calls: calls dispatched since the last evaluation.
-        latest_loss: mean nats per character of the call read last; NaN before the first.
+        latest_loss: mean nats per character in the call read most recently; NaN before the first.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class ThroughputMeter:
         """Starts the clock.
 
         Args:
-            progress: the sums and the time to continue from.
-            steps_per_call: a fixed number; by default it is adapted to the speed.
-            clock: returns seconds.
+            progress: provides the sums and the elapsed time to continue from.
+            steps_per_call: fixed number of steps per call; by default it adapts to the speed.
+            clock: function that returns the time in seconds.
         """
         self.restart()
         self.nats, self.count, self.skipped = progress.train_nats, progress.train_count, progress.train_skipped
@@ -55,14 +55,14 @@ class ThroughputMeter:
         self._started_at = self._begun_at - progress.elapsed_seconds
 
     def begin(self) -> None:
-        """Notes that a call is about to be dispatched."""
+        """Records that a call is about to be dispatched."""
         self._begun_at = self._clock()
 
     def push(self, metrics: TrainMetrics, num_steps: int) -> int:
-        """Takes the metrics of the call just dispatched, and waits for those of the previous one.
+        """Takes the metrics of the call just dispatched and waits for those of the previous call.
 
         Returns:
-            Number of steps that the previous call skipped.
+            Number of steps skipped by the previous call.
         """
         self.calls += 1
         previous, self._pending = self._pending, (metrics, num_steps, self._begun_at)
@@ -72,14 +72,14 @@ class ThroughputMeter:
         """Waits for the metrics of the last call.
 
         Returns:
-            Number of steps that the last call skipped.
+            Number of steps skipped by the last call.
         """
         last, self._pending = self._pending, None
         return 0 if last is None else self._read(*last)
 
     @property
     def elapsed_seconds(self) -> float:
-        """Wall-clock time of training."""
+        """Wall-clock training time in seconds."""
         return self._clock() - self._started_at
 
     @property
@@ -89,21 +89,21 @@ class ThroughputMeter:
 
     @property
     def grad_norm(self) -> float | None:
-        """Mean norm of the gradient since the last evaluation; None before the first step was read."""
+        """Mean gradient norm since the last evaluation; None before the first step has been read."""
         return self.grad_norms / self.steps if self.steps else None
 
     @property
     def chars_per_second(self) -> float | None:
-        """Characters trained on per second since the last evaluation; None before anything was timed.
+        """Characters trained on per second since the last evaluation; None before anything has been timed.
 
-        If there was only the first call, this includes the time it took to compile.
+        If there has only been the first call, this includes its compilation time.
         """
         if self._timed_seconds:
             return self._timed_count / self._timed_seconds
         return self._compiling_count / self._compiling_seconds if self._compiling_seconds else None
 
     def restart(self) -> None:
-        """Resets sums and speed, as after an evaluation."""
+        """Resets the sums and the speed, as after an evaluation."""
         self.nats, self.count, self.skipped, self.skipped_in_a_row, self.calls = 0.0, 0, 0, 0, 0
         self.steps, self.grad_norms = 0, 0.0
         self._timed_count, self._timed_seconds = 0, 0.0

@@ -346,7 +346,7 @@ def test_a_checkpoint_that_diverges_again_is_given_up_for_the_best(tmp_path):
         UserError, match=r"up to step \d+, after 5 rollbacks; the last good checkpoint is kept in .*; try a lower"
     ):
         fit(MODEL, corpus, SMALL, out=tmp_path, checkpoint_every=6, steps_per_call=1, reporter=recorder)
-    back_to = [int(text.split("checkpoint of step ")[1].split(",")[0]) for text in recorder.messages if "going" in text]
+    back_to = [int(text.split("checkpoint at step ")[1].split(",")[0]) for text in recorder.messages if "going" in text]
     assert back_to == [18, 12, 12, 12, 12]
     assert read_header(tmp_path).progress.best_step == 12
     assert (tmp_path / "checkpoints" / "12").is_dir()

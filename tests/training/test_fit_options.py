@@ -84,7 +84,7 @@ def test_a_rollback_halves_the_updates_of_any_optimizer(tmp_path):
 
 @pytest.mark.parametrize("given", [{"learning_rate": 0.1}, {"learning_rate": lambda step: 0.1}, {"clip_norm": 1.0}])
 def test_an_optimizer_and_a_setting_of_adamw_exclude_each_other(given):
-    with pytest.raises(UserError, match="is a setting of AdamW, which optimizer replaces; pass only one of the two"):
+    with pytest.raises(UserError, match="is an AdamW setting, but optimizer replaces AdamW; pass only one of the two"):
         fit(optimizer=optax.sgd(0.1), **given)
 
 
@@ -179,11 +179,11 @@ def test_what_is_about_to_happen_is_said_first_and_progress_by_default(capsys):
     assert lines[:4] == [
         "model    2 layers of 12 units, 9,632 parameters, 128 characters",
         "text     3,024 characters to train on, 336 to validate",
-        "steps    24 per epoch, 48 in all, each of 8 x 16 characters",
+        "steps    24 per epoch, 48 in total, each of 8 x 16 characters",
         "devices  2 x cpu",
     ]
     assert re.fullmatch(r"LSTM     \w+( \(\w+\))?, (float32|bfloat16) operands", lines[4])
-    assert re.fullmatch(r"memory   about [\d.]+ kB for the state of training and one batch", lines[5])
+    assert re.fullmatch(r"memory   about [\d.]+ kB for the training state and one batch", lines[5])
     assert [line.split()[4] for line in lines[6:]] == ["12", "24", "36", "48"]
 
 

@@ -66,7 +66,7 @@ def test_a_rate_that_rises_because_of_more_epochs_is_logged(caplog, step, change
     with jax.transfer_guard("disallow"):
         warn_if_rate_rises(earlier, dataclasses.replace(earlier, **changes), 10, step)
     rise = f"the learning rate rises {rates}, because its cosine schedule now ends after --epochs 20 instead of 10; "
-    message = f"{rise}to train on at a low rate, pass --schedule constant and a --learning-rate"
+    message = f"{rise}to continue at a low rate, pass --schedule constant and a --learning-rate"
     assert [record.getMessage() for record in caplog.records] == ([message] if rates else [])
 
 

@@ -166,8 +166,8 @@ def test_members_trained_side_by_side_as_on_accelerators(swept, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": []}, "learning_rate must be at least one value, not an empty list"),
-        ({"dropout": [0.1, 0.2, 0.1]}, "dropout has 0.1 more than once; remove the repetition"),
+        ({"learning_rate": []}, "learning_rate must have at least one value, not an empty list"),
+        ({"dropout": [0.1, 0.2, 0.1]}, "dropout contains 0.1 more than once; remove the duplicate"),
         ({"learning_rate": [0.1, -1]}, "learning_rate must be above 0 and finite, not -1"),
         ({"dropout": 1}, "dropout must be at least 0 and below 1, not 1"),
         ({"weight_decay": "much"}, "weight_decay must be at least 0 and finite, not 'much'"),
