@@ -1,1 +1,1 @@
-"""Run folders on disk: model files, checkpoints and logs (layout.py lists what is in one)."""
+"""Run folders on disk: model files, checkpoints and logs (layout.py lists their contents)."""

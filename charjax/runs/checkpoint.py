@@ -1,8 +1,8 @@
 """Restores checkpoints with Orbax; `checkpoint_store` saves them, and layout.py lists their files.
 
-RUN/checkpoints has one folder per step kept: the latest two and the best. Each holds the whole TrainState and, as
-Orbax's custom metadata, the RunInfo and Progress. Digests of all files are written last: a checkpoint that is
-incomplete or has changed since is skipped, and the previous one restored.
+RUN/checkpoints has one folder for each checkpoint that is kept: the latest two and the best one. Each contains the full
+TrainState and, as Orbax custom metadata, the RunInfo and Progress. Digests of all files are written last; a checkpoint
+that is incomplete or has since changed is skipped, and the previous one is restored.
 """
 
 from pathlib import Path
@@ -30,10 +30,11 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
             those that the checkpoint was saved on.
 
     Returns:
-        The state on its devices, the run's configuration, and its progress.
+        The state on its devices, the configuration of the run, and its progress.
 
     Raises:
-        UserError: the folder is not a run's, the state's shapes or dtypes differ, or all checkpoints are damaged.
+        UserError: the folder is not a run folder, the shapes or dtypes of the state differ, or all checkpoints are
+            damaged.
 
     Examples:
         >>> import tempfile
@@ -63,7 +64,7 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
 
 
 def load_state(path: Path, abstract: TrainState) -> TrainState:
-    """Loads the state from a checkpoint's folder; with several processes, all must call it.
+    """Loads the state from a checkpoint folder; with multiple processes, all of them must call it.
 
     Args:
         path: `Header.path`.
@@ -74,7 +75,7 @@ def load_state(path: Path, abstract: TrainState) -> TrainState:
 
 
 def load_checkpoint_params(path: Path, abstract: Params) -> Params:
-    """Loads only the parameters from a checkpoint's folder; with several processes, all must call it."""
+    """Loads only the parameters from a checkpoint folder; with multiple processes, all of them must call it."""
     return _load(path, {"params": abstract})["params"]
 
 
@@ -84,7 +85,7 @@ def checkpoint_parts(state: TrainState) -> dict[str, Any]:
 
 
 def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Loads some parts of a checkpoint; Orbax and TensorStore exceptions become a UserError."""
+    """Loads some parts of a checkpoint; Orbax and TensorStore exceptions are re-raised as UserError."""
     try:
         # Orbax would pad or cast an array of a different shape or dtype.
         stored = ocp.checkpointables_metadata(path).metadata
@@ -107,11 +108,11 @@ def _check_arrays(path: Path, found: dict[str, str], expected: dict[str, str]) -
         what = f"{name} is {found.get(name, 'missing')}, not {expected.get(name, 'missing')}"
         if name in found and name in expected:
             raise UserError(f"{describe_checkpoint(path)} does not match the model ({what})")
-        raise UserError(f"{describe_checkpoint(path)} was written by another version of charjax ({what})")
+        raise UserError(f"{describe_checkpoint(path)} was written by a different version of charjax ({what})")
 
 
 def _describe(tree: Any) -> dict[str, str]:
-    """Returns dtype and shape of each array by its path in the tree; of a PRNG key, those of its stored bits."""
+    """Maps the path of each array in the tree to its dtype and shape; for a PRNG key, those of its stored bits."""
     found = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):

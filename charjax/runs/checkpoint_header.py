@@ -1,4 +1,4 @@
-"""Reads a checkpoint's metadata from its JSON, without importing Orbax."""
+"""Reads the metadata of a checkpoint from its JSON, without importing Orbax."""
 
 import logging
 import re
@@ -22,9 +22,9 @@ class Header(NamedTuple):
     """The metadata of a checkpoint.
 
     Attributes:
-        path: its folder.
-        info: the configuration of its run.
-        progress: the progress of that run.
+        path: the checkpoint folder.
+        info: configuration of the run.
+        progress: progress of the run.
     """
 
     path: Path
@@ -37,11 +37,11 @@ def read_header(run_dir: str | Path, *, quiet: bool = False, up_to: int | None =
 
     Args:
         run_dir: the run folder.
-        quiet: do not log a warning for each damaged checkpoint; the restore that follows does.
-        up_to: a step; later checkpoints are ignored if there is one at or before it.
+        quiet: do not log a warning for each damaged checkpoint, because the restore that follows does.
+        up_to: a step; checkpoints after it are ignored if there is one at or before it.
 
     Raises:
-        UserError: the folder is not a run's, or all checkpoints are damaged.
+        UserError: the folder is not a run folder, or all checkpoints are damaged.
     """
     steps = _steps(Path(run_dir))
     wanted = [step for step in steps if up_to is None or step <= up_to] or steps
@@ -55,18 +55,18 @@ def read_header(run_dir: str | Path, *, quiet: bool = False, up_to: int | None =
         for reason in [] if quiet else reasons:
             _log.warning("%s; using checkpoint %d instead", reason, step)
         return header
-    raise UserError(f"{reasons[0]}, and neither can any other checkpoint; train again with another --out")
+    raise UserError(f"{reasons[0]}, nor can any other checkpoint; train again with a different --out")
 
 
 def read_header_at(path: Path) -> Header:
     """Reads the metadata of one checkpoint after checking all of its files.
 
     Args:
-        path: its folder.
+        path: the checkpoint folder.
 
     Raises:
         DamagedError: the checkpoint is incomplete or damaged.
-        UserError: another version of charjax wrote the checkpoint, or its folder was renamed.
+        UserError: the checkpoint was written by a different version of charjax, or its folder was renamed.
     """
     check_digests(path)
     metadata = read_json(path / _METADATA)
@@ -74,25 +74,25 @@ def read_header_at(path: Path) -> Header:
         metadata = metadata["custom_metadata"]
         header = Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
     except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"{describe_checkpoint(path)} was written by another version of charjax: {error}") from error
+        raise UserError(f"{describe_checkpoint(path)} was written by a different version of charjax: {error}") from error
     if header.progress.step != int(path.name):
-        raise UserError(f"{path} is a checkpoint of step {header.progress.step}; rename it to {header.progress.step}")
+        raise UserError(f"{path} is a checkpoint for step {header.progress.step}; rename it to {header.progress.step}")
     return header
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Returns the steps of the checkpoints in a folder, complete or not, ascending; other folders are ignored."""
-    # Path.glob would find nothing in an unreadable folder, instead of raising.
+    """Returns the sorted steps of all checkpoints in a folder, complete or not; other folders are ignored."""
+    # Path.glob would find nothing in an unreadable folder instead of raising an error.
     return sorted(int(path.name) for path in folder.iterdir() if _is_checkpoint(path))
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Returns True if a folder is named by a step number and holds a checkpoint's metadata or digests."""
+    """Returns True if a folder is named after a step and contains checkpoint metadata or digests."""
     return bool(_STEP_NAME.fullmatch(path.name)) and any((path / name).is_file() for name in (_METADATA, DIGESTS))
 
 
 def describe_checkpoint(path: Path) -> str:
-    """Names a checkpoint's folder in messages."""
+    """Returns the name of a checkpoint for use in messages."""
     return f"checkpoint {path.name} of {path.parent.parent}"
 
 
@@ -102,6 +102,6 @@ def _steps(run_dir: Path) -> list[int]:
     steps = saved_steps(folder) if folder.is_dir() else []
     if not steps:
         raise UserError(
-            f"{run_dir} is not a run folder: it has no checkpoints; give the --out folder of a training run"
+            f"{run_dir} is not a run folder: it has no checkpoints; pass the --out folder of a training run"
         )
     return steps

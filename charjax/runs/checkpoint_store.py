@@ -1,4 +1,4 @@
-"""Saves the checkpoints and the model of a run, in the background."""
+"""Saves the checkpoints and the model of a run in the background."""
 
 import contextlib
 import errno
@@ -32,28 +32,28 @@ from charjax.train_state import TrainState
 KEEP_LATEST = 2
 A_MONTH = 30 * 24 * 3600  # seconds
 _REMOVED, _ORBAX_TEMPORARY = ".removed", ".orbax-checkpoint-tmp"
-# Folders of saves and removals that were killed.
+# Folders left behind by saves and removals that were killed.
 _INCOMPLETE = re.compile(rf"\d+({re.escape(_REMOVED)}|{re.escape(_ORBAX_TEMPORARY)}.*)")
 
 
 class CheckpointStore:
-    """The checkpoints and model files of a run, open for writing; a context manager that waits for the last save.
+    """Writes the checkpoints and model files of a run; as a context manager, it waits for the last save on exit.
 
-    A save copies the state, and writes it in the background. With several processes, all open the same folder and save
-    at the same time: each writes its part of the checkpoint, the main one everything else.
+    A save copies the state and writes it in the background. With multiple processes, all of them open the same folder
+    and save at the same time: each writes its part of the checkpoint, and the main one writes everything else.
     """
 
     def __init__(
         self, run_dir: str | Path, info: RunInfo, *, step: int | None = None, lock: FolderLock | None = None
     ) -> None:
-        """Creates the folder if needed, and writes config.json and vocab.json.
+        """Creates the folder if needed and writes config.json and vocab.json.
 
         Args:
             run_dir: the run folder.
             info: the configuration of the run.
-            step: the checkpoint that the run continues from. Later ones, which were damaged or led to numbers that are
-                not finite, are renamed to STEP.set-aside; incomplete ones are removed.
-            lock: the folder's lock, in the main process; only the folder that it locked is written to.
+            step: step of the checkpoint that the run continues from. Later checkpoints, which were damaged or led to
+                non-finite values, are renamed to STEP.set-aside; incomplete ones are removed.
+            lock: lock of the folder, in the main process; nothing is written to any folder but the locked one.
 
         Raises:
             OSError: the folder cannot be written.
@@ -74,7 +74,7 @@ class CheckpointStore:
 
     def __enter__(self) -> Self:
         logging.getLogger("absl").addFilter(_is_of_use)
-        # Stays: what a failed save leaves behind is collected at any later time.
+        # Never removed, because what a failed save leaves behind may be garbage-collected at any later time.
         logging.getLogger("asyncio").addFilter(_is_not_told_yet)
         return self
 
@@ -89,13 +89,13 @@ class CheckpointStore:
                 _remove_incomplete(self.path)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Starts to save a checkpoint, and the model if it is the best so far; waits for the previous save first.
+        """Waits for the previous save, then starts saving a checkpoint, and the model if it is the best so far.
 
         The state may be donated as soon as this returns.
 
         Raises:
-            OSError: this or the previous save failed, for example on a full disk; earlier checkpoints are kept. Or
-                there is a folder named after the step.
+            OSError: this or the previous save failed, e.g. because the disk is full, or a folder named after the step
+                already exists; earlier checkpoints are kept.
         """
         self.wait()
         folder = self.path / str(progress.step)
@@ -115,7 +115,7 @@ class CheckpointStore:
         """Waits until the last save is on disk.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the save could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -123,7 +123,7 @@ class CheckpointStore:
                 pending.result()
 
     def _complete(self, response: Any, folder: Path, progress: Progress, params: Params | None) -> None:
-        """Runs in the background: waits for Orbax, writes digests and model, then removes old checkpoints."""
+        """Waits for Orbax, writes the digests and the model, then removes old checkpoints; runs in the background."""
         response.result()
         if not is_main():
             return
@@ -141,9 +141,9 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _system_errors(self) -> Iterator[None]:
-        """Converts TensorStore's ValueErrors to OSErrors, taking the error number from the message.
+        """Converts TensorStore ValueErrors to OSErrors, with the error number taken from the message.
 
-        They name the folder of the checkpoints, as do errors about Orbax's temporary files.
+        The converted errors name the checkpoints folder, as do errors about Orbax's temporary files.
         """
         try:
             yield
@@ -160,17 +160,17 @@ class CheckpointStore:
 
 @in_default_modes
 def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progress: Progress) -> None:
-    """Saves one checkpoint, and the model if it is the best so far, and waits until they are on disk.
+    """Saves one checkpoint, and the model if it is the best so far, and waits until both are on disk.
 
     Args:
         run_dir: the run folder, created if needed.
-        state: what to save.
-        info: the configuration of the run.
-        progress: its progress; the step names the checkpoint.
+        state: the training state to save.
+        info: configuration of the run.
+        progress: progress of the run; its step names the checkpoint.
 
     Raises:
-        UserError: a run is being trained in the folder, or an argument has another type.
-        OSError: the folder cannot be written, the disk is full, or the step is already saved.
+        UserError: a run is being trained in the folder, or an argument has the wrong type.
+        OSError: the folder cannot be written, the disk is full, or the step has already been saved.
 
     Examples:
         >>> import tempfile
@@ -192,7 +192,7 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
     run_dir = checked_checkpoint_folder("run_dir", run_dir)
     check_type("state", state, TrainState, "make one with init_train_state or fit")
     check_type("info", info, RunInfo, "make one with charjax.runs.compatibility.describe_run")
-    check_type("progress", progress, Progress, "such as charjax.runs.metadata.Progress(step=0)")
+    check_type("progress", progress, Progress, "e.g. charjax.runs.metadata.Progress(step=0)")
     with contextlib.ExitStack() as stack:
         lock = FolderLock(run_dir)
         if is_main():
@@ -203,40 +203,40 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
-    """Returns False for Orbax's warning at every save that there are no OCDBT files, which charjax does not use."""
+    """Returns False for the warning Orbax logs at every save about missing OCDBT files, which charjax does not use."""
     return "Skipping merge of OCDBT" not in record.getMessage()
 
 
 def _is_not_told_yet(record: logging.LogRecord) -> bool:
-    """Returns False for what asyncio says about the other writes of a failed save, which charjax has reported."""
+    """Returns False for asyncio messages about the other writes of a failed save, which charjax has reported."""
     message = record.getMessage()
     return not ("exception was never retrieved" in message and "orbax" in message)
 
 
 def _context() -> ocp.Context:
-    """Returns options to store each array uncompressed in a separate file."""
+    """Returns Orbax options that store each array uncompressed in a separate file."""
     context = ocp.Context()
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False
     # No sharding file: arrays may be loaded onto devices other than those they were saved from.
     context.array.saving.enable_write_sharding_file = False
-    # The first device's copy is written. A part of each device's would be cut out by a program, compiled per shape.
+    # Write only the first device's copy; slicing out a part on each device would compile a program per shape.
     context.array.saving.use_replica_parallel = False
-    # Orbax measures its timeout by the wall clock, which may jump, or continue while the machine sleeps.
+    # Orbax measures its timeout by the wall clock, which may jump, and keeps running while the machine sleeps.
     context.asynchronous.timeout_secs = A_MONTH
     context.asynchronous.create_directories_asynchronously = False
     return context
 
 
 def _remove_incomplete(path: Path) -> None:
-    """Removes what is left of saves and removals that were killed."""
+    """Removes the leftovers of saves and removals that were killed."""
     for incomplete in path.iterdir():
         if _INCOMPLETE.fullmatch(incomplete.name):
             remove_tree(incomplete)
 
 
 def _remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint, renamed first, so that readers never see part of one."""
+    """Renames a checkpoint and then removes it, so that readers never see a partial one."""
     renamed = path.with_name(path.name + _REMOVED)
     path.rename(renamed)
     shutil.rmtree(renamed)

@@ -1,4 +1,4 @@
-"""Builds the configuration of a run, and checks that a resumed run has the same."""
+"""Builds the configuration of a run and checks that a resumed run has the same one."""
 
 import dataclasses
 from pathlib import Path
@@ -19,12 +19,12 @@ def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInf
     """Builds the configuration that is saved with a run.
 
     Raises:
-        UserError: the model's vocab_size is not the text's, or an argument has another type.
+        UserError: the model's vocab_size does not match the text, or an argument has the wrong type.
     """
     check_model(model)
     check_corpus(corpus)
     if model.vocab_size != corpus.vocab.size:
-        raise UserError(f"the model's vocab_size is {model.vocab_size}, the text's vocabulary has {corpus.vocab.size}")
+        raise UserError(f"the model's vocab_size is {model.vocab_size}, but the text's is {corpus.vocab.size}")
     return RunInfo(
         charjax_version=__version__,
         data=DataConfig(
@@ -48,26 +48,30 @@ def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInf
 
 
 def check_same_text(earlier: RunInfo, digests: list[str], run_dir: str | Path) -> None:
-    """Checks by their digests that a text and perhaps a validation text are those that a run was trained on.
+    """Checks by digest that the text, and the validation text if there is one, are the ones a run was trained on.
 
     Raises:
-        UserError: the run was trained on a different text, or the text has changed since.
+        UserError: the run was trained on different text, or the text has changed since.
     """
     if digests[0] != earlier.corpus.sha256:
         characters = earlier.corpus.train_characters + earlier.corpus.validation_characters
         raise UserError(
-            f"{run_dir} was trained on another text ({earlier.corpus.name}, {characters:,} characters), not on "
-            "the current one; resume with the original, or choose another --out"
+            f"{run_dir} was trained on different text ({earlier.corpus.name}, {characters:,} characters); "
+            "resume with the original text, or choose another --out"
         )
     if digests != earlier.corpus.digests:
-        raise UserError(f"{run_dir} had another validation text; resume with the original, or choose another --out")
+        raise UserError(
+            f"{run_dir} was trained with different validation text; "
+            "resume with the original text, or choose another --out"
+        )
 
 
 def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
-    """Checks that a run can be resumed with a configuration.
+    """Checks that a run can be resumed with a given configuration.
 
     Raises:
-        UserError: the run has a different text, architecture, vocabulary, split, batch_size, seq_len or seed.
+        UserError: the run has different text, or a different architecture, vocabulary, split, batch_size, seq_len or
+            seed.
     """
     check_same_text(earlier, now.corpus.digests, run_dir)
     old, new = _fixed(earlier), _fixed(now)
@@ -85,7 +89,7 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
 def _fixed(info: RunInfo) -> dict[str, Any]:
     train = dataclasses.asdict(info.train)
     fixed = dataclasses.asdict(info.data) | dataclasses.asdict(info.model)
-    # Every implementation computes the same result, and the text is known by its digests, so these may change.
+    # All implementations compute the same result, and the text is identified by its digests, so these may change.
     for name in ("implementation", "separator", "validation"):
         del fixed[name]
     return fixed | {name: train[name] for name in _FIXED_TRAIN_FIELDS}

@@ -1,4 +1,4 @@
-"""A run folder open for writing: model, checkpoints, config.json, metrics.jsonl and samples.txt, kept consistent."""
+"""Writes a run folder, keeping its model, checkpoints, config.json, metrics.jsonl and samples.txt consistent."""
 
 import contextlib
 import dataclasses
@@ -25,8 +25,8 @@ from charjax.runs.model_file import read_parameters, write_parameters
 from charjax.runs.unfinished import is_unfinished_start, remove_unfinished_start
 from charjax.train_state import TrainState
 
-# Open files with which Orbax restores and saves a small model. With less than a dozen it aborts in C++, or takes a
-# checkpoint that it could not open for one without arrays.
+# Number of open files that Orbax needs to restore and save a small model. With fewer than a dozen, it aborts in C++, or
+# mistakes a checkpoint that it could not open for one without arrays.
 _LEAST_FILES = 64
 
 _log = logging.getLogger("charjax")
@@ -36,10 +36,10 @@ class _Stage(enum.Enum):
     """Contents of a run folder.
 
     Attributes:
-        EMPTY: no folder yet, or an empty one.
-        UNFINISHED: files of an earlier run that was killed before its first checkpoint.
-        STARTED: files of this run, locked, without a complete checkpoint: they are removed if the run fails.
-        SAVED: at least one complete checkpoint.
+        EMPTY: the folder is empty or does not exist yet.
+        UNFINISHED: it has files of an earlier run that was killed before its first checkpoint.
+        STARTED: it is locked and has files of this run but no complete checkpoint; they are removed if the run fails.
+        SAVED: it has at least one complete checkpoint.
     """
 
     EMPTY = enum.auto()
@@ -49,26 +49,26 @@ class _Stage(enum.Enum):
 
 
 class RunFolder:
-    """A run folder open for writing; a context manager that waits for the last save.
+    """A run folder that is open for writing; as a context manager, it waits for the last save on exit.
 
-    A lock keeps other processes from writing to it. A new run that fails before its first checkpoint is complete leaves
-    nothing behind.
+    A lock keeps other processes from writing to the folder. A new run that fails before its first checkpoint is
+    complete leaves nothing behind.
 
     Attributes:
         path: the folder.
     """
 
     def __init__(self, path: str | Path, info: RunInfo, *, resume: bool) -> None:
-        """Checks the folder; nothing is written before `begin` or `go_back_to`.
+        """Checks the folder; nothing is written before `begin` or `go_back_to` is called.
 
         Raises:
             UserError: without `resume`, the folder is not empty, unless a run was killed in it before its first
-                checkpoint; with `resume`, it has no run, or one with a different configuration; or too few files may be
-                open to save.
+                checkpoint; with `resume`, it contains no run, or one with a different configuration; or the limit on
+                open files is too low for saving.
         """
         files = limit_on("NOFILE")
         if files is not None and files < _LEAST_FILES:
-            raise UserError(f"only {files} files may be open at a time; raise that limit: ulimit -n {_LEAST_FILES}")
+            raise UserError(f"only {files} files may be open at a time; raise the limit with ulimit -n {_LEAST_FILES}")
         # Path.resolve() raises on a link to itself.
         self.path = Path(os.path.realpath(path))
         self._info = info
@@ -87,10 +87,10 @@ class RunFolder:
             self._stage = _examine_new(self.path, path)
 
     def __enter__(self) -> Self:
-        """Locks the folder of a run that is resumed; the folder of a new run is locked by `begin`.
+        """Locks the folder if the run is being resumed; the folder of a new run is locked by `begin`.
 
         Raises:
-            UserError: another process writes to it, or it cannot be written.
+            UserError: another process is writing to the folder, or it cannot be written.
         """
         if self._stage is _Stage.SAVED:
             with self._advised():
@@ -102,7 +102,7 @@ class RunFolder:
             with self._advised():
                 self._open.close()
         finally:
-            # If files or folders cannot be removed either, the first error says why.
+            # If files or folders cannot be removed either, the original error says why.
             with contextlib.suppress(OSError, UserError):
                 self._lock.check()
                 if self._stage is _Stage.STARTED:
@@ -115,7 +115,7 @@ class RunFolder:
         """Creates the folder of a new run.
 
         Raises:
-            UserError: another process created it first, or it cannot be written.
+            UserError: another process created the folder first, or it cannot be written.
         """
         with self._writing():
             self._created = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
@@ -127,21 +127,21 @@ class RunFolder:
             self._open_files(progress, step=None)
 
     def go_back_to(self, progress: Progress) -> None:
-        """Cuts metrics.jsonl and samples.txt to their length at a checkpoint, and renames later checkpoints.
+        """Truncates metrics.jsonl and samples.txt to their length at a checkpoint and renames later checkpoints.
 
-        Called when a run is resumed, and when a diverged run rolls back.
+        Called when a run is resumed and when a diverged run is rolled back.
         """
         with self._writing():
             self._open.close()
             self._open_files(progress, step=progress.step)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Saves a checkpoint in the background; waits for the first one.
+        """Saves a checkpoint in the background, except that it waits for the first one.
 
         Raises:
             UserError: the disk is full or not writable; earlier checkpoints are kept.
         """
-        assert self._store is not None  # begin or go_back_to came first
+        assert self._store is not None  # begin or go_back_to was called before
         with self._writing():
             sizes = {"metrics_bytes": self._metrics.size, "samples_bytes": self._samples.size}
             self._store.save(state, dataclasses.replace(progress, **sizes))
@@ -156,20 +156,20 @@ class RunFolder:
                 self._store.wait()
 
     def record(self, evaluation: Evaluation, sample: str) -> None:
-        """Appends an evaluation to metrics.jsonl and its sample, unless empty, to samples.txt."""
+        """Appends an evaluation to metrics.jsonl and its sample, if it is not empty, to samples.txt."""
         with self._writing():
             self._metrics.append(evaluation)
             if sample:
                 self._samples.append(evaluation, sample)
 
     def outdated_model(self, latest: Header) -> Header | None:
-        """Returns the checkpoint to rewrite model.safetensors from, or None if it is up to date.
+        """Returns the checkpoint from which to rewrite model.safetensors, or None if the file is up to date.
 
-        It is out of date in run folders of earlier versions, after a kill between the checkpoint and the model, after
-        a rollback, or if the file is damaged.
+        The file is out of date in run folders from earlier versions, if the run was killed between saving the
+        checkpoint and the model, after a rollback, or if it is damaged.
 
         Args:
-            latest: the checkpoint to continue from; the model comes from it if the best one is damaged.
+            latest: the checkpoint to continue from; it is used for the model if the best one is damaged.
         """
         progress = latest.progress
         with contextlib.suppress(UserError, OSError):
@@ -179,7 +179,7 @@ class RunFolder:
         try:
             return read_header_at(self.path / CHECKPOINTS / str(progress.model_step))
         except DamagedError as error:
-            what = f"checkpoint {progress.model_step} of {self.path}, the best one, cannot be read ({error})"
+            what = f"the best checkpoint, {progress.model_step} of {self.path}, cannot be read ({error})"
             _log.warning("%s; using checkpoint %d instead", what, progress.step)
             return latest
 
@@ -190,36 +190,36 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Checks that the folder is still this run's, and explains errors."""
+        """Checks that the folder still belongs to this run, and explains errors."""
         self._lock.check()
         with self._advised():
             yield
 
     @contextlib.contextmanager
     def _advised(self) -> Iterator[None]:
-        """Turns OS errors into one line that says what to do, or that the folder is a different one now."""
+        """Turns OS errors into a one-line message that says what to do, or that the folder has been replaced."""
         try:
             yield
         except UserError:
             raise
-        except (ValueError, RuntimeError):  # Orbax's, such as for a folder that was moved during a save
+        except (ValueError, RuntimeError):  # from Orbax, e.g. if the folder was moved during a save
             self._lock.check()
             raise
         except OSError as error:
             self._lock.check()
             remedy, elsewhere = remedy_for(error), "" if is_limit(error) else "choose another --out"
             if self._stage is _Stage.SAVED:
-                advice = f"earlier checkpoints are kept: {remedy or 'fix that'}, and continue with --resume"
+                advice = f"earlier checkpoints are kept; {remedy or 'fix that'}, and continue with --resume"
             else:
-                advice = f"nothing was kept: {', or '.join(filter(None, (remedy, elsewhere)))}"
+                advice = f"nothing was kept; {', or '.join(filter(None, (remedy, elsewhere)))}"
             where = error.filename or self.path
             raise UserError(f"{where} cannot be written ({error.strerror or error}); {advice}") from error
 
     def _claim(self) -> None:
-        """Locks the folder of a new run, and checks that it has not changed since.
+        """Locks the folder of a new run and checks that it has not changed in the meantime.
 
         Raises:
-            UserError: another process was faster.
+            UserError: another process got there first.
         """
         self._lock.acquire()
         names = {path.name for path in self.path.iterdir()} - {LOCK}
@@ -227,27 +227,27 @@ class RunFolder:
             raise UserError(f"{self.path} was changed by another process at the same time; choose another --out")
 
     def _remove_created_folders(self) -> None:
-        """Removes the folders that a new run created and left empty; fails at one that others have used since."""
+        """Removes the folders that a new run created and left empty; fails if others have used one since."""
         for folder in self._created if self._stage is not _Stage.SAVED else ():
             if os.path.lexists(folder):  # creating it may be what failed
                 folder.rmdir()
 
     def _open_files(self, progress: Progress, *, step: int | None) -> None:
-        # Open the store before truncating the logs: if the process is killed in between, the then-latest checkpoint
-        # still matches them.
+        # Open the store before truncating the logs, so that if the process is killed in between, the checkpoint that is
+        # latest by then still matches them.
         self._store = self._open.enter_context(CheckpointStore(self.path, self._info, step=step, lock=self._lock))
         self._metrics = self._open.enter_context(MetricsLog(self.path / METRICS, size=progress.metrics_bytes))
         self._samples = self._open.enter_context(SamplesLog(self.path / SAMPLES, size=progress.samples_bytes))
 
 
 def _examine_new(path: Path, name: str | Path) -> _Stage:
-    """Checks that a new run may be written to a folder, called `name` by the user."""
+    """Checks that a new run may be written to a folder, which messages call `name`."""
     if not path.exists():
         return _Stage.EMPTY
     if not path.is_dir():
         raise UserError(f"{name} is a file; choose a folder for --out")
     if is_unfinished_start(path):
-        _log.info("%s has a run that was stopped before its first checkpoint was complete: starting it over", name)
+        _log.info("%s contains a run that was stopped before its first checkpoint was complete; starting it over", name)
         return _Stage.UNFINISHED
     if any(path.iterdir()):
         raise UserError(f"{name} already exists; add --resume to continue its run, or choose another --out")

@@ -1,4 +1,4 @@
-"""Makes a model folder of weights that PyTorch trained."""
+"""Creates a model folder from weights trained in PyTorch."""
 
 import importlib
 import os
@@ -16,18 +16,18 @@ from charjax.runs.safetensors_file import read_any_arrays
 
 
 def import_model(file: str | Path, out: str | Path, *, vocab: Vocab | None = None) -> None:
-    """Makes a model folder of the weights of a PyTorch model: an `nn.LSTM`, an `nn.Linear`, perhaps an `nn.Embedding`.
+    """Creates a model folder from a PyTorch model with an `nn.LSTM`, an `nn.Linear` and optionally an `nn.Embedding`.
 
     Args:
-        file: a state_dict, as .safetensors (of any float dtype) or as torch.save writes it, .pt or .pth, which takes
-            torch. It need not be trusted: nothing in it is executed.
+        file: a state_dict, either as .safetensors (of any float dtype) or as saved by torch.save (.pt or .pth, which
+            requires torch). Untrusted files are safe, since nothing in them is executed.
         out: the folder to create.
-        vocab: the characters, in the order of the model's ids; by default those that the file's metadata names, as
-            `charjax.export.write_torch` writes them.
+        vocab: the characters, in the order of the model's ids; by default those in the metadata of the file, where
+            `charjax.export.write_torch` puts them.
 
     Raises:
-        UserError: the file is not such a state_dict or does not say its characters, the vocabulary has another size,
-            torch is not installed, or the folder has content already or cannot be written.
+        UserError: the file is not such a state_dict or does not list its characters, the vocabulary has a different
+            size, torch is not installed, or the folder is not empty or cannot be written.
         OSError: the file cannot be read.
 
     Examples:
@@ -46,7 +46,7 @@ def import_model(file: str | Path, out: str | Path, *, vocab: Vocab | None = Non
     path = checked_path("file", file)
     checked_path("out", out)
     if vocab is not None:
-        check_type("vocab", vocab, Vocab, "such as Vocab.ascii()")
+        check_type("vocab", vocab, Vocab, "e.g. Vocab.ascii()")
     state_dict, metadata = _read(path)
     try:
         params = from_torch(with_standard_names(state_dict))
@@ -56,18 +56,18 @@ def import_model(file: str | Path, out: str | Path, *, vocab: Vocab | None = Non
         raise UserError(f"{path}: {error}") from error
     hidden_dim, vocab_size = params["head"]["kernel"].shape
     if vocab is None:
-        raise UserError(f"{path} does not say what its {vocab_size} characters are; pass them as --vocab")
+        raise UserError(f"{path} does not list its {vocab_size} characters; pass them with --vocab")
     if vocab.size != vocab_size:
         raise UserError(
-            f"{path} is for {vocab_size} characters, but the vocabulary has {vocab.size}; pass its own as --vocab"
+            f"{path} needs a vocabulary of {vocab_size} characters, not {vocab.size}; pass the right one with --vocab"
         )
     model = CharLSTM(vocab_size, hidden_dim, len(params) - 1, dtype="float32")
     save_model(out, model, params, vocab)
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Reads a state_dict and the file's metadata."""
-    file = Path(os.path.realpath(path))  # the cache of Hugging Face consists of links
+    """Reads a state_dict and the metadata of the file."""
+    file = Path(os.path.realpath(path))  # the Hugging Face cache consists of links
     match path.suffix:
         case ".safetensors":
             return read_any_arrays(file)
@@ -80,18 +80,19 @@ def _read_with_torch(path: Path) -> Mapping[str, Any]:
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        raise UserError(f"{path} needs PyTorch (pip install torch); or save the weights as .safetensors") from error
+        advice = "install it (pip install torch), or save the weights as .safetensors"
+        raise UserError(f"{path} needs PyTorch; {advice}") from error
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             found = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file raises almost anything
-            raise UserError(f"{path} is not a state_dict, as torch.save(model.state_dict(), FILE) writes it") from error
+        except Exception as error:  # a damaged file can raise almost anything
+            raise UserError(f"{path} is not a state_dict saved by torch.save(model.state_dict(), FILE)") from error
     arrays = list(found.values()) if isinstance(found, Mapping) else []
     is_state_dict = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
     if not is_state_dict or not all(isinstance(one, torch.Tensor) and one.layout == torch.strided for one in arrays):
-        raise UserError(f"{path} is not a state_dict of tensors: save model.state_dict() alone")
-    # A tensor may repeat its few numbers any number of times.
+        raise UserError(f"{path} is not a state_dict of tensors; save only model.state_dict()")
+    # A tensor with few stored values may repeat them any number of times.
     if sum(array.numel() for array in arrays) > size:
-        raise UserError(f"{path} is damaged: its tensors have more numbers than the file has bytes")
+        raise UserError(f"{path} is damaged: its tensors have more elements than the file has bytes")
     return found

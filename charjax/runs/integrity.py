@@ -1,4 +1,4 @@
-"""SHA-256 digests of a folder's files, in a file written last: without it the folder is incomplete."""
+"""Stores SHA-256 digests of the files in a folder, in a file written last; without it, the folder is incomplete."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ DIGESTS = "charjax_seal.json"
 
 
 class DamagedError(Exception):
-    """A folder is incomplete or has changed since its digests were written; the message says where."""
+    """Raised when a folder is incomplete or has changed since its digests were written; the message says where."""
 
 
 def write_digests(folder: Path) -> None:
-    """Writes the digests of a folder's files, which marks it as complete and lets later changes be noticed."""
+    """Writes digests of the files in a folder, which marks it as complete and makes later changes detectable."""
     found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / DIGESTS]
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in found}
     with replacing(folder / DIGESTS) as file:
@@ -24,11 +24,11 @@ def write_digests(folder: Path) -> None:
 
 
 def check_digests(folder: Path) -> None:
-    """Checks every file of a folder against its digest.
+    """Checks every file in a folder against its digest.
 
     Raises:
         DamagedError: the folder has no digests, or a file is missing, has changed or cannot be read.
-        OSError: this process can read no file at all, so that nothing is known of the folder.
+        OSError: a limit of the process or system prevents reading, so the state of the folder is unknown.
     """
     for name, expected in _read_digests(folder).items():
         try:

@@ -1,4 +1,4 @@
-"""Locks a folder for one process; the system releases the lock however the process ends."""
+"""Locks a folder for one process; the operating system releases the lock however the process ends."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from charjax.errors import UserError
 from charjax.runs.layout import LOCK
 from charjax.runs.safe_files import open_for_writing
 
-# Errors of file systems without locks.
+# Errors raised by file systems that do not support locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 _log = logging.getLogger("charjax")
@@ -21,7 +21,7 @@ _log = logging.getLogger("charjax")
 class FolderLock:
     """An advisory lock (flock) on the file `.lock` in a folder; releasing it removes the file.
 
-    The file of a process that was killed stays, unlocked, and does no harm.
+    If a process is killed, its file stays behind unlocked and does no harm.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,17 +29,17 @@ class FolderLock:
         self._file: int | None = None
 
     def acquire(self) -> None:
-        """Takes the lock; logs a warning if the file system has no locks, or on Windows.
+        """Acquires the lock; only logs a warning on Windows or if the file system does not support locks.
 
         Raises:
-            UserError: another process holds it; the message names the process.
+            UserError: another process holds the lock; the message names the process.
             OSError: the folder cannot be written.
         """
         while self._file is None:
             file = open_for_writing(self._path, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(file)
-                # The process that had it may have removed the file after it was opened here: lock the new file instead.
+                # The previous holder may have removed the file after it was opened here; if so, lock the new file.
                 if not self._is(file):
                     continue
                 self._file, file = file, -1
@@ -54,26 +54,26 @@ class FolderLock:
                     os.close(file)
 
     def check(self) -> None:
-        """Checks that the folder is still the one that was locked, for what is written by path; does nothing before.
+        """Checks that the path still leads to the locked folder; does nothing if the lock has not been acquired.
 
         Raises:
             UserError: the folder was moved, removed or replaced.
         """
         if self._file is not None and not self._is(self._file):
             raise UserError(
-                f"{self._path.parent} was moved, removed or replaced while a run trained in it; the run has stopped "
-                "and can be continued with --resume from where its folder is now"
+                f"{self._path.parent} was moved, removed or replaced while a run was training in it; the run has "
+                "stopped and can be continued with --resume from wherever its folder is now"
             )
 
     def release(self) -> None:
-        """Removes the file and releases the lock, if it was acquired."""
+        """Removes the file and releases the lock if it was acquired."""
         if self._file is None:
             return
         file, self._file = self._file, None
-        # It does no harm if the file cannot be removed, or was removed with its folder.
+        # No harm is done if the file cannot be removed, or was removed along with its folder.
         with contextlib.suppress(OSError):
             if self._is(file):
-                if sys.platform == "win32":  # which does not remove open files
+                if sys.platform == "win32":  # where open files cannot be removed
                     os.close(file)
                     file = -1
                 self._path.unlink()
@@ -99,10 +99,10 @@ class FolderLock:
             self._warn()
 
     def _warn(self) -> None:
-        _log.warning("%s cannot be locked; make sure that no other process trains in it", self._path.parent)
+        _log.warning("%s cannot be locked; make sure that no other process is training in it", self._path.parent)
 
     def _is(self, file: int) -> bool:
-        """Returns True if the path still leads to this file."""
+        """Returns True if the path still refers to this file."""
         try:
             return os.path.samestat(os.fstat(file), self._path.stat())
         except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.txt: text files that grow by whole entries and can be cut to an earlier length."""
+"""Writes and reads metrics.jsonl and samples.txt, which grow by whole entries and can be truncated."""
 
 import os
 import re
@@ -19,18 +19,18 @@ _LONGEST_EVALUATION = 100_000  # bytes; an evaluation takes a few hundred
 
 
 class AppendLog:
-    """A UTF-8 file open for appending, flushed after every entry; a context manager. Lone surrogates become escapes.
+    """Context manager for a UTF-8 file open for appending, flushed after every entry; lone surrogates become escapes.
 
     Attributes:
         path: the file.
     """
 
     def __init__(self, path: str | Path, *, size: int | None = None) -> None:
-        """Opens or creates the file, and drops a last line that a crash cut off.
+        """Opens or creates the file and drops a last line that was cut off by a crash.
 
         Args:
             path: the file; its folder must exist.
-            size: length in bytes to cut the file to; None keeps all of it.
+            size: length in bytes to truncate the file to; None keeps all of it.
 
         Raises:
             UserError: the path is a symbolic link or not a regular file, or the file has no line breaks.
@@ -65,7 +65,7 @@ class AppendLog:
     def _drop_cut_line(self) -> None:
         end = size = self.size
         while end > 0:
-            # Search from the end, a chunk at a time: the file may be larger than memory.
+            # Search from the end in chunks, because the file may be larger than memory.
             start = max(0, end - _CHUNK)
             self._file.seek(start)
             found = self._file.read(end - start).rfind(b"\n")
@@ -73,21 +73,21 @@ class AppendLog:
                 self._file.truncate(start + found + 1)
                 return
             if size - start > _LONGEST_LINE:
-                raise UserError(f"{self.path} has no line breaks: remove it, or choose another --out")
+                raise UserError(f"{self.path} has no line breaks; remove it, or choose another --out")
             end = start
         self._file.truncate(0)
 
 
 class MetricsLog(AppendLog):
-    """metrics.jsonl open for appending; a context manager."""
+    """Context manager for metrics.jsonl, open for appending."""
 
     def append(self, evaluation: Evaluation) -> None:
-        """Writes one line and flushes it."""
+        """Writes an evaluation as one line and flushes it."""
         self.write(evaluation.to_json() + "\n")
 
 
 def read_metrics(path: str | Path) -> list[Evaluation]:
-    """Reads a metrics.jsonl; while it is being written, an incomplete last line is left out.
+    """Reads a metrics.jsonl file, ignoring a last line that is still being written.
 
     Raises:
         UserError: the file cannot be read, or a line is not an evaluation.
@@ -112,9 +112,9 @@ def _read_lines(file: BinaryIO, path: str | Path) -> Iterator[Evaluation]:
 
 
 def read_samples(path: str | Path) -> list[tuple[str, str]]:
-    """Reads a samples.txt -> (heading, text) of each sample; empty if there is no such file.
+    """Reads the (heading, text) of each sample in a samples.txt file; returns [] if there is no such file.
 
-    A text that has lines like a heading itself is read as several.
+    A sample that itself contains lines that look like headings is split at them.
 
     Raises:
         UserError: the file cannot be read.
@@ -131,10 +131,10 @@ def read_samples(path: str | Path) -> list[tuple[str, str]]:
 
 
 class SamplesLog(AppendLog):
-    """samples.txt open for appending; a context manager."""
+    """Context manager for samples.txt, open for appending."""
 
     def append(self, evaluation: Evaluation, text: str) -> None:
-        """Writes a heading with step, epoch and validation loss, the text and an empty line, and flushes."""
+        """Writes a heading with step, epoch and validation loss, then the text and an empty line, and flushes."""
         heading = (
             f"=== step {evaluation.step}, epoch {evaluation.epoch:.2f}, "
             f"validation loss {evaluation.val_loss:.4f} nats per character ==="

@@ -1,4 +1,4 @@
-"""The configuration of a run and its progress, and their form in JSON."""
+"""The configuration and progress of a run, and their conversion to and from JSON."""
 
 import dataclasses
 from types import UnionType
@@ -8,10 +8,10 @@ from charjax.config import DataConfig, ModelConfig, TrainConfig, from_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError, in_short
 
-# The values with which runs were trained before they became options.
+# The values used before these settings became options.
 _FORMER_DEFAULTS = {"beta1": 0.9, "beta2": 0.99}
 
-# Above any count or duration of a training run, and small enough to compute with.
+# Larger than any count or duration in a training run, but small enough to compute with.
 _LARGEST = 1e15
 
 
@@ -20,10 +20,10 @@ class CorpusInfo:
     """Identifies the text that a model was trained on.
 
     Attributes:
-        name: name of the file, or of the first of several.
-        paths: absolute paths of its files, folders and patterns; none if the text did not come from files.
-        sha256: hex digest of the text's bytes.
-        validation_sha256: hex digest of a validation text of its own.
+        name: name of the file, or of the first file if there are more.
+        paths: absolute paths of its files, folders and patterns; empty if the text did not come from files.
+        sha256: hex digest of the bytes of the text.
+        validation_sha256: hex digest of separate validation text; empty if there is none.
         train_characters: length of the training split.
         validation_characters: length of the validation split.
     """
@@ -37,7 +37,7 @@ class CorpusInfo:
 
     @property
     def digests(self) -> list[str]:
-        """The digests of the text and, if it is one of its own, the validation text."""
+        """The digests of the text and, if it is separate, the validation text."""
         return [self.sha256, self.validation_sha256] if self.validation_sha256 else [self.sha256]
 
 
@@ -45,7 +45,7 @@ class CorpusInfo:
 class RunInfo:
     """Everything needed to rebuild a run's model, vocabulary and optimizer.
 
-    A model that charjax did not train needs only `model` and `vocab`.
+    A model that was not trained by charjax needs only `model` and `vocab`.
     """
 
     model: ModelConfig
@@ -96,8 +96,8 @@ class Progress:
         train_nats: sum of -log p over the characters trained on since the last evaluation.
         train_count: number of those characters.
         train_skipped: steps skipped since the last evaluation because their loss or gradient was not finite.
-        train_steps: steps taken since the last evaluation, without those skipped.
-        train_grad_norm: sum of the gradient's norms in these.
+        train_steps: steps taken since the last evaluation, excluding skipped ones.
+        train_grad_norm: sum of the gradient norms in those steps.
         rollbacks: number of rollbacks to an earlier checkpoint; each halved the learning rate.
     """
 
@@ -123,7 +123,7 @@ class Progress:
 
     @property
     def model_step(self) -> int:
-        """Step whose parameters are the run's model: the best step or, before the first evaluation, the latest."""
+        """The step that the saved model comes from: the best step or, before the first evaluation, the latest."""
         return self.step if self.best_step is None else self.best_step
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,12 +141,12 @@ class Progress:
 
 
 def _with_former_defaults(train: Any) -> Any:
-    """Adds the options that did not exist when an older run was trained."""
+    """Adds options that did not exist when an older run was trained."""
     return _FORMER_DEFAULTS | train if isinstance(train, dict) and train else train
 
 
 def _with_paths(corpus: Any) -> Any:
-    """Converts the single path of an older run."""
+    """Converts the single path stored by an older run to a list."""
     if not isinstance(corpus, dict) or "path" not in corpus:
         return corpus
     path = corpus["path"]
@@ -165,9 +165,9 @@ def _check_names(kind: Any, values: Any) -> dict[str, Any]:
 
 
 def _typed(kind: Any, values: Any) -> Any:
-    """Builds a flat dataclass from JSON values of exactly its fields' types.
+    """Builds a flat dataclass from JSON values whose types match its fields exactly.
 
-    Integers are accepted for floats. Every number is a count or an amount, so none may be negative.
+    Integers are accepted for floats. Every number is a count or an amount, so it must not be negative.
     """
     values = _check_names(kind, values)
     for field in dataclasses.fields(kind):

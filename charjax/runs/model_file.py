@@ -1,7 +1,7 @@
-"""Model files: model.safetensors (float32 parameters), config.json and vocab.json.
+"""Reads and writes model files: model.safetensors (float32 parameters), config.json and vocab.json.
 
-A folder with these three files is a model, whoever made it: nothing in it is executed, no link is followed, and names,
-dtypes, shapes and sizes are checked against config.json before anything large is read.
+A folder with these three files is a model, wherever it comes from: nothing in it is executed, links are not followed,
+and names, dtypes, shapes and sizes are checked against config.json before anything large is read.
 """
 
 import json
@@ -33,16 +33,16 @@ _REWRITE = "run charjax train with --resume and the same --out"
 
 
 def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
-    """Loads a model: the best one of a run so far, or any folder with the three files of a model.
+    """Loads the best model of a run so far, or a model from any folder with the three model files.
 
     Args:
-        run_dir: the folder, which is only read, and needs no checkpoints.
+        run_dir: the folder, which is only read and does not need checkpoints.
 
     Returns:
         The model, its parameters on the default device, and its vocabulary.
 
     Raises:
-        UserError: the folder is not a model, or the model is damaged or does not fit in memory.
+        UserError: the folder does not contain a model, or the model is damaged or does not fit in memory.
 
     Examples:
         >>> import tempfile
@@ -62,17 +62,17 @@ def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
 
 @in_default_modes
 def save_model(out: str | Path, model: CharLSTM, params: Params, vocab: Vocab) -> None:
-    """Saves a model as a new folder with the three files of a model, which `load_model` and every command read.
+    """Saves a model to a new folder, as the three model files that `load_model` and every command can read.
 
     Args:
         out: the folder to create.
         model: the model.
         params: its parameters.
-        vocab: its characters.
+        vocab: its vocabulary.
 
     Raises:
-        UserError: the folder has content already or cannot be written, or the parameters or the vocabulary are not the
-            model's.
+        UserError: the folder is not empty or cannot be written, or the parameters or the vocabulary do not match the
+            model.
 
     Examples:
         >>> import tempfile
@@ -94,16 +94,19 @@ def save_model(out: str | Path, model: CharLSTM, params: Params, vocab: Vocab) -
 
 @in_default_modes
 def load_params(folder: str | Path) -> tuple[Params, RunInfo, Progress]:
-    """Loads the parameters that `load_model` does, with the configuration of their run.
+    """Loads the same parameters as `load_model`, along with the configuration of their run.
 
     Returns:
         The parameters on the default device, the configuration, and the progress at which they were saved (step 0 if
-        the file does not say); errors as for `load_model`.
+        the file does not say).
+
+    Raises:
+        UserError: as for `load_model`.
     """
     info = read_info(folder)
     check_room_to_load(info.model, info.vocab.size)
     arrays, progress = read_parameters(Path(folder), info)
-    # Not jnp.asarray, which compiles a program for each shape.
+    # jnp.asarray would compile a program for each shape.
     return jax.device_put(unflatten_dict(arrays, sep=".")), info, progress
 
 
@@ -111,17 +114,17 @@ def read_info(folder: str | Path) -> RunInfo:
     """Reads config.json and vocab.json.
 
     Raises:
-        UserError: the folder is not a model, or a file is missing or not valid.
+        UserError: the folder does not contain a model, or a file is missing or not valid.
     """
     folder = checked_path("run_dir", folder)
     check_run_folder(folder)
     if not os.path.lexists(folder / MODEL):
         if (folder / CHECKPOINTS).is_dir():
             raise UserError(
-                f"{folder} has no {MODEL}; earlier versions of charjax did not write one; to write it, {_REWRITE}"
+                f"{folder} has no {MODEL}, which earlier versions of charjax did not write; to write it, {_REWRITE}"
             )
         raise UserError(
-            f"{folder} is not a run folder or a model: it has no {MODEL}; give the --out folder of a training run"
+            f"{folder} is not a run folder or a model: it has no {MODEL}; pass the --out folder of a training run"
         )
     parts = {}
     for name in (CONFIG, VOCAB):
@@ -141,7 +144,7 @@ def read_run(folder: str | Path) -> tuple[RunInfo, Progress]:
     """Reads the configuration and progress of a run from its latest checkpoint, or of a model from its files.
 
     Raises:
-        UserError: the folder is neither a run's nor a model, or all checkpoints are damaged.
+        UserError: the folder contains neither a run nor a model, or all checkpoints are damaged.
     """
     folder = Path(folder)
     check_run_folder(folder)
@@ -152,7 +155,7 @@ def read_run(folder: str | Path) -> tuple[RunInfo, Progress]:
 
 
 def read_parameters(folder: Path, info: RunInfo) -> tuple[dict[str, np.ndarray], Progress]:
-    """Reads model.safetensors: the arrays by their dotted names, and the progress at which they were saved.
+    """Reads the arrays in model.safetensors by their dotted names, and the progress at which they were saved.
 
     Raises:
         UserError: the file does not match the configuration, or is damaged.
@@ -187,7 +190,7 @@ def write_parameters(folder: Path, params: Params, progress: Progress) -> None:
     Args:
         folder: the folder to write to.
         params: the model's parameters.
-        progress: the run's progress, stored with the parameters.
+        progress: progress of the run, stored with the parameters.
 
     Raises:
         OSError: the file cannot be written; the previous one is kept.
@@ -197,7 +200,7 @@ def write_parameters(folder: Path, params: Params, progress: Progress) -> None:
 
 
 def parameter_shapes(info: RunInfo) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each parameter by its dotted name, as `init_params` makes them."""
+    """Maps the dotted name of each parameter to its shape, as created by `init_params`."""
     vocab_size, hidden, gates = info.vocab.size, info.model.hidden_dim, 4 * info.model.hidden_dim
     shapes: dict[str, tuple[int, ...]] = {"head.kernel": (hidden, vocab_size), "head.bias": (vocab_size,)}
     for layer in range(info.model.hidden_layers):

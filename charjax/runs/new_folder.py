@@ -1,4 +1,4 @@
-"""A folder that appears when it is complete: written beside its place and moved there, or nothing is left."""
+"""Creates a folder atomically: it is written next to its destination and moved there when complete."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from charjax.errors import UserError, checked_path, remedy_for
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Yields an empty folder that is moved to `out` after the block, which fills it.
+    """Yields an empty folder for the block to fill, and moves it to `out` afterwards.
 
-    After an error nothing is left; after a kill `.NAME.PID.new` may be left beside `out`.
+    After an error, nothing is left behind; if the process is killed, `.NAME.PID.new` may remain next to `out`.
 
     Raises:
-        UserError: `out` has content already, or cannot be written.
+        UserError: `out` is not empty or cannot be written.
     """
     path = Path(os.path.realpath(checked_path("out", out)))
     if path.exists() and not path.is_dir():
@@ -40,9 +40,9 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(out: str | Path) -> Iterator[None]:
-    """Turns OS errors into one line that says what to do: a UserError."""
+    """Turns OS errors into a UserError with a one-line message that says what to do."""
     try:
         yield
     except OSError as error:
         remedy = remedy_for(error) or "choose another --out"
-        raise UserError(f"{out} cannot be written ({error.strerror or error}); nothing was kept: {remedy}") from error
+        raise UserError(f"{out} cannot be written ({error.strerror or error}); nothing was kept; {remedy}") from error

@@ -1,4 +1,4 @@
-"""Opens and reads files in folders that need not be trusted: regular files only, no links, bounded sizes."""
+"""Opens and reads files in untrusted folders: only regular files, no links, limited sizes."""
 
 import io
 import json
@@ -9,7 +9,8 @@ from typing import Any
 
 from charjax.errors import UserError
 
-# Maximum size of JSON in bytes; parsed into objects, it can take twenty times that. The largest vocabulary takes 13 MB.
+# Maximum size of a JSON file in bytes; once parsed, it can take twenty times as much memory. The largest vocabulary
+# takes 13 MB.
 LARGEST_JSON = 1 << 24
 
 
@@ -24,7 +25,7 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def open_for_writing(path: Path, flags: int) -> int:
-    """Opens a regular file with `os.open`; flags such as O_CREAT are passed on.
+    """Opens a regular file with `os.open`, passing on flags such as O_CREAT.
 
     Returns:
         The file descriptor.
@@ -47,12 +48,12 @@ def read_json(path: Path) -> Any:
         size = os.fstat(file.fileno()).st_size
         if size > LARGEST_JSON:
             raise UserError(f"{path} is larger than {LARGEST_JSON:,} bytes")
-        # Not `LARGEST_JSON`, which would be allocated for any file.
+        # Reading up to `LARGEST_JSON` bytes would allocate that much for any file.
         return parse_json(file.read(size), path)
 
 
 def parse_json(content: bytes | str, name: object) -> Any:
-    """Parses JSON of any content and depth; `name` is what an error calls it.
+    """Parses JSON of any content and depth; error messages call it `name`.
 
     Raises:
         UserError: the content is not valid JSON.
@@ -64,7 +65,7 @@ def parse_json(content: bytes | str, name: object) -> Any:
 
 
 def _open_regular(path: Path, flags: int, advice: str) -> int:
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not every system has all three
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not all systems have all three
         flags |= getattr(os, name, 0)
     try:
         file = os.open(path, flags, 0o644)

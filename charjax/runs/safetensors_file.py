@@ -1,8 +1,8 @@
-"""Reads and writes arrays as a safetensors file (https://huggingface.co/docs/safetensors).
+"""Reads and writes arrays in safetensors files (https://huggingface.co/docs/safetensors).
 
-The file consists of the header's length (8 bytes, little-endian), the header (JSON: dtype, shape and offsets of each
-array by name, strings under `__metadata__`) and the arrays. charjax adds a SHA-256 of the arrays to the metadata; files
-written by other tools may lack it.
+A file consists of the header length (8 bytes, little-endian), the header (JSON: the dtype, shape and offsets of each
+array by name, and strings under `__metadata__`) and the arrays. charjax adds a SHA-256 digest of the arrays to the
+metadata; files written by other tools may lack it.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from charjax.errors import UserError, in_short
 from charjax.host.atomic_file import replacing
 from charjax.runs.safe_files import LARGEST_JSON, open_file, parse_json
 
-# Limits on the size of a header in bytes: its metadata, and the description of each array.
+# Maximum size in bytes of the metadata in a header, and of each array's description.
 _LARGEST_METADATA, _LARGEST_ENTRY = 1 << 16, 256
 _MOST_DIMENSIONS = 32
 _FLOATS = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(jnp.bfloat16)}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes arrays to a file, which is replaced atomically.
+    """Writes arrays to a file, replacing it atomically.
 
     Args:
         path: the file.
@@ -52,14 +52,14 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[st
 
 
 def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads the arrays of a file that need not be trusted.
+    """Reads the arrays from an untrusted file.
 
     Args:
         path: the file.
-        shapes: the shape of each array that it must have by name; they bound what is read.
+        shapes: expected shape of each array by name, which limits how much is read.
 
     Returns:
-        The arrays, float32, by name, and the metadata.
+        The float32 arrays by name, and the metadata.
 
     Raises:
         UserError: the file is not a safetensors file, its arrays are not float32 of these shapes, or it is damaged.
@@ -77,10 +77,10 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict
 
 
 def read_any_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads a file of any arrays, which need not be trusted, in little more memory than it has bytes.
+    """Reads arbitrary arrays from an untrusted file, using little more memory than the size of the file.
 
     Returns:
-        The arrays, of any float dtype, by name, and the metadata.
+        The arrays by name, of any float dtype, and the metadata.
 
     Raises:
         UserError: the file is not a safetensors file, an array is not float, or the file is damaged.
@@ -94,14 +94,14 @@ def read_any_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         dtype, shape, begin, end = _described(path, name, entry, data.size)
         arrays[name] = data[begin:end].view(dtype).reshape(shape)
         used += end - begin
-    # Bytes that belong to several arrays could make them many times as large as the file.
+    # If arrays shared bytes, their total size could be many times that of the file.
     if used != data.size:
         raise UserError(f"{path} is damaged: its arrays take {used:,} bytes, not {data.size:,}")
     return arrays, metadata
 
 
 def _read_header(file: BinaryIO, path: Path, largest: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Reads the descriptions of the arrays, which are not checked yet, and the metadata."""
+    """Reads the array descriptions, which are not checked yet, and the metadata."""
     length = int.from_bytes(file.read(8), "little")
     if length > largest:
         raise UserError(f"{path} is not a model file: its header takes {length:,} bytes")
@@ -121,7 +121,7 @@ def _read_data(file: BinaryIO, path: Path, metadata: dict[str, str], size: int) 
 
 
 def _described(path: Path, name: str, entry: Any, size: int) -> tuple[np.dtype, list[int], int, int]:
-    """Checks the description of any array -> (dtype, shape, and its bytes' begin and end after the header)."""
+    """Checks an array's description and returns its dtype, its shape and where it begins and ends after the header."""
     match entry:
         case {"dtype": str(kind)} if kind not in _FLOATS:
             raise UserError(f"{path} has {in_short(name)} of dtype {in_short(kind)}, not one of {', '.join(_FLOATS)}")
@@ -134,7 +134,7 @@ def _described(path: Path, name: str, entry: Any, size: int) -> tuple[np.dtype, 
 
 
 def _check_entry(path: Path, name: str, entries: Any, shapes: Mapping[str, tuple[int, ...]], size: int) -> slice:
-    """Checks the description of an array, and returns its bytes after the header."""
+    """Checks an array's description and returns the slice of its bytes after the header."""
     entry = entries.get(name)
     found = f"{entry.get('dtype')}{entry.get('shape')}" if isinstance(entry, dict) else "missing"
     expected = f"F32{list(shapes[name])}" if name in shapes else "missing"

@@ -1,4 +1,4 @@
-"""A run folder shared by processes that train together: the main one writes it, each saves its part of a checkpoint."""
+"""Shares a run folder between processes that train together; each saves its part, and the main one writes the rest."""
 
 import contextlib
 import dataclasses
@@ -22,11 +22,11 @@ from charjax.train_state import TrainState
 
 @contextlib.contextmanager
 def open_run(out: str | Path | None, info: RunInfo, *, resume: bool) -> Iterator["SharedRun | None"]:
-    """Opens a run folder in all processes; errors as for `RunFolder`.
+    """Opens a run folder in all processes; raises the same errors as `RunFolder`.
 
     Args:
-        out: the folder, the same in all processes; None keeps nothing on disk.
-        info: the configuration of the run.
+        out: the folder, the same in all processes; None writes nothing to disk.
+        info: configuration of the run.
         resume: continue from the latest checkpoint.
     """
     if out is None:
@@ -43,15 +43,15 @@ def open_run(out: str | Path | None, info: RunInfo, *, resume: bool) -> Iterator
 
 
 class SharedRun:
-    """A run folder as seen by one of several processes that train together, or by the only one.
+    """A run folder as seen by one of the processes that train together, or by a single process.
 
-    With several processes, if the main one cannot write its logs, it stores the error in `failure` instead of raising
-    it, since the others would wait for it in the next computation. All of them learn of it at their next call, and stop
-    together.
+    With multiple processes, if the main one cannot write its logs, it stores the error in `failure` instead of raising
+    it, because the others would wait for it in the next computation. All of them see the error at their next call and
+    stop together.
 
     Attributes:
         path: the folder.
-        failure: what went wrong in this process since the last `check`.
+        failure: the error that occurred in this process since the last `check`, if any.
     """
 
     def __init__(self, folder: RunFolder | None, path: Path, info: RunInfo, stack: contextlib.ExitStack) -> None:
@@ -67,16 +67,16 @@ class SharedRun:
         up_to: int | None = None,
         check: Callable[[Progress], None] = lambda _: None,
     ) -> tuple[TrainState, Progress, TrainConfig]:
-        """Restores a checkpoint, cuts metrics.jsonl and samples.txt to match, and rewrites an outdated model.
+        """Restores a checkpoint, truncates metrics.jsonl and samples.txt to match, and rewrites an outdated model.
 
         Args:
-            abstract: shapes, dtypes and shardings; see `abstract_train_state`.
-            up_to: a step; later checkpoints are ignored if there is one at or before it. By default the latest is
+            abstract: shapes, dtypes and shardings of the state; see `abstract_train_state`.
+            up_to: a step; checkpoints after it are ignored if there is one at or before it. By default, the latest is
                 restored. Checkpoints later than the restored one are renamed.
-            check: called with the checkpoint's progress before anything is written; may raise a `UserError`.
+            check: called with the progress of the checkpoint before anything is written; may raise a `UserError`.
 
         Returns:
-            The state, the progress, and how the run was trained up to there.
+            The state, the progress, and the training configuration of the run up to that point.
 
         Raises:
             UserError: all checkpoints are damaged, or the folder cannot be written.
@@ -108,7 +108,7 @@ class SharedRun:
         return state, progress, from_dict(TrainConfig, earlier)
 
     def begin(self, progress: Progress) -> None:
-        """Creates the folder of a new run; errors as for `RunFolder.begin`."""
+        """Creates the folder of a new run; raises the same errors as `RunFolder.begin`."""
         with together():
             if self._folder is not None:
                 self._folder.begin(progress)
@@ -127,7 +127,7 @@ class SharedRun:
         self._store.save(state, progress)
 
     def record(self, evaluation: Evaluation, sample: str) -> None:
-        """Appends an evaluation and its sample."""
+        """Appends an evaluation and its sample to the logs."""
         try:
             if self._folder is not None:
                 self._folder.record(evaluation, sample)
@@ -137,7 +137,7 @@ class SharedRun:
             self.failure = self.failure or error
 
     def check(self) -> None:
-        """Waits until the last save is on disk, and raises the error of any process that could not write.
+        """Waits until the last save is on disk and raises the error of any process that could not write.
 
         Raises:
             UserError: a process could not write.

@@ -1,4 +1,4 @@
-"""Reads again the text that a run was trained on."""
+"""Rereads the text that a run was trained on."""
 
 import glob
 from pathlib import Path
@@ -10,10 +10,10 @@ from charjax.runs.metadata import RunInfo
 
 
 def read_training_text(info: RunInfo, run: str) -> Corpus:
-    """Reads the text that a run was trained on, which messages call `run`.
+    """Reads the text that a run was trained on; error messages call the run `run`.
 
     Raises:
-        UserError: the text did not come from files, or they are gone or have changed.
+        UserError: the text did not come from files, or they are missing or have changed.
         OSError: a file cannot be read.
     """
     paths = [*info.corpus.paths, *([info.data.validation] if info.data.validation else [])]

@@ -1,4 +1,4 @@
-"""Recognizes and removes what a run leaves when it is killed before its first checkpoint is complete."""
+"""Recognizes and removes the files of a run that was killed before its first checkpoint was complete."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from charjax.runs.safe_files import read_json
 
 _ASCII = Vocab.ascii().to_dict()
 _LOGS = (METRICS, SAMPLES)
-# Not the model, which is written after the first checkpoint: a folder with one is a model.
+# Without the model, which is written after the first checkpoint; a folder that has one is a model.
 _FILES = (CONFIG, VOCAB, LOCK, *_LOGS)
 # A file that was being replaced; see `replacing`.
 _TEMPORARY = re.compile(rf"\.({'|'.join(map(re.escape, (CONFIG, VOCAB, MODEL)))})\.\d+\.new")
@@ -23,27 +23,27 @@ _FIRST = re.compile(r"0(\.orbax-checkpoint-tmp.*)?")
 
 
 def check_run_folder(path: Path) -> None:
-    """Checks that a path is a folder, and not that of a run killed before its first checkpoint.
+    """Checks that a path is a folder, and not one whose run was killed before its first checkpoint.
 
     Raises:
-        UserError: it does not exist, is a file, or its run was killed before its first checkpoint.
-        OSError: it cannot be read.
+        UserError: the path does not exist or is a file, or the run was killed before its first checkpoint.
+        OSError: the folder cannot be read.
     """
     if not path.is_dir():
         what = "is a file, not a run folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}; give the --out folder of a training run")
+        raise UserError(f"{path} {what}; pass the --out folder of a training run")
     if is_unfinished_start(path):
         raise UserError(
-            f"{path} was stopped before its first checkpoint was complete; "
-            "start it over: charjax train without --resume"
+            f"the run in {path} was stopped before its first checkpoint was complete; "
+            "start it over by running charjax train without --resume"
         )
 
 
 def is_unfinished_start(folder: Path) -> bool:
-    """Returns True for a folder with only what charjax writes before its first checkpoint is complete.
+    """Returns True if a folder contains only what charjax writes before the first checkpoint is complete.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the folder cannot be read.
     """
     names = set()
     for path in folder.iterdir():
@@ -59,16 +59,16 @@ def is_unfinished_start(folder: Path) -> bool:
 
 
 def remove_unfinished_start(folder: Path) -> None:
-    """Removes what a run writes up to its first checkpoint, except for the lock, and nothing else.
+    """Removes only what a run writes up to its first checkpoint, except for the lock.
 
-    The caller holds the lock, and either wrote these files or has asked `is_unfinished_start` since.
+    The caller must hold the lock and must have either written these files or called `is_unfinished_start` since.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: a file cannot be removed.
     """
     remove_temporary_files(folder)
     for name in (CONFIG, VOCAB, MODEL, *_LOGS):
-        # Removing a file that does not exist is an error, too, on a read-only file system.
+        # On a read-only file system, even removing a file that does not exist is an error.
         if (folder / name).exists():
             (folder / name).unlink()
     checkpoints = folder / CHECKPOINTS
@@ -80,14 +80,14 @@ def remove_unfinished_start(folder: Path) -> None:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Removes the temporary files of writes that were killed."""
+    """Removes temporary files left behind by writes that were killed."""
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name):
             path.unlink()
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, even while the writers of a failed save still add files to it.
+    """Removes a folder, even while the writers of a failed save are still adding files to it.
 
     A symbolic link itself is removed, not its target.
     """
@@ -103,7 +103,7 @@ def remove_tree(path: Path) -> None:
 
 
 def _is_run_config(path: Path) -> bool:
-    """Returns True for a charjax config.json; earlier versions kept the vocabulary in it."""
+    """Returns True for a charjax config.json, including those of earlier versions, which contained the vocabulary."""
     try:
         values = read_json(path)
         return isinstance(values, dict) and bool(RunInfo.from_dict({"vocab": _ASCII, **values}).charjax_version)

@@ -67,11 +67,11 @@ def test_such_a_run_resumes_with_the_same_texts_only(run, texts, tmp_path, monke
     again = ("train", "many", "more.jsonl.gz", "--out", out, "--resume")
     shows(capsys, *again, "--epochs", 2)
     assert read_info(out).data == read_info(run).data
-    assert "was trained on another text (many and 1 more, " in fails(capsys, *again, "--separator", "")
-    assert "was trained on another text" in fails(capsys, "train", "more.jsonl.gz", "many", "--out", out, "--resume")
+    assert "was trained on different text (many and 1 more, " in fails(capsys, *again, "--separator", "")
+    assert "was trained on different text" in fails(capsys, "train", "more.jsonl.gz", "many", "--out", out, "--resume")
     (texts / "other.txt").write_text(HELD_OUT.upper())
     message = fails(capsys, *again, "--validation", "other.txt")
-    assert message.startswith(f"{out} had another validation text; resume with the original")
+    assert message.startswith(f"{out} was trained with different validation text; resume with the original")
 
 
 def test_standard_input_is_recognized_when_a_run_resumes(trained, tmp_path, monkeypatch, capsys):
@@ -82,7 +82,7 @@ def test_standard_input_is_recognized_when_a_run_resumes(trained, tmp_path, monk
         if succeeds:
             shows(capsys, *arguments)
         else:
-            assert "was trained on another text" in fails(capsys, *arguments)
+            assert "was trained on different text" in fails(capsys, *arguments)
 
 
 def test_what_a_run_was_trained_on_may_be_out_of_reach(run, texts, tmp_path):

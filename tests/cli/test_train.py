@@ -108,7 +108,7 @@ def test_what_cannot_be_resumed(trained, text, tmp_path, capsys, train_fails):
     assert "was trained with --hidden-dim 8, not 9; omit --hidden-dim" in message
     text.write_text("é" + TEXT)
     message = fails(capsys, "train", text, "--out", trained.run, "--resume")
-    assert "was trained on another text (coffee.txt, 3,360 characters)" in message
+    assert "was trained on different text (coffee.txt, 3,360 characters)" in message
 
 
 # ---- texts
@@ -214,7 +214,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(capsys, text, options, tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     if not after:
-        assert "cannot be written (File too large); nothing was kept: " in message
+        assert "cannot be written (File too large); nothing was kept; " in message
         assert not out.exists()
         return
     assert "cannot be written (File too large)" in message
@@ -254,7 +254,7 @@ def test_a_folder_without_write_permission(capsys, options, open_folder):
     (open_folder / "closed").mkdir(mode=0o555)
     with somebody_else():
         message = fails(capsys, "train", open_folder / "coffee.txt", "--out", open_folder / "closed" / "run", *options)
-    assert "closed/run cannot be written (Permission denied); nothing was kept: " in message
+    assert "closed/run cannot be written (Permission denied); nothing was kept; " in message
 
 
 @pytest.mark.usefixtures("no_compilation_cache")

@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, run, caplog):
 def test_where_every_checkpoint_is_damaged_the_first_is_named(run):
     for step in (1, 2):
         shutil.rmtree(run / "checkpoints" / str(step) / "params")
-    with pytest.raises(UserError, match=r"checkpoint 2 of .* cannot be read .*, and neither can any other checkpoint"):
+    with pytest.raises(UserError, match=r"checkpoint 2 of .* cannot be read .*, nor can any other checkpoint"):
         read_header(run)
 
 
@@ -233,11 +233,11 @@ def test_an_unfinished_save_is_ignored(run):
         ({"hidden_dim": 13}, r"params/head/kernel is float32\[12, \d+\], not float32\[13, \d+\]"),
         (
             {"hidden_layers": 3},
-            r"another version of charjax \(params/layer_2/cell/bias is missing, not float32\[48\]\)",
+            r"different version of charjax \(params/layer_2/cell/bias is missing, not float32\[48\]\)",
         ),
         (
             {"hidden_layers": 1},
-            r"another version of charjax \(params/layer_1/cell/bias is float32\[48\], not missing\)",
+            r"different version of charjax \(params/layer_1/cell/bias is float32\[48\], not missing\)",
         ),
     ],
 )
@@ -269,7 +269,7 @@ def test_a_state_that_lacks_a_part_is_of_another_version(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("charjax.runs.checkpoint_store.checkpoint_parts", only_step)
         save_checkpoint(tmp_path, make_state(), INFO, Progress(step=1))
-    with pytest.raises(UserError, match=r"checkpoint 1 of .* another version of charjax \(training/.* is missing"):
+    with pytest.raises(UserError, match=r"checkpoint 1 of .* different version of charjax \(training/.* is missing"):
         restore_checkpoint(tmp_path, abstract())
 
 
@@ -285,8 +285,8 @@ def test_an_error_of_orbax_becomes_one_line(run, monkeypatch):
 @pytest.mark.parametrize(
     ("places", "value", "message"),
     [
-        (("progress", "step"), 3, "is a checkpoint of step 3; rename it to 3"),
-        (("progress", "step"), -1, "another version of charjax: Progress.step must be a number from 0"),
+        (("progress", "step"), 3, "is a checkpoint for step 3; rename it to 3"),
+        (("progress", "step"), -1, "different version of charjax: Progress.step must be a number from 0"),
         (("progress", "elapsed_seconds"), float("inf"), "Progress.elapsed_seconds must be a number"),
         (("progress",), None, "Progress must have the fields"),
         (("info",), [], "RunInfo must have the fields"),

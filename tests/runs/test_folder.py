@@ -31,14 +31,14 @@ def refuse(number):
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (errno.EACCES, "nothing was kept: check the permissions of it and its folder, or choose another --out"),
-        (errno.EROFS, "nothing was kept: make its file system writable, or choose another --out"),
-        (errno.ENOSPC, "nothing was kept: free some space or files, or choose another --out"),
-        (errno.EFBIG, r"nothing was kept: raise the limit on the size of files \(ulimit -f\), or choose another --out"),
-        (errno.ENAMETOOLONG, "nothing was kept: shorten its name, or choose another --out"),
-        (errno.ENOTDIR, "nothing was kept: choose another --out"),
-        (errno.EMFILE, r"nothing was kept: raise the limit on open files \(ulimit -n\)"),
-        (errno.ENFILE, "nothing was kept: close other programs, which have too many files open"),
+        (errno.EACCES, "nothing was kept; check the permissions of it and its folder, or choose another --out"),
+        (errno.EROFS, "nothing was kept; make its file system writable, or choose another --out"),
+        (errno.ENOSPC, "nothing was kept; free some space or files, or choose another --out"),
+        (errno.EFBIG, r"nothing was kept; raise the limit on the size of files \(ulimit -f\), or choose another --out"),
+        (errno.ENAMETOOLONG, "nothing was kept; shorten its name, or choose another --out"),
+        (errno.ENOTDIR, "nothing was kept; choose another --out"),
+        (errno.EMFILE, r"nothing was kept; raise the limit on open files \(ulimit -n\)"),
+        (errno.ENFILE, "nothing was kept; close other programs, which have too many files open"),
     ],
 )
 def test_the_advice_fits_the_error(tmp_path, monkeypatch, number, advice):
@@ -54,14 +54,14 @@ def test_an_error_in_a_temporary_folder_names_the_checkpoints(tmp_path, monkeypa
 
     monkeypatch.setattr("charjax.runs.checkpoint_store.ocp.save_checkpointables_async", save)
     with pytest.raises(
-        UserError, match=r"/run/checkpoints cannot be written \(Too many open files\); nothing was kept: "
+        UserError, match=r"/run/checkpoints cannot be written \(Too many open files\); nothing was kept; "
     ):
         fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
 
 
 def test_too_few_files_for_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("charjax.runs.folder.limit_on", {"NOFILE": 20}.get)
-    with pytest.raises(UserError, match="only 20 files may be open at a time; raise that limit: ulimit -n 64"):
+    with pytest.raises(UserError, match="only 20 files may be open at a time; raise the limit with ulimit -n 64"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -93,7 +93,7 @@ def test_a_run_that_fails_at_its_start_removes_nothing_of_others(tmp_path, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("charjax.runs.checkpoint_store.CheckpointStore.save", write)
-    with pytest.raises(UserError, match="nothing was kept: free some space"):
+    with pytest.raises(UserError, match="nothing was kept; free some space"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path / "sweep" / "run")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
     assert (tmp_path / name).read_text() == "mine"
@@ -159,7 +159,7 @@ def test_a_resumed_run_is_told_that_checkpoints_are_kept(run, monkeypatch):
     monkeypatch.setattr("charjax.runs.model_file.replacing", refuse(errno.EACCES))
     with pytest.raises(
         UserError,
-        match="earlier checkpoints are kept: check the permissions of it and its folder, and continue with --resume",
+        match="earlier checkpoints are kept; check the permissions of it and its folder, and continue with --resume",
     ):
         fit(MODEL, CORPUS, SMALL, out=run, resume=True)
 

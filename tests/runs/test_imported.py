@@ -86,7 +86,7 @@ def test_torchs_own_files(out, tmp_path, capsys):
     import_model(path, out, vocab=VOCAB)
     assert_same(load_model(out)[1], PARAMS)
     content, again = path.read_bytes(), tmp_path / "again"
-    message = "is not a state_dict, as torch.save(model.state_dict(), FILE) writes it"
+    message = "is not a state_dict saved by torch.save(model.state_dict(), FILE)"
     for damaged in (b"", content[:999], b"cos\nsystem\n(S'touch owned'\ntR."):
         path.write_bytes(damaged)
         assert fails(capsys, "import", path, "--out", again, "--vocab", "ascii") == f"{path} {message}"
@@ -95,7 +95,7 @@ def test_torchs_own_files(out, tmp_path, capsys):
         (large, "is not a state_dict of tensors"),
         ({0: large}, "is not a state_dict of tensors"),
         ({"a": [1]}, "is not a state_dict of tensors"),
-        ({"lstm.weight_ih_l0": large}, "its tensors have more numbers than the file has bytes"),
+        ({"lstm.weight_ih_l0": large}, "its tensors have more elements than the file has bytes"),
     ):
         torch.save(hostile, path)
         assert message in fails(capsys, "import", path, "--out", again, "--vocab", "ascii")
@@ -105,8 +105,8 @@ def test_torchs_own_files(out, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "vocab", "message"),
     [
-        ({}, None, "does not say what its 9 characters are; pass them as --vocab"),
-        ({}, Vocab.ascii(), "is for 9 characters, but the vocabulary has 128; pass its own as --vocab"),
+        ({}, None, "does not list its 9 characters; pass them with --vocab"),
+        ({}, Vocab.ascii(), "needs a vocabulary of 9 characters, not 128; pass the right one with --vocab"),
         ({"lstm.weight_ih_l0": None}, VOCAB, "one key that ends in weight_ih_l0, not 0"),
         ({"other.weight_ih_l0": np.ones((24, 9))}, VOCAB, "one key that ends in weight_ih_l0, not 2"),
         ({"lstm.weight_ih_l0_reverse": np.ones((24, 9))}, VOCAB, "belongs to a bidirectional LSTM"),

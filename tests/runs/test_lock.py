@@ -98,7 +98,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(fcntl, "flock", refuse)
     with caplog.at_level(logging.WARNING, logger="charjax"):
         FolderLock(tmp_path).acquire()
-    assert f"{tmp_path} cannot be locked; make sure that no other process trains in it" in caplog.text
+    assert f"{tmp_path} cannot be locked; make sure that no other process is training in it" in caplog.text
 
 
 def test_other_errors_are_raised(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_folder_that_another_run_has_replaced_is_left_alone(tmp_path):
         short_run(run)
         state_of_the_other.append(content(run))
 
-    with pytest.raises(UserError, match=f"^{run} was moved, removed or replaced while a run trained in it; "):
+    with pytest.raises(UserError, match=f"^{run} was moved, removed or replaced while a run was training in it; "):
         short_run(run, replace)
     assert content(run) == state_of_the_other[0]
     short_run(moved, resume=True)

@@ -203,7 +203,7 @@ def test_a_best_checkpoint_that_is_damaged_gives_way_to_the_latest(run, caplog):
     shutil.rmtree(run / CHECKPOINTS / str(best) / "params")
     state = resume(run)
     assert_same(load_params(run)[0], state.params)
-    assert f"checkpoint {best} of {run}, the best one, cannot be read" in caplog.text
+    assert f"the best checkpoint, {best} of {run}, cannot be read" in caplog.text
 
 
 def test_a_model_of_another_machines_implementation_is_used_with_the_default(tmp_path, monkeypatch, caplog, capfd):

@@ -44,7 +44,7 @@ def killed(finished, tmp_path):
 def test_a_run_killed_before_its_first_checkpoint_is_started_over(killed, caplog):
     with caplog.at_level(logging.INFO, logger="charjax"):
         train(killed)
-    assert "stopped before its first checkpoint was complete: starting it over" in caplog.text
+    assert "stopped before its first checkpoint was complete; starting it over" in caplog.text
     assert (killed / "metrics.jsonl").read_text()
 
 
@@ -55,7 +55,7 @@ def test_a_run_killed_during_its_first_save_is_started_over(killed):
 
 
 def test_resuming_it_says_what_to_do(killed):
-    with pytest.raises(UserError, match="start it over: charjax train without --resume"):
+    with pytest.raises(UserError, match="start it over by running charjax train without --resume"):
         train(killed, resume=True)
 
 

@@ -174,9 +174,9 @@ needs_mounts = pytest.mark.skipif(not may_mount(), reason="no file system may be
 def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(tmp_path):
     for errors, is_kept in mounted(fill_disks, tmp_path):
         first, again, new = (line.partition(" cannot be written (No space left on device); ")[2] for line in errors)
-        kept = "earlier checkpoints are kept: free some space or files, and continue with --resume"
+        kept = "earlier checkpoints are kept; free some space or files, and continue with --resume"
         assert (first, again) == (kept, kept), errors
-        assert new == (kept if is_kept else "nothing was kept: free some space or files, or choose another --out"), (
+        assert new == (kept if is_kept else "nothing was kept; free some space or files, or choose another --out"), (
             errors
         )
 
@@ -184,5 +184,5 @@ def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(tmp_path):
 @needs_mounts
 def test_a_read_only_file_system(tmp_path):
     ((errors, before, after),) = mounted(forbid_writing, tmp_path)
-    assert "cannot be written (Read-only file system); earlier checkpoints are kept: make its file" in errors
+    assert "cannot be written (Read-only file system); earlier checkpoints are kept; make its file" in errors
     assert 0 < before < after

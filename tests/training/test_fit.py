@@ -429,7 +429,7 @@ def test_a_text_too_short_is_refused(tmp_path):
 
 
 def test_a_model_for_another_vocabulary_is_refused(tmp_path):
-    refused(tmp_path, "vocab_size is 7, the text's vocabulary has 128", model=small_model(CORPUS).clone(vocab_size=7))
+    refused(tmp_path, "vocab_size is 7, but the text's is 128", model=small_model(CORPUS).clone(vocab_size=7))
 
 
 def test_a_sample_context_outside_the_vocabulary_is_refused(tmp_path):

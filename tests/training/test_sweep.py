@@ -177,7 +177,7 @@ def test_members_trained_side_by_side_as_on_accelerators(swept, monkeypatch):
         ({"batch_size": 8, "microbatches": 3}, "batch_size 8 cannot be split evenly over 3 microbatches"),
         ({"out": __file__}, "is a file; choose a folder for --out"),
         ({"out": os.path.dirname(__file__)}, "already exists; choose another --out"),
-        ({"out": f"{__file__}/run"}, "cannot be written .*; nothing was kept: choose another --out"),
+        ({"out": f"{__file__}/run"}, "cannot be written .*; nothing was kept; choose another --out"),
     ],
 )
 def test_what_cannot_be_swept(options, message):
