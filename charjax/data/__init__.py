@@ -1,1 +1,1 @@
-"""Reads text files as ids, and lays them out in batches on the devices."""
+"""Reads text files as ids and lays them out in batches on the devices."""

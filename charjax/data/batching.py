@@ -1,9 +1,9 @@
-"""Lays out a text as a batch of B sequences and cuts windows from it.
+"""Lays out text as a batch of B sequences and cuts it into windows.
 
-A split of N characters has N - 1 labels: every character but the first, predicted from all before it. They are divided
-into B sequences of consecutive text whose lengths differ by at most one, and each sequence is read in windows of
-`seq_len` characters. If a sequence does not fill its last window, the rest is padding that every loss masks out. So
-each label counts exactly once per epoch, and nothing is dropped.
+A split of N characters has N - 1 labels: every character but the first, predicted from all preceding ones. They are
+divided into B sequences of consecutive text whose lengths differ by at most one, and each sequence is read in windows
+of `seq_len` characters. If a sequence does not fill its last window, the rest is padding, which every loss masks out.
+Each label therefore counts exactly once per epoch, and nothing is dropped.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ import numpy as np
 from charjax.array_types import Array, Ids
 from charjax.errors import UserError, checked_whole
 
-# Characters read at once; from a file, each takes about twelve bytes while it is decoded.
+# Number of characters read at once; those read from a file take about twelve bytes each during decoding.
 READ_CHARACTERS = 1 << 18
 
 
 class Streams(NamedTuple):
-    """A batch of sequences that covers a split, or a chunk of consecutive windows of it; see `make_streams`.
+    """A batch of sequences that covers a split, or a chunk of its consecutive windows; see `make_streams`.
 
     Attributes:
-        ids: [B, C * T + 1], C windows of T inputs and, shifted by one, their labels; zeros after a sequence's end.
-        first: [B] int32, the first position whose label counts; earlier ones only warm up the state.
+        ids: [B, C * T + 1], C windows of T inputs and, shifted by one, their labels; zeros after the end of a sequence.
+        first: [B] int32, first position whose label counts; earlier positions are burn-in.
         stop: [B] int32, one past the last position whose label counts.
-        begin: [] int32, index in the split of the first window here.
-        windows: [] int32, W, number of windows in the whole split; windows here beyond it are padding.
+        begin: [] int32, index of the chunk's first window in the split.
+        windows: [] int32, W, number of windows in the whole split; windows in the chunk beyond it are padding.
     """
 
     ids: Any
@@ -43,11 +43,11 @@ class SequenceLayout:
     """Positions of the B sequences in a split; see `make_streams`.
 
     Attributes:
-        begins: [B] int64, the first character that each sequence reads.
-        starts: [B] int64, the first character whose label counts.
-        ends: [B] int64, the last character, which is only a label.
+        begins: [B] int64, first character that each sequence reads.
+        starts: [B] int64, first character whose label counts.
+        ends: [B] int64, last character, which is only used as a label.
         seq_len: T, characters per window.
-        windows: W, windows of the longest sequence.
+        windows: W, number of windows in the longest sequence.
     """
 
     begins: np.ndarray
@@ -58,18 +58,18 @@ class SequenceLayout:
 
     @classmethod
     def of(cls, length: int, *, batch_size: int, seq_len: int, burn_in: int = 0) -> "SequenceLayout":
-        """Lays out a split of `length` characters as sequences; arguments and errors as for `make_streams`."""
+        """Lays out a split of `length` characters as sequences, with the arguments and errors of `make_streams`."""
         batch_size, seq_len = checked_whole("batch_size", batch_size), checked_whole("seq_len", seq_len)
         burn_in = checked_whole("burn_in", burn_in, least=0)
         if length < 2:
-            raise UserError(f"a text of {_characters(length)} leaves nothing to predict; it needs at least 2")
+            raise UserError(f"text of {_characters(length)} leaves nothing to predict; it needs at least 2")
         bounds = (np.arange(batch_size + 1) * (length - 1)) // batch_size
         begins = np.maximum(bounds[:-1] - burn_in, 0)
         windows = -(-int(np.max(bounds[1:] - begins)) // seq_len)
         return cls(begins, bounds[:-1], bounds[1:], seq_len, windows)
 
     def read(self, ids: Ids, rows: slice, begin: int, windows: int) -> np.ndarray:
-        """Reads windows [begin, begin + windows) of some rows -> [b, windows * T + 1], zero after a sequence's end."""
+        """Reads windows [begin, begin + windows) of some rows as [b, windows * T + 1], zero-padded at the end."""
         begins, ends = self.begins[rows] + begin * self.seq_len, self.ends[rows]
         chunk = np.zeros((len(begins), windows * self.seq_len + 1), ids.dtype)
         for row, start, last in zip(chunk, begins.tolist(), ends.tolist(), strict=True):
@@ -80,28 +80,28 @@ class SequenceLayout:
         return chunk
 
     def counted(self, rows: slice, begin: int, windows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `first` and `stop` of the chunk that `read` returns, each [b] int32."""
+        """Returns `first` and `stop`, each [b] int32, for the chunk that `read` returns."""
         zero, length = self.begins[rows] + begin * self.seq_len, windows * self.seq_len
         first, stop = (np.clip(end[rows] - zero, 0, length).astype(np.int32) for end in (self.starts, self.ends))
         return first, stop
 
 
 def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int = 0) -> Streams:
-    """Divides a text into a batch of B sequences of consecutive characters.
+    """Divides text into a batch of B sequences of consecutive characters.
 
     Args:
         ids: [N] integer, N >= 2.
-        batch_size: B; sequences beyond the N - 1 labels stay empty.
+        batch_size: B; sequences in excess of the N - 1 labels stay empty.
         seq_len: T, characters per window.
-        burn_in: characters before its first label that each sequence also reads, as far as the text goes back. They
-            warm up the state and do not count, so that B sequences measure what a single one would.
+        burn_in: number of characters that each sequence also reads before its first label, as far as the text goes
+            back. They set up the state and do not count, so that B sequences give the same loss as a single one.
 
     Returns:
         NumPy arrays: position t of sequence b has input ids[b, t] and label ids[b, t + 1], which counts where
         first[b] <= t < stop[b].
 
     Raises:
-        UserError: ids are not an array [N] of integers, there are fewer than two, or a number is out of range.
+        UserError: ids are not an integer array [N], there are fewer than two of them, or an argument is out of range.
 
     Examples:
         >>> import numpy as np
@@ -121,12 +121,12 @@ def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int
 
 
 def check_is_array(ids: Ids) -> None:
-    """Checks that a text [N] is an array of integers, or in a file; a UserError otherwise."""
-    shape = getattr(ids, "shape", (0,) if hasattr(ids, "__len__") else ())  # a file has none
+    """Checks that ids [N] are an integer array or are in a file; raises UserError otherwise."""
+    shape = getattr(ids, "shape", (0,) if hasattr(ids, "__len__") else ())  # ids in a file have no shape
     dtype = getattr(ids, "dtype", None)
     if len(shape) != 1 or dtype is None or not np.issubdtype(dtype, np.integer):
         found = type(ids).__name__ if dtype is None else f"{type(ids).__name__} of shape {shape} and dtype {dtype}"
-        raise UserError(f"ids must be an array [N] of integers, such as corpus.train, not {found}")
+        raise UserError(f"ids must be an array [N] of integers, e.g. corpus.train, not {found}")
 
 
 def _characters(number: int) -> str:
@@ -141,7 +141,7 @@ def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
     """
     labels = num_characters - 1
     if labels < 1:
-        text = f"a training text of {_characters(num_characters)}"
+        text = f"training text of {_characters(num_characters)}"
         raise UserError(f"{text} leaves nothing to predict; it needs at least 2")
     if labels >= batch_size * seq_len:
         return
@@ -158,7 +158,7 @@ def check_fits(num_characters: int, *, batch_size: int, seq_len: int) -> None:
 
 
 class Window(NamedTuple):
-    """One window of every sequence: `inputs` and `labels` [B, T], and `counts` [B, T] bool, which labels count."""
+    """One window of every sequence: `inputs` and `labels` [B, T], and `counts` [B, T] bool, True for counted labels."""
 
     inputs: Array
     labels: Array
@@ -175,7 +175,7 @@ def cut_window(streams: Streams, cursor: Array, seq_len: int) -> Window:
 
 
 def windows_held(streams: Streams, seq_len: int) -> int:
-    """Returns C, the number of windows in the whole split, or in a chunk of it.
+    """Returns C, the number of windows in these streams, which may be a chunk of a split.
 
     Raises:
         ValueError: the streams were made for a different seq_len.

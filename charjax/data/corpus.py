@@ -1,4 +1,4 @@
-"""Reads a text as ids: whole and split for training, or in pieces."""
+"""Reads text as ids, either in full and split for training or in pieces."""
 
 import dataclasses
 import functools
@@ -31,12 +31,12 @@ from charjax.distributed.processes import are_several, from_main, together
 from charjax.errors import UserError, check_type, checked_path, checked_whole
 from charjax.host.memory import room_for_text
 
-# The number of blocks of a text that a fingerprint covers, and the size of each.
+# Number of blocks of text that a fingerprint covers, and the size of each.
 FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 4096
-# Characters in a piece of a text.
+# Number of characters in a piece of text.
 PIECE = 1 << 22
 
-# Is called with the digests of the training text and, if it is one of its own, the validation text.
+# Called with the digests of the training text and, if it is separate, the validation text.
 Recognize = Callable[[list[str]], None]
 
 _log = logging.getLogger("charjax")
@@ -44,19 +44,19 @@ _log = logging.getLogger("charjax")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text as ids, split into a training and a validation part.
+    """Text as ids, split into a training and a validation part.
 
     Attributes:
-        train: [N] ids, the first `train_frac` of the text: a NumPy array, or `FileIds` if they stay on disk.
-        validation: [M] ids, the rest, or a text of its own.
-        vocab: the characters.
+        train: [N] ids, the first `train_frac` of the text, as a NumPy array, or as `FileIds` if they stay on disk.
+        validation: [M] ids, the rest of the text or separate validation text.
+        vocab: the vocabulary.
         train_frac: the requested fraction.
-        name: name of the file, or of the first of several.
-        sha256: hex digest of the text's bytes, by which a resumed run recognizes its text.
-        paths: absolute paths of its files, folders and patterns; none if it did not come from files.
-        separator: what comes between two files; None for a line break.
-        validation_path: absolute path of a validation text of its own.
-        validation_sha256: hex digest of that.
+        name: name of the file, or of the first file if there are more.
+        sha256: hex digest of the bytes of the text, by which a resumed run recognizes it.
+        paths: absolute paths of the files, folders and patterns; empty if the text did not come from files.
+        separator: text inserted between two files; None for a line break.
+        validation_path: absolute path of separate validation text; None if there is none.
+        validation_sha256: hex digest of separate validation text; empty if there is none.
 
     Examples:
         >>> from charjax import Corpus
@@ -80,7 +80,7 @@ class Corpus:
 
     @property
     def path(self) -> str:
-        """The absolute path, if there is one; otherwise empty."""
+        """The absolute path if there is exactly one; otherwise empty."""
         return self.paths[0] if len(self.paths) == 1 else ""
 
     @classmethod
@@ -94,24 +94,24 @@ class Corpus:
         validation: TextPath | None = None,
         memory_mb: int | None = None,
     ) -> "Corpus":
-        """Reads a text of any size.
+        """Reads text of any size.
 
         Args:
-            path: a file, a folder (all files below it but hidden ones), a pattern such as "books/*.txt", "-" for
-                standard input, or a list of these, read one after the other. Files are UTF-8, whose byte order mark is
-                left out, or anything for the vocabulary "bytes"; those whose names end in .gz, .bz2, .xz or .zst are
-                decompressed, and of .jsonl each line's "text" is read.
+            path: a file, a folder (all files below it except hidden ones), a pattern such as "books/*.txt", "-" for
+                standard input, or a list of these, read one after another. Files must be UTF-8, with an optional byte
+                order mark that is ignored, unless the vocabulary is "bytes". Files whose names end in .gz, .bz2, .xz or
+                .zst are decompressed; from .jsonl files, the "text" field of each line is read.
             vocab: "ascii", "chars", "bytes", "auto" (the first of these that fits the text), or a `Vocab`.
             train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
-            separator: what comes between two files, or two texts of .jsonl; by default a line break, unless the first
-                ends with one.
-            validation: a text of its own for validation; all of `path` is then for training.
-            memory_mb: megabytes that the text may take; a larger one stays on disk and is read on demand. The default
+            separator: text inserted between two files or .jsonl records; by default a line break, unless the first one
+                already ends with one.
+            validation: separate text for validation; all of `path` is then used for training.
+            memory_mb: megabytes that the text may take up; larger text stays on disk and is read on demand. The default
                 is a quarter of the available memory.
 
         Raises:
-            UserError: there is no such file; it is damaged, a document or in UTF-16; the text is too short to split;
-                or the vocabulary lacks characters of it.
+            UserError: a file does not exist, is damaged, is a document or is in UTF-16; the text is too short to split;
+                or the vocabulary lacks some of its characters.
             OSError: a file cannot be read.
         """
         held_out = None if validation is None else str(checked_path("validation", validation))
@@ -122,7 +122,7 @@ class Corpus:
     def from_text(
         cls, text: str, *, vocab: str | Vocab = "auto", train_frac: float = 0.9, name: str = "text"
     ) -> "Corpus":
-        """Makes a corpus of a string; arguments and errors as for `from_file`."""
+        """Builds a corpus from a string, with the arguments and errors of `from_file`."""
         DataConfig(train_frac=train_frac)
         (file,) = survey_texts([TextSource(name, [in_memory(name, to_utf8(text))])], vocab)
         train, validation = _split(TextPieces(file).read_all(), train_frac, name)
@@ -137,7 +137,7 @@ def read_corpus(
     memory_mb: int | None = None,
     recognize: Recognize | None = None,
 ) -> Corpus:
-    """Reads a text as `Corpus.from_file` does, without `data.vocab`.
+    """Reads text as `Corpus.from_file` does, ignoring `data.vocab`.
 
     Raises:
         UserError: as for `Corpus.from_file`, or a file is in both the training and the validation text.
@@ -149,7 +149,7 @@ def read_corpus(
         train, validation = cast(Ids, ids), cast(Ids, held_out[0][1])
         for one in (file, held_out[0][0]):
             if one.characters < 2:
-                raise UserError(f"{one.source.name} has 1 character; a text of its own needs at least 2")
+                raise UserError(f"{one.source.name} has 1 character; with --validation, each text needs at least 2")
     else:
         train, validation = _split(ids, data.train_frac, file.source.name)
     given = [Path(text) for text in as_list(texts)]
@@ -175,13 +175,13 @@ def _split(ids: Any, train_frac: float, name: str) -> tuple[Ids, Ids]:
     """Divides an array or `FileIds` into a training and a validation part."""
     if len(ids) < 4:
         plural = "" if len(ids) == 1 else "s"
-        raise UserError(f"{name} has {len(ids)} character{plural}; a text needs at least 4, two for each split")
+        raise UserError(f"{name} has {len(ids)} character{plural}; at least 4 are needed, two for each split")
     cut = round(train_frac * len(ids))
     if not 2 <= cut <= len(ids) - 2:
         raise UserError(
-            f"train_frac {train_frac} leaves {cut} of {name}'s {len(ids)} characters to train on and "
-            f"{len(ids) - cut} to validate, but each split needs 2; choose --train-frac closer to 0.5, "
-            "or a longer text"
+            f"train_frac {train_frac} leaves {cut} of the {len(ids)} characters of {name} to train on and "
+            f"{len(ids) - cut} to validate on, but each split needs 2; choose a --train-frac closer to 0.5, "
+            "or use longer text"
         )
     if isinstance(ids, FileIds):
         return ids.part(0, cut), ids.part(cut, len(ids))
@@ -196,7 +196,7 @@ def read_ids(
     memory_mb: int | None = None,
     on_unknown: OnUnknown | None = None,
 ) -> tuple[np.ndarray | FileIds, Vocab, str]:
-    """Reads a text as `Corpus.from_file` does -> (ids [N], vocabulary, hex SHA-256 of the text)."""
+    """Reads text as `Corpus.from_file` does and returns (ids [N], vocabulary, hex SHA-256 of the text)."""
     ((file, ids),) = _read([path], vocab, separator=separator, memory_mb=memory_mb, on_unknown=on_unknown)
     return ids, file.vocab, file.sha256
 
@@ -210,7 +210,7 @@ def _read(
     on_unknown: OnUnknown | None = None,
     recognize: Recognize | None = None,
 ) -> list[tuple[TextFile, np.ndarray | FileIds]]:
-    """Reads texts into memory, or opens them if they do not fit, or if there are several processes."""
+    """Reads texts into memory, or only opens them if they do not fit or there are multiple processes."""
     budget = room_for_text() if memory_mb is None else 1_000_000 * checked_whole("memory_mb", memory_mb, least=0)
     if are_several():
         files = _open_together(lambda: _open(texts, vocab, budget, separator), vocab, recognize)
@@ -230,13 +230,14 @@ def _open(
     spool, sources, seen = Spool(budget), list[TextSource](), set[Path]()
     for text in texts:
         if are_several() and STANDARD_INPUT in text_files(text):
-            raise UserError("several processes cannot share standard input; give a file")
+            raise UserError("multiple processes cannot share standard input; use a file")
         source = open_text(text, spool, separator=separator)
         for part in source.parts:
             check_is_text(part, vocab)
         files = {path.resolve() for path in source.files}
         if files & seen:
-            raise UserError(f"{min(files & seen)} is both to train and to validate on; take it out of one")
+            both = "is in both the training and the validation text"
+            raise UserError(f"{min(files & seen)} {both}; remove it from one of them")
         seen |= files
         sources.append(source)
     return sources
@@ -245,7 +246,7 @@ def _open(
 def _open_together(
     open_texts: Callable[[], list[TextSource]], vocab: str | Vocab, recognize: Recognize | None
 ) -> list[TextFile]:
-    """Opens texts in several processes: the main one reads all of them, the others only what they train on."""
+    """Opens texts in multiple processes; the main one reads all of them, and the others only what they train on."""
     opened = functools.cache(open_texts)
 
     def survey() -> list[dict[str, Any]]:
@@ -259,13 +260,13 @@ def _open_together(
             files.append(TextFile.from_dict(one["file"], source))
             if _fingerprint(source) != one["fingerprint"]:
                 raise UserError(
-                    f"{source.name} has different text here than in process 0; give every process the same text"
+                    f"{source.name} has different text here than in process 0; use the same text in all processes"
                 )
     return files
 
 
 def _fingerprint(source: TextSource) -> str:
-    """Returns the hex SHA-256 of blocks spread evenly over a text: enough to tell apart all but very similar ones."""
+    """Returns the hex SHA-256 of blocks spread evenly over the text, which tells apart all but very similar texts."""
     digest = hashlib.sha256()
     last = max(source.size - FINGERPRINT_BYTES, 0)
     for block in range(FINGERPRINT_BLOCKS):
@@ -276,13 +277,13 @@ def _fingerprint(source: TextSource) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TextPieces:
-    """A text that yields its ids in pieces; see `read_pieces`."""
+    """Text that yields its ids in pieces; see `read_pieces`."""
 
     file: TextFile
 
     @property
     def vocab(self) -> Vocab:
-        """Its characters."""
+        """The vocabulary of the text."""
         return self.file.vocab
 
     @property
@@ -291,7 +292,7 @@ class TextPieces:
         return self.file.characters
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields ids [n], n > 0; a UserError if the text has changed since it was surveyed."""
+        """Yields ids [n], n > 0; raises UserError if the text has changed since it was surveyed."""
         for start in range(0, self.size, PIECE):
             yield self.file.read(start, min(start + PIECE, self.size))
 
@@ -305,17 +306,17 @@ class TextPieces:
 
 
 def check_corpus(corpus: Corpus) -> None:
-    """Checks that a corpus is one; a UserError otherwise."""
+    """Checks that an argument is a `Corpus`; raises UserError otherwise."""
     check_type("corpus", corpus, Corpus, "make one with Corpus.from_file or Corpus.from_text")
 
 
 def read_pieces(
     path: TextPaths, vocab: str | Vocab = "auto", *, separator: str | None = None, on_unknown: OnUnknown = "error"
 ) -> TextPieces:
-    """Reads a text of any size in pieces of a few megabytes.
+    """Reads text of any size in pieces of a few megabytes.
 
     Args:
-        path: a file, folder or pattern, or several, as in `Corpus.from_file`.
+        path: a file, folder or pattern, or a list of them, as in `Corpus.from_file`.
         vocab: as in `Corpus.from_file`.
         separator: as in `Corpus.from_file`.
         on_unknown: what to do about characters that the vocabulary lacks, as in `Vocab.encode`.
@@ -324,7 +325,7 @@ def read_pieces(
         An iterable of ids [n]; each iteration reads the text from its beginning.
 
     Raises:
-        UserError: as for `Corpus.from_file`; during iteration, also if a file has changed.
+        UserError: as for `Corpus.from_file`, or, during iteration, a file has changed.
 
     Examples:
         >>> import pathlib, tempfile

@@ -1,4 +1,4 @@
-"""Reads the texts in compressed files and in JSON Lines, which are recognized by the endings of their names."""
+"""Reads text from compressed files and JSON Lines files, which are recognized by their file extensions."""
 
 import bz2
 import contextlib
@@ -15,7 +15,7 @@ from charjax.errors import UserError
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _ZSTD = ".zst"
-# Compressed bytes read at a time: zstd expands some texts ten thousand times.
+# Number of compressed bytes read at a time, small because zstd expands some text ten-thousand-fold.
 _ZSTD_BYTES = 1 << 14
 
 
@@ -25,7 +25,7 @@ def is_compressed(path: Path) -> bool:
 
 
 def is_json_lines(path: Path) -> bool:
-    """Returns True for a file, perhaps compressed, that `json_lines` reads."""
+    """Returns True for a file, compressed or not, that `json_lines` reads."""
     return (path.with_suffix("") if is_compressed(path) else path).suffix == ".jsonl"
 
 
@@ -33,7 +33,7 @@ def contents(path: Path, size: int) -> Iterator[bytes]:
     """Yields the decompressed content of a file in chunks of about `size` bytes.
 
     Raises:
-        UserError: the file is damaged, or its package is not installed.
+        UserError: the file is damaged, or the package to decompress it is not installed.
         OSError: the file cannot be read.
     """
     if path.suffix == _ZSTD:
@@ -49,7 +49,7 @@ def _zstd_contents(path: Path) -> Iterator[bytes]:
         zstandard = importlib.import_module("zstandard")
     except ModuleNotFoundError:
         raise UserError(f"{path} needs a package to read zstd: pip install 'charjax[zstd]'") from None
-    # Not `stream_reader`, which takes a file that was cut off for a whole one.
+    # `stream_reader` would mistake a truncated file for a complete one.
     decompressor, frame = zstandard.ZstdDecompressor(max_window_size=2**31), None
     with _reporting_damage(path, zstandard.ZstdError), path.open("rb") as file:
         while data := file.read(_ZSTD_BYTES):
@@ -70,21 +70,21 @@ def _reporting_damage(path: Path, *kinds: Any) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)
             raise
-        raise UserError(f"{path} is damaged, or not {path.suffix[1:]} ({error}); make it again") from error
+        raise UserError(f"{path} is damaged, or not {path.suffix[1:]} ({error}); create it again") from error
 
 
 def gap(before: bytes, separator: bytes | None) -> bytes:
-    """Returns what comes between two texts: a separator or, for None, a line break unless the first ends with one."""
+    """Returns the separator to insert after `before`; None means a line break, unless `before` ends with one."""
     if separator is not None:
         return separator
     return b"" if before.endswith(b"\n") else b"\n"
 
 
 def json_lines(path: Path, separator: bytes | None, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yields the number of each line of a file of JSON Lines and its text, preceded by a gap unless it is the first.
+    """Yields the number and text of each non-empty line of a JSON Lines file, with separators between the texts.
 
     Raises:
-        UserError: a line is not an object with a string "text"; empty lines are none.
+        UserError: a line is not an object with a string "text"; blank lines are skipped.
     """
     before = b""
     for number, line in enumerate(_lines(contents(path, size)), start=1):

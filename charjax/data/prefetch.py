@@ -1,4 +1,4 @@
-"""Loads a split onto the devices: whole, or in chunks read ahead if it is larger than its memory budget."""
+"""Loads a split onto the devices, in one piece or, if it exceeds its memory budget, in chunks that are prefetched."""
 
 import collections
 import logging
@@ -15,7 +15,7 @@ from charjax.distributed.mesh import OVER_BATCH, REPLICATED
 
 STREAM_SPECS: Any = Streams(OVER_BATCH, OVER_BATCH, OVER_BATCH, REPLICATED, REPLICATED)
 
-# In memory at once: the chunks of the previous call, of this one and of the next, and the buffer that is read into.
+# Chunks in memory at once: those of the previous, current and next call, and the buffer that is read into.
 CHUNKS_IN_MEMORY = 4
 # Positions within a chunk's sequences are int32.
 MAX_CHUNK_CHARACTERS = 2**31 - 2
@@ -24,15 +24,15 @@ _log = logging.getLogger("charjax")
 
 
 class Prefetcher:
-    """Provides the sequences of a split on the devices of a mesh, chunk by chunk; a context manager.
+    """Context manager that loads the sequences of a split onto the devices of a mesh, chunk by chunk.
 
-    A split that fits in the budget is one chunk, which stays on the devices. A larger one is several chunks of equal
-    shape, so that one compiled program takes them all; while one is in use, a thread reads the next from the text and
-    transfers it. Every process reads only the rows of its own devices.
+    A split that fits in the budget is a single chunk, which stays on the devices. A larger one is divided into chunks
+    of the same shape, so that one compiled program can use them all; while one chunk is in use, a thread reads the next
+    one from the text and transfers it. Each process reads only the rows of its own devices.
 
     Attributes:
-        windows: W, windows of the whole split.
-        chunk_windows: C, windows of a chunk.
+        windows: W, number of windows in the whole split.
+        chunk_windows: C, number of windows in a chunk.
     """
 
     def __init__(self, ids: Ids, layout: SequenceLayout, mesh: Mesh, *, budget: int | None = None) -> None:
@@ -40,16 +40,16 @@ class Prefetcher:
 
         Args:
             ids: the split.
-            layout: its sequences, as many as the mesh's devices divide evenly.
-            mesh: devices.
-            budget: bytes of the split that this process may hold at once; None sets no limit. One window of every
-                sequence is held in any case.
+            layout: its division into sequences, whose number is a multiple of the number of devices.
+            mesh: the devices.
+            budget: maximum number of bytes of the split that this process may hold at once; None sets no limit. It
+                always holds at least one window of every sequence.
         """
         check_is_array(ids)
         self._ids, self._layout, self._mesh = ids, layout, mesh
         self._shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), STREAM_SPECS)
         batch_size = len(layout.begins)
-        # Rows of the process with the most devices, so that chunks have the same length in all processes.
+        # Use the rows of the process with the most devices, so that chunks have the same length in all processes.
         local = collections.Counter(device.process_index for device in mesh.devices.flat)
         rows = batch_size * max(local.values()) // mesh.size
         self.windows = layout.windows
@@ -77,11 +77,11 @@ class Prefetcher:
         return min((window // self.chunk_windows + 1) * self.chunk_windows, self.windows)
 
     def chunk_at(self, window: int) -> Streams:
-        """Returns the chunk that contains `window`, and starts to read the next one.
+        """Returns the chunk that contains `window` and starts reading the next one.
 
         Raises:
-            UserError: the text's file has changed.
-            OSError: the text's file can no longer be read.
+            UserError: the file with the text has changed.
+            OSError: the file with the text can no longer be read.
         """
         chunk = window // self.chunk_windows
         if self._current is None or self._current[0] != chunk:
@@ -95,7 +95,7 @@ class Prefetcher:
         return self._current[1]
 
     def abstract_chunk(self) -> Streams:
-        """Returns the shapes, dtypes and shardings of a chunk's arrays, which are the same for all chunks."""
+        """Returns the shapes, dtypes and shardings of the arrays in a chunk, which are the same for all chunks."""
         rows, length = len(self._layout.begins), self.chunk_windows * self._layout.seq_len + 1
         shapes: Any = ((rows, length), (rows,), (rows,), (), ())
         dtypes = (self._ids.dtype, *4 * (np.dtype(np.int32),))
@@ -111,7 +111,7 @@ class Prefetcher:
             lambda _: np.int32(begin),
             lambda _: np.int32(self.windows),
         )
-        # Reads only the parts of this process's devices; `jax.device_put` would need the whole arrays.
+        # Read only the parts for the devices of this process; `jax.device_put` would need the full arrays.
         put: Any = jax.make_array_from_callback
         arrays = zip(self.abstract_chunk(), parts, strict=True)
         streams = Streams(*(put(array.shape, array.sharding, part) for array, part in arrays))

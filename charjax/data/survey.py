@@ -1,4 +1,4 @@
-"""Reads a text for the first time, to find its characters, size and digest, and a vocabulary that fits."""
+"""Makes a first pass over the text to find its characters, size and digest, and a vocabulary that fits it."""
 
 import codecs
 import dataclasses
@@ -20,12 +20,12 @@ from charjax.errors import UserError
 UNICODE_SIZE = 0x110000
 _BOM = 0xFEFF
 
-# The first bytes of files that are not texts: what they are, and how to get the text.
+# First bytes of files that are not plain text, with what the files are and how to get the text out of them.
 _SIGNATURES = (
-    (b"\x1f\x8b", "compressed with gzip", "give its name the ending .gz, or decompress it (gunzip)"),
-    (b"\xfd7zXZ\0", "compressed with xz", "give its name the ending .xz, or decompress it (unxz)"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "give its name the ending .zst, or decompress it (unzstd)"),
-    (b"BZh91AY&SY", "compressed with bzip2", "give its name the ending .bz2, or decompress it (bunzip2)"),
+    (b"\x1f\x8b", "compressed with gzip", "rename it to end in .gz, or decompress it (gunzip)"),
+    (b"\xfd7zXZ\0", "compressed with xz", "rename it to end in .xz, or decompress it (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "rename it to end in .zst, or decompress it (unzstd)"),
+    (b"BZh91AY&SY", "compressed with bzip2", "rename it to end in .bz2, or decompress it (bunzip2)"),
     (b"PK\3\4", "a ZIP archive or an office document", "extract or export its text"),
     (b"%PDF-", "a PDF", "extract its text (pdftotext)"),
     (codecs.BOM_UTF32_LE, "in UTF-32", "convert it (iconv -f UTF-32 -t UTF-8)"),
@@ -39,11 +39,11 @@ _log = logging.getLogger("charjax")
 
 
 def check_is_text(part: Part, vocab: str | Vocab) -> None:
-    """Recognizes files that are not texts by their first bytes, except for the vocabulary "bytes".
+    """Recognizes files that are not plain text by their first bytes, unless the vocabulary is "bytes".
 
     Raises:
-        UserError: the file is compressed, a document, or in UTF-16 or UTF-32; the message says how to get its text. Or
-            vocab is not one.
+        UserError: the file is compressed, is a document, or is in UTF-16 or UTF-32 (the message says how to get its
+            text), or vocab is not valid.
     """
     kind = vocab.kind if isinstance(vocab, Vocab) else DataConfig(vocab=vocab).vocab  # type: ignore[arg-type]
     if kind == "bytes":
@@ -53,14 +53,14 @@ def check_is_text(part: Part, vocab: str | Vocab) -> None:
     if found:
         what, remedy = found
         raise UserError(
-            f"{part.name} is {what}, not UTF-8 text; {remedy}, or use --vocab bytes to take its bytes as they are"
+            f"{part.name} is {what}, not UTF-8 text; {remedy}, or use --vocab bytes to use its bytes as they are"
         )
 
 
 def _without_signature(start: bytes) -> list[str]:
-    """Recognizes tar archives, and UTF-16 by its zeros: they are every other byte of Latin letters."""
+    """Recognizes tar archives, and UTF-16 by its zeros, which are every other byte in Latin text."""
     if start[257:262] == b"ustar":
-        return ["a tar archive", "extract it and give the folder"]
+        return ["a tar archive", "extract it and use the folder"]
     for order, zeros, others in (("LE", start[1::2], start[::2]), ("BE", start[::2], start[1::2])):
         if len(start) > 3 and zeros.count(0) > 0.8 * len(zeros) and others.count(0) < 0.2 * len(others):
             return ["in UTF-16", f"convert it (iconv -f UTF-16{order} -t UTF-8)"]
@@ -75,7 +75,7 @@ class InvalidByte(NamedTuple):
 
 
 class NotUTF8Error(Exception):
-    """Raised at the first byte of a text that is not UTF-8."""
+    """Raised at the first byte in the text that is not valid UTF-8."""
 
     def __init__(self, byte: InvalidByte) -> None:
         super().__init__(byte)
@@ -84,14 +84,14 @@ class NotUTF8Error(Exception):
 
 @dataclasses.dataclass
 class Survey:
-    """The result of the first pass over a text.
+    """The result of the first pass over the text.
 
     Attributes:
         source: the text.
         sha256: hex digest of the bytes.
-        characters: number of characters, without a byte order mark and without those that are skipped.
-        seen: [UNICODE_SIZE] bool, which code points occur.
-        invalid: the first byte that is not UTF-8, if any; the two fields above then end before it.
+        characters: number of characters, excluding a byte order mark and skipped characters.
+        seen: [UNICODE_SIZE] bool, True for code points that occur in the text.
+        invalid: first byte that is not valid UTF-8, if any; the two fields above then only cover the text before it.
         unknown: number of characters that are skipped or replaced.
         index: byte offset of every `INDEX_STRIDE`th character.
     """
@@ -115,17 +115,17 @@ class Survey:
         return "".join(map(chr, np.flatnonzero(self.seen)))
 
     def add(self, points: np.ndarray, offset: int, known: np.ndarray | None, *, skip: bool) -> int:
-        """Adds the next characters, which begin at a byte offset, and returns the offset of those after them.
+        """Adds the next characters and returns the byte offset after them.
 
         Args:
             points: code points [n]; uint8 if all are ASCII.
-            offset: in bytes.
-            known: [UNICODE_SIZE] bool, the characters of a vocabulary; None if all must be.
-            skip: leave the others out.
+            offset: byte offset at which these characters begin.
+            known: [UNICODE_SIZE] bool, True for characters in the vocabulary; None if all characters must be in it.
+            skip: leave out characters that are not in the vocabulary.
         """
         if not len(points):
             return offset
-        if points.dtype == np.uint8:  # several times as fast as an index of every character
+        if points.dtype == np.uint8:  # several times faster than indexing with every character
             new = points.tobytes().translate(None, np.flatnonzero(self.seen[:128]).astype(np.uint8).tobytes())
             self.seen[list(set(new))] = True
         else:
@@ -146,7 +146,7 @@ class Survey:
 
 
 def _offsets(points: np.ndarray, positions: np.ndarray, offset: int) -> tuple[list[int], int]:
-    """Returns the byte offsets of some of the characters that begin at one, and the offset after all of them."""
+    """Returns the byte offsets of the characters at some positions, and the offset after the last character."""
     if points.dtype == np.uint8:
         return (offset + positions).tolist(), offset + len(points)
     cuts = np.unique(np.append(0, positions))
@@ -162,13 +162,14 @@ def survey_texts(
     on_unknown: OnUnknown | None = None,
     recognize: Callable[[list[str]], None] | None = None,
 ) -> list[TextFile]:
-    """Reads texts for the first time and chooses a vocabulary that has all of their characters.
+    """Makes a first pass over texts and chooses a vocabulary that has all of their characters.
 
     Args:
         sources: the texts.
         vocab: as in `Corpus.from_file`.
-        on_unknown: what to do about characters that a given vocabulary lacks; None is an error that names no option.
-        recognize: is called with the digests of the texts before anything else is checked.
+        on_unknown: what to do about characters that a given vocabulary lacks; None raises an error that does not
+            suggest any option.
+        recognize: called with the digests of the texts before anything else is checked.
 
     Raises:
         UserError: a text is empty, is not UTF-8 although `vocab` needs it, or has characters that `vocab` lacks.
@@ -183,7 +184,7 @@ def survey_texts(
         recognize([survey.sha256 for survey in surveys])
     for survey in surveys:
         if not survey.source.size:
-            raise UserError(f"{survey.source.name} is empty; give a non-empty text")
+            raise UserError(f"{survey.source.name} is empty; use non-empty text")
     chosen = _choose(surveys, vocab)
     if vocab == "auto":
         _log_choice(surveys, chosen)
@@ -208,22 +209,22 @@ def _survey(source: TextSource, known: np.ndarray | None, *, skip: bool, decode:
     except NotUTF8Error as error:
         found.invalid = error.byte
     for _ in rest:
-        pass  # only the digest needs it
+        pass  # only needed for the digest
     found.sha256 = digest.hexdigest()
     return found
 
 
 def _check(survey: Survey, vocab: Vocab, or_tolerate: str, *, is_fixed: bool) -> None:
-    """Checks that a text has characters, all of them in a vocabulary; one that `is_fixed` no option can change."""
+    """Checks that the text is not empty and its characters are in the vocabulary, which is the user's if `is_fixed`."""
     source = survey.source
     if survey.invalid is not None:
         file, offset = source.locate(survey.invalid.offset)
         advice = f"convert the file{or_tolerate}" if is_fixed else "use --vocab bytes, or convert the file"
         raise UserError(f"{file} is not UTF-8: byte 0x{survey.invalid.value:02x} at offset {offset}; {advice}")
     if source.size == source.mark:
-        raise UserError(f"{source.name} is empty except for a byte order mark; give a non-empty text")
+        raise UserError(f"{source.name} is empty except for a byte order mark; use non-empty text")
     if not survey.characters:
-        raise UserError(f"{source.name} has no character of the {vocab.kind} vocabulary; give another text")
+        raise UserError(f"{source.name} has no characters in the {vocab.kind} vocabulary; use different text")
     unknown = vocab.unknown(survey.alphabet)
     if unknown and not survey.unknown:
         advice = f"replace it in the text{or_tolerate}" if is_fixed else "use --vocab auto, chars or bytes"
@@ -250,10 +251,10 @@ def _text_file(survey: Survey, vocab: Vocab, on_unknown: OnUnknown | None) -> Te
 
 
 def code_points(chunks: Iterable[bytes], errors: str = "strict") -> Iterator[np.ndarray]:
-    """Decodes a text chunk by chunk, yielding code points [n] without a byte order mark at the beginning.
+    """Decodes text chunk by chunk, yielding code points [n] without a byte order mark at the beginning.
 
     Raises:
-        NotUTF8Error: the text is not UTF-8, unless the bytes that are not become "surrogateescape".
+        NotUTF8Error: the text is not valid UTF-8 and `errors` is not "surrogateescape".
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     at_start, offset = True, 0
@@ -267,7 +268,7 @@ def code_points(chunks: Iterable[bytes], errors: str = "strict") -> Iterator[np.
 
 
 def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int) -> np.ndarray:
-    """Decodes the chunk at a byte offset to code points; an empty one ends the text."""
+    """Decodes the chunk at a byte offset to code points; an empty chunk marks the end of the text."""
     pending = decoder.getstate()[0]
     if chunk and chunk.isascii() and not pending:
         return np.frombuffer(chunk, np.uint8)
@@ -306,13 +307,13 @@ def _log_choice(surveys: Sequence[Survey], chosen: Vocab) -> None:
 
 
 def _count_invalid(source: TextSource) -> int:
-    """Returns how many bytes are not part of a UTF-8 character."""
+    """Returns the number of bytes that are not part of a UTF-8 character."""
     points = code_points(source.chunks(), "surrogateescape")
     return sum(int(((some >= 0xDC80) & (some <= 0xDCFF)).sum()) for some in points)
 
 
 def _unknown_error(source: TextSource, vocab: Vocab, unknown: str, advice: str) -> UserError:
-    """Names the characters that a vocabulary lacks, and the place of the first of them."""
+    """Returns an error that names the characters the vocabulary lacks and the location of the first one."""
     codes = np.array([ord(character) for character in unknown], np.uint32)
     offset = source.mark
     for points in code_points(source.chunks()):

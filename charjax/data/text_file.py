@@ -1,4 +1,4 @@
-"""Reads ids from a text on demand, a slice at a time, for texts that do not fit in memory."""
+"""Reads ids from text on demand, a slice at a time, for text that does not fit in memory."""
 
 import dataclasses
 import functools
@@ -10,25 +10,25 @@ from charjax.data.text_source import TextSource, changed
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 
-# Characters between two entries of a file's index; up to that many are decoded to find one.
+# Number of characters between index entries; up to that many are decoded to find a character.
 INDEX_STRIDE = 1 << 16
-# In a table of ids: a character that is left out, and one that the text did not have.
+# Entries in a table of ids for a character that is left out and for one that was not in the text before.
 SKIPPED, _NEW = -2, -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextFile:
-    """A text that has been surveyed and can be read in any order.
+    """Text that has been surveyed and can be read in any order.
 
     Attributes:
-        source: its bytes.
-        vocab: its characters.
+        source: the bytes of the text.
+        vocab: the vocabulary.
         characters: number of characters.
         first_byte: offset of the first character, after any byte order mark.
-        index: byte offset of every `INDEX_STRIDE`th character; None if every character is one byte.
+        index: byte offset of every `INDEX_STRIDE`th character; None if all characters are single bytes.
         size: number of bytes.
         sha256: hex digest of the bytes.
-        unknown: the id that stands for a code point that the vocabulary lacks, or `SKIPPED`.
+        unknown: maps each code point that the vocabulary lacks to the id that replaces it, or `SKIPPED`.
     """
 
     source: TextSource
@@ -41,14 +41,14 @@ class TextFile:
     unknown: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns, ready for JSON, what `from_dict` needs to read the same text in another process."""
+        """Returns a JSON-serializable dict from which `from_dict` can read the same text in another process."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["source"], values["unknown"]  # of this process's copy; none when training
+        del values["source"], values["unknown"]  # specific to this process; always empty in training
         return {**values, "vocab": self.vocab.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: TextSource) -> "TextFile":
-        """Opens a text that another process has surveyed; this machine may have its own copy.
+        """Opens text that another process has surveyed; this machine may have its own copy.
 
         Raises:
             UserError: the text has a different size here.
@@ -56,12 +56,12 @@ class TextFile:
         if source.size != values["size"]:
             raise UserError(
                 f"{source.name} has {source.size:,} bytes here but {values['size']:,} in process 0; "
-                "give every process the same text"
+                "use the same text in all processes"
             )
         return cls(**{**values, "source": source, "vocab": Vocab.from_dict(values["vocab"])})
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Reads characters [start, stop), 0 <= start <= stop <= characters -> ids [stop - start].
+        """Reads characters [start, stop), with 0 <= start <= stop <= characters, as ids [stop - start].
 
         Raises:
             UserError: a file has changed since it was surveyed.
@@ -85,14 +85,14 @@ class TextFile:
         return ids.astype(self.vocab.dtype)
 
     def _of_bytes(self, content: bytes) -> np.ndarray:
-        """Returns the ids of characters of one byte."""
+        """Returns the ids of single-byte characters."""
         if self.vocab.kind == "bytes":
             return np.frombuffer(content, np.uint8)
         if not content.isascii():
             raise changed(self.source.name)
         if self.vocab.kind == "ascii":
             return np.frombuffer(content, np.uint8)
-        # ASCII comes first in the order of code points, so the ids are bytes, too.
+        # ASCII comes first in the order of code points, so the ids fit in bytes, too.
         ids = np.frombuffer(content.translate(self._table[:256].astype(np.uint8).tobytes()), np.uint8)
         if ids.max() == 255:  # _NEW
             raise changed(self.source.name)
@@ -100,7 +100,7 @@ class TextFile:
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
-        """Id of each code point, negative if it has none."""
+        """The id of each code point; negative if it has no id."""
         codes = self.vocab.codes()
         table = np.full(max(int(codes[-1]), 255, *self.unknown) + 1, _NEW, np.int32)
         table[codes] = np.arange(self.vocab.size)
@@ -118,12 +118,12 @@ class TextFile:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileIds:
-    """Ids [stop - start] of part of a text, which can be sliced like an array and are read on demand.
+    """Ids [stop - start] of part of a file, which can be sliced like an array and are read on demand.
 
     Attributes:
-        file: the whole text.
-        start: the first character of the part.
-        stop: one past its last character.
+        file: the full text.
+        start: first character of the part.
+        stop: one past the last character of the part.
     """
 
     file: TextFile
@@ -139,12 +139,12 @@ class FileIds:
         return self.stop - self.start
 
     def __getitem__(self, part: slice, /) -> np.ndarray:
-        """Reads a slice of consecutive ids; errors as for `TextFile.read`."""
+        """Reads a slice of consecutive ids; raises the same errors as `TextFile.read`."""
         start, stop, step = part.indices(len(self))
         if step != 1:
             raise ValueError(f"ids in a file can only be sliced with step 1, not {step}")
         return self.file.read(self.start + start, self.start + max(start, stop))
 
     def part(self, start: int, stop: int) -> "FileIds":
-        """Returns characters [start, stop) of this part, unread."""
+        """Returns characters [start, stop) of this part without reading them."""
         return FileIds(self.file, self.start + start, self.start + stop)

@@ -1,4 +1,4 @@
-"""The bytes of a text, which may come from several files, readable at any offset; and where in the files a byte is."""
+"""Provides the bytes of text from one or more files, readable at any offset, and locates a byte in the files."""
 
 import bisect
 import codecs
@@ -21,32 +21,32 @@ from charjax.data.vocab import to_utf8
 from charjax.errors import UserError, checked_path
 from charjax.host.atomic_file import naming
 
-# A path, or several: of files and folders, or patterns such as "books/*.txt".
+# One or more paths of files and folders, or patterns such as "books/*.txt".
 TextPath = str | os.PathLike[str]
 TextPaths = TextPath | Sequence[TextPath]
 
-# Bytes read at a time.
+# Number of bytes read at a time.
 READ_BYTES = 1 << 22
 STANDARD_INPUT = Path("-")
 
 
 def check_is_file(path: Path) -> None:
-    """Checks that a text can be read from a path, more than once.
+    """Checks that text can be read from a path more than once.
 
     Raises:
         UserError: the path does not exist, or is a pipe or device.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a text file")
+        raise UserError(f"{path} does not exist; use a text file")
     if not path.is_file():
-        raise UserError(f"{path} is a pipe or device; give a text file, or - to read standard input")
+        raise UserError(f"{path} is a pipe or device; use a text file, or - to read standard input")
 
 
 def text_files(texts: TextPaths) -> list[Path]:
-    """Returns the files of a text: of a folder all below it but hidden ones, of a pattern all matches, each sorted.
+    """Expands folders to all files below them except hidden ones, and patterns to their matches, each in sorted order.
 
     Raises:
-        UserError: a folder has no files, nothing matches a pattern, standard input is given twice, or an argument is
+        UserError: a folder has no files, nothing matches a pattern, standard input is passed twice, or an argument is
             not a path.
     """
     files: list[Path] = []
@@ -63,12 +63,12 @@ def text_files(texts: TextPaths) -> list[Path]:
         for one in found:
             files += _files_below(one) if one.is_dir() else [one]
     if files.count(STANDARD_INPUT) > 1:
-        raise UserError("standard input can be read only once; give one -")
+        raise UserError("standard input can be read only once; use a single -")
     return files
 
 
 def as_list(texts: TextPaths) -> Sequence[TextPath]:
-    """Returns the arguments that name a text."""
+    """Returns one or more paths as a list."""
     return texts if isinstance(texts, list | tuple) else [texts]  # type: ignore[list-item]
 
 
@@ -82,25 +82,25 @@ def _files_below(folder: Path) -> list[Path]:
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     files = sorted(path for path in files if path.is_file())
     if not files:
-        raise UserError(f"{folder} is a folder without files; give a text file, or a folder of them")
+        raise UserError(f"{folder} is a folder without files; use a text file, or a folder that contains some")
     return files
 
 
 def changed(name: str) -> UserError:
-    """Returns the error for a text that is not what it was when it was first read."""
+    """Returns the error for text that has changed since it was first read."""
     return UserError(f"{name} changed while it was in use; make a copy and use that")
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of a text: a file, or what lies between two.
+    """Part of the text: a file, or the separator between two files.
 
     Attributes:
-        name: what messages call it.
+        name: name for use in messages.
         size: number of bytes.
-        read: reads bytes [start, stop) of its file.
-        skipped: bytes at the file's beginning that are not part of it: a byte order mark.
-        records: of JSON Lines, the line and content of each text; None for other files.
+        read: function that reads bytes [start, stop) of the file.
+        skipped: number of bytes at the beginning of the file that are left out, for a byte order mark.
+        records: for JSON Lines, yields the line number and content of each text; None for other files.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Part:
         return self.read(self.skipped + start, self.skipped + stop)
 
     def without_mark(self) -> "Part":
-        """Returns the part without the byte order mark that it may begin with."""
+        """Returns the part without a leading byte order mark."""
         mark = len(codecs.BOM_UTF8)
         if self.bytes(0, min(mark, self.size)) != codecs.BOM_UTF8:
             return self
@@ -122,7 +122,7 @@ class Part:
 
 
 def _plain(path: Path) -> Part:
-    """Opens a file, which is not mapped: one that shrinks would end the process, while a read reports it."""
+    """Opens a file without memory-mapping it, so that a read reports if it shrinks, which would crash a mapping."""
     absolute, before = path.absolute(), path.stat()
 
     def read(start: int, stop: int) -> bytes:
@@ -139,16 +139,16 @@ def _plain(path: Path) -> Part:
 
 
 def in_memory(name: str, content: bytes) -> Part:
-    """Makes a part of bytes."""
+    """Returns a part with the given bytes."""
     return Part(name, len(content), lambda start, stop: content[start:stop])
 
 
 class Spool:
-    """Copies of texts that cannot be read at an offset: in memory or, beyond a budget, in a file without a name."""
+    """Copies texts that cannot be read at an offset, into memory or, beyond a budget, into an unnamed file."""
 
     def __init__(self, budget: int | None) -> None:
-        """Starts empty; the budget is in bytes, None for no limit."""
-        limit = 0 if budget is None else max(budget, 1)  # 0 is no limit
+        """Starts with no copies; the budget is in bytes, with None for no limit."""
+        limit = 0 if budget is None else max(budget, 1)  # 0 means no limit
         self._file = tempfile.SpooledTemporaryFile(max_size=limit)  # noqa: SIM115 -- open as long as the text
         self._size, self._lock = 0, threading.Lock()
         weakref.finalize(self, self._file.close)
@@ -159,7 +159,7 @@ class Spool:
         chunks: Iterable[bytes],
         records: Callable[[], Iterator[tuple[int, bytes]]] | None = None,
     ) -> Part:
-        """Copies a text that comes in chunks; the other arguments are those of `Part`."""
+        """Copies text that comes in chunks; the other arguments are those of `Part`."""
         begin = self._size
         self._file.seek(begin)
         for chunk in chunks:
@@ -178,11 +178,11 @@ class Spool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextSource:
-    """A text as bytes.
+    """Text as bytes.
 
     Attributes:
-        name: what messages call it.
-        parts: its bytes, in order.
+        name: name for use in messages.
+        parts: parts of the text, in order.
         files: the files that they come from.
     """
 
@@ -201,7 +201,7 @@ class TextSource:
 
     @functools.cached_property
     def mark(self) -> int:
-        """Number of bytes of the byte order mark that the text begins with, 0 if it does not."""
+        """Number of bytes in the leading byte order mark; 0 if there is none."""
         mark = codecs.BOM_UTF8
         return len(mark) if self.read(0, min(len(mark), self.size)) == mark else 0
 
@@ -221,12 +221,12 @@ class TextSource:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def chunks(self) -> Iterator[bytes]:
-        """Reads the whole text, `READ_BYTES` at a time."""
+        """Reads all of the text, `READ_BYTES` at a time."""
         for start in range(0, self.size, READ_BYTES):
             yield self.read(start, min(start + READ_BYTES, self.size))
 
     def locate(self, offset: int) -> tuple[str, int]:
-        """Returns the file of a byte, and the byte's offset there."""
+        """Returns the file that contains a byte, and the offset of the byte in it."""
         number, offset = self._locate(offset)
         return self.parts[number].name, self.parts[number].skipped + offset
 
@@ -235,7 +235,7 @@ class TextSource:
         return number, offset - (self._ends[number - 1] if number else 0)
 
     def place(self, offset: int) -> str:
-        """Returns the file, line and column of a character that begins at a byte; of JSON Lines, the file's line."""
+        """Returns the file, line and column of the character at a byte offset; for JSON Lines, only file and line."""
         number, offset = self._locate(offset)
         part = self.parts[number]
         if part.records is None:
@@ -255,17 +255,17 @@ def _line_and_column(part: Part, offset: int, mark: int) -> tuple[int, int]:
         breaks = np.flatnonzero(content == ord("\n"))
         if breaks.size:
             line, column, content = line + len(breaks), 1, content[breaks[-1] + 1 :]
-        column += int(((content & 0xC0) != 0x80).sum())  # without the bytes that continue a character
+        column += int(((content & 0xC0) != 0x80).sum())  # without UTF-8 continuation bytes
     return line, column
 
 
 def open_text(texts: TextPaths, spool: Spool, *, separator: str | None = None) -> TextSource:
-    """Opens a text.
+    """Opens the files of a text.
 
     Args:
-        texts: its files, as for `text_files`; empty ones are left out.
-        spool: for those that cannot be read at an offset: compressed files, JSON Lines and standard input.
-        separator: comes between two files, or two texts of JSON Lines; None is a line break, unless there is one.
+        texts: the files, as for `text_files`; empty files are left out.
+        spool: stores files that cannot be read at an offset: compressed files, JSON Lines and standard input.
+        separator: text inserted between two files or JSON Lines records; None for a line break unless there is one.
 
     Raises:
         UserError: a file does not exist, is damaged, or is a pipe or device.
@@ -284,7 +284,7 @@ def open_text(texts: TextPaths, spool: Spool, *, separator: str | None = None) -
 
 
 def name_of(texts: Sequence[TextPath]) -> str:
-    """Returns what messages call a text."""
+    """Returns the name of a text for use in messages."""
     first = "standard input" if Path(texts[0]) == STANDARD_INPUT else str(texts[0])
     return f"{first} and {len(texts) - 1} more" if texts[1:] else first
 

@@ -12,10 +12,10 @@ from charjax.errors import UserError, check_type, in_short
 
 Kind = Literal["ascii", "chars", "bytes"]
 
-# Characters encoded or decoded at once, so that the UTF-32 form of a whole text is never in memory.
+# Number of characters encoded or decoded at once, so that the full text is never in memory as UTF-32.
 CHUNK = 1 << 20
 _MAX_SHOWN = 5
-# Quotes and dashes as they are typed; Unicode's compatibility decomposition has the other look-alikes.
+# Quotes and dashes as they are typed; Unicode compatibility decomposition covers other look-alikes.
 _TYPED = str.maketrans(
     "\u2018\u2019\u201a\u201c\u201d\u201e\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "'''\"\"\"-------"
 )
@@ -25,11 +25,11 @@ _log = logging.getLogger("charjax")
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """A vocabulary: the id of every character.
+    """A vocabulary, which assigns an id to every character.
 
     Attributes:
         kind: "ascii" (ids are the 128 ASCII codes), "chars" (positions in `characters`) or "bytes" (UTF-8 bytes).
-        characters: for "chars", the distinct characters in the order of their code points; otherwise empty.
+        characters: for "chars", the distinct characters in code point order; otherwise empty.
 
     Examples:
         >>> from charjax import Vocab
@@ -45,10 +45,10 @@ class Vocab:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.kind, str) and self.kind in get_args(Kind)):
-            raise UserError(f"the kind of a vocabulary must be ascii, chars or bytes, not {in_short(self.kind)}")
-        check_type("characters", self.characters, str, "Vocab.from_text makes a vocabulary of a text")
+            raise UserError(f"the vocabulary kind must be ascii, chars or bytes, not {in_short(self.kind)}")
+        check_type("characters", self.characters, str, "use Vocab.from_text to build a vocabulary from text")
         if self.characters != "".join(sorted(set(self.characters))):
-            raise UserError("the vocabulary's characters must be distinct and in the order of their code points")
+            raise UserError("the characters of a vocabulary must be distinct and in code point order")
 
     @classmethod
     def ascii(cls) -> "Vocab":
@@ -57,7 +57,7 @@ class Vocab:
 
     @classmethod
     def from_text(cls, text: str) -> "Vocab":
-        """Returns the vocabulary of a text's distinct characters."""
+        """Returns the vocabulary of the distinct characters in a string."""
         _check_is_text(text)
         return cls("chars", "".join(sorted(set(text))))
 
@@ -77,7 +77,7 @@ class Vocab:
         return np.min_scalar_type(max(self.size - 1, 0))
 
     def unknown(self, text: str) -> str:
-        """Returns the distinct characters of a text that the vocabulary lacks, in the order of their code points."""
+        """Returns the distinct characters in a string that the vocabulary lacks, in code point order."""
         _check_is_text(text)
         if self.kind == "bytes":
             return ""
@@ -85,19 +85,19 @@ class Vocab:
         return "".join(sorted(set(text) - known))
 
     def encode(self, text: str, *, on_unknown: OnUnknown = "error") -> np.ndarray:
-        """Encodes a text as ids.
+        """Encodes text as ids.
 
         Args:
             text: any string; "bytes" encodes it as UTF-8, and surrogate escapes as the bytes that they represent.
-            on_unknown: what to do about characters that the vocabulary lacks: "error"; "skip" leaves them out;
-                "replace" takes a similar one, such as e for é, else "?", a space or the vocabulary's first. Their
-                number is logged as a warning.
+            on_unknown: how to handle characters that the vocabulary lacks: "error" raises an error, "skip" leaves them
+                out, and "replace" uses a similar character, e.g. e for é, or else "?", a space or the first character
+                in the vocabulary. The number of skipped or replaced characters is logged as a warning.
 
         Returns:
             [N] ids in `dtype`; N is the number of characters, or of bytes for "bytes".
 
         Raises:
-            UserError: the vocabulary lacks characters of the text.
+            UserError: the vocabulary lacks characters in the text.
         """
         unknown, on_unknown = self.unknown(text), check_on_unknown(on_unknown)
         if unknown and on_unknown == "error":
@@ -117,7 +117,7 @@ class Vocab:
         return ids
 
     def codes(self) -> np.ndarray:
-        """Returns the code point, or byte, of every id, [size] uint32, increasing."""
+        """Returns the code point or byte of every id in increasing order, [size] uint32."""
         if self.kind != "chars":
             return np.arange(self.size, dtype=np.uint32)
         return np.frombuffer(self.characters.encode("utf-32-le", errors="surrogatepass"), np.uint32)
@@ -142,15 +142,15 @@ class Vocab:
         return "".join(chunk.tobytes().decode("utf-32-le", errors="surrogatepass") for chunk in chunks)
 
     def to_dict(self) -> dict[str, str]:
-        """Returns the fields, ready for JSON and `from_dict`."""
+        """Returns a JSON-serializable dict that `from_dict` accepts."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> "Vocab":
-        """Reads the fields from JSON that is not trusted.
+        """Builds a vocabulary from untrusted JSON values.
 
         Raises:
-            UserError: the values are not a vocabulary.
+            UserError: the values do not describe a vocabulary.
         """
         match values:
             case {"kind": "ascii" | "bytes" as kind, "characters": ""}:
@@ -161,21 +161,21 @@ class Vocab:
 
 
 def check_on_unknown(on_unknown: OnUnknown) -> OnUnknown:
-    """Checks that an argument is one of the three; a UserError otherwise."""
+    """Checks that `on_unknown` is one of its three values; raises UserError otherwise."""
     if not (isinstance(on_unknown, str) and on_unknown in get_args(OnUnknown)):
         raise UserError(f"on_unknown must be error, skip or replace, not {in_short(on_unknown)}")
     return on_unknown
 
 
 def stand_in(vocab: Vocab, character: str) -> str:
-    """Returns the one character that replaces one that a vocabulary lacks, so that places in the text stay the same."""
+    """Returns a replacement for a character that a vocabulary lacks, always one character, to preserve positions."""
     plain = unicodedata.normalize("NFKD", character).translate(_TYPED)[0]
     candidates = (plain, plain.swapcase(), "?", " ")
     return next((one for one in candidates if len(one) == 1 and not vocab.unknown(one)), vocab.characters[:1])
 
 
 def log_unknown(name: str, vocab: Vocab, unknown: str, count: int, *, skip: bool) -> None:
-    """Says how many characters of a text were skipped or replaced, and which."""
+    """Logs which characters in the text were skipped or replaced, and how many."""
     _log.warning(
         "%s: %s %s, because the %s vocabulary lacks %s",
         name,
@@ -187,17 +187,17 @@ def log_unknown(name: str, vocab: Vocab, unknown: str, count: int, *, skip: bool
 
 
 def encode_context(vocab: Vocab, context: str, on_unknown: OnUnknown | None = None) -> np.ndarray:
-    """Encodes a context as ids [P]; an empty one becomes a line break if the vocabulary has one.
+    """Encodes a context as ids [P]; an empty context becomes a line break if the vocabulary has one.
 
     Args:
         vocab: the vocabulary.
         context: the text.
-        on_unknown: as for `Vocab.encode`; None is an error that names no option.
+        on_unknown: as for `Vocab.encode`; None raises an error that does not suggest any option.
 
     Raises:
-        UserError: the vocabulary lacks characters of the context.
+        UserError: the vocabulary lacks characters in the context.
     """
-    check_type("context", context, str, "give a string, or a list of strings for several texts")
+    check_type("context", context, str, "pass a string, or a list of strings for multiple texts")
     unknown, policy = vocab.unknown(context), "error" if on_unknown is None else check_on_unknown(on_unknown)
     if unknown and policy == "error":
         advice = "remove them" if on_unknown is None else "remove them, or use --on-unknown skip or replace"
@@ -212,9 +212,9 @@ def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:
     """Encodes a stop string as ids [n].
 
     Raises:
-        UserError: the string is empty, or the vocabulary lacks characters of it.
+        UserError: the string is empty, or the vocabulary lacks some of its characters.
     """
-    check_type("stop", stop, str, "give one string")
+    check_type("stop", stop, str, "pass a single string")
     unknown = vocab.unknown(stop)
     if unknown or not stop:
         why = f"the {vocab.kind} vocabulary lacks {show_characters(unknown)}" if unknown else "it is empty"
@@ -226,7 +226,7 @@ def to_utf8(text: str) -> bytes:
     """Encodes a string as UTF-8, restoring bytes that were decoded with `errors="surrogateescape"`.
 
     Raises:
-        UserError: the string has other lone surrogates, which are not characters.
+        UserError: the string contains other lone surrogates, which are not characters.
     """
     _check_is_text(text)
     try:
@@ -237,11 +237,11 @@ def to_utf8(text: str) -> bytes:
 
 
 def _check_is_text(text: str) -> None:
-    check_type("text", text, str, "Corpus.from_file and read_pieces read a file")
+    check_type("text", text, str, "to read a file, use Corpus.from_file or read_pieces")
 
 
 def show_characters(characters: str) -> str:
-    """Formats characters for an error message, each with its code point; of a byte that is not UTF-8, its value."""
+    """Formats characters for an error message, each with its code point, or its value if it is a non-UTF-8 byte."""
     shown = ", ".join(
         f"byte 0x{ord(character) - 0xDC00:02x}"
         if "\udc80" <= character <= "\udcff"

@@ -74,7 +74,8 @@ def read_header_at(path: Path) -> Header:
         metadata = metadata["custom_metadata"]
         header = Header(path, RunInfo.from_dict(metadata["info"]), Progress.from_dict(metadata["progress"]))
     except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"{describe_checkpoint(path)} was written by a different version of charjax: {error}") from error
+        reason = f"was written by a different version of charjax: {error}"
+        raise UserError(f"{describe_checkpoint(path)} {reason}") from error
     if header.progress.step != int(path.name):
         raise UserError(f"{path} is a checkpoint for step {header.progress.step}; rename it to {header.progress.step}")
     return header

@@ -115,16 +115,16 @@ def test_what_cannot_be_resumed(trained, text, tmp_path, capsys, train_fails):
 
 
 def test_files_that_are_not_texts(text, tmp_path, train_fails):
-    assert "nowhere.txt does not exist; give a text file" in train_fails(path=tmp_path / "nowhere.txt")
+    assert "nowhere.txt does not exist; use a text file" in train_fails(path=tmp_path / "nowhere.txt")
     (tmp_path / "folder").mkdir()
-    assert "folder is a folder without files; give a text file" in train_fails(path=tmp_path / "folder")
+    assert "folder is a folder without files; use a text file" in train_fails(path=tmp_path / "folder")
     os.mkfifo(tmp_path / "pipe")
-    assert "pipe is a pipe or device; give a text file" in train_fails(path=tmp_path / "pipe")
+    assert "pipe is a pipe or device; use a text file" in train_fails(path=tmp_path / "pipe")
     assert "/dev/zero is a pipe or device" in train_fails(path="/dev/zero")
     text.write_text("")
     assert "coffee.txt is empty" in train_fails()
     text.write_text("x")
-    assert "has 1 character; a text needs at least 4" in train_fails()
+    assert "has 1 character; at least 4 are needed" in train_fails()
 
 
 def test_a_text_shorter_than_one_window_says_what_would_fit(text, train_fails):

@@ -132,9 +132,9 @@ def test_a_vocabulary_may_be_given(path):
     ("content", "options", "message"),
     [
         (b"", {}, "is empty"),
-        (b"x", {}, "has 1 character; a text needs at least 4"),
-        (b"xyz", {}, "has 3 characters; a text needs at least 4"),
-        (b"x" * 10, {}, "leaves 9 of .* 10 characters to train on and 1 to validate"),
+        (b"x", {}, "has 1 character; at least 4 are needed"),
+        (b"xyz", {}, "has 3 characters; at least 4 are needed"),
+        (b"x" * 10, {}, "leaves 9 of the 10 characters of .* to train on and 1 to validate"),
         (b"xxxx", {"vocab": "latin"}, "vocab must be auto, ascii, chars or bytes, not 'latin'"),
         (b"xxxx", {"train_frac": 1.0}, "train_frac must be between 0 and 1"),
         (b"xxxx", {"train_frac": 0}, "train_frac must be between 0 and 1"),
@@ -239,7 +239,7 @@ def test_a_split_may_be_as_short_as_two(train_frac):
 
 
 def test_a_training_split_of_one_is_rejected():
-    with pytest.raises(UserError, match="leaves 1 of text's 10 characters to train on and 9 to validate"):
+    with pytest.raises(UserError, match="leaves 1 of the 10 characters of text to train on and 9 to validate"):
         Corpus.from_text("abcdefghij", train_frac=0.1)
 
 
@@ -355,7 +355,7 @@ def test_reading_in_pieces_takes_the_memory_of_a_piece(path, monkeypatch):
     [
         (
             gzip.compress(b"a flat white", mtime=0),
-            "is compressed with gzip, not UTF-8 text; give its name the ending .gz, or decompress it (gunzip)",
+            "is compressed with gzip, not UTF-8 text; rename it to end in .gz, or decompress it (gunzip)",
         ),
         (lzma.compress(b"a flat white"), "is compressed with xz"),
         (bz2.compress(b"a flat white"), "is compressed with bzip2"),
@@ -373,7 +373,7 @@ def test_files_that_are_not_texts_are_recognized(path, content, what):
     for vocab in ("auto", "ascii", "chars", Vocab.ascii()):
         with pytest.raises(UserError, match=re.escape(what)) as raised:
             Corpus.from_file(path, vocab=vocab)
-        assert str(raised.value).endswith("or use --vocab bytes to take its bytes as they are")
+        assert str(raised.value).endswith("or use --vocab bytes to use its bytes as they are")
     assert Corpus.from_file(path, vocab="bytes", train_frac=0.5).vocab == Vocab.bytes()
 
 

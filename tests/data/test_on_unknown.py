@@ -96,7 +96,7 @@ def test_an_error_names_the_option_where_there_is_one(tmp_path):
 def test_a_text_of_which_nothing_is_left_is_rejected(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("日本")
-    with pytest.raises(UserError, match=r"text\.txt has no character of the ascii vocabulary; give another text"):
+    with pytest.raises(UserError, match=r"text\.txt has no characters in the ascii vocabulary; use different text"):
         read_pieces(path, Vocab.ascii(), on_unknown="skip")
     assert encode_context(Vocab.ascii(), "日本", "skip").tolist() == [10]  # as for an empty context
     assert read_pieces(path, Vocab.bytes(), on_unknown="skip").size == 6

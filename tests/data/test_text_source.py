@@ -115,7 +115,7 @@ def test_a_damaged_file_is_named(tmp_path, ending, keep):
     content = COMPRESS[ending](np.random.default_rng(0).bytes(5000))
     path = tmp_path / f"text{ending}"
     path.write_bytes(content[: round(keep * len(content))] or b"not compressed at all")
-    with pytest.raises(UserError, match=rf"text\{ending} is damaged, or not {ending[1:]} \(.+\); make it again"):
+    with pytest.raises(UserError, match=rf"text\{ending} is damaged, or not {ending[1:]} \(.+\); create it again"):
         Corpus.from_file(path)
 
 
@@ -189,12 +189,12 @@ def test_a_validation_text_leaves_all_of_the_other_to_train_on(tmp_path):
 
 
 def test_texts_to_validate_on_that_are_rejected(folder):
-    with pytest.raises(UserError, match=r"c\.txt is both to train and to validate on; take it out of one"):
+    with pytest.raises(UserError, match=r"c\.txt is in both the training and the validation text; remove it from one of them"):
         Corpus.from_file(folder, validation=folder / "c.txt")
     (folder / "x").write_text("x")
-    with pytest.raises(UserError, match="x has 1 character; a text of its own needs at least 2"):
+    with pytest.raises(UserError, match="x has 1 character; with --validation, each text needs at least 2"):
         Corpus.from_file(folder / "c.txt", validation=folder / "x")
-    with pytest.raises(UserError, match="e is empty; give a non-empty text"):
+    with pytest.raises(UserError, match="e is empty; use non-empty text"):
         Corpus.from_file(folder / "c.txt", validation=folder / "e")
     (folder / "x").write_text("abé")
     with pytest.raises(UserError, match=r"x line 1, column 3: 'é' .* is not in the ascii vocabulary"):

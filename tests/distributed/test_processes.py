@@ -89,7 +89,7 @@ def test_a_different_text_is_rejected(tmp_path, monkeypatch, other, message):
     ids, vocab, _ = corpus_module.read_ids(path)
     assert vocab.decode(ids[:]) == "A text of a kind."
     path.write_text(other)
-    with as_second_process(sent[0]), pytest.raises(UserError, match=f"{message}.*; give every process the same text"):
+    with as_second_process(sent[0]), pytest.raises(UserError, match=f"{message}.*; use the same text in all processes"):
         corpus_module.read_ids(path)
 
 
@@ -105,7 +105,7 @@ def test_several_processes_read_the_same_files_but_no_standard_input(tmp_path, m
     assert second.vocab.decode(second.train[1:]) == first.vocab.decode(first.train[1:]) == ("aé" * 9)[1:]
     assert second.vocab.decode(second.validation[:]) == "bé" * 9
     assert (second.sha256, second.validation_sha256) == (first.sha256, first.validation_sha256)
-    with pytest.raises(UserError, match="several processes cannot share standard input; give a file"):
+    with pytest.raises(UserError, match="multiple processes cannot share standard input; use a file"):
         Corpus.from_file("-")
 
 

@@ -184,7 +184,7 @@ def test_a_text_that_one_process_lacks_ends_all(tmp_path):
     (tmp_path / "with" / "text.txt").write_text(TEXT)
     found = train(2, "text.txt", tmp_path / "run", folders=[tmp_path / "with", tmp_path / "without"])
     assert [code for code, _, _ in found] == [2, 2]
-    assert found[1][2] == ["charjax: error: text.txt does not exist; give a text file"]
+    assert found[1][2] == ["charjax: error: text.txt does not exist; use a text file"]
     assert not (tmp_path / "run").exists()
 
 
