@@ -105,7 +105,7 @@ _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in na
 _SUBPACKAGES = ("export", "interop", "ops")
 
 
-# Type checkers read the imports above; shown this function, they would accept any name.
+# Type checkers use the imports above; if they saw this function, they would accept any name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:

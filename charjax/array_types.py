@@ -1,4 +1,4 @@
-"""Types of arrays that every package shares."""
+"""Array types shared by all packages."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 Array = jax.Array
-Params = Any  # flax's nested dict of arrays
+Params = Any  # Flax's nested dict of arrays
 
 
 class Ids(Protocol):
-    """A text as ids: a NumPy array [N], or a file whose slices are read on demand."""
+    """Text as ids, in a NumPy array [N] or in a file whose slices are read on demand."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -40,9 +40,9 @@ class LSTMWeights(NamedTuple):
     """The parameters of one LSTM layer, float32, gates in the order i, f, g, o along the last axis (G = 4H).
 
     Attributes:
-        w_ih: [D, G] input weights; row d is what the one-hot input d adds to the gates.
+        w_ih: [D, G] input weights; one-hot input d adds row d to the gates.
         w_hh: [H, G] recurrent weights.
-        bias: [G].
+        bias: [G] bias of the gates.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -60,6 +60,6 @@ class LSTMWeights(NamedTuple):
     bias: Array
 
 
-# For functions exported with `jax.export` that take or return them.
+# Required by functions exported with `jax.export` that take or return these types.
 for _type in (LSTMCarry, LSTMWeights):
     jax.export.register_namedtuple_serialization(_type, serialized_name=f"charjax.{_type.__name__}")

@@ -1,4 +1,4 @@
-"""The devices that JAX computes on."""
+"""Lists the devices that JAX computes on."""
 
 import os
 
@@ -8,15 +8,15 @@ from charjax.errors import UserError
 
 
 def all_devices() -> list[jax.Device]:
-    """Returns the devices of all processes, as `jax.devices`.
+    """Returns the devices of all processes, as `jax.devices` does.
 
     Raises:
-        UserError: the environment asks for a platform that this machine, or JAX as installed here, does not have, or
-            for no CPU device.
+        UserError: the environment requests zero CPU devices, or a platform that this machine or the installed JAX does
+            not have.
     """
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX has no class of its own for it
+    except (RuntimeError, AssertionError) as error:  # JAX has no specific exception class for this
         names = [name for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES") if os.environ.get(name)]
         if not names:
             raise

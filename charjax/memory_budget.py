@@ -1,6 +1,7 @@
-"""Checks that training, loading or sampling fits in memory, before anything is written or put on a device.
+"""Checks that training, loading or sampling fits in memory before anything is written or put on a device.
 
-A system that runs out of memory gives no error: it swaps for hours, or kills the process in the middle of a save.
+A system that runs out of memory does not raise an error; it swaps for hours or kills the process in the middle of a
+save.
 """
 
 from collections.abc import Sequence
@@ -14,25 +15,26 @@ from charjax.errors import UserError
 from charjax.host.memory import available_memory
 
 _FLOAT32 = 4
-# Parameters, Adam's two moments, gradients.
+# Parameters, two Adam moments and gradients.
 _COPIES_OF_PARAMETERS = 4
-# Of a model in a sweep: parameters and moments before and after a call, the best parameters, and gradients.
+# Per model in a sweep: parameters and moments before and after a call, the best parameters, and gradients.
 _COPIES_IN_SWEEP = 8
-# Values that a layer saves per character and unit for the backward pass: four gates, the cell state, the output.
+# Values that a layer saves per character and hidden unit for the backward pass: four gates, the cell state and the
+# output.
 _SAVED_PER_UNIT = 6
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Returns the number of a model's parameters without building it."""
+    """Returns the number of parameters in a model without building it."""
     hidden, gates = model.hidden_dim, 4 * model.hidden_dim
     layers = (vocab_size + hidden + 1) * gates + (model.hidden_layers - 1) * (2 * hidden + 1) * gates
     return layers + (hidden + 1) * vocab_size
 
 
 def memory_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int, devices: Sequence[jax.Device]) -> int:
-    """Returns the bytes that a training run needs, on this host's CPU or on each accelerator.
+    """Returns the number of bytes that a training run needs on this host's CPU or on each accelerator.
 
-    Arguments as for `check_room_to_train`.
+    The arguments are those of `check_room_to_train`.
     """
     return sum(_parts_to_train(model, train, vocab_size, devices))
 
@@ -43,20 +45,20 @@ def _parts_to_train(
     """Returns the bytes needed for parameters and optimizer moments, and for the backward pass."""
     state = _COPIES_OF_PARAMETERS * _FLOAT32 * count_parameters(model, vocab_size)
     each = _kept_for_backward(model, train, vocab_size) // len(devices)
-    # Other processes are assumed to have memory of their own.
+    # Other processes are assumed not to share this memory.
     local = sum(device.process_index == jax.process_index() for device in devices)
     return (local * state, local * each) if devices[0].platform == "cpu" else (state, each)
 
 
 def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int, devices: Sequence[jax.Device]) -> None:
-    """Checks that a training run fits in the available memory; passes if that is unknown.
+    """Checks that a training run fits in the available memory; does nothing if that is unknown.
 
     Args:
-        model: the model's shape.
-        train: how to train; only batch_size, seq_len and microbatches matter.
+        model: size of the model.
+        train: training configuration; only batch_size, seq_len and microbatches matter.
         vocab_size: V.
-        devices: devices of the run. Each has a copy of the parameters and the optimizer's moments, and its share of
-            the batch; devices that are CPU cores share the host's memory.
+        devices: devices of the run. Each holds a copy of the parameters and optimizer moments, and its share of the
+            batch; devices that are CPU cores share the memory of the host.
 
     Raises:
         UserError: the run does not fit; the message says what to lower.
@@ -89,15 +91,15 @@ def check_room_to_sweep(
     members: int,
     at_once: int,
 ) -> None:
-    """Checks that the models of a sweep fit in the available memory; passes if that is unknown.
+    """Checks that the models of a sweep fit in the available memory; does nothing if that is unknown.
 
     Args:
-        model: their shape.
+        model: size of each model.
         train: as for `check_room_to_train`.
         vocab_size: V.
-        devices: devices of the sweep; those that are CPU cores share the host's memory.
+        devices: devices of the sweep; those that are CPU cores share the memory of the host.
         members: number of models.
-        at_once: how many of them a device trains at the same time.
+        at_once: number of models that a device trains at the same time.
 
     Raises:
         UserError: the models do not fit.
@@ -117,14 +119,14 @@ def check_room_to_sweep(
 
 
 def _kept_for_backward(model: ModelConfig, train: TrainConfig, vocab_size: int) -> int:
-    """Returns the bytes that a batch keeps for the backward pass."""
+    """Returns the number of bytes that a batch keeps for the backward pass."""
     width = 2 if model.dtype == "bfloat16" else _FLOAT32
     characters = train.batch_size * train.seq_len // train.microbatches
     return characters * (_SAVED_PER_UNIT * model.hidden_dim * model.hidden_layers * width + vocab_size * _FLOAT32)
 
 
 def check_room_to_load(model: ModelConfig, vocab_size: int) -> None:
-    """Checks that a model's parameters fit in the available memory; passes if that is unknown.
+    """Checks that a model's parameters fit in the available memory; does nothing if that is unknown.
 
     Raises:
         UserError: the parameters do not fit.
@@ -144,22 +146,22 @@ def check_room_to_sample(
     block: int,
     flags: str = "--num-samples or --length",
 ) -> None:
-    """Checks that generating texts fits in the available memory; passes if that is unknown.
+    """Checks that generating text fits in the available memory; does nothing if that is unknown.
 
     Args:
-        model: the model's shape.
+        model: size of the model.
         vocab_size: V.
-        num_samples: number of texts, generated at the same time.
-        length: characters generated per text.
-        context_length: characters of context per text.
-        block: characters whose noise is sampled at once.
-        flags: options that the message says to lower.
+        num_samples: number of samples, generated at the same time.
+        length: characters generated per sample.
+        context_length: characters of context per sample.
+        block: number of characters whose noise is sampled at once.
+        flags: options that the message suggests lowering.
 
     Raises:
-        UserError: the texts do not fit; the message says what to lower.
+        UserError: the samples do not fit; the message says what to lower.
     """
-    # States and matrix products of one step; logits of the context; noise of a block of characters and the random bits
-    # behind it; ids on the device and on the host.
+    # The states and matrix products of one step; the logits of the context; the noise for a block of characters and the
+    # random bits it is made from; the ids on the device and on the host.
     each = model.hidden_layers * 20 * model.hidden_dim + (context_length + 4 * block) * vocab_size + 2 * length
     needed = num_samples * each * _FLOAT32
     available = available_memory(all_devices()[:1])

@@ -16,21 +16,21 @@ from charjax.errors import check_type
 from charjax.host.jax_modes import in_default_modes
 from charjax.model import Carry, CharLSTM, check_model, checked_key, init_carry, init_params
 
-# Compiled initializers kept in the process, so that a second run with the same settings compiles nothing.
+# Number of compiled initializers cached in the process, so that a second run with the same settings compiles nothing.
 _INITIALIZERS_KEPT = 16
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The complete state of training: with it and the text, training resumes bit for bit.
+    """The complete training state, which together with the text is enough to resume training bit for bit.
 
     Attributes:
         step: [] int32, optimizer steps taken.
         cursor: [] int32, index of the next window.
-        params: the model's parameters, float32, a copy on each device.
-        opt_state: optax state.
+        params: the model's parameters, float32, with a copy on each device.
+        opt_state: the optax state.
         carry: the recurrent state after the previous window, split over the devices.
-        skipped: [] int32, latest steps in a row that were skipped because their loss or gradient was not finite.
-        key: PRNG key that each step's dropout key is derived from.
+        skipped: [] int32, number of most recent consecutive steps skipped because of a non-finite loss or gradient.
+        key: PRNG key from which the dropout key of each step is derived.
 
     Examples:
         >>> import jax
@@ -52,7 +52,7 @@ class TrainState(flax.struct.PyTreeNode):
     key: Array
 
     def __repr__(self) -> str:
-        """Returns one line, with sizes in place of the arrays."""
+        """Returns a single line with sizes instead of the arrays."""
         sizes = [f"{name}={_size_of(getattr(self, name))}" for name in ("params", "opt_state", "carry")]
         scalars = [f"{name}={_scalar(getattr(self, name))}" for name in ("step", "cursor", "skipped")]
         return f"TrainState({', '.join(scalars + sizes)})"
@@ -64,7 +64,7 @@ def _size_of(tree: Any) -> str:
 
 
 def _scalar(leaf: Any) -> str:
-    """Formats a scalar; of one that is traced or donated, or of a leaf that is no array, what Python shows."""
+    """Formats a scalar as its value, or as its type if it is traced, donated or not an array."""
     if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and not leaf.is_deleted():
         return str(int(leaf)) if leaf.is_fully_addressable or leaf.is_fully_replicated else "?"
     return f"<{type(leaf).__name__}>"
@@ -91,18 +91,18 @@ def init_train_state(
     batch_size: int,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """Returns a fresh state, created directly on the devices of the mesh.
+    """Initializes the training state directly on the devices of the mesh.
 
     Args:
-        key: PRNG key; determines initial parameters and all dropout.
+        key: PRNG key that determines the initial parameters and all dropout.
         model: the model.
-        optimizer: optax transformation; see `make_optimizer`.
-        batch_size: B, sequences over all devices together.
-        mesh: devices; by default all.
+        optimizer: the optax transformation; see `make_optimizer`.
+        batch_size: B, total number of sequences over all devices.
+        mesh: devices to use; all by default.
 
     Raises:
-        UserError: batch_size is not a multiple of the number of devices, the mesh is not from `make_mesh`, or an
-            argument has another type.
+        UserError: batch_size is not a multiple of the number of devices, the mesh was not made by `make_mesh`, or an
+            argument has the wrong type.
 
     Examples:
         >>> import jax
@@ -129,7 +129,7 @@ def _jitted_initializer(model: CharLSTM, init_optimizer: optax.TransformInitFn, 
 def abstract_train_state(
     model: CharLSTM, optimizer: optax.GradientTransformation, *, batch_size: int, mesh: Mesh | None = None
 ) -> TrainState:
-    """Returns the state's shapes, dtypes and shardings as `jax.ShapeDtypeStruct`s, for restoring a checkpoint into."""
+    """Returns the shapes, dtypes and shardings of the state as `jax.ShapeDtypeStruct`s, for restoring a checkpoint."""
     shapes = jax.eval_shape(initializer(model, optimizer.init, batch_size), jax.random.key(0))
 
     def placed(sharding: NamedSharding, subtree: Any) -> Any:
@@ -139,17 +139,17 @@ def abstract_train_state(
 
 
 def check_optimizer(optimizer: optax.GradientTransformation) -> None:
-    """Checks that an optimizer is one of optax; a UserError otherwise."""
+    """Checks that an optimizer is an optax transformation; raises UserError otherwise."""
     check_type("optimizer", optimizer, optax.GradientTransformation, "make one with make_optimizer or optax")
 
 
 def state_shardings(mesh: Mesh) -> Any:
-    """Returns a TrainState of `NamedSharding`s: how each field is placed on a mesh."""
+    """Returns a TrainState of `NamedSharding`s that place each field on a mesh."""
     return jax.tree.map(functools.partial(NamedSharding, mesh), STATE_SPECS)
 
 
 def initializer(model: CharLSTM, init_optimizer: optax.TransformInitFn, batch_size: int) -> Any:
-    """Returns key -> `TrainState`, a pure function to compile; see `init_train_state`."""
+    """Returns the pure function key -> `TrainState`, ready to be compiled; see `init_train_state`."""
 
     def init(key: Array) -> TrainState:
         params_key, dropout_key = jax.random.split(key)

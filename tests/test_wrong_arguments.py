@@ -217,7 +217,7 @@ MISTAKES = [
     ),
     ("pieces must be a list or iterator of ids .* not Corpus", lambda: list(score_pieces(MODEL, PARAMS, CORPUS))),
     ("separator must be .m. integers, not str", lambda: list(score_pieces(MODEL, PARAMS, [IDS], separator="\n"))),
-    ("devices must be different devices", lambda: make_mesh(jax.devices()[:1] * 2)),
+    ("devices must be distinct devices", lambda: make_mesh(jax.devices()[:1] * 2)),
     ("batch_size must be a whole number of at least 1, not 0", lambda: make_streams(IDS, batch_size=0, seq_len=2)),
     ("the weights of a layer must be LSTMWeights, .* not dict", lambda: ops.lstm(CELL, IDS[None], CARRY[0])),
     (

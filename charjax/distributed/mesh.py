@@ -1,4 +1,4 @@
-"""Places arrays on devices: a mesh with one axis, "data", that splits batches and replicates everything else."""
+"""Places arrays on devices using a mesh whose only axis, "data", splits batches; everything else is replicated."""
 
 import collections
 import logging
@@ -25,12 +25,12 @@ _log = logging.getLogger("charjax")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh of the given devices (by default all of them) along the axis "data".
+    """Creates a mesh of the given devices (all by default) along the axis "data".
 
-    The axis is Auto: with the Explicit axes of `jax.make_mesh`, indexing inside flax.linen raises.
+    The axis is Auto, because indexing inside flax.linen raises an error with the Explicit axes of `jax.make_mesh`.
 
     Raises:
-        UserError: devices is not a list of different devices, or is empty.
+        UserError: devices is empty or is not a list of distinct devices.
 
     Examples:
         >>> import jax
@@ -41,15 +41,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     chosen = np.array(all_devices() if devices is None else devices)
     are_devices = chosen.ndim == 1 and all(hasattr(device, "platform") for device in chosen)
     if not are_devices or not 0 < len(set(chosen)) == len(chosen):
-        raise UserError(f"devices must be different devices, such as jax.devices()[:2], not {in_short(devices)}")
+        raise UserError(f"devices must be distinct devices, e.g. jax.devices()[:2], not {in_short(devices)}")
     return Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def checked_mesh(mesh: Mesh | None) -> Mesh:
-    """Returns the mesh that a caller gave, or one of all devices.
+    """Returns the mesh passed by a caller, or a mesh of all devices for None.
 
     Raises:
-        UserError: it is not a mesh, or has other axes than that of `make_mesh`.
+        UserError: the argument is not a mesh, or its axes are not those of `make_mesh`.
     """
     if mesh is None:
         return make_mesh()
@@ -63,10 +63,10 @@ def checked_mesh(mesh: Mesh | None) -> Mesh:
 
 
 def use_all_cores() -> None:
-    """Makes JAX treat each CPU core as a device, which trains faster than one device with threads.
+    """Makes JAX treat each CPU core as a device, which trains faster than a single multi-threaded device.
 
-    Call it before JAX is first used; after that it only logs that it has no effect. A number of CPU devices that the
-    user has set (`jax_num_cpu_devices` or XLA_FLAGS) is kept.
+    Must be called before JAX is first used; after that, it only logs that it has no effect. If the user has already set
+    the number of CPU devices (`jax_num_cpu_devices` or XLA_FLAGS), it is kept.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
@@ -75,14 +75,14 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", available_cores())
     except RuntimeError:
         if all_devices()[0].platform == "cpu" and available_cores() > 1:
-            _log.info("JAX was already in use: training on %d CPU device(s)", jax.device_count())
+            _log.info("JAX was already in use; training on %d CPU device(s)", jax.device_count())
 
 
 def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
-    """Makes the default mesh for training: all devices, or as many CPU cores as divide the batch evenly.
+    """Creates the default mesh for training: all devices, or as many CPU cores as divide the batch evenly.
 
-    A core takes at least 8 sequences at once; with fewer, its matmuls spend their time reading weights. With
-    several processes, each contributes the same number of cores.
+    Each core gets at least 8 sequences; with fewer, its matmuls would spend their time reading weights. With multiple
+    processes, each contributes the same number of cores.
     """
     devices = all_devices()
     if jax.default_backend() != "cpu":
@@ -98,7 +98,7 @@ def make_training_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
 
 
 def check_divides(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
-    """Checks that a batch divides evenly over devices and microbatches.
+    """Checks that a batch can be split evenly over the devices and microbatches.
 
     Raises:
         UserError: batch_size is not a multiple of the number of devices times `microbatches`.
@@ -114,10 +114,10 @@ def check_divides(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
 
 
 def put_streams(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts arrays [B, ...] on the mesh's devices, split along B, and scalars on all of them.
+    """Puts arrays [B, ...] on the devices of the mesh, split along B, and scalars on all of them.
 
     Raises:
-        UserError: the mesh is not from `make_mesh`.
+        UserError: the mesh was not made by `make_mesh`.
 
     Examples:
         >>> import jax, numpy as np
@@ -133,14 +133,14 @@ def put_streams(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def put_replicated(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts a copy of every array on each of the mesh's devices."""
+    """Puts a copy of every array on each device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
 def on_one_device(tree: Tree) -> Tree:
-    """Moves replicated arrays, such as parameters after training, to the first of their devices without a copy.
+    """Moves replicated arrays, e.g. parameters after training, to the first of their devices without copying them.
 
-    Otherwise every device would compute everything that is not split over the batch.
+    Otherwise, every device would compute everything that is not split over the batch.
     """
 
     def one(leaf: Any) -> Any:

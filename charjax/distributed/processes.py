@@ -1,7 +1,7 @@
-"""Coordinates several processes that train together, on one machine or many.
+"""Coordinates multiple processes that train together, on one or more machines.
 
-All of them run the same program and take part in every computation on the mesh of all their devices. Only the main one,
-process 0, reads and writes the run folder and reports progress.
+All of them run the same program and take part in every computation on the mesh of all their devices. Only the main
+process, process 0, reads and writes the run folder and reports progress.
 """
 
 import atexit
@@ -30,13 +30,13 @@ _log = logging.getLogger("charjax")
 def join_processes(
     coordinator: str | None = None, *, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Connects this process to the others that train with it; call it before JAX is first used.
+    """Connects this process to the others that train with it; must be called before JAX is first used.
 
     Args:
         coordinator: HOST:PORT of process 0. Without it, `jax.distributed` detects Slurm, Open MPI, Kubernetes and TPU
             pods.
         num_processes: number of processes.
-        process_id: index of this process, from 0.
+        process_id: zero-based index of this process.
 
     Raises:
         UserError: no cluster is detected, the address is not valid, its port is in use on this machine, or the other
@@ -52,7 +52,7 @@ def join_processes(
         if value is not None:
             checked_whole(name, value, least)
     if coordinator is not None:
-        check_type("coordinator", coordinator, str, "give HOST:PORT")
+        check_type("coordinator", coordinator, str, "pass HOST:PORT")
         _check_address(coordinator, is_first=process_id == 0)
         _log.info("waiting for %s processes to connect at %s", num_processes, coordinator)
     try:
@@ -67,17 +67,17 @@ def join_processes(
 
 
 def _check_address(coordinator: str, *, is_first: bool) -> None:
-    """Checks an address: JAX would wait silently for a wrong one, or end the process."""
+    """Checks an address, because JAX would silently wait for a wrong one or end the process."""
     host, _, port = coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port))
     except (OSError, OverflowError, ValueError) as error:
-        raise UserError(f"coordinator {coordinator} cannot be resolved ({error}); give HOST:PORT") from error
+        raise UserError(f"coordinator {coordinator} cannot be resolved ({error}); pass HOST:PORT") from error
     if not 0 < int(port) < 2**16:
         raise UserError(f"coordinator {coordinator}: the port must be from 1 to 65535")
     if is_first:
         with socket.socket() as listener:
-            # As gRPC does, so that a port that another process has just released can be reused.
+            # As in gRPC, so that a port just released by another process can be reused.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("", int(port)))
@@ -86,7 +86,7 @@ def _check_address(coordinator: str, *, is_first: bool) -> None:
 
 
 def _in_thread(wait: Callable[[], None]) -> None:
-    """Runs a call that may block for a long time in C++ in a thread, so that signals are handled; raises its errors."""
+    """Runs a call that may block in C++ in a separate thread, so that signals are handled; its errors are re-raised."""
     done: Future[None] = Future()
 
     def run() -> None:
@@ -105,14 +105,14 @@ def _in_thread(wait: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def leaving_together() -> Iterator[None]:
-    """Disconnects the processes at the end of a block; only the main one reports an error that all of them have.
+    """Disconnects the processes at the end of a block; only the main one reports an error that all of them raise.
 
-    An error in a single process ends that process immediately: on a normal exit, JAX would wait for the others, and
-    they for it.
+    An error in only one process ends that process immediately; on a normal exit, JAX would wait for the others, which
+    would in turn wait for it.
 
     Raises:
-        UserError: the connection to the other processes is lost.
-        SystemExit: instead of an error that the main process reports.
+        UserError: the connection to the other processes was lost.
+        SystemExit: the main process reports the error instead of this one.
     """
     try:
         yield
@@ -148,7 +148,7 @@ def leaving_together() -> Iterator[None]:
 
 
 def _leave_at_exit(code: int) -> None:
-    """Makes the process exit before JAX's own exit handlers: they were registered earlier and would run later."""
+    """Makes the process exit before JAX's exit handlers, which run later because they were registered earlier."""
 
     def leave() -> None:
         for file in (sys.stdout, sys.stderr):
@@ -165,15 +165,15 @@ def are_several() -> bool:
 
 
 def is_main() -> bool:
-    """Returns True in process 0, or in the only process."""
+    """Returns True in process 0, or if there is only one process."""
     return not are_several() or jax.process_index() == 0
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """Calls `make` in the main process only, and returns its result, ready for JSON, in every process.
+    """Calls `make` only in the main process and returns its JSON-serializable result in every process.
 
     Raises:
-        UserError: `make` failed in the main process, which itself raises the original error.
+        UserError: `make` failed in the main process, where the original error is raised.
     """
     if not are_several():
         return make()
@@ -190,10 +190,10 @@ def check_same(settings: dict[str, Any]) -> None:
     """Checks that all processes were started with the same settings.
 
     Args:
-        settings: values by name, ready for JSON.
+        settings: JSON-serializable values by name.
 
     Raises:
-        UserError: the settings of a process differ from those of the main one.
+        UserError: the settings of a process differ from those of the main process.
     """
     if not are_several():
         return
@@ -202,14 +202,14 @@ def check_same(settings: dict[str, Any]) -> None:
         for name, value in json.loads(json.dumps(settings)).items():
             if first.get(name) != value:
                 raise UserError(
-                    f"process {jax.process_index()} was started with {name} {value}, process 0 with "
+                    f"process {jax.process_index()} was started with {name} {value}, but process 0 with "
                     f"{first.get(name)}; start all of them with the same options"
                 )
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Runs a block in every process; if it fails in one, raises in all, so that none waits for another.
+    """Runs a block in every process; if it fails in one, raises an error in all, so that no process waits for another.
 
     Raises:
         UserError: the block failed in another process.
@@ -229,16 +229,16 @@ def together() -> Iterator[None]:
 
 
 class FailedElsewhereError(UserError):
-    """An error in another process, which reports it."""
+    """Raised when another process has failed and reports the error."""
 
     agreed = True
 
     def __init__(self, process: int) -> None:
-        super().__init__(f"process {process} failed; see its own message")
+        super().__init__(f"process {process} failed; see its error message")
 
 
 def least_of_all(number: int | None) -> int | None:
-    """Returns the smallest of the numbers of all processes; None counts as infinite."""
+    """Returns the smallest number across all processes; None counts as infinite."""
     if not are_several():
         return number
     most = np.iinfo(np.int64).max
@@ -247,16 +247,16 @@ def least_of_all(number: int | None) -> int | None:
 
 
 def _numbers_of_all(number: int) -> list[int]:
-    """Returns each process's number; sent as bytes, because JAX would truncate 64 bits to 32."""
+    """Returns the number of each process, sent as bytes because JAX would truncate 64 bits to 32."""
     each = multihost_utils.process_allgather(np.frombuffer(np.int64(number).tobytes(), np.uint8))
     return np.ascontiguousarray(each).view(np.int64).ravel().tolist()
 
 
 class Votes(NamedTuple):
-    """Values that processes share before each call to the step; the largest value of each field counts.
+    """Values that processes share before each call to the training step; the largest value of each field counts.
 
     Attributes:
-        steps: steps that the next call should take, 0 except in the main process.
+        steps: number of steps for the next call; 0 except in the main process.
         signum: number of the signal that this process received, or 0.
         failed: 1 if this process has failed, otherwise 0.
     """
@@ -267,7 +267,7 @@ class Votes(NamedTuple):
 
 
 class Council:
-    """Agrees on `Votes` without waiting for the steps that are running.
+    """Lets processes agree on `Votes` without waiting for running steps.
 
     Votes are cast before a call is dispatched and read one call later, so that the devices have combined them by the
     time they are needed.
@@ -280,7 +280,7 @@ class Council:
         self._largest = jax.jit(lambda votes: votes.max(axis=0), out_shardings=whole)
 
     def cast(self, votes: Votes) -> None:
-        """Casts this process's votes; every process must call it."""
+        """Casts the votes of this process; all processes must call it."""
         if not are_several():
             return
         own = np.asarray([votes], np.int32)

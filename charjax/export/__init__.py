@@ -1,4 +1,4 @@
-"""Trained models as files for other programs."""
+"""Exports trained models to files for use in other programs."""
 
 from charjax.export.html import write_html as write_html
 from charjax.export.onnx import write_onnx as write_onnx

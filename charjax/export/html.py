@@ -1,8 +1,8 @@
-"""Writes a model as one HTML page that runs it in any browser, offline.
+"""Writes a model as a single HTML page that runs it offline in any browser.
 
-html_model.js computes what `CharLSTM` does, and html_page.js is what a reader sees of it. Recurrent weights and those
-between layers are rounded to 8 bits with a scale per column, which many terms of a sum average out. The rows of layer 0
-and the head, whose errors meet the gates and the logits directly, have 16 bits.
+html_model.js performs the same computation as `CharLSTM`, and html_page.js is the user interface. Recurrent weights and
+those between layers are rounded to 8 bits with one scale per column, since rounding errors average out over the many
+terms of a sum. The rows of layer 0 and the head, whose errors affect the gates and logits directly, have 16 bits.
 """
 
 import base64
@@ -33,17 +33,17 @@ _SCALE = Scale("surprise in bits", 0.0, 10.0, 20)
 
 
 def write_html(run: str | Path, out: str | Path, *, title: str | None = None, context: str = "") -> None:
-    """Writes the best model of a run as one HTML page, which runs it and requests nothing from any network.
+    """Writes the best model of a run as a single HTML page, which runs the model without any network requests.
 
     Args:
-        run: run folder, or any folder with the three files of a model.
-        out: the page to write; an existing one is replaced.
+        run: a run folder, or any folder with the three model files.
+        out: the page to write; an existing file is replaced.
         title: heading of the page; by default the name of the folder.
-        context: text that the page opens with.
+        context: text that is shown when the page opens.
 
     Raises:
-        UserError: the run is not a model, `out` is a folder or a file of the run, or the vocabulary lacks characters of
-            the context.
+        UserError: the run does not contain a model, `out` is a folder or a file of the run, or the vocabulary lacks
+            characters in the context.
         OSError: the page cannot be written.
 
     Examples:
@@ -65,7 +65,7 @@ def write_html(run: str | Path, out: str | Path, *, title: str | None = None, co
     model = CharLSTM(info.vocab.size, info.model.hidden_dim, info.model.hidden_layers)
     data = b"".join(_weights(model, checked_params(model, params)))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    # A target of a symbolic link is replaced, not the link.
+    # If the page is a symbolic link, its target is replaced, not the link itself.
     with replacing(page.resolve()) as file:
         file.write(
             _page(
@@ -94,7 +94,7 @@ def _page(*, title: str, about: str, facts: str, shape: dict[str, Any], data: by
         temperature=f"{defaults.temperature:g}",
         length=defaults.length,
         vocab_size=shape["vocabSize"],
-        # A "<" could end the element.
+        # A "<" could end the HTML element.
         shape=json.dumps(shape).replace("<", "\\u003c"),
         weights=base64.b85encode(data, pad=True).decode().replace("<", ","),
         script=script,
@@ -133,7 +133,7 @@ def _shape(model: CharLSTM, vocab: Vocab, context: str) -> dict[str, Any]:
 
 
 def _weights(model: CharLSTM, params: Params) -> Iterator[bytes]:
-    """Yields the arrays in the order in which html_model.js takes them, little-endian."""
+    """Yields the arrays in little-endian form, in the order that html_model.js expects."""
     for n, (w_ih, w_hh, bias) in enumerate(layer_weights(model, params)):
         if n:
             yield _floats(bias)
@@ -147,9 +147,9 @@ def _weights(model: CharLSTM, params: Params) -> Iterator[bytes]:
 
 
 def _rounded(weights: Any, dtype: type[np.signedinteger[Any]]) -> Iterator[bytes]:
-    """Yields weights [rows, columns] as whole numbers, then the scale of each column."""
+    """Yields weights [rows, columns] as integers, then the scale of each column."""
     array, largest = np.asarray(weights, np.float32), np.iinfo(dtype).max
-    # A column of zeros has the scale 1.
+    # A column of zeros gets a scale of 1.
     scales = np.abs(array).max(axis=0) / largest
     scales = np.where(scales > 0, scales, np.float32(1))
     yield np.rint(array / scales).astype(np.dtype(dtype).newbyteorder("<")).tobytes()

@@ -1,4 +1,4 @@
-"""Loads the model that is exported."""
+"""Loads the model to export."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from charjax.runs.model_file import load_params
 
 
 def load_to_export(run: str | Path, out: str | Path) -> tuple[CharLSTM, Params, Vocab]:
-    """Loads the best model of a run in its portable form, float32 and by JAX alone, and checks where it is written to.
+    """Loads the best model of a run in portable form (float32, plain JAX) and checks the output path.
 
     Raises:
-        UserError: the run is not a model, or `out` is a folder or a file of the run.
+        UserError: the run does not contain a model, or `out` is a folder or a file of the run.
     """
     params, info, _ = load_params(checked_out(run, out)[0])
     shape = info.model
@@ -22,7 +22,7 @@ def load_to_export(run: str | Path, out: str | Path) -> tuple[CharLSTM, Params, 
 
 
 def checked_out(run: str | Path, out: str | Path) -> tuple[Path, Path]:
-    """Returns the paths of a run and of the file to write.
+    """Returns the paths of the run and of the file to write.
 
     Raises:
         UserError: `out` is a folder or a file of the run.

@@ -1,4 +1,4 @@
-"""ONNX (https://onnx.ai): a graph of the native LSTM operator, which onnxruntime and others run."""
+"""Writes a model as an ONNX graph (https://onnx.ai) with the native LSTM operator, for onnxruntime and others."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ from charjax.host.atomic_file import replacing
 from charjax.memory_budget import count_parameters
 from charjax.model import CharLSTM
 
-# Of January 2022: whatever still runs a model today has it.
+# From January 2022, and supported by every runtime still in use.
 _OPSET, _IR_VERSION = 16, 8
-# A protocol buffer takes 2 GiB. The rest is for the graph and the vocabulary.
+# A protocol buffer can hold 2 GiB; the rest is for the graph and the vocabulary.
 _LARGEST = 2**31 - 2**26
 
-# The lines that read the file, which is named FILE here.
+# Example code that reads the file; FILE stands for its name.
 READER = """\
 import json
 
@@ -39,19 +39,19 @@ print(characters[logits[0, -1].argmax()])
 
 
 def write_onnx(run: str | Path, out: str | Path) -> None:
-    """Writes a model as an ONNX file: pip install "charjax[export]".
+    """Writes a model as an ONNX file; requires pip install "charjax[export]".
 
-    Inputs are ids [B, T] int64 and the state before them, h and c [L, B, H] float32. Outputs are the logits [B, T, V]
-    float32 of the character after each position, and the state after the last one, h_out and c_out. B and T are free.
-    The vocabulary, as in vocab.json, is in the metadata under "vocab".
+    The inputs are ids [B, T] int64 and the state before them, h and c, each [L, B, H] float32. The outputs are the
+    logits [B, T, V] float32 for the character after each position, and the state after the last one, h_out and c_out.
+    B and T are dynamic. The metadata contains the vocabulary, in the format of vocab.json, under "vocab".
 
     Args:
-        run: a run folder, or any folder with the three files of a model.
-        out: the file; an existing one is replaced.
+        run: a run folder, or any folder with the three model files.
+        out: the file to write; an existing file is replaced.
 
     Raises:
-        UserError: onnx is not installed, the run is not a model or has over 2 GB, or `out` is a folder or a file of the
-            run.
+        UserError: onnx is not installed, the run does not contain a model or its weights exceed 2 GB, or `out` is a
+            folder or a file of the run.
         OSError: the file cannot be written.
 
     Examples:
@@ -69,10 +69,11 @@ def write_onnx(run: str | Path, out: str | Path) -> None:
     try:
         import onnx  # noqa: PLC0415 -- an extra
     except ImportError as error:
-        raise UserError('ONNX export needs onnx: pip install "charjax[export]"') from error
+        raise UserError('ONNX export needs onnx; install it with pip install "charjax[export]"') from error
     model, params, vocab = load_to_export(run, out)
     if 4 * count_parameters(model.config, model.vocab_size) > _LARGEST:
-        raise UserError(f"{run} has over 2 GB of weights, more than an ONNX file takes; export --to torch or stablehlo")
+        advice = "more than an ONNX file can hold; export --to torch or stablehlo"
+        raise UserError(f"{run} has over 2 GB of weights, {advice}")
     opset = onnx.helper.make_opsetid("", _OPSET)
     graph = _graph(onnx, model, params)
     made = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION, producer_name="charjax")
@@ -83,14 +84,14 @@ def write_onnx(run: str | Path, out: str | Path) -> None:
 
 
 def _graph(onnx: ModuleType, model: CharLSTM, params: Params) -> Any:
-    """Returns the graph; the library is an argument, since it is imported only when it is needed."""
+    """Returns the ONNX graph; the library is an argument because it is only imported when needed."""
     layers, hidden, vocab_size = model.hidden_layers, model.hidden_dim, model.vocab_size
     node, value, number = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.TensorProto
     state = [layers, "batch", hidden]
     inputs = [value("ids", number.INT64, ["batch", "length"])] + [value(name, number.FLOAT, state) for name in "hc"]
     outputs = [value("logits", number.FLOAT, ["batch", "length", vocab_size])]
     outputs += [value(f"{name}_out", number.FLOAT, state) for name in "hc"]
-    # The operator takes [T, B, D].
+    # The LSTM operator takes [T, B, D].
     nodes = [
         node("Transpose", ["ids"], ["ids_TB"], perm=[1, 0]),
         node("OneHot", ["ids_TB", "vocab_size", "off_on"], ["x_0"]),
@@ -122,12 +123,12 @@ def _constants(model: CharLSTM, params: Params) -> dict[str, np.ndarray]:
         cell = params[f"layer_{n}"]["cell"]
         bias = _gates_iofc(cell["bias"])
         arrays[f"W_{n}"], arrays[f"R_{n}"] = _gates_iofc(cell["w_ih"])[None], _gates_iofc(cell["w_hh"])[None]
-        # One bias of the input's part, and one of the state's.
+        # ONNX has separate biases for the input and the state.
         arrays[f"B_{n}"] = np.concatenate([bias, np.zeros_like(bias)])[None]
     return arrays
 
 
 def _gates_iofc(weights: Any) -> np.ndarray:
-    """Transposes weights [..., 4H] with gates i, f, g, o to [4H, ...] in ONNX's order, which calls g c."""
+    """Transposes weights [..., 4H] with gates i, f, g, o to [4H, ...] in ONNX order, where g is called c."""
     i, f, g, o = np.split(np.asarray(weights).T, 4)
     return np.concatenate([i, o, f, g])

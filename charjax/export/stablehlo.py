@@ -1,6 +1,6 @@
-"""StableHLO: scoring and generation with a model as programs of `jax.export`, which run where charjax is not installed.
+"""Writes StableHLO programs (`jax.export`) that score and generate text with a model, without charjax installed.
 
-The file is a zip of model.json, weights.npz, and the programs score.bin and generate.bin.
+The file is a zip archive of model.json, weights.npz, and the programs score.bin and generate.bin.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from charjax.ops.lstm.single_step import StepState
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
-# The lines that read the file, which is named FILE here.
+# Example code that reads the file; FILE stands for its name.
 READER = """\
 import io
 import json
@@ -58,24 +58,26 @@ print("".join(characters[i] for i in np.asarray(ids[0])))
 
 @in_default_modes
 def write_stablehlo(run: str | Path, out: str | Path) -> None:
-    """Writes a model's scoring and generation as programs for CPUs, CUDA and TPUs: pip install "charjax[export]".
+    """Writes programs that score and generate text on CPU, CUDA and TPU; requires pip install "charjax[export]".
 
-    Both take the weights first, a dict of the arrays in weights.npz. B, T, P and N are free:
+    Both programs take the weights as their first argument, a dict of the arrays in weights.npz. B, T, P and N are
+    dynamic:
 
-    - score: ids [B, T] int32, h and c [L, B, H] float32, the state before them -> log-probabilities [B, T, V] of the
-      character after each position, and the state after the last one.
-    - generate: context [B, P] int32, a seed, the numbers of the characters to write [N] int32, 0 to N - 1, temperature,
-      top_k (0 for no limit), top_p (1 for no limit), min_p -> ids [B, N] int32, those that `charjax.generate` samples
-      with the key of this seed.
+    - score: ids [B, T] int32 and the state before them, h and c, each [L, B, H] float32 -> log-probabilities [B, T, V]
+      for the character after each position, and the state after the last one.
+    - generate: context [B, P] int32, a seed, the indices 0 to N - 1 of the characters to generate [N] int32,
+      temperature, top_k (0 for no limit), top_p (1 for no limit), min_p -> ids [B, N] int32, the same that
+      `charjax.generate` samples with a key made from this seed.
 
-    model.json has the vocabulary, as in vocab.json, and the sizes.
+    model.json contains the vocabulary, in the format of vocab.json, and the model's sizes.
 
     Args:
-        run: a run folder, or any folder with the three files of a model.
-        out: the file; an existing one is replaced.
+        run: a run folder, or any folder with the three model files.
+        out: the file to write; an existing file is replaced.
 
     Raises:
-        UserError: flatbuffers is not installed, the run is not a model, or `out` is a folder or a file of the run.
+        UserError: flatbuffers is not installed, the run does not contain a model, or `out` is a folder or a file of the
+            run.
         OSError: the file cannot be written.
 
     Examples:
@@ -91,7 +93,7 @@ def write_stablehlo(run: str | Path, out: str | Path) -> None:
         ['model.json', 'weights.npz', 'score.bin', 'generate.bin']
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise UserError('StableHLO export needs flatbuffers: pip install "charjax[export]"')
+        raise UserError('StableHLO export needs flatbuffers; install it with pip install "charjax[export]"')
     model, params, vocab = load_to_export(run, out)
     info = {
         "charjax_version": __version__,
@@ -109,7 +111,7 @@ def write_stablehlo(run: str | Path, out: str | Path) -> None:
 
 
 def _programs(model: CharLSTM, weights: Params) -> dict[str, bytes]:
-    """Exports the programs -> serialized, by the names of their files."""
+    """Exports the programs and returns them in serialized form by file name."""
     batch, length, context, characters = jax.export.symbolic_shape("batch, length, context, characters")
     whole, real = (functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     state = real((model.hidden_layers, batch, model.hidden_dim))
@@ -127,7 +129,7 @@ def _programs(model: CharLSTM, weights: Params) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def _without_paths() -> Iterator[None]:
-    """Keeps the paths of source files, which name users and their folders, out of the programs."""
+    """Keeps source file paths, which reveal user and folder names, out of the programs."""
     name = "jax_hlo_source_file_canonicalization_regex"
     before = getattr(jax.config, name)
     jax.config.update(name, "^.*/")
@@ -161,7 +163,7 @@ def _generate(
     )
     sample_each = jax.vmap(functools.partial(sample, settings=settings, filtered=True))
     packed = decoder.pack(unflatten_dict(weights, sep="."))
-    # Not `init_carry`, which takes a number for B.
+    # `init_carry` would need a concrete number for B.
     zeros = jnp.zeros((batch, model.hidden_dim), jnp.float32)
     state = decoder.prefill(packed, StepState((LSTMCarry(zeros, zeros),) * model.hidden_layers, ()), context)
 

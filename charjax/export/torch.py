@@ -1,4 +1,4 @@
-"""PyTorch weights: a state_dict as a safetensors file."""
+"""Writes a PyTorch state_dict as a safetensors file."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from charjax.export.loading import load_to_export
 from charjax.interop.torch import to_torch
 from charjax.runs.safetensors_file import write_arrays
 
-# The lines that read the file, which is named FILE here.
+# Example code that reads the file; FILE stands for its name.
 READER = '''\
 import torch
 from safetensors.torch import load_file
@@ -34,17 +34,17 @@ model = CharLSTM(load_file("FILE"))
 
 
 def write_torch(run: str | Path, out: str | Path) -> None:
-    """Writes a model's weights for `torch.nn.LSTM` and `torch.nn.Linear` as a safetensors file; needs no torch.
+    """Writes a model's weights for `torch.nn.LSTM` and `torch.nn.Linear` as a safetensors file; does not need torch.
 
-    The arrays have the names that `charjax.interop.to_torch` gives them. The metadata has the vocabulary, as in
-    vocab.json, under "vocab". `import_model` reads the file back.
+    The arrays have the same names as in `charjax.interop.to_torch`. The metadata contains the vocabulary, in the format
+    of vocab.json, under "vocab". `import_model` can read the file back.
 
     Args:
-        run: a run folder, or any folder with the three files of a model.
-        out: the file; an existing one is replaced.
+        run: a run folder, or any folder with the three model files.
+        out: the file to write; an existing file is replaced.
 
     Raises:
-        UserError: the run is not a model, or `out` is a folder or a file of the run.
+        UserError: the run does not contain a model, or `out` is a folder or a file of the run.
         OSError: the file cannot be written.
 
     Examples:

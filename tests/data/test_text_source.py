@@ -189,7 +189,9 @@ def test_a_validation_text_leaves_all_of_the_other_to_train_on(tmp_path):
 
 
 def test_texts_to_validate_on_that_are_rejected(folder):
-    with pytest.raises(UserError, match=r"c\.txt is in both the training and the validation text; remove it from one of them"):
+    with pytest.raises(
+        UserError, match=r"c\.txt is in both the training and the validation text; remove it from one of them"
+    ):
         Corpus.from_file(folder, validation=folder / "c.txt")
     (folder / "x").write_text("x")
     with pytest.raises(UserError, match="x has 1 character; with --validation, each text needs at least 2"):

@@ -39,7 +39,7 @@ def test_an_unreachable_coordinator_is_reported(monkeypatch):
         ("127.0.0.1:99999", "port must be from 1"),
         ("127.0.0.1:0", "port must be"),
         ("a.invalid:9", "cannot be resolved"),
-        ("localhost", "localhost cannot be resolved .*; give HOST:PORT"),
+        ("localhost", "localhost cannot be resolved .*; pass HOST:PORT"),
     ],
 )
 def test_an_invalid_address_is_rejected(coordinator, message):
@@ -73,7 +73,9 @@ def test_different_settings_are_rejected(name):
     settings = {"seed": 0, "hidden_dim": 16, "epochs": 3, "out": None}
     with as_second_process(settings):
         check_same(settings)
-        with pytest.raises(UserError, match=f"^process 1 was started with {name} 7, process 0 with {settings[name]}; "):
+        with pytest.raises(
+            UserError, match=f"^process 1 was started with {name} 7, but process 0 with {settings[name]}; "
+        ):
             check_same({**settings, name: 7})
 
 

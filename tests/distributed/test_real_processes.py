@@ -191,8 +191,8 @@ def test_a_text_that_one_process_lacks_ends_all(tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--seed", "7"], "seed 7, process 0 with 0"),
-        pytest.param(["--resume"], "--resume True, process 0 with False", marks=pytest.mark.slow),
+        (["--seed", "7"], "seed 7, but process 0 with 0"),
+        pytest.param(["--resume"], "--resume True, but process 0 with False", marks=pytest.mark.slow),
     ],
 )
 def test_options_that_differ_end_all(tmp_path, option, message):

@@ -37,11 +37,11 @@ def test_a_model_that_is_too_large_is_refused(saved, tmp_path, capsys, monkeypat
     pytest.importorskip("onnx")
     monkeypatch.setattr(exporter, "_LARGEST", 1000)
     message = fails(capsys, "export", saved.folder, "--to", "onnx", "--out", tmp_path / "model.onnx")
-    assert message.endswith("has over 2 GB of weights, more than an ONNX file takes; export --to torch or stablehlo")
+    assert message.endswith("has over 2 GB of weights, more than an ONNX file can hold; export --to torch or stablehlo")
     assert not list(tmp_path.iterdir())
 
 
 def test_without_onnx_the_message_says_what_to_install(saved, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     message = fails(capsys, "export", saved.folder, "--to", "onnx", "--out", tmp_path / "model.onnx")
-    assert message == 'ONNX export needs onnx: pip install "charjax[export]"'
+    assert message == 'ONNX export needs onnx; install it with pip install "charjax[export]"'

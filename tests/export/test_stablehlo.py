@@ -69,4 +69,4 @@ def test_the_programs_are_portable_wherever_they_are_written(saved, tmp_path, mo
 def test_without_flatbuffers_the_message_says_what_to_install(saved, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     message = fails(capsys, "export", saved.folder, "--to", "stablehlo", "--out", tmp_path / "model.zip")
-    assert message == 'StableHLO export needs flatbuffers: pip install "charjax[export]"'
+    assert message == 'StableHLO export needs flatbuffers; install it with pip install "charjax[export]"'
