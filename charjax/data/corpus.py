@@ -297,7 +297,7 @@ class TextPieces:
             yield self.file.read(start, min(start + PIECE, self.size))
 
     def read_all(self) -> np.ndarray:
-        """Reads the whole text into memory and returns ids [size]."""
+        """Reads the full text into memory and returns ids [size]."""
         ids, position = np.empty(self.size, self.vocab.dtype), 0
         for piece in self:
             ids[position : position + len(piece)] = piece

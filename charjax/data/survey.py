@@ -172,7 +172,8 @@ def survey_texts(
         recognize: called with the digests of the texts before anything else is checked.
 
     Raises:
-        UserError: a text is empty, is not UTF-8 although `vocab` needs it, or has characters that `vocab` lacks.
+        UserError: one of the texts is empty, is not UTF-8 although `vocab` requires it, or has characters that `vocab`
+            lacks.
     """
     kind = vocab.kind if isinstance(vocab, Vocab) else DataConfig(vocab=vocab).vocab  # type: ignore[arg-type]
     fixed = Vocab.ascii() if kind == "ascii" else vocab

@@ -260,7 +260,7 @@ def _line_and_column(part: Part, offset: int, mark: int) -> tuple[int, int]:
 
 
 def open_text(texts: TextPaths, spool: Spool, *, separator: str | None = None) -> TextSource:
-    """Opens the files of a text.
+    """Opens one or more files as a single text.
 
     Args:
         texts: the files, as for `text_files`; empty files are left out.
@@ -284,7 +284,7 @@ def open_text(texts: TextPaths, spool: Spool, *, separator: str | None = None) -
 
 
 def name_of(texts: Sequence[TextPath]) -> str:
-    """Returns the name of a text for use in messages."""
+    """Returns a name for the text, for use in messages."""
     first = "standard input" if Path(texts[0]) == STANDARD_INPUT else str(texts[0])
     return f"{first} and {len(texts) - 1} more" if texts[1:] else first
 

@@ -27,7 +27,7 @@ STEPS_KEPT = 16
 
 
 class EvalMetrics(NamedTuple):
-    """Sums over all sequences, one per window for C windows: `nats` [C] float32 and `chars` [C] int32."""
+    """Sums over all sequences for each of C windows: `nats` [C] float32 and `chars` [C] int32."""
 
     nats: Array
     chars: Array
@@ -140,7 +140,7 @@ def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budge
 
 
 def evaluation_layout(length: int, devices: int) -> SequenceLayout:
-    """Returns the layout of `length` characters as sequences, whose number is a multiple of the number of devices."""
+    """Returns the layout that divides `length` characters into sequences, a multiple of the number of devices."""
     # Enough sequences to keep the machine busy, but few enough that burn-in is about a tenth of the work.
     wanted = min(EVAL_MAX_SEQUENCES, max(1, (length - 1) // (10 * EVAL_BURN_IN)))
     batch_size = -(-wanted // devices) * devices

@@ -172,7 +172,7 @@ def configured(
 
     Raises:
         UserError: the configuration is not a `TrainConfig`, or there is no such preset.
-        TypeError: there is no such field, as for any unknown keyword argument.
+        TypeError: an override is not a field, as for any unknown keyword argument.
     """
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in overrides:

@@ -69,7 +69,7 @@ class Population:
         self._mesh = _mesh_for(self._size, devices)
         # Padded with copies of the last model, so that every device has the same number.
         self._padding = -self._size % self._mesh.size
-        # Every device holds the whole text.
+        # Every device holds the full text.
         train, held_out = (budget and budget // self._mesh.size for budget in text_budgets(corpus, config, self._mesh))
         self._feed = Prefetcher(corpus.train, layout, self._mesh, budget=train)
         self._validation = Prefetcher(corpus.validation, validation, self._mesh, budget=held_out)
