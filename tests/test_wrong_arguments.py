@@ -164,7 +164,7 @@ MISTAKES = [
     ("model must be a CharLSTM, not Corpus; make one with", lambda: fit(CORPUS, MODEL)),
     ("config must be a TrainConfig, not dict", lambda: fit(MODEL, CORPUS, {})),
     (
-        "the preset must be tiny, small, medium or large, not 'runs/one'",
+        "the preset name must be tiny, small, medium or large, not 'runs/one'",
         lambda: fit(MODEL, CORPUS, "runs/one"),
     ),
     ("reporter must be a Reporter, e.g. History", lambda: fit(MODEL, CORPUS, reporter=History, mesh=MESH)),
@@ -182,7 +182,10 @@ MISTAKES = [
     ("vocab must be a Vocab, not dict", lambda: generate_text(MODEL, VOCAB, PARAMS)),
     ("text must be a str, not bytes", lambda: Vocab.from_text(b"bytes")),
     ("text must be a str, not int", lambda: VOCAB.encode(5)),
-    ("text must be a str, not PosixPath; Corpus.from_file", lambda: Corpus.from_text(Path("text.txt"))),
+    (
+        "text must be a str, not PosixPath; to read a file, use Corpus.from_file",
+        lambda: Corpus.from_text(Path("text.txt")),
+    ),
     ("path must be a path, not int", lambda: Corpus.from_file(123)),
     ("run_dir must be a path, not Corpus", lambda: load_model(CORPUS)),
     (

@@ -70,7 +70,7 @@ def preset(name: PresetName, characters: int, **given: Any) -> Preset:
     """
     if not isinstance(name, str) or name not in _SIZES:
         raise UserError(
-            f"the preset must be {', '.join(list(_SIZES)[:-1])} or {list(_SIZES)[-1]}, not {in_short(name)}"
+            f"the preset name must be {', '.join(list(_SIZES)[:-1])} or {list(_SIZES)[-1]}, not {in_short(name)}"
         )
     size, characters = _SIZES[name], checked_whole("characters", characters)
     of_model = {field.name for field in dataclasses.fields(ModelConfig)}

@@ -175,7 +175,7 @@ def test_a_run_writes_the_best_model_so_far(trained):
 
 def test_resuming_writes_a_model_that_is_missing(trained, run):
     (run / MODEL).unlink()
-    refused(run, "has no model.safetensors; .* to write it, run charjax train with --resume and the same --out")
+    refused(run, "has no model.safetensors, .* to write it, run charjax train with --resume and the same --out")
     resume(run)
     assert (run / MODEL).read_bytes() == (trained / MODEL).read_bytes()
 
@@ -281,7 +281,7 @@ def test_the_configuration_is_checked(model, places, value, message):
             {"kind": "chars", "characters": "abc"},
             r"does not match its configuration: head.bias is F32\[128\], not F32\[3\]",
         ),
-        ({"kind": "chars", "characters": "ba"}, "must be distinct and in the order"),
+        ({"kind": "chars", "characters": "ba"}, "must be distinct and in code point order"),
         ({"kind": "__import__('os')", "characters": ""}, "the vocabulary must be"),
     ],
 )

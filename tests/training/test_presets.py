@@ -65,9 +65,9 @@ def test_larger_presets_train_larger_models_on_more_characters():
 
 
 @pytest.mark.parametrize(("name", "characters", "message"), [
-    ("huge", 10, "the preset must be tiny, small, medium or large, not 'huge'"),
-    (None, 10, "the preset must be tiny, .* not None"),
-    (["tiny"], 10, "the preset must be tiny, .*"),
+    ("huge", 10, "the preset name must be tiny, small, medium or large, not 'huge'"),
+    (None, 10, "the preset name must be tiny, .* not None"),
+    (["tiny"], 10, "the preset name must be tiny, .*"),
     ("tiny", 0, "characters must be a whole number of at least 1, not 0"),
     ("tiny", 1.5, "characters must be a whole number"),
 ])  # fmt: skip
