@@ -1,4 +1,4 @@
-"""Next-character cross-entropy in nats, the measures derived from it, and the record of an evaluation."""
+"""Next-character cross-entropy in nats, metrics derived from it, and the record of an evaluation."""
 
 import dataclasses
 import json
@@ -19,15 +19,15 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         labels: [...] integer ids in [0, V).
 
     Returns:
-        [...] float32, nats per character; the exponential of its mean is the perplexity.
+        [...] float32, nats per character; the exponential of their mean is the perplexity.
     """
-    import optax  # noqa: PLC0415 -- only training needs it, and sampling starts sooner without
+    import optax  # noqa: PLC0415 -- so that sampling, which does not need it, starts sooner
 
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
 
 
 def perplexity(loss: float) -> float:
-    """Returns exp(loss), with loss in nats per character: the number of equally likely characters it amounts to."""
+    """Returns exp(loss), the equivalent number of equally likely characters; loss is in nats per character."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -35,17 +35,17 @@ def perplexity(loss: float) -> float:
 
 
 def bits_per_char(loss: float) -> float:
-    """Returns loss / ln 2, with loss in nats per character: the bits that the model needs for a character."""
+    """Returns loss / ln 2, the average number of bits per character; loss is in nats per character."""
     return loss / math.log(2)
 
 
-# The floats of an Evaluation, in the order of its JSON, and those derived from others.
+# The float fields of an Evaluation, in the order of its JSON, and those of them that are derived from others.
 _MEASURED = (
     "epoch", "train_loss", "val_loss", "perplexity", "bits_per_char", "learning_rate", "grad_norm", "chars_per_second",
     "elapsed_seconds",
 )  # fmt: skip
 _DERIVED = ("perplexity", "bits_per_char")
-# None where unknown; logs of earlier versions lack the last two.
+# None if unknown; logs written by earlier versions lack the last two.
 _OPTIONAL = ("chars_per_second", "learning_rate", "grad_norm")
 _COUNTS = ("skipped_steps", "chars_seen")
 
@@ -56,16 +56,16 @@ class Evaluation:
 
     Attributes:
         step: optimizer steps taken.
-        epoch: passes over the training text, with a fraction.
-        train_loss: nats per character, mean over the steps since the previous evaluation.
-        val_loss: nats per character of the validation text.
-        chars_per_second: characters trained on per second, without evaluations, and without compilation unless there
-            was only the one call that compiled; None if not timed.
-        elapsed_seconds: wall-clock time of training.
+        epoch: passes over the training text, including fractions of a pass.
+        train_loss: nats per character, averaged over the steps since the previous evaluation.
+        val_loss: nats per character on the validation text.
+        chars_per_second: characters trained on per second. Evaluation time is excluded, and so is compilation time
+            unless the call that compiled was the only one. None if not timed.
+        elapsed_seconds: wall-clock training time.
         skipped_steps: steps skipped since the previous evaluation because their loss or gradient was not finite.
-        learning_rate: that of the last step; None if unknown, as with an optimizer that is not charjax's.
-        grad_norm: global norm of the gradient before clipping, mean over the steps since the previous evaluation; None
-            if unknown, as in a log of an earlier version.
+        learning_rate: the learning rate of the last step; None if unknown, e.g. with a custom optimizer.
+        grad_norm: the global gradient norm before clipping, averaged over the steps since the previous evaluation; None
+            if unknown, e.g. in logs written by earlier versions.
         chars_seen: characters trained on so far, counting every pass; None if unknown.
 
     Examples:
@@ -98,21 +98,21 @@ class Evaluation:
         return bits_per_char(self.val_loss)
 
     def to_dict(self) -> dict[str, float | None]:
-        """Returns all measurements by name, derived ones included; numbers that are not finite become None."""
+        """Returns all measurements by name, including derived ones; numbers that are not finite become None."""
         values: dict[str, float | None] = {name: _finite(getattr(self, name)) for name in _MEASURED}
         counts = {name: getattr(self, name) for name in _COUNTS}
         return {"step": int(self.step), **values, **{name: n if n is None else int(n) for name, n in counts.items()}}
 
     def to_json(self) -> str:
-        """Returns `to_dict` as one line of strict JSON, without the newline."""
+        """Returns `to_dict()` as a single line of strict JSON, without the newline."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
-        """Parses what `to_json` wrote; null becomes NaN, or None where that is allowed; unknown names are ignored.
+        """Parses the output of `to_json`; null becomes NaN, or None where allowed, and unknown names are ignored.
 
         Raises:
-            ValueError: the line is not a JSON object with an Evaluation's fields.
+            ValueError: the line is not a JSON object with the fields of an Evaluation.
         """
         values = json.loads(line)
         if not isinstance(values, dict):

@@ -19,20 +19,20 @@ from charjax.ops.lstm.reference import Initializer, LSTMCell
 
 Carry = tuple[LSTMCarry, ...]
 
-# Layer 0 reads one-hot rows, so a single row must move the gates. With the usual 1 / sqrt(V), which expects a sum over
-# V inputs, they barely move for many thousand steps.
+# Layer 0 reads one-hot rows, so a single weight row must be able to move the gates. With the usual 1 / sqrt(V), which
+# assumes a sum over V inputs, they barely move for many thousands of steps.
 ONE_HOT_INIT = nn.initializers.normal(2.0)
 
 
 class LSTMLayer(nn.Module):
-    """One LSTM layer over T characters; see `charjax.ops.lstm` for the mathematics and the implementations.
+    """One LSTM layer over T characters; see `charjax.ops.lstm` for the equations and the implementations.
 
     Attributes:
         hidden_dim: H.
         input_dim: D.
         implementation: "flax" runs `flax.linen.scan` over `LSTMCell`; the others compute the same function.
-        dtype: format of the matmul operands.
-        w_ih_init: initializer of the input weights.
+        dtype: the matmul operand format.
+        w_ih_init: the initializer for the input weights.
     """
 
     hidden_dim: int
@@ -42,7 +42,7 @@ class LSTMLayer(nn.Module):
     w_ih_init: Initializer = nn.initializers.lecun_normal()
 
     def setup(self) -> None:
-        """Declares the cell, which owns the parameters whatever the implementation."""
+        """Declares the cell, which owns the parameters regardless of the implementation."""
         self.cell = LSTMCell(self.hidden_dim, self.input_dim, self.dtype, self.w_ih_init)
 
     @in_default_modes
@@ -52,12 +52,12 @@ class LSTMLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """The affine map from hidden state to logits: `kernel` [H, V] and `bias` [V], float32.
+    """The affine map from the hidden state to logits, with float32 parameters `kernel` [H, V] and `bias` [V].
 
     Attributes:
         hidden_dim: H.
         vocab_size: V.
-        dtype: format of the matmul operands.
+        dtype: the matmul operand format.
     """
 
     hidden_dim: int
@@ -78,16 +78,16 @@ class CharLSTM(nn.Module):
     """Predicts the next character at every position with a stack of LSTM layers (Graves 2013).
 
     Character ids select rows of layer 0's input weights, as one-hot inputs would. Dropout is applied to the output of
-    every layer, between layers and before the head, never to the recurrent state (Zaremba et al. 2014), with one mask
-    per sequence and window (variational dropout, Gal and Ghahramani 2016).
+    every layer (between layers and before the head) but never to the recurrent state (Zaremba et al. 2014), with one
+    mask per sequence and window (variational dropout, Gal and Ghahramani 2016).
 
     Attributes:
-        vocab_size: V, number of characters.
+        vocab_size: V, the number of characters.
         hidden_dim: H, units per layer.
-        hidden_layers: number of layers.
-        dropout: probability of zeroing an output during training.
+        hidden_layers: the number of layers.
+        dropout: the probability of zeroing an output during training.
         implementation: how each layer is computed; see `charjax.ops.lstm`.
-        dtype: "float32" or "bfloat16", the format of the matmul operands.
+        dtype: the matmul operand format, "float32" or "bfloat16".
 
     Raises:
         UserError: a size, probability or dtype is out of range.
@@ -113,11 +113,11 @@ class CharLSTM(nn.Module):
         """Checks the attributes."""
         super().__post_init__()
         checked_whole("vocab_size", self.vocab_size)
-        self.config  # noqa: B018 -- checks the others
+        self.config  # noqa: B018 -- checks the other attributes
 
     @classmethod
     def from_config(cls, config: ModelConfig, vocab_size: int) -> "CharLSTM":
-        """Builds the model that a config describes; the dtype "auto" becomes the faster one on this machine."""
+        """Builds the model described by a config; the dtype "auto" becomes the faster one on this machine."""
         return cls(
             vocab_size=vocab_size,
             hidden_dim=config.hidden_dim,
@@ -129,7 +129,7 @@ class CharLSTM(nn.Module):
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape as a `ModelConfig`, which checks it."""
+        """The model's settings as a `ModelConfig`, which validates them."""
         return ModelConfig(
             hidden_dim=self.hidden_dim,
             hidden_layers=self.hidden_layers,
@@ -155,18 +155,18 @@ class CharLSTM(nn.Module):
         stream_ids: Array | None = None,
         dropout: Array | None = None,
     ) -> tuple[Array, Carry]:
-        """Computes the logits of T characters.
+        """Computes next-character logits for T characters.
 
         Args:
             ids: [B, T] integer, the characters.
-            carry: the state before them, one `LSTMCarry` of [B, H] float32 per layer; see `init_carry`.
-            train: apply dropout; if dropout > 0 this needs the PRNG key `rngs={"dropout": key}`.
-            stream_ids: [B] integer, a number per row that its dropout mask is derived from, so that the mask does not
-                depend on the other rows of the batch; by default 0 to B-1.
-            dropout: [] float32, the rate to use instead of the model's; it may be traced.
+            carry: the state before the first character, one `LSTMCarry` of [B, H] float32 per layer; see `init_carry`.
+            train: whether to apply dropout; if dropout > 0, this requires a PRNG key, `rngs={"dropout": key}`.
+            stream_ids: [B] integer, one number per row, from which its dropout mask is derived, so that the mask does
+                not depend on the other rows of the batch; 0 to B-1 by default.
+            dropout: [] float32, overrides the model's dropout rate; it may be traced.
 
         Returns:
-            logits [B, T, V] float32, each of the character after its position, and the carry after the last one.
+            logits [B, T, V] float32, predicting the character after each position, and the carry after the last one.
         """
         rate = self.dropout if dropout is None else dropout
         keep = self._keep(ids.shape, stream_ids, rate) if train and (dropout is not None or self.dropout > 0) else ()
@@ -182,7 +182,7 @@ class CharLSTM(nn.Module):
         return self.head(drop(y, keep[-1], rate) if keep else y), carry
 
     def _keep(self, shape: tuple[int, ...], stream_ids: Array | None, rate: float | Array) -> tuple[Array, ...]:
-        """Returns the mask of outputs that dropout keeps, [B, T, H] per layer and the same at every step."""
+        """Returns each layer's mask of the outputs that dropout keeps, [B, T, H], the same at every step."""
         sequence_ids = jnp.arange(shape[0]) if stream_ids is None else stream_ids
         keys = [self.make_rng("dropout") for _ in self.layer]
         masks = (keep_per_sequence(key, rate, sequence_ids, (1, self.hidden_dim)) for key in keys)
@@ -191,7 +191,7 @@ class CharLSTM(nn.Module):
 
 @in_default_modes
 def init_carry(model: CharLSTM, batch_size: int) -> Carry:
-    """Returns the state before any character: one zero `LSTMCarry` of [batch_size, H] float32 per layer.
+    """Returns the initial state, one zero `LSTMCarry` of [batch_size, H] float32 per layer.
 
     Examples:
         >>> from charjax import CharLSTM, init_carry
@@ -201,7 +201,7 @@ def init_carry(model: CharLSTM, batch_size: int) -> Carry:
     """
     check_model(model)
     batch_size = checked_whole("batch_size", batch_size, least=0)
-    # Separate arrays: a buffer that appears twice cannot be donated.
+    # Separate arrays, because a buffer that appears twice cannot be donated.
     zeros = functools.partial(jnp.zeros, (batch_size, model.hidden_dim), jnp.float32)
     return tuple(LSTMCarry(zeros(), zeros()) for _ in range(model.hidden_layers))
 
@@ -226,29 +226,33 @@ def init_params(key: Array, model: CharLSTM) -> dict[str, dict[str, Array]]:
 
 
 def check_model(model: CharLSTM) -> None:
-    """Checks that a model is one; a UserError otherwise."""
-    check_type("model", model, CharLSTM, "make one with CharLSTM, or load one with load_model")
+    """Checks that `model` is a `CharLSTM`.
+
+    Raises:
+        UserError: it is not.
+    """
+    check_type("model", model, CharLSTM, "create one with CharLSTM, or load one with load_model")
 
 
 def checked_key(key: Array) -> Array:
-    """Returns typed PRNG keys, [] or [B], of typed or raw ones; raw keys are uint32 as from `jax.random.PRNGKey`.
+    """Returns PRNG keys [] or [B] as typed keys; raw uint32 keys, as from `jax.random.PRNGKey`, are converted.
 
     Raises:
-        UserError: the key is neither.
+        UserError: `key` is neither typed keys nor raw ones.
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if getattr(key, "dtype", None) == jnp.uint32:
-        with contextlib.suppress(TypeError, ValueError):  # not the shape of keys
+        with contextlib.suppress(TypeError, ValueError):  # not the shape of a raw key
             return jax.random.wrap_key_data(key)
-    raise UserError("key must be a PRNG key, such as jax.random.key(0), or an array of them")
+    raise UserError("key must be a PRNG key, e.g. jax.random.key(0), or an array of PRNG keys")
 
 
 def model_to_use(config: ModelConfig, vocab_size: int) -> CharLSTM:
     """Builds the model of a run for sampling and scoring on this machine.
 
-    If the implementation that the run was trained with is not available here, the default one is used and the log says
-    so: all of them take the same parameters and compute the same function.
+    If the implementation that the run was trained with is not available here, a warning is logged and the default one
+    is used; all implementations take the same parameters and compute the same function.
     """
     model = CharLSTM.from_config(config, vocab_size)
     try:
@@ -273,7 +277,7 @@ def check_serves(model: CharLSTM) -> None:
             weights = LSTMWeights(jnp.zeros((inputs, gates)), jnp.zeros((hidden, gates)), jnp.zeros(gates))
             lstm(weights, x, carry, implementation=model.implementation, dtype=model.dtype)
 
-    # Only traced: this neither compiles nor allocates.
+    # The step is only traced, so nothing is compiled or allocated.
     jax.eval_shape(one_step_of_each_kind_of_layer)
 
 

@@ -1,1 +1,1 @@
-"""Scores of a text, dynamic evaluation, and the activations of hidden units."""
+"""Text scoring, dynamic evaluation and hidden-unit activations."""

@@ -1,7 +1,7 @@
-"""Activations of single hidden units along a text (Karpathy, Johnson, Fei-Fei 2015).
+"""Activations of individual hidden units over the course of a text (Karpathy, Johnson, Fei-Fei 2015).
 
-A unit's activation is tanh(c) of its cell state, between -1 and 1. Its output h is tanh(c) times the output gate,
-which hides what the cell stores for later.
+A unit's activation is defined here as tanh(c), between -1 and 1, where c is its cell state. The unit's output h is
+tanh(c) times the output gate, which hides what the cell stores for later.
 """
 
 import functools
@@ -24,14 +24,15 @@ from charjax.ops.lstm.single_step import StepState
 
 # Characters per compiled call.
 CHUNK = 128
-# A long text is read in groups, each as ROWS parts side by side that begin up to BURN_IN characters early.
+# Long text is read in groups, each split into ROWS parts that are read in parallel, starting up to BURN_IN characters
+# early.
 ROWS = 16
 BURN_IN = 8 * CHUNK
 GROUP = ROWS * 16 * BURN_IN
 
 
 class Unit(NamedTuple):
-    """The index of a layer and the index of a unit in it, both from 0."""
+    """The zero-based indices of a layer and of a unit within it."""
 
     layer: int
     unit: int
@@ -42,18 +43,18 @@ class Unit(NamedTuple):
 
 @in_default_modes
 def activations(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike) -> np.ndarray:
-    """Returns the cell states tanh(c) of all units after each character.
+    """Returns the activation tanh(c) of every unit after each character.
 
     Args:
         model: the model.
         params: its parameters.
-        ids: [B, N] integer, texts, each from its beginning.
+        ids: [B, N] integer; each row is read from a zero state.
 
     Returns:
         [B, N, L, H] float32, for L layers of H units.
 
     Raises:
-        UserError: ids are not [B, N] integers in [0, V), or params are not the model's.
+        UserError: ids are not [B, N] integers in [0, V), or params do not match the model.
 
     Examples:
         >>> import jax
@@ -72,10 +73,10 @@ def activations(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike) -> n
 def unit_activations(
     model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, units: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Returns the cell states tanh(c) of the given units (layer, unit), [B, N, U] float32, storing only those.
+    """Returns the activations tanh(c) of the given (layer, unit) pairs, [B, N, U] float32, without storing any others.
 
     Raises:
-        UserError: the model lacks one of the units, or ids are not [B, N] integers in [0, V).
+        UserError: the model does not have one of the units, or ids are not [B, N] integers in [0, V).
 
     Examples:
         >>> import jax
@@ -94,12 +95,12 @@ def unit_activations(
 def excerpt_activations(
     model: CharLSTM, params: Params, vocab: Vocab, text: np.ndarray, part: slice, units: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Returns the cell states of the given (layer, unit) pairs after each character of an excerpt, [n, U] float32.
+    """Returns the activations of the given (layer, unit) pairs after each character of an excerpt, [n, U] float32.
 
-    Warms the state up on at most 1,024 characters before the excerpt instead of on all preceding text.
+    Warms up the state on at most 1,024 characters before the excerpt instead of on all the preceding text.
 
     Raises:
-        UserError: the model lacks one of the units, or ids are not in [0, V).
+        UserError: the model does not have one of the units, or ids are not in [0, V).
     """
     begin, end, _ = part.indices(len(text))
     read_from = _warm_up_from(text, begin, _newline_id(vocab))
@@ -110,11 +111,11 @@ def excerpt_activations(
 def read_side_by_side(
     model: CharLSTM, params: Params, vocab: Vocab, text: np.ndarray, begin: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads up to GROUP characters of a text, from `begin`, as ROWS parts side by side.
+    """Reads up to GROUP characters of the text, starting at `begin`, as ROWS parts in parallel.
 
     Yields:
-        Positions in the text [ROWS, CHUNK], -1 for characters that only warm the state up, and tanh(c) after each,
-        [ROWS, CHUNK, L, H].
+        Positions in the text [ROWS, CHUNK], -1 for characters that only warm up the state; and tanh(c) after each
+        character, [ROWS, CHUNK, L, H].
 
     Raises:
         UserError: ids are not in [0, V).
@@ -135,15 +136,15 @@ def read_side_by_side(
 
 
 def _warm_up_from(text: np.ndarray, begin: int, newline: int) -> int:
-    """Returns where to start reading so that the state at `begin` is nearly that of reading everything before it.
+    """Returns where to start reading so that the state at `begin` is almost as if everything before it had been read.
 
-    That is BURN_IN to BURN_IN / 2 characters before it, after an empty line if there is one, otherwise at the start
-    of a line: a state that starts inside a quotation would take its closing quote for an opening one.
+    This is BURN_IN to BURN_IN / 2 characters earlier, preferably right after an empty line, otherwise at the start of a
+    line: if reading started inside a quotation, the closing quote would be mistaken for an opening one.
 
     Args:
         text: [N] ids.
-        begin: the first character that counts.
-        newline: the line break's id, or -1 if the vocabulary has none.
+        begin: the position of the first character whose activation is needed.
+        newline: the id of the line break, or -1 if the vocabulary does not contain it.
     """
     if begin <= BURN_IN:
         return 0
@@ -158,7 +159,7 @@ def _warm_up_from(text: np.ndarray, begin: int, newline: int) -> int:
 def _collect(
     model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, units: Array | None, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Reads texts chunk by chunk and returns [B, N, *shape]."""
+    """Reads the rows of `ids` chunk by chunk and returns activations [B, N, *shape]."""
     ids_BN = checked_ids(ids, model.vocab_size, "[B, N]")
     batch, length = ids_BN.shape
     found = np.empty((batch, length, *shape), np.float32)
@@ -166,7 +167,7 @@ def _collect(
     weights, state = decoder.pack(on_one_device(checked_params(model, params))), decoder.init(batch)
     for begin in range(0, length, CHUNK):
         chunk = ids_BN[:, begin : begin + CHUNK]
-        # The last chunk is padded, so that one compilation serves every length.
+        # The last chunk is padded so that one compilation serves every length.
         padded = np.pad(chunk, ((0, 0), (0, CHUNK - chunk.shape[1])))
         state, cells = _read_chunk(decoder, weights, state, padded, units)
         found[:, begin : begin + CHUNK] = np.asarray(cells)[:, : chunk.shape[1]]
@@ -189,24 +190,24 @@ def _read_chunk(
 
 
 def _newline_id(vocab: Vocab) -> int:
-    """Returns the line break's id, or -1 if the vocabulary has none."""
+    """Returns the id of the line break, or -1 if the vocabulary does not contain it."""
     return -1 if vocab.unknown("\n") else int(vocab.encode("\n")[0])
 
 
 def check_units(model: CharLSTM, units: Sequence[tuple[int, int]]) -> None:
-    """Checks that the model has the given units (layer, unit).
+    """Checks that the model has the given (layer, unit) pairs.
 
     Raises:
-        UserError: the model lacks one of them; the message says which units it has. Or the units are not pairs.
+        UserError: the units are not pairs, or the model does not have one of them; the message says which units exist.
     """
     check_model(model)
     found = np.array(units, object)
     are_pairs = found.ndim == 2 and found.shape[1] == 2 and all(isinstance(n, int | np.integer) for n in found.flat)
     if found.size and not are_pairs:
-        raise UserError(f"units must be a list of pairs (layer, unit), such as [(0, 3)], not {in_short(units)}")
+        raise UserError(f"units must be a list of (layer, unit) pairs, e.g. [(0, 3)], not {in_short(units)}")
     for layer, unit in units:
         if not (0 <= layer < model.hidden_layers and 0 <= unit < model.hidden_dim):
             raise UserError(
                 f"there is no unit {layer}:{unit}: the model has layers 0 to {model.hidden_layers - 1}, "
-                f"each of units 0 to {model.hidden_dim - 1}"
+                f"each with units 0 to {model.hidden_dim - 1}"
             )

@@ -1,4 +1,4 @@
-"""The learning step of dynamic evaluation: scores a segment, then moves the weights along its gradient."""
+"""The update step of dynamic evaluation, which scores a segment and then takes a gradient step on it."""
 
 import functools
 from typing import NamedTuple
@@ -14,17 +14,18 @@ from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM, init_carry
 from charjax.ops.lstm.target import target_platform
 
-# Relative to the mean gradient. At 0.01, weights with gradients near zero, such as those of a rare character, moved so
-# far at its first occurrence that some of the characters after it cost 60 nats.
+# Relative to the mean gradient. At 0.01, weights with near-zero gradients, such as those of a rare character, moved so
+# far at its first occurrence that some of the following characters cost 60 nats.
 EPSILON = 0.1
-# Mean gradients below this come from a text that is predicted with certainty, and move nothing.
+# Mean gradients are clamped to at least this, so that text predicted with certainty leaves the weights unchanged.
 _LEAST_GRADIENT = 1e-8
-# Beyond this many segments the mean of squared gradients slowly forgets: float32 would not register new ones.
+# Beyond this many segments, the mean of squared gradients gradually forgets old ones; otherwise, float32 would be too
+# coarse to register new ones.
 _MOST_SEGMENTS = 1e6
 
 
 class Rates(NamedTuple):
-    """Learning rate and decay of the weight updates, as arrays, so that new values do not trigger recompilation.
+    """The learning rate and decay of the weight updates, as arrays so that new values do not trigger recompilation.
 
     Attributes:
         learning_rate: [] float32, eta.
@@ -36,13 +37,13 @@ class Rates(NamedTuple):
 
 
 class Adaptation(NamedTuple):
-    """The state of dynamic evaluation between two segments.
+    """The state of dynamic evaluation between segments.
 
     Attributes:
         params: the current weights.
         carry: the recurrent state.
-        squares: mean of squared gradients, a pytree like the weights.
-        segments: [] float32, the number of segments in that mean.
+        squares: the mean of the squared gradients, a pytree like the weights.
+        segments: [] float32, the number of segments averaged so far.
     """
 
     params: Params
@@ -52,7 +53,7 @@ class Adaptation(NamedTuple):
 
 
 def init_adaptation(model: CharLSTM, params: Params) -> Adaptation:
-    """Returns the state before a text, with copies of the weights: each step donates its state's memory."""
+    """Returns the initial state. The weights are copied, because each step donates its state's memory."""
     weights = jax.tree.map(functools.partial(jnp.array, dtype=jnp.float32), params)
     return Adaptation(weights, init_carry(model, 1), jax.tree.map(jnp.zeros_like, weights), jnp.zeros(()))
 
@@ -60,19 +61,19 @@ def init_adaptation(model: CharLSTM, params: Params) -> Adaptation:
 def adapt(
     model: CharLSTM, first: Params, state: Adaptation, block: SegmentBlock, rates: Rates, *, top: int
 ) -> tuple[Adaptation, Scores]:
-    """Scores the segments of a block and learns from each after it is scored.
+    """Scores the segments of a block, updating the weights on each segment after scoring it.
 
     Args:
         model: the model.
-        first: the weights to decay towards.
+        first: the original weights, which the updates decay towards.
         state: the state before the block; donated.
         block: S segments of T labels.
-        rates: how the weights move.
-        top: K, how many of the most likely characters to return.
+        rates: the learning rate and decay.
+        top: K, the number of most likely characters to return.
 
     Returns:
-        The state after the block, and the scores [S, T + 1]: that of each window's first character, as if it began a
-        document, then those of its labels.
+        The state after the block and the scores [S, T + 1]: first that of each window's first character, as if it began
+        a document, then those of the window's labels.
     """
     segments = block.windows, block.counts, block.fresh
     return _adapt(model, first, state, segments, np.int32(block.number), rates, top=top)
@@ -89,7 +90,7 @@ def _adapt(
     *,
     top: int,
 ) -> tuple[Adaptation, Scores]:
-    """See `adapt`; `segments` are the windows, counts and fresh of a `SegmentBlock`."""
+    """Implements `adapt`; `segments` are a `SegmentBlock`'s `windows`, `counts` and `fresh`."""
     shape = segments[0].shape
 
     def one(row: Array, loop: tuple[Adaptation, Scores]) -> tuple[Adaptation, Scores]:
@@ -105,7 +106,7 @@ def _adapt(
 def _adapt_once(
     model: CharLSTM, first: Params, state: Adaptation, segment: tuple[Array, Array, Array], rates: Rates, top: int
 ) -> tuple[Adaptation, Scores]:
-    """Scores a segment's window [T + 1], then learns from the first `count` of its labels."""
+    """Scores a segment's window [T + 1], then updates the weights on the first `count` of its labels."""
     ids, count, fresh = segment
     seq_len = len(ids) - 1
     before = jax.tree.map(lambda values: jnp.where(fresh, jnp.zeros_like(values), values), state.carry)
@@ -117,7 +118,7 @@ def _adapt_once(
         return jnp.sum(jnp.where(jnp.arange(seq_len) < count, nats, 0.0)) / seq_len, (logits[0], carry)
 
     grads, (logits, carry) = jax.grad(loss, has_aux=True)(state.params)
-    # A document's first character is predicted from a zero state, by the bias.
+    # A document's first character is predicted from a zero state, i.e. by the bias alone.
     scores = judge(jnp.concatenate([state.params["head"]["bias"][None], logits]), ids, top)
 
     # A segment without labels has no gradient and does not count.
@@ -129,14 +130,14 @@ def _adapt_once(
 
 
 def _segment_reader(model: CharLSTM) -> CharLSTM:
-    """Returns the model with the implementation that is fastest for one sequence and weights that keep changing."""
-    # The native implementation would pack the weights again for every segment.
+    """Returns the model with the implementation that is fastest for a single sequence and ever-changing weights."""
+    # The native implementation would repack the weights for every segment.
     native = model.implementation is None and target_platform() == "cpu"
     return model.clone(implementation="scan") if native else model
 
 
 def _move(first: Params, params: Params, grads: Params, rms: Params, rates: Rates, share: Array) -> Params:
-    """Applies the rule in `dynamic_score` to the gradient of a segment with `share` times T labels."""
+    """Applies the update rule of `dynamic_score` to the gradient of a segment with `share` times T labels."""
     leaves = jax.tree.leaves(rms)
     mean = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
     mean = jnp.maximum(mean, _LEAST_GRADIENT)

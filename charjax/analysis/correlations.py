@@ -1,4 +1,4 @@
-"""Correlations of every hidden unit with every text feature (Karpathy et al. 2015)."""
+"""Correlations between every hidden unit and every text feature (Karpathy et al. 2015)."""
 
 from typing import NamedTuple
 
@@ -12,27 +12,27 @@ from charjax.errors import UserError
 from charjax.generation.inputs import check_vocab, checked_ids
 from charjax.model import CharLSTM
 
-# A text is divided into stretches, used alternately to select units and to check the selection. With two halves
-# instead, units would be selected only on the start of the text, such as its preface.
+# The text is divided into stretches, used alternately to select units and to check the selection. With two halves
+# instead, units would be selected only on the first half of the text, preface included.
 LONGEST_STRETCH, LEAST_STRETCHES = 4096, 8
-# Characters over which the variation of features is compared, to show where they vary most.
+# The length of the stretches that are compared to find where a feature varies most.
 STRETCH_TO_SHOW = 500
 # Series are float32 values of order 1: a standard deviation below float32 resolution counts as zero.
 _RESOLUTION = 1e-7
 
 
 class Correlations(NamedTuple):
-    """Correlations of units with features: Pearson's r, [F, L, H] float64, 0 if either is constant.
+    """Correlations between features and units (Pearson's r, [F, L, H] float64); 0 if either is constant.
 
     Attributes:
         whole: over the whole text.
-        choice: over every other stretch of the text, to select units.
+        choice: over every other stretch of the text, for selecting units.
         check: over the remaining stretches, which show whether a unit was selected by chance.
-        varies: [F] bool, whether a feature varies in the text.
+        varies: [F] bool, whether the feature varies in the text.
         varies_in_both: [F] bool, whether it varies both in the stretches of `choice` and in those of `check`.
-        mean: [F] float64, the features' means; for binary ones the fraction of characters where they are 1.
-        liveliest: [F] int64, the begin of the stretch in which a feature varies most, of the stretches that begin at
-            multiples of `STRETCH_TO_SHOW`; the first of several.
+        mean: [F] float64, the features' means; for a binary feature, the fraction of characters where it is 1.
+        liveliest: [F] int64, where the stretch in which the feature varies most begins; stretches begin at multiples of
+            `STRETCH_TO_SHOW`, and ties go to the first.
         characters: the number of characters read.
     """
 
@@ -46,22 +46,22 @@ class Correlations(NamedTuple):
     characters: int
 
     def best(self, feature: int, top: int) -> list[Unit]:
-        """Returns the `top` units that correlate most strongly with a feature, whatever the sign, by `choice`."""
+        """Returns the `top` units that correlate most strongly (with either sign) with a feature, based on `choice`."""
         strength = np.abs(self.choice[feature])
         order = np.argsort(-strength, axis=None, kind="stable")[:top]
         return [Unit(*map(int, np.unravel_index(number, strength.shape))) for number in order]
 
 
 def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.ndarray) -> Correlations:
-    """Correlates every unit's tanh(c) with each of `features.FEATURES`, both after each character.
+    """Correlates every unit's tanh(c) with each of `features.FEATURES`, both measured after each character.
 
-    The text is read once, as parts side by side; each but the first begins up to 1,024 characters early to warm its
-    state up. Sums are in float64; memory does not grow with the text.
+    The text is read once, as parts in parallel; every part but the first starts up to 1,024 characters early to warm up
+    its state. Sums are accumulated in float64, and memory use does not grow with the length of the text.
 
     Args:
         model: the model.
         params: its parameters.
-        vocab: its characters.
+        vocab: its vocabulary.
         ids: [N] integer, the text.
 
     Raises:
@@ -80,7 +80,7 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
     check_vocab(model, vocab)
     text = checked_ids(ids, model.vocab_size, "[N]", dtype=None)
     if len(text) < 2:
-        raise UserError(f"ids must be one text of at least 2 characters, not {len(text)}")
+        raise UserError(f"ids must contain at least 2 characters, not {len(text)}")
     shape = (len(FEATURES), model.hidden_layers, model.hidden_dim)
     units = model.hidden_layers * model.hidden_dim
     halves = [Moments.of(np.zeros((len(FEATURES), 0)), np.zeros((0, units)))] * 2
@@ -109,7 +109,7 @@ def unit_correlations(model: CharLSTM, params: Params, vocab: Vocab, ids: np.nda
 
 
 class _Variation:
-    """Finds the stretch of a text in which each feature varies most."""
+    """Finds the stretch of the text in which each feature varies most."""
 
     def __init__(self) -> None:
         self._most, self._begins = np.zeros(len(FEATURES)), np.zeros(len(FEATURES), np.int64)
@@ -123,7 +123,7 @@ class _Variation:
         self._rest = waiting[:, whole:]
 
     def liveliest(self) -> np.ndarray:
-        """Returns where the stretches begin, [F] int64; the last one may be shorter."""
+        """Returns the start of the stretch found for each feature, [F] int64; the last stretch may be shorter."""
         self._compare(self._rest[:, None])
         return self._begins
 
@@ -141,21 +141,21 @@ class _Variation:
 
 
 def _by_half(positions: np.ndarray, stretch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which positions are in even stretches of a text, and which in odd ones; -1 is in neither."""
+    """Returns masks of the positions in even and in odd stretches of the text; -1 is in neither."""
     odd = positions // stretch % 2 == 1
     return (positions >= 0) & ~odd, (positions >= 0) & odd
 
 
 class Moments(NamedTuple):
-    """Means of series of F features and U units, and sums of squares and products about them, in float64.
+    """Means of F feature series and U unit series, with the sums of squares and products about them, in float64.
 
     Attributes:
-        size: length of the series.
+        size: the length of the series.
         feature_means: [F].
         unit_means: [U].
-        feature_squares: [F], sums of squares about the features' means.
-        unit_squares: [U], sums of squares about the units' means.
-        products: [F, U], sums of products about both.
+        feature_squares: [F], sums of squared deviations from the features' means.
+        unit_squares: [U], sums of squared deviations from the units' means.
+        products: [F, U], sums of products of both deviations.
     """
 
     size: int
@@ -167,7 +167,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, features: np.ndarray, units: np.ndarray) -> "Moments":
-        """Measures n characters, possibly none: features [F, n] and units [n, U], all finite."""
+        """Computes the moments of features [F, n] and units [n, U], all finite; n may be 0."""
         size = units.shape[0]
         features_Fn, units_nU = features.astype(np.float64), units.astype(np.float64)
         mean_F, mean_U = features_Fn.sum(axis=1) / max(size, 1), units_nU.sum(axis=0) / max(size, 1)
@@ -178,10 +178,10 @@ class Moments(NamedTuple):
         return cls(size, mean_F, mean_U, squares_F, squares_U, features_Fn @ units_nU)
 
     def merged(self, other: "Moments") -> "Moments":
-        """Returns the moments of both series together.
+        """Returns the moments of the two series combined.
 
-        They are merged by their means (Chan, Golub, LeVeque 1979): the sum of squares minus the squared mean would
-        leave no digits for a unit that hardly moves.
+        They are merged through their means (Chan, Golub, LeVeque 1979): subtracting the squared mean from the sum of
+        squares would leave no significant digits for a unit that hardly varies.
         """
         size = self.size + other.size
         share = other.size / max(size, 1)

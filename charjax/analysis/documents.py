@@ -1,4 +1,4 @@
-"""Recuts a text that comes in pieces: into pieces of one size, into documents, and into segments to learn from."""
+"""Splits text that arrives in pieces into equal-sized pieces, into documents, and into segments to train on."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from charjax.errors import UserError
 
 
 def regroup(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Recuts pieces of any lengths into pieces of `size`; the last may be shorter."""
+    """Regroups pieces of any length into pieces of length `size`; the last may be shorter."""
     rest: list[np.ndarray] = []
     length = 0
     for piece in pieces:
@@ -19,7 +19,7 @@ def regroup(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
             yield np.concatenate([*rest, piece[taken:end]])
             rest, length, taken = [], 0, end
         if taken < len(piece):
-            # A copy: a view of a few characters would keep the whole piece in memory.
+            # Copied, because a view of a few characters would keep the whole piece in memory.
             rest.append(piece[taken:].copy())
             length += len(piece) - taken
     if rest:
@@ -27,26 +27,26 @@ def regroup(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 class DocumentFinder:
-    """Finds where documents begin in a text that comes in pieces: at its start, and after each separator.
+    """Finds where documents begin in text that arrives in pieces: at the start and after each separator.
 
-    Separators are found from the left and do not overlap, as with `str.split`.
+    Separators are matched from left to right and do not overlap, as with `str.split`.
     """
 
     def __init__(self, separator: np.ndarray | None) -> None:
-        """Takes the ids [m] of the separator; None for a text that is one document.
+        """Takes the ids [m] of the separator, or None if the whole text is a single document.
 
         Raises:
             UserError: the separator is empty.
         """
         if separator is not None and not len(separator):
-            raise UserError("the separator is empty; give at least one character")
+            raise UserError("the separator is empty; use at least one character")
         self._separator = separator
         self._begin = True
-        # The characters since the last separator that may be the start of the next one.
+        # The characters since the last separator that could be the start of the next one.
         self._tail = np.zeros(0, np.int64)
 
     def begins(self, ids: np.ndarray) -> np.ndarray:
-        """Returns [n] bool, which of the next characters [n] begin a document."""
+        """Returns which of the next characters [n] begin a document, [n] bool."""
         begins = np.zeros(len(ids) + 1, bool)
         begins[0] = self._begin
         if self._separator is not None:
@@ -55,7 +55,7 @@ class DocumentFinder:
         return begins[:-1]
 
     def _separator_ends(self, separator: np.ndarray, ids: np.ndarray) -> list[int]:
-        """Returns the offset just past each separator that ends in the next characters [n], each from 1 to n."""
+        """Returns the offset (1 to n) just past each separator that ends within the next characters [n]."""
         joined, length = np.concatenate([self._tail, ids]), len(separator)
         if len(joined) < length:
             self._tail = joined
@@ -71,18 +71,18 @@ class DocumentFinder:
 
 
 class SegmentBlock(NamedTuple):
-    """A block of S consecutive segments of a text, of T labels each at most.
+    """A block of S consecutive segments of text, each with at most T labels.
 
-    A segment's labels are consecutive in a document. A document's first character is not a label, since nothing
-    precedes it: it comes before the labels of the document's first segment, which may have none.
+    The labels of a segment are consecutive characters of one document. A document's first character is not a label,
+    since nothing precedes it; it only precedes the labels, if any, of the document's first segment.
 
     Attributes:
-        windows: [S, T + 1] int32, the character before a segment's labels, then the labels, then zeros.
-        counts: [S] int32, how many labels a segment has.
-        fresh: [S] bool, whether a document begins with the window's first character.
-        number: how many of the S are segments; the rest is padding.
-        rows: [n] int64, the segment of each character of the text that the block covers.
-        columns: [n] int64, the character's position in the segment's window.
+        windows: [S, T + 1] int32, the character before the segment's labels, then the labels, then zeros.
+        counts: [S] int32, the number of labels in each segment.
+        fresh: [S] bool, whether the window's first character begins a document.
+        number: how many of the S rows are segments; the rest are padding.
+        rows: [n] int64, for each character that the block covers, the index of its segment.
+        columns: [n] int64, for each of these characters, its position in the segment's window.
     """
 
     windows: np.ndarray
@@ -96,22 +96,23 @@ class SegmentBlock(NamedTuple):
 def segment_blocks(
     pieces: Iterable[tuple[np.ndarray, np.ndarray]], *, seq_len: int, size: int
 ) -> Iterator[SegmentBlock]:
-    """Cuts a text that comes in pieces into segments, which do not depend on the pieces.
+    """Cuts text that arrives in pieces into segments; how it is split into pieces does not matter.
 
     Args:
-        pieces: pairs of ids [n] and begins [n] bool, whether each begins a document; the text's first one must.
-        seq_len: T, labels per segment; only a document's last has fewer.
+        pieces: pairs of ids [n] and begins [n] bool, where `begins` marks the characters that begin a document; the
+            first character of the text must be one of them.
+        seq_len: T, labels per segment; only a document's last segment has fewer.
         size: S, segments per block.
 
     Yields:
         Blocks of S segments; the last may have fewer.
     """
-    # Not yet cut, preceded by the last character that was: ids, and positions in their documents.
+    # Ids that have not been cut yet and their positions in their documents, preceded by the last character that has.
     ids, positions = np.zeros(1, np.int32), np.zeros(1, np.int64)
     for new_ids, begins in pieces:
         ids = np.concatenate([ids, new_ids.astype(np.int32)])
         positions = np.concatenate([positions, _positions(begins, int(positions[-1]) + 1)])
-        # A segment is complete when the next one begins.
+        # A segment is known to be complete once the next one begins.
         starts = np.flatnonzero(_starts(positions[1:], seq_len))
         begin = 0
         for end in starts[size::size].tolist():
@@ -123,7 +124,7 @@ def segment_blocks(
 
 
 def _positions(begins: np.ndarray, first: int) -> np.ndarray:
-    """Returns each character's position in its document; the first one's is `first`, or 0 if it begins a document."""
+    """Returns each character's position in its document; the first is at `first`, or at 0 if it begins a document."""
     numbers = np.arange(len(begins))
     return numbers - np.maximum.accumulate(np.where(begins, numbers, -first))
 
@@ -134,7 +135,7 @@ def _starts(positions: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def _block(ids: np.ndarray, positions: np.ndarray, seq_len: int, size: int) -> SegmentBlock:
-    """Makes a block of n characters; ids [n + 1] and positions [n + 1] include the character before them."""
+    """Builds a block of n characters; ids [n + 1] and positions [n + 1] include the character before them."""
     before, ids, positions = ids[:-1], ids[1:], positions[1:]
     starts = _starts(positions, seq_len)
     rows = np.cumsum(starts) - 1

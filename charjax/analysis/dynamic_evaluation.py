@@ -1,8 +1,8 @@
-"""Dynamic evaluation: a text is scored while the weights keep learning from the part already scored.
+"""Dynamic evaluation: scoring text while training continues on the part that has already been scored.
 
-Texts repeat their names, words and style. Dynamic evaluation takes a gradient step after every segment, so that what
-has been read helps predict what follows (Mikolov et al. 2010). Each segment is scored by weights that have not seen it
-yet, so the scores measure prediction as fairly as static ones do.
+Names, words and style recur within a text. Dynamic evaluation takes a gradient step after every segment, so that what
+has been read helps predict what follows (Mikolov et al. 2010). Each segment is scored with weights that have not been
+trained on it yet, so the scores are as fair a measure of prediction as static ones.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,8 +25,8 @@ from charjax.model import CharLSTM
 
 # Characters per call, which bounds memory.
 CHUNK = 4000
-# Characters of a training text to measure gradients on, and the number of stretches, spread over the text, that they
-# come from.
+# The number of characters of the training text to measure gradients on, and the number of stretches, spread over the
+# text, that they come from.
 MEASURED, STRETCHES = 10_000, 20
 
 
@@ -34,9 +34,9 @@ class DynamicScore(NamedTuple):
     """The result of dynamic evaluation.
 
     Attributes:
-        nats: [N - 1] float32, -log p(character | all before it) of every character but the first.
+        nats: [N - 1] float32, -log p(character | all before it) for every character but the first.
         static_nats: [N - 1] float32, the same with the original weights; see `charjax.score`.
-        params: the weights after the text, with which `generate` continues in the text's style.
+        params: the weights after the last segment; with them, `generate` continues in the style of the text.
 
     Examples:
         >>> import numpy as np
@@ -65,8 +65,8 @@ class DynamicPiece(NamedTuple):
     """Consecutive characters of a text, scored twice; `ids` and `begins` are the same in both.
 
     Attributes:
-        dynamic: their scores by weights that have learned from all earlier segments.
-        static: their scores by the original weights.
+        dynamic: their scores under the weights as updated on all earlier segments.
+        static: their scores under the original weights.
 
     Examples:
         >>> import jax
@@ -94,35 +94,36 @@ def dynamic_score(
     learning_rate: float = DynamicConfig.learning_rate,
     decay: float = DynamicConfig.decay,
 ) -> DynamicScore:
-    """Scores a text by weights that learn from each segment after it is scored.
+    """Scores a text, updating the weights on each segment after it has been scored.
 
-    The rule is that of Krause et al. 2018, "Dynamic Evaluation of Neural Sequence Models", with their RMS
-    normalization and decay: with g the gradient of a segment's nats over seq_len, r the root mean square of such
-    gradients and m the mean of r over all weights,
+    The update rule is that of Krause et al. 2018, "Dynamic Evaluation of Neural Sequence Models", with their RMS
+    normalization and decay: if g is the gradient of a segment's total nats divided by seq_len, r the root mean square
+    of these gradients so far, and m the mean of r over all weights, then
 
         w += -learning_rate g / (r + 0.1 m) + min(decay r / m, 1) (w_original - w).
 
     So weights move by about the learning rate, whatever the scale of their gradients, and those with the largest
     gradients decay fastest towards their original values. The recurrent state is carried from segment to segment;
-    gradients stop at the start of the segment.
+    gradients are truncated at the start of each segment.
 
     Args:
         model: the model; dropout is off.
         params: its parameters, which are not changed.
         ids: [N] integer in [0, V), N >= 2.
-        train_ids: [M] integer in [0, V), M >= 2, the training text, to measure r on first, as the paper does: 10,000
-            characters of it, in stretches spread over it. The text itself then adds to r as it is read, so that weights
-            with hardly any gradient in training do not move far. Without train_ids, r is measured on the text only,
-            which helps a little less, mostly at the start.
-        seq_len: characters per segment, at most 4000. Shorter ones adapt sooner and take longer.
+        train_ids: [M] integer in [0, V), M >= 2, the training text. If given, r is first measured on 10,000 characters
+            from stretches spread over it, as in the paper. The text being scored then contributes to r as it is read,
+            so that weights whose gradients were near zero on the training text do not move far. Without train_ids, r is
+            measured on the scored text only, which gives slightly worse results, mostly at the start.
+        seq_len: characters per segment, at most 4000. With shorter segments, the weights adapt sooner, but scoring
+            takes longer.
         learning_rate: 0 gives static scores.
-        decay: 0 never decays; 1 or more forgets immediately.
+        decay: 0 disables decay; 1 or more forgets immediately.
 
     Returns:
-        The scores, those of the original weights for comparison, and the weights after the text.
+        The scores, the scores under the original weights for comparison, and the weights after the last segment.
 
     Raises:
-        UserError: ids are not [N] integers in [0, V), or fewer than two; params are not the model's; a number is out of
+        UserError: ids are not at least two integers [N] in [0, V); params do not match the model; a number is out of
             range; or scores are not finite.
 
     Examples:
@@ -162,29 +163,29 @@ def dynamic_score_pieces(
     learning_rate: float = DynamicConfig.learning_rate,
     decay: float = DynamicConfig.decay,
 ) -> Iterator[DynamicPiece]:
-    """Scores a text that comes in pieces, as `dynamic_score` does, in memory that does not grow with it.
+    """Scores text that arrives in pieces, as `dynamic_score` does; memory use does not grow with its length.
 
-    A document is read from a zero recurrent state, but with the weights that earlier documents left. A segment
-    ends with its document; the shorter it is, the less the weights move. A document's first character is scored, but
-    not learned from, as in training.
+    Each document is read from a zero recurrent state, but with the weights as updated on earlier documents. The last
+    segment of a document may be shorter; the shorter it is, the less the weights move. A document's first character is
+    scored but, as in training, the weights are not updated on it.
 
     Args:
         model: the model; dropout is off.
         params: its parameters, which are not changed.
-        pieces: [n] integer in [0, V) each; how the text is cut does not change the result.
+        pieces: [n] integer in [0, V) each; how the text is split into pieces does not affect the result.
         separator: ids that end a document; see `charjax.score_pieces`.
-        top: K, how many of the most likely characters to return, at most V.
+        top: K, the number of most likely characters to return, at most V.
         train_ids: see `dynamic_score`.
         seq_len: see `dynamic_score`.
         learning_rate: see `dynamic_score`.
         decay: see `dynamic_score`.
 
     Yields:
-        The text in order, every character once.
+        Consecutive pieces that together contain every character of the text exactly once.
 
     Raises:
-        UserError: the separator is empty, ids are not in [0, V), params are not the model's, a number is out of range,
-            or scores are not finite.
+        UserError: the separator is empty, ids are not in [0, V), params do not match the model, a number is out of
+            range, or scores are not finite.
 
     Examples:
         >>> import jax
@@ -207,17 +208,17 @@ def dynamic_score_pieces(
 def _check_ids(model: CharLSTM, ids: np.ndarray, name: str = "ids") -> np.ndarray:
     checked: np.ndarray = checked_ids(ids, model.vocab_size, "[N]", name)
     if len(checked) < 2:
-        raise UserError(f"{name} must be at least 2 characters, not {len(checked)}: the first predicts the second")
+        raise UserError(f"{name} must contain at least 2 characters, not {len(checked)}: the first predicts the second")
     return checked
 
 
 def _start(model: CharLSTM, params: Params, train_ids: Ids | None, seq_len: int, *, top: int) -> Adaptation:
-    """Returns the state before a text, its gradients measured on the training text if there is one."""
+    """Returns the initial state, with gradient statistics from the training text if it is given."""
     state = init_adaptation(model, params)
     if train_ids is not None:
         train_ids = checked_text(train_ids, model.vocab_size, "train_ids")
         stretches = ((_check_ids(model, ids, "train_ids"), begins) for ids, begins in _stretches(train_ids))
-        # Rates of zero run the same compiled program without moving the weights.
+        # With rates of zero, the same compiled program runs without moving the weights.
         still = Rates(np.float32(0), np.float32(0))
         for block in segment_blocks(stretches, seq_len=seq_len, size=_segments_per_call(seq_len)):
             state, _ = adapt(model, params, state, block, still, top=top)
@@ -227,7 +228,7 @@ def _start(model: CharLSTM, params: Params, train_ids: Ids | None, seq_len: int,
 
 
 def _stretches(ids: Ids) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the parts of a text to measure on, each a document: (ids [n], begins [n])."""
+    """Yields the parts of the training text to measure gradients on, each as a document: (ids [n], begins [n])."""
     length = MEASURED // STRETCHES
     parts = (
         [ids[:]]
@@ -248,8 +249,8 @@ def _are_finite(weights: Params) -> bool:
 
 def _diverged(config: DynamicConfig, characters: int) -> UserError:
     return UserError(
-        f"the weights diverged within {characters:,} characters, and their scores are not finite; choose a learning "
-        f"rate below {config.learning_rate:g}"
+        f"the weights diverged within {characters:,} characters, so the scores are not finite; use a learning rate "
+        f"below {config.learning_rate:g}"
     )
 
 
@@ -263,7 +264,7 @@ def _score(
     separator: np.ndarray | None,
     top: int,
 ) -> Iterator[tuple[Adaptation, DynamicPiece]]:
-    """Scores a text, yielding (state, scored characters); the next step donates the state."""
+    """Scores the text, yielding (state, scored characters); the next step donates the state."""
     rates = Rates(np.float32(config.learning_rate), np.float32(config.decay))
     waiting: list[ScoredPiece] = []
 

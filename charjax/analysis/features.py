@@ -1,4 +1,4 @@
-"""Hand-written text features (quotes, nesting, …) to correlate hidden units with."""
+"""Hand-written text features (quotes, nesting, etc.) to correlate hidden units with."""
 
 from typing import Any, NamedTuple
 
@@ -10,18 +10,19 @@ _OPENING_OF = {")": "(", "]": "[", "}": "{"}
 _OPENING = frozenset(_OPENING_OF.values())
 _ENDS_SENTENCE = frozenset(".!?")
 _INSIDE_WORDS = frozenset("_'\u2019")
-# Replaces each byte of a multi-byte character: one byte does not say which character, and most are letters.
+# Stands in for each byte of a multi-byte character: a single byte does not identify the character, and most of these
+# characters are letters.
 _SOME_LETTER = "\u00e9"
 
 
 class Feature(NamedTuple):
-    """A number computed at each character of a text from the characters up to and including it.
+    """A number computed at each character of the text from that character and those before it.
 
     Attributes:
-        name: its name.
+        name: the name of the feature.
         meaning: what it measures.
-        most: its largest value, 1 for a binary feature. Larger values are clipped: a few lines indented by a hundred
-            spaces would otherwise outweigh all others in a correlation.
+        most: the largest value, 1 for a binary feature. Larger values are clipped, because a few lines indented by a
+            hundred spaces would otherwise dominate a correlation.
     """
 
     name: str
@@ -46,13 +47,13 @@ FEATURES = (
 
 
 class FeatureReader:
-    """Computes `FEATURES` after each character of a text, which may come in pieces.
+    """Computes `FEATURES` after each character of the text, which may arrive in pieces.
 
-    Quotes, ( and [ are closed by an empty line: one left open by mistake would otherwise last to the end of the text.
+    An empty line closes quotes, ( and [, so that one left open by mistake does not last to the end of the text.
     """
 
     def __init__(self, vocab: Vocab) -> None:
-        """Starts reading a text whose ids are those of `vocab`."""
+        """Starts reading text encoded with `vocab`."""
         longer = vocab.kind == "bytes"
         self._characters = [_SOME_LETTER if longer and code > 127 else chr(code) for code in vocab.codes().tolist()]
         self._line = self._sentence = self._word = self._indent = 0
@@ -109,7 +110,7 @@ class FeatureReader:
         elif character in _OPENING:
             self._open.append(character)
         elif _OPENING_OF.get(character) in self._open:
-            # Also closes those inside it that were left open.
+            # Also closes any inner ones that were left open.
             while self._open.pop() != _OPENING_OF[character]:
                 pass
 

@@ -1,4 +1,4 @@
-"""Scores of a text: -log p(character | all before it) for every character."""
+"""Text scoring: -log p(character | all before it) for every character."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -18,21 +18,22 @@ from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
 from charjax.model import CharLSTM
 
-# Characters per compiled call: a text's last call is padded, so that one compilation serves every length.
+# Characters per compiled call; the last call is padded so that one compilation serves every length.
 WINDOW = 256
-# When scoring multiple streams: characters per part, and burn-in characters before each part to warm up the state.
+# When scoring with multiple streams: the characters per part, and the burn-in characters before each part that warm up
+# the state.
 STRETCH, BURN_IN = 2048, 256
 
 
 class ScoredPiece(NamedTuple):
-    """Consecutive characters of a text and the model's predictions of them.
+    """Consecutive characters of a text, with the model's predictions.
 
     Attributes:
         ids: [n] integer, the characters.
         nats: [n] float32, -log p(character | those before it in its document).
-        begins: [n] bool, whether a document begins here. Its first character is predicted from a zero state, by the
-            head's bias, as `generate` does with an empty context.
-        top_ids: [n, K] int32, the K most likely characters at this position, most likely first.
+        begins: [n] bool, whether a document begins here. Its first character is predicted from a zero state, i.e. by
+            the head's bias, as in `generate` with an empty context.
+        top_ids: [n, K] int32, the K most likely characters at each position, most likely first.
         top_probs: [n, K] float32, their probabilities.
 
     Examples:
@@ -52,7 +53,7 @@ class ScoredPiece(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Nats [...] float32, and the K most likely ids [..., K] int32 with their probabilities [..., K] float32."""
+    """Nats [...] float32, the K most likely ids [..., K] int32 and their probabilities [..., K] float32."""
 
     nats: Any
     top_ids: Any
@@ -61,21 +62,21 @@ class Scores(NamedTuple):
 
 @in_default_modes
 def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window: int = WINDOW) -> np.ndarray:
-    """Returns -log p of every character but the first, in nats: the mean is the loss, its exponential the perplexity.
+    """Returns -log p of every character but the first, in nats; their mean is the loss, whose exp is the perplexity.
 
     Args:
         model: the model; dropout is off.
         params: its parameters.
-        ids: [B, N] integer in [0, V), N >= 1, texts that are read side by side, each from a zero state.
-        window: characters per compiled call, which bounds memory on the device; it does not change the result, bit for
-            bit.
+        ids: [B, N] integer in [0, V), N >= 1; the rows are read in parallel, each from a zero state.
+        window: characters per compiled call, which bounds memory use on the device; the result is bitwise identical for
+            every window.
 
     Returns:
-        nats [B, N - 1] float32: -log p(ids[b, t + 1] | ids[b, :t + 1]). The first character of a row has nothing
-        before it and is not scored; `score_pieces` scores it from a zero state.
+        nats [B, N - 1] float32: -log p(ids[b, t + 1] | ids[b, :t + 1]). The first character of a row has no context and
+        is not scored; `score_pieces` scores it from a zero state.
 
     Raises:
-        UserError: ids are not [B, N] integers in [0, V), params are not the model's, or window is below 1.
+        UserError: ids are not [B, N] integers in [0, V), params do not match the model, or window is below 1.
 
     Examples:
         >>> import jax
@@ -113,25 +114,27 @@ def score_pieces(
     streams: int = 1,
     window: int = WINDOW,
 ) -> Iterator[ScoredPiece]:
-    """Scores a text that comes in pieces, in memory that does not grow with it; takes a piece only when it is needed.
+    """Scores text that arrives in pieces, which are consumed lazily; memory use does not grow with its length.
 
     Args:
         model: the model; dropout is off.
         params: its parameters.
-        pieces: [n] integer in [0, V) each; how the text is cut does not change the result.
-        separator: ids that end a document, wherever they occur, even across pieces. The separator belongs to the
-            document that it ends, and the next document is read from a zero state. None: one document.
-        top: K, how many of the most likely characters to return, at most V.
-        streams: how many parts of the text to read side by side, several times as fast. Reading of each
-            2048-character part starts 256 characters early, to warm up its state; anything older is forgotten. 1 reads
-            the text in one pass, exactly.
+        pieces: [n] integer in [0, V) each; how the text is split into pieces does not affect the result.
+        separator: ids that end a document wherever they occur, even across pieces. The separator is part of the
+            document that it ends, and the next document is read from a zero state. None treats the whole text as one
+            document.
+        top: K, the number of most likely characters to return, at most V.
+        streams: the number of parts of the text to read in parallel, which is several times as fast. Each part of 2048
+            characters is read from 256 characters earlier to warm up its state; anything older is forgotten. With 1,
+            the text is read in a single pass and the scores are exact.
         window: see `score`.
 
     Yields:
-        The text in order, every character once, including the first of each document (`ScoredPiece.begins`).
+        Consecutive pieces that together contain every character of the text exactly once, including the first of each
+        document (`ScoredPiece.begins`).
 
     Raises:
-        UserError: the separator is empty, ids are not in [0, V), params are not the model's, or streams or window is
+        UserError: the separator is empty, ids are not in [0, V), params do not match the model, or streams or window is
             below 1.
 
     Examples:
@@ -185,14 +188,14 @@ def _score_streams(
     top: int,
     window: int,
 ) -> Iterator[ScoredPiece]:
-    """Scores a text as a batch of adjacent parts, each read from BURN_IN characters before it."""
+    """Scores the text as a batch of adjacent parts, each read from BURN_IN characters before its start."""
     ids_before, begins_before = np.zeros(BURN_IN, np.int32), np.zeros(BURN_IN, bool)
     for ids in regroup(pieces, streams * STRETCH):
         begins = finder.begins(ids)
-        # The last characters of a text are divided evenly as well.
+        # The end of the text is divided evenly among the streams as well.
         stretch = -(-len(ids) // streams)
         missing = (0, streams * stretch - len(ids))
-        # Before the text begins, zeros are read: they do not matter, since a document begins after them.
+        # Zeros are read before the start of the text; they have no effect, because a document begins right after them.
         rows_ids, rows_begins = (
             np.lib.stride_tricks.sliding_window_view(values, BURN_IN + stretch)[::stretch]
             for values in (
@@ -223,11 +226,11 @@ def _score_chunks(
     top: int,
     window: int,
 ) -> Iterator[Scores]:
-    """Scores consecutive chunks of B texts, (ids [B, n], begins [B, n]) with n <= window; dispatches one ahead."""
+    """Scores consecutive chunks (ids [B, n], begins [B, n]), n <= window, of B sequences; dispatches one ahead."""
     state = decoder.init(batch)
     pending: tuple[Scores, int] | None = None
     for ids, begins in chunks:
-        # The padding of the last chunk comes after everything that is returned.
+        # The padding of the last chunk comes after everything that is returned, so it has no effect.
         missing = ((0, 0), (0, window - ids.shape[1]))
         state, scores = _score_chunk(decoder, weights, state, np.pad(ids, missing), np.pad(begins, missing), top=top)
         if pending is not None:

@@ -1,4 +1,4 @@
-"""Scores by character: how surprising each one is, what was expected instead, and the loss of the whole text."""
+"""Per-character scores: how surprising each character is, what was expected instead, and the loss of the whole text."""
 
 import itertools
 import math
@@ -13,24 +13,24 @@ from charjax.data.vocab import Vocab
 from charjax.errors import UserError
 from charjax.rendering.visible_text import name_character
 
-# Ids that are processed together.
+# The minimum number of ids to process together.
 BLOCK = 4096
 _NEWLINE = ord("\n")
 
 
 class Characters(NamedTuple):
-    """Consecutive characters of a text and their scores; in a vocabulary of bytes a character may have several ids.
+    """Consecutive characters of a text and their scores; with a byte vocabulary, a character may have multiple ids.
 
     Attributes:
-        points: [n] uint32, code points, as `errors="surrogateescape"` decodes them.
-        lines: [n] int64, from 1.
-        columns: [n] int64, in characters from the start of the line, from 1.
+        points: [n] uint32, code points, decoded as with `errors="surrogateescape"`.
+        lines: [n] int64, one-based line numbers.
+        columns: [n] int64, one-based columns, in characters.
         begins: [n] bool, whether a document begins here.
-        nats: [n] float64, -log p(character | those before it in its document), NaN if there are none.
-        counted: [n] int64, how many ids `nats` is the sum of: all but a document's first.
-        sizes: [n] int64, how many ids the character has.
-        ids: [n] int64, its most surprising id.
-        top_ids: [n, K] int32, the most likely ids at that position; see `ScoredPiece`.
+        nats: [n] float64, -log p(character | those before it in its document); NaN if nothing precedes it.
+        counted: [n] int64, the number of ids that `nats` sums over: all but the first of a document.
+        sizes: [n] int64, the number of ids of the character.
+        ids: [n] int64, the character's most surprising id.
+        top_ids: [n, K] int32, the most likely ids at the position of that id; see `ScoredPiece`.
         top_probs: [n, K] float32, their probabilities.
     """
 
@@ -55,10 +55,10 @@ class Characters(NamedTuple):
 
 
 def characters(vocab: Vocab, scored: Iterable[ScoredPiece]) -> Iterator[Characters]:
-    """Yields the characters of a scored text, in blocks that do not grow with it.
+    """Yields the characters of the scored text in blocks whose size does not depend on its length.
 
     Raises:
-        UserError: scores are not finite, because training diverged.
+        UserError: scores are not finite because training diverged.
     """
     decoder, line, column = CharacterDecoder(vocab), 1, 1
     waiting: list[ScoredPiece] = []
@@ -79,7 +79,7 @@ def characters(vocab: Vocab, scored: Iterable[ScoredPiece]) -> Iterator[Characte
 
 
 def _blocks(scored: Iterable[ScoredPiece]) -> Iterator[ScoredPiece]:
-    """Joins small pieces, whose overhead would outweigh the work on their characters."""
+    """Joins small pieces, for which the overhead per piece would outweigh the actual work."""
     some: list[ScoredPiece] = []
     for piece in scored:
         some.append(piece)
@@ -95,7 +95,7 @@ def _joined(some: list[ScoredPiece]) -> ScoredPiece:
 
 
 def _lines_and_columns(points: np.ndarray, line: int, column: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the lines and columns of characters, given those of the first."""
+    """Returns the lines and columns of the characters, given the line and column of the first one."""
     breaks = points == _NEWLINE
     after_break = np.concatenate([[False], breaks[:-1]])
     at = np.arange(len(points))
@@ -127,44 +127,44 @@ def _first_largest(values: np.ndarray, starts: np.ndarray, sizes: np.ndarray) ->
 
 
 class Expected(NamedTuple):
-    """The name of a likely character, or byte, and its probability."""
+    """The name of a likely character (or byte) and its probability."""
 
     name: str
     probability: float
 
 
 class Alternatives:
-    """Names the characters that a model expected instead of those in the text."""
+    """Names the characters that the model expected instead of those in the text."""
 
     def __init__(self, vocab: Vocab, top: int) -> None:
-        """Names up to `top` alternatives; the scores must have one more, as the character itself may be among them."""
+        """Names up to `top` alternatives; needs scores with K > `top`, since the character itself may be among them."""
         self._top = top
         bytes_above = 0xDC00 if vocab.kind == "bytes" else 0
         self._names = [name_character(chr(c if c < 0x80 else c + bytes_above)) for c in vocab.codes().tolist()]
 
     def of(self, found: Characters, index: int) -> list[Expected]:
-        """Returns the most likely other characters at an index, most likely first."""
+        """Returns the most likely other characters at an index, in order of decreasing probability."""
         ids, probs, itself = found.top_ids[index].tolist(), found.top_probs[index].tolist(), int(found.ids[index])
         others = [(i, p) for i, p in zip(ids, probs, strict=True) if i != itself]
         return [Expected(self._names[i], p) for i, p in others[: self._top]]
 
     def name(self, number: int) -> str:
-        """Returns the name of an id."""
+        """Returns the name of the character or byte with a given id."""
         return self._names[number]
 
 
 class Totals:
-    """Running totals of a text.
+    """Running totals over a text.
 
     Attributes:
-        characters: number of characters.
-        documents: number of documents.
-        ids: number of ids; in a vocabulary of bytes more than characters.
-        bytes: size in UTF-8.
-        counted: ids that are not the first of their document.
-        counted_characters: characters with such an id.
-        counted_bytes: their bytes.
-        nats: the sum over all counted ids.
+        characters: the number of characters.
+        documents: the number of documents.
+        ids: the number of ids, which may exceed the number of characters with a byte vocabulary.
+        bytes: the size in UTF-8.
+        counted: the number of ids that are not the first of their document.
+        counted_characters: the number of characters with at least one such id.
+        counted_bytes: the size of the counted ids in bytes.
+        nats: the total nats of the counted ids.
     """
 
     def __init__(self) -> None:
@@ -186,5 +186,5 @@ class Totals:
 
     @property
     def loss(self) -> float:
-        """Nats per id (a character, or a byte in a vocabulary of bytes); NaN if none counts."""
+        """Nats per id (a character, or a byte with a byte vocabulary); NaN if no id is counted."""
         return self.nats / self.counted if self.counted else math.nan

@@ -9,7 +9,7 @@ import numpy as np
 
 from charjax.analysis.scored_characters import Alternatives, Characters, Expected
 
-# Of two places closer together than this in a line, only the more surprising one is reported.
+# The minimum length of a stretch of a line; only the most surprising place in each stretch is reported.
 STRETCH = 60
 # Characters shown on each side of a place.
 AROUND = 36
@@ -21,12 +21,12 @@ class Place:
     """A surprising character and its context.
 
     Attributes:
-        line: from 1.
-        column: from 1.
+        line: the line number, one-based.
+        column: the column, one-based.
         character: the character.
         nats: -log p(character | all before it).
-        byte: the name of its most surprising byte if it has several, otherwise empty.
-        expected: the most likely other characters, most likely first.
+        byte: the name of the most surprising byte of a multi-byte character, otherwise empty.
+        expected: the most likely other characters, in order of decreasing probability.
         before: up to AROUND characters before it.
         after: up to AROUND characters after it.
     """
@@ -42,10 +42,10 @@ class Place:
 
 
 class WorstPlaces:
-    """Finds the most surprising characters of a text that comes in blocks, at most one per stretch of a line.
+    """Finds the most surprising characters of text that arrives in blocks, at most one per stretch of a line.
 
-    A stretch is at least STRETCH characters long and ends between words. Without stretches, a single garbled line would
-    fill the whole report. Memory grows only with the number of places wanted.
+    A stretch is at least STRETCH characters long and ends between words. Without this limit, a single garbled line
+    could fill the whole report. Memory use grows only with the number of places requested.
     """
 
     def __init__(self, number: int, alternatives: Alternatives) -> None:
@@ -65,7 +65,7 @@ class WorstPlaces:
             place.after += new[: AROUND - len(place.after)]
         text, begin = self._before + new, len(self._before)
         candidates = np.flatnonzero(found.nats > self._least())
-        # Most surprising first: once one is not surprising enough, the rest are not either.
+        # Most surprising first, so once a candidate is not surprising enough, neither are the rest.
         for index in candidates[np.argsort(-found.nats[candidates], kind="stable")].tolist():
             if found.nats[index] <= self._least():
                 break
@@ -74,13 +74,13 @@ class WorstPlaces:
         self._before = text[-AROUND:]
 
     def places(self) -> list[Place]:
-        """Returns the places, most surprising first; ties in text order."""
+        """Returns the places, most surprising first; ties are in text order."""
         return sorted(self._best.values(), key=lambda place: (-place.nats, place.line, place.column))
 
     def _least(self) -> float:
-        """Returns the nats that a place must exceed."""
+        """Returns the number of nats that a new place must exceed."""
         while self._heap and self._best.get(self._heap[0][2]) is not self._heap[0][3]:
-            heapq.heappop(self._heap)  # its stretch has a more surprising place now
+            heapq.heappop(self._heap)  # a more surprising place has been found in its stretch
         return self._heap[0][0] if len(self._best) == self._number else -math.inf
 
     def _consider(self, found: Characters, index: int, text: str, at: int) -> None:

@@ -1,1 +1,1 @@
-"""Sampling, beam search, and sessions that carry the hidden state."""
+"""Sampling, beam search, and sessions that carry over the hidden state."""

@@ -1,9 +1,9 @@
-"""Beam search: finds the most likely continuations of a context in one jitted call.
+"""Beam search, which finds the most likely continuations of a context in one jitted call.
 
-The beams are the rows of a batch. A step scores every character after every beam, keeps the best W of those W x V
-texts and reorders the recurrent state by the beams they came from. Reordering the texts too would copy everything
-written so far at every character. So the search stores only W backpointers per character (the beam it came from, and
-the character) and follows them from the end once it is over.
+The beams are the rows of a batch. Each step scores every possible next character of every beam, keeps the best W of
+these W x V candidates and reorders the recurrent state to match. Reordering the generated characters as well would copy
+all of them at every step. Instead, each step stores only W backpointers (the parent beam and the character), which are
+followed from the end once the search is over.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ from charjax.model import CharLSTM, check_model
 from charjax.ops.lstm import single_step
 from charjax.ops.lstm.single_step import StepState
 
-# The smallest capacity in characters; larger ones are powers of two, to limit recompilation.
+# The smallest capacity, in characters; larger ones are powers of two, to limit recompilation.
 LEAST_CAPACITY = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Wanted(Checked):
-    """The numbers that a caller gives, checked."""
+    """The caller's numeric arguments, validated."""
 
     length: Annotated[int, Bounds("a whole number from 0 to 1000000000", 0, 10**9)]
     beam_width: Count
@@ -42,12 +42,12 @@ class _Wanted(Checked):
 
 
 class Goal(NamedTuple):
-    """The goal of a search, as arrays, so that new values do not trigger recompilation.
+    """The goal of a search, as arrays so that new values do not trigger recompilation.
 
     Attributes:
-        length: [] int32, the most characters a text may have.
-        end: [] int32, the id that finishes a text, -1 for none.
-        penalty: [] float32, GNMT's alpha.
+        length: [] int32, the maximum number of characters per continuation.
+        end: [] int32, the id that ends a continuation; -1 for none.
+        penalty: [] float32, the length penalty alpha of GNMT.
     """
 
     length: Array
@@ -56,13 +56,13 @@ class Goal(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """W texts, best first, as entry points into the backpointers.
+    """W continuations, best first, as entry points into the backpointers.
 
     Attributes:
-        scores: [W] float32, what they are ranked by; -inf for an unused entry.
+        scores: [W] float32, the scores they are ranked by; -inf for an unused entry.
         log_probs: [W] float32.
-        counts: [W] int32, characters before the end.
-        beams: [W] int32, the beam that generated the last of them.
+        counts: [W] int32, the number of characters, not counting the end.
+        beams: [W] int32, the beam that holds the last character.
         ended: [W] bool, whether the end follows.
     """
 
@@ -77,13 +77,13 @@ class Search(NamedTuple):
     """The state of a search.
 
     Attributes:
-        position: [] int32, characters generated so far.
+        position: [] int32, the number of characters generated so far.
         steps: the recurrent state of every beam.
-        scores: [W] float32, log-probabilities minus `offset`, best first; -inf for an unused beam. Relative to the
-            best they stay near 0, where float32 can tell close scores apart however long the texts are.
+        scores: [W] float32, log-probabilities minus `offset`, best first; -inf for an unused beam. Being relative to
+            the best, they stay near 0, where float32 can tell close scores apart even in long continuations.
         offset: [] float32, the best log-probability.
         backpointers: [C, W] int32, for each character V * (index of its parent beam) + id.
-        finished: texts that have ended.
+        finished: the continuations that have ended.
     """
 
     position: Array
@@ -105,31 +105,32 @@ def beam_search(
     length_penalty: float = 0.0,
     end: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Searches for the most likely continuations of `context`, keeping the best `beam_width` at every character.
+    """Searches for the most likely continuations of `context`, keeping the best `beam_width` of them at every step.
 
-    With `end`, a text that reaches this character is finished and set aside, and texts are ranked by their
-    log-probability divided by ((5 + n) / 6) ** length_penalty, for n characters including the end (Wu et al. 2016,
-    GNMT); texts that reach `length` without an end compete with them. The search stops once no unfinished text can
-    beat the finished ones any more.
+    With `end`, a continuation that reaches this character is finished and set aside, and continuations are ranked by
+    their log-probability divided by ((5 + n) / 6) ** length_penalty, where n is the number of characters including the
+    end (Wu et al. 2016, GNMT); those that reach `length` without an end are ranked with them. The search stops once no
+    unfinished continuation can overtake the finished ones.
 
     Args:
         model: the model.
         params: its parameters.
-        context: [P] integer, the ids to continue; with P = 0 the first character is scored by the prediction of a
-            zero state, the head's bias.
-        length: characters to generate, at least 0; with `end`, the most to generate.
+        context: [P] integer, the ids to continue; if P = 0, the first character is scored under the prediction of a
+            zero state, i.e. the head's bias.
+        length: the number of characters to generate, at least 0; with `end`, the maximum.
         beam_width: W; 1 is argmax, V ** (length - 1) or more is exhaustive.
-        length_penalty: alpha, from -10 to 10: 0 ranks by log-probability, which favors short texts, 0.6 to 1 evens
-            that out. Without `end` all texts are equally long, and it has no effect.
-        end: id that finishes a text, such as a line break's.
+        length_penalty: alpha, from -10 to 10. With 0, continuations are ranked by log-probability, which favors short
+            ones; values from 0.6 to 1 compensate for that. Without `end`, all continuations have the same length, and
+            it has no effect.
+        end: the id that ends a continuation, e.g. that of a line break.
 
     Returns:
-        ids [W, length] int32, best first, and their log_probs [W] float32, summed over each text. Ids are -1 after the
-        end. If there are fewer than W texts, the remaining rows are -1 throughout, with log_prob -inf. Ties go to the
-        better beam, then to the lower id.
+        ids [W, length] int32, best first, and log_probs [W] float32, each summed over the whole continuation. Ids after
+        the end are -1. If there are fewer than W continuations, the remaining rows are -1 throughout, with a log_prob
+        of -inf. Ties go to the better beam, then to the lower id.
 
     Raises:
-        UserError: an argument is out of range, or params are not the model's.
+        UserError: an argument is out of range, or params do not match the model.
 
     Examples:
         >>> import jax
@@ -148,7 +149,7 @@ def beam_search(
     context, params = checked_ids(context, model.vocab_size, "[P]", "context"), checked_params(model, params)
     goal = Goal(jnp.int32(length), jnp.int32(-1 if end is None else end), jnp.float32(wanted.length_penalty))
     found = _search(
-        # The native kernel cannot reorder its state between two steps.
+        # The native kernel cannot reorder its state between steps.
         XlaDecoder(model, model.dtype),
         on_one_device(params),
         context,
@@ -174,25 +175,25 @@ def beam_search_text(
     end: str | None = None,
     on_unknown: OnUnknown = "error",
 ) -> list[str]:
-    r"""Searches for the most likely continuations of a text; see `beam_search`.
+    r"""Searches for the most likely continuations of a context; see `beam_search`.
 
     Args:
         model: the model.
         params: its parameters.
-        vocab: its characters.
-        context: the text to continue; an empty one is replaced by a line break, if the vocabulary has one.
-        length: the most characters per text, not counting the context.
-        beam_width: texts kept at every character, and returned.
+        vocab: its vocabulary.
+        context: the text to continue; if empty, it is replaced with a line break, provided the vocabulary contains it.
+        length: the maximum number of characters per continuation, not counting the context.
+        beam_width: the number of continuations to keep at every step and to return.
         length_penalty: see `beam_search`.
-        end: the character that finishes a text, such as "\n"; it is the text's last.
-        on_unknown: what to do about characters of the context that the vocabulary lacks, as in `Vocab.encode`.
+        end: the character that ends a continuation, e.g. "\n"; it is included.
+        on_unknown: how to handle context characters that are not in the vocabulary, as in `Vocab.encode`.
 
     Returns:
         The continuations, best first, without the context; fewer than `beam_width` if there are no more.
 
     Raises:
-        UserError: the vocabulary is not the model's or lacks a character, a number is out of range, or there is too
-            little memory.
+        UserError: the vocabulary does not match the model or lacks a character, a number is out of range, or there is
+            not enough memory.
 
     Examples:
         >>> import jax
@@ -206,7 +207,7 @@ def beam_search_text(
     check_vocab(model, vocab)
     context_P = encode_context(vocab, context, on_unknown)
     if end is not None:
-        check_type("end", end, str, "give a single character")
+        check_type("end", end, str, "use a single character")
     end_ids = None if end is None else vocab.encode(end)
     if end_ids is not None and len(end_ids) != 1:
         raise UserError(f"end must be a single character of the {vocab.kind} vocabulary, not {end!r}")
@@ -240,12 +241,12 @@ def _capacity(length: int) -> int:
 def _search(
     decoder: XlaDecoder, params: Params, context: Array, goal: Goal, *, width: int, capacity: int, ends: bool
 ) -> tuple[Array, Array]:
-    """Runs the search -> (ids [W, capacity] int32, log_probs [W]); `ends` False omits the handling of end ids."""
+    """Runs the search -> (ids [W, capacity] int32, log_probs [W]); with `ends` False, end ids are not handled."""
     weights = decoder.pack(params)
     search = _start(decoder, weights, context, width, capacity)
 
     def take_trips(size: int, search: Search) -> Search:
-        """Extends the beams by `size` characters per iteration while that many remain and the result is undecided."""
+        """Extends the beams by `size` characters per iteration until fewer remain or the result is decided."""
 
         def extend(_: Array, search: Search) -> Search:
             return _extend(decoder, weights, goal, ends, search)
@@ -258,14 +259,14 @@ def _search(
 
     for size in sorted({steps_per_trip(), 1}, reverse=True):
         search = take_trips(size, search)
-    # Without an end, the texts are the beams that reached the length.
+    # Without an end, the continuations are the beams that reached the full length.
     log_probs = jnp.where(search.position == goal.length, search.scores + search.offset, -jnp.inf)
     texts = _merge(search.finished, _texts(search, log_probs, goal, ended=False))
     return _trace_back(search.backpointers, texts, goal.end, decoder.model.vocab_size), texts.log_probs
 
 
 def _start(decoder: XlaDecoder, weights: XlaWeights, context: Array, width: int, capacity: int) -> Search:
-    """Reads the context. All beams start from its state, but only the first is in use: the others would be copies."""
+    """Reads the context; all beams start from its state, but only the first is in use, as the rest would be copies."""
     scores = jnp.full(width, -jnp.inf).at[0].set(0.0)
     nothing, nowhere = jnp.full(width, -jnp.inf), jnp.zeros(width, jnp.int32)
     return Search(
@@ -279,7 +280,7 @@ def _start(decoder: XlaDecoder, weights: XlaWeights, context: Array, width: int,
 
 
 def _extend(decoder: XlaDecoder, weights: XlaWeights, goal: Goal, ends: bool, search: Search) -> Search:
-    """Extends the texts by one character."""
+    """Extends the beams by one character."""
     log_probs_WV = search.scores[:, None] + jax.nn.log_softmax(decoder.next_logits(weights, search.steps))
     finished, (width, vocab_size) = search.finished, log_probs_WV.shape
     if ends:
@@ -288,7 +289,7 @@ def _extend(decoder: XlaDecoder, weights: XlaWeights, goal: Goal, ends: bool, se
     scores, backpointers = jax.lax.top_k(log_probs_WV.reshape(-1), width)
     parents, ids = jnp.divmod(backpointers, vocab_size)
     steps = decoder.step(weights, single_step.take(search.steps, parents), ids)
-    # No beam is left if the end is the only character.
+    # No beam is left if the vocabulary contains only the end.
     best = jnp.where(jnp.isfinite(scores[0]), scores[0], 0)
     return Search(
         search.position + 1,
@@ -301,28 +302,29 @@ def _extend(decoder: XlaDecoder, weights: XlaWeights, goal: Goal, ends: bool, se
 
 
 def _divisor(counts: Array, penalty: Array) -> Array:
-    """Returns GNMT's length normalization, clipped to values that log-probabilities can be divided by."""
+    """Returns the length normalization of GNMT, clipped to a range that log-probabilities can safely be divided by."""
     return jnp.clip(((5.0 + counts) / 6.0) ** penalty, 1e-30, 1e30)
 
 
 def _texts(search: Search, log_probs: Array, goal: Goal, *, ended: bool) -> Texts:
-    """Returns the beams as texts with these log_probs [W], with or without an end after each."""
+    """Returns the beams as `Texts` with the given log_probs [W], with or without an end after each."""
     counts, beams = jnp.full_like(log_probs, search.position, jnp.int32), jnp.arange(len(log_probs))
     ranked = log_probs / _divisor(search.position + int(ended), goal.penalty)
     return Texts(ranked, log_probs, counts, beams, jnp.full_like(beams, ended, bool))
 
 
 def _merge(first: Texts, second: Texts) -> Texts:
-    """Returns the best W of both; ties keep the first."""
+    """Returns the best W of both; ties go to `first`."""
     both: Texts = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
     _, order = jax.lax.top_k(both.scores, len(first.scores))
     return jax.tree.map(lambda leaf: leaf[order], both)
 
 
 def _is_decided(search: Search, goal: Goal) -> Array:
-    """Returns whether no beam can become better than the worst finished text.
+    """Returns whether no beam can still overtake the worst finished continuation.
 
-    Log-probabilities only decrease, so a beam's best possible score is its current one over the largest later divisor.
+    Log-probabilities only decrease, so the best score a beam can reach is its current log-probability divided by the
+    largest divisor still to come.
     """
     divisor = jnp.maximum(_divisor(search.position + 1, goal.penalty), _divisor(goal.length, goal.penalty))
     return search.finished.scores[-1] >= search.offset / divisor

@@ -2,20 +2,20 @@
 
 from charjax.ops.lstm.target import target_platform
 
-# Characters whose noise is computed at once.
+# The number of characters for which noise is computed at once.
 BLOCK = 16
 
 
 def capacity_for(length: int) -> int:
-    """Rounds a number of characters up to a power of two of blocks, to limit recompilation; 0 stays 0."""
+    """Rounds a number of characters up to a power-of-two number of blocks, to limit recompilation; 0 stays 0."""
     blocks = -(-length // BLOCK)
     return BLOCK << max(0, blocks - 1).bit_length() if blocks else 0
 
 
 def steps_per_trip() -> int:
-    """Returns how many steps a loop should unroll.
+    """Returns the number of steps that a loop should take per iteration.
 
-    On a GPU the host checks a loop's condition at each iteration. On a CPU unrolling gains nothing and takes longer to
-    compile.
+    On a GPU, the host checks the loop condition at each iteration. On a CPU, unrolling gains nothing and slows down
+    compilation.
     """
     return 1 if target_platform() == "cpu" else BLOCK

@@ -1,6 +1,6 @@
-"""Sampling: the context is read in one pass, then one jitted loop writes what follows, carrying the hidden state.
+"""Sampling: the context is read in one pass; then a jitted loop generates what follows, carrying the hidden state.
 
-The loop is `write` of the decoder that `make_decoder` picks: `NativeDecoder.write` or `XlaDecoder.write`.
+The loop is the `write` method of the decoder that `make_decoder` chooses: `NativeDecoder.write` or `XlaDecoder.write`.
 """
 
 import functools
@@ -40,33 +40,34 @@ def generate(
     context_lengths: jax.typing.ArrayLike | None = None,
     weights: str = "auto",
 ) -> Array:
-    """Samples a continuation of each row of `context`; changing lengths or settings does not trigger recompilation.
+    """Samples a continuation of each row of `context`; new lengths or settings do not trigger recompilation.
 
     Args:
         model: the model.
         params: its parameters.
-        context: [B, P] integer, the ids to continue; with P = 0 the first character is sampled from the prediction of
-            a zero state, the head's bias.
-        key: one PRNG key, of which row i uses `fold_in(key, i)`, whatever B is; or [B] keys, one per row.
-        length: characters to sample per row, at least 0.
-        temperature: divides the logits; 0 takes the most likely character (argmax). One for all rows, or one per row.
+        context: [B, P] integer, the ids to continue; if P = 0, the first character is sampled from the prediction of
+            a zero state, i.e. the head's bias.
+        key: a single PRNG key, from which row i derives `fold_in(key, i)`, whatever B is; or [B] keys, one per row.
+        length: the number of characters to sample per row, at least 0.
+        temperature: divides the logits; 0 selects the most likely character (argmax). A single value for all rows, or
+            one per row.
         top_k: sample only from the k most likely characters (Fan et al. 2018).
         top_p: after top_k, sample only from the most likely characters that together reach this probability (nucleus
             sampling, Holtzman et al. 2020).
         min_p: after top_p, sample only from characters with at least this fraction of the highest probability (Nguyen
             et al. 2024).
-        context_lengths: [B] integer, how many ids of each row to read, from its start; by default all.
-        weights: format of the weights: "auto" for the model's, "float32", "bfloat16", or "int8" (CPU only): the
-            fastest, rounded to eight bits.
+        context_lengths: [B] integer, how many ids of each row to read, from its start; all by default.
+        weights: the weight format: "auto" (that of the model), "float32", "bfloat16", or "int8" (CPU only; the fastest,
+            with weights rounded to eight bits).
 
     Returns:
-        ids [B, length] int32, without the context. With the native kernel on a CPU, a row does not depend on the rest
-        of the batch, bit for bit; elsewhere matmuls of different sizes may round differently.
+        ids [B, length] int32, without the context. With the native kernel on a CPU, a row is bitwise independent of the
+        rest of the batch; elsewhere, matmuls of different sizes may round differently.
 
     Raises:
-        UserError: a setting is out of range; params are not the model's; ids are not in [0, V); or context_lengths,
+        UserError: a setting is out of range; params do not match the model; ids are not in [0, V); or context_lengths,
             temperatures or keys do not match the rows.
-        NotImplementedError: the weights are int8, but there is no native kernel.
+        NotImplementedError: the weights are int8, but the native kernel is not available.
 
     Examples:
         >>> import jax
@@ -116,7 +117,7 @@ def _generate(
     capacity: int,
     filtered: bool,
 ) -> Array:
-    """Packs the weights, reads the contexts and samples -> ids [B, capacity], of which `length` count."""
+    """Packs the weights, reads the contexts and samples -> ids [B, capacity], of which the first `length` are valid."""
     weights = decoder.pack(params)
     state = decoder.prefill(weights, decoder.init(len(keys)), context, context_lengths)
     sampling = Sampling(as_threefry(keys), jnp.zeros((), jnp.int32), settings)
@@ -141,34 +142,34 @@ def generate_text(
     weights: str = "auto",
     on_unknown: OnUnknown = "error",
 ) -> list[str]:
-    r"""Samples continuations of a context, or of several contexts, side by side.
+    r"""Samples continuations of one or more contexts in parallel.
 
     Args:
         model: the model.
         params: its parameters.
-        vocab: its characters.
-        context: the text to continue, or a list of texts; an empty one is replaced by a line break, if the vocabulary
-            has one.
-        seed: sample i of a context depends only on the seed and i. Or a list of seeds, each of which gives the same
-            text as in a separate call.
-        length: characters per text, not counting the context.
-        num_samples: number of continuations of a single context and seed.
-        temperature: see `generate`; one for all texts, or a list.
+        vocab: its vocabulary.
+        context: the text to continue, or a list of strings; an empty string is replaced with a line break, provided the
+            vocabulary contains it.
+        seed: a seed, such that sample i of a context depends only on the seed and i; or a list of seeds, each of which
+            gives the same continuation as in a separate call.
+        length: the number of characters per continuation, not counting the context.
+        num_samples: the number of continuations of a single context and seed.
+        temperature: see `generate`; a single value for all continuations, or a list.
         top_k: see `generate`.
         top_p: see `generate`.
         min_p: see `generate`.
-        stop: a text ends right after the first occurrence of this string.
+        stop: a continuation ends right after the first occurrence of this string.
         weights: see `generate`.
-        on_unknown: what to do about characters of a context that the vocabulary lacks, as in `Vocab.encode`.
+        on_unknown: how to handle context characters that are not in the vocabulary, as in `Vocab.encode`.
 
     Returns:
-        The continuations, without the context: one per entry of the lists, which must be equally long; without a list,
-        `num_samples`.
+        The continuations, without the context: one per list entry (lists must have the same length), or `num_samples`
+        if no argument is a list.
 
     Raises:
-        UserError: the vocabulary is not the model's, a context has characters that it lacks, a number is out of range,
-            lists differ in length, or there is too little memory.
-        NotImplementedError: the weights are int8, but there is no native kernel.
+        UserError: the vocabulary does not match the model, a context has characters that it lacks, a number is out of
+            range, lists differ in length, or there is not enough memory.
+        NotImplementedError: the weights are int8, but the native kernel is not available.
 
     Examples:
         >>> import jax
@@ -183,7 +184,7 @@ def generate_text(
     num_samples = SampleConfig(num_samples=num_samples, length=length).num_samples
     count = _number_of_texts({"context": context, "seed": seed, "temperature": temperature}, num_samples)
     stop_ids = None if stop is None else encode_stop(vocab, stop)
-    # Encode a shared context only once: memory for this many texts has not been checked yet.
+    # A shared context is encoded only once, because the memory for `count` copies has not been checked yet.
     texts: Any = context if _is_list(context) else [context]
     contexts = [encode_context(vocab, text, on_unknown) for text in texts]
     longest = max(map(len, contexts))
@@ -209,7 +210,11 @@ def generate_text(
 
 
 def _number_of_texts(settings: dict[str, Any], num_samples: int) -> int:
-    """Returns the length of the lists among settings, or num_samples if there are none; a UserError if they differ."""
+    """Returns the common length of the lists among `settings`, or num_samples if there are no lists.
+
+    Raises:
+        UserError: a list is empty, or lengths differ.
+    """
     sizes = {name: len(value) for name, value in settings.items() if _is_list(value)}
     for name, size in sizes.items():
         if not size:
@@ -228,7 +233,7 @@ def _is_list(value: object) -> bool:
 
 
 def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:
-    """Returns the index in ids [n] just past the first `stop` [m]; None if there is none."""
+    """Returns the index in ids [n] just past the first `stop` [m], or None if it does not occur."""
     if len(ids) < len(stop):
         return None
     found = (np.lib.stride_tricks.sliding_window_view(ids, len(stop)) == stop).all(axis=1)
@@ -236,7 +241,7 @@ def end_of(stop: np.ndarray, ids: np.ndarray) -> int | None:
 
 
 def keys_of_seeds(seed: int | Sequence[int], count: int) -> Array:
-    """Returns keys [B] of B texts that share a seed, or have one each."""
+    """Returns the keys [B] of B samples that share a seed or have one seed each."""
     seeds = np.broadcast_to(seed, count) if np.ndim(seed) == 0 else np.asarray(seed)
     each: list[Any] = np.unique(seeds).tolist() if seeds.ndim == 1 else [seed]
     for one in each:
@@ -246,10 +251,10 @@ def keys_of_seeds(seed: int | Sequence[int], count: int) -> Array:
 
 
 def _settings(batch: int, temperature: float | Sequence[float], **others: object) -> tuple[SampleConfig, Settings]:
-    """Checks the settings, including the temperature of each row -> (config, settings as arrays)."""
+    """Checks the settings, including the temperature of each row, and returns (config, settings as arrays)."""
     temperatures = np.asarray(temperature)
     if temperatures.ndim and temperatures.shape != (batch,):
-        raise UserError(f"temperature must be one number or {batch} numbers, one per text, not {len(temperatures)}")
+        raise UserError(f"temperature must be one number or {batch} numbers, one per sample, not {len(temperatures)}")
     one = temperature if not temperatures.ndim else 1.0
     config = SampleConfig(temperature=one, **others)  # type: ignore[arg-type]
     for each in set(temperatures.tolist()) if temperatures.ndim else ():
@@ -262,7 +267,9 @@ def _keys_of_rows(key: Array, batch: int) -> Array:
     if key.ndim == 0:
         return _fold_each(jnp.broadcast_to(key, batch), jnp.arange(batch))
     if key.shape != (batch,):
-        raise UserError(f"key must be one PRNG key or {batch} keys, one per row of the context, not shape {key.shape}")
+        raise UserError(
+            f"key must be one PRNG key or {batch} keys, one per row of the context, but has shape {key.shape}"
+        )
     return key
 
 

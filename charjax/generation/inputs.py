@@ -1,4 +1,4 @@
-"""Validates what callers pass along with a model: parameters, vocabulary and ids. Compiled code trusts what passed."""
+"""Validates what callers pass along with a model (parameters, vocabulary, ids), since compiled code does no checks."""
 
 import functools
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from charjax.data.vocab import Vocab
 from charjax.errors import UserError, check_type
 from charjax.model import CharLSTM, check_model, init_params
 
-# Models whose parameter shapes are kept.
+# The number of models whose parameter shapes are cached.
 _SHAPES_KEPT = 16
 
 
 def checked_params(model: CharLSTM, params: Params) -> Params:
-    """Compares the parameters with what the model needs, and returns them in float32.
+    """Checks the parameters against what the model needs and returns them in float32.
 
-    Arrays that are being traced, in a caller's `jit` or `vmap`, have no values yet: only their shapes are checked.
+    For arrays that are being traced, in a caller's `jit` or `vmap`, only the shapes are checked.
 
     Raises:
-        UserError: the model is none, names or shapes differ, or values are not finite floating-point numbers.
+        UserError: `model` is not a model, names or shapes differ, or values are not finite floating-point numbers.
     """
     check_shapes(model, params)
     for name, leaf in _by_name(params).items():
@@ -35,10 +35,10 @@ def checked_params(model: CharLSTM, params: Params) -> Params:
 
 
 def check_shapes(model: CharLSTM, params: Params) -> None:
-    """Compares the names, shapes and dtypes of parameters with what the model needs; errors as `checked_params`."""
+    """Checks the names, shapes and dtypes of the parameters against the model; raises errors like `checked_params`."""
     check_model(model)
     if isinstance(params, Mapping) and set(params) == {"params"}:
-        raise UserError('params must be the parameters themselves: give variables["params"] instead of variables')
+        raise UserError('params must be the parameters themselves; pass variables["params"] instead of variables')
     found, expected = _by_name(params), _shapes(model)
     for name in expected:
         if name not in found:
@@ -47,37 +47,37 @@ def check_shapes(model: CharLSTM, params: Params) -> None:
         if name not in expected:
             raise UserError(f"params has {name}, which this model does not need; see init_params")
         if np.shape(leaf) != expected[name]:
-            raise UserError(f"params has {name} of shape {np.shape(leaf)}; this model needs {expected[name]}")
+            raise UserError(f"params has {name} with shape {np.shape(leaf)}, but this model needs {expected[name]}")
         try:
             dtype = jnp.result_type(leaf)
-        except TypeError:  # such as floats in the other byte order, or objects
+        except TypeError:  # e.g. for objects, or floats with non-native byte order
             raise UserError(
-                f"params has {name} of dtype {leaf.dtype}, which JAX does not take; convert it: .astype(np.float32)"
+                f"params has {name} with dtype {leaf.dtype}, which JAX does not support; use .astype(np.float32)"
             ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise UserError(f"params has {name} of dtype {dtype}, which is not floating-point")
+            raise UserError(f"params has {name} with dtype {dtype}, which is not floating-point")
 
 
 def check_vocab(model: CharLSTM, vocab: Vocab) -> None:
-    """Checks that a vocabulary has as many characters as the model.
+    """Checks that the size of the vocabulary matches the model.
 
     Raises:
-        UserError: it has more or fewer, or an argument has another type.
+        UserError: the sizes differ, or an argument has the wrong type.
     """
     check_model(model)
-    check_type("vocab", vocab, Vocab, "load_model returns that of a model, and a text's is corpus.vocab")
+    check_type("vocab", vocab, Vocab, "use the one that load_model returns, or corpus.vocab")
     if vocab.size != model.vocab_size:
         raise UserError(
             f"the vocabulary has {vocab.size} characters, but the model's vocab_size is {model.vocab_size}; "
-            "give the vocabulary that the model was trained with"
+            "use the vocabulary that the model was trained with"
         )
 
 
 def checked_text(ids: Ids, vocab_size: int, name: str = "ids") -> Ids:
-    """Checks the ids of a text [N], which may stay in their file, and returns them; a list as NumPy.
+    """Checks the ids of a text, [N], and returns them: `FileIds` as they are, anything else as a NumPy array.
 
     Raises:
-        UserError: the ids are not [N] integers in [0, V), or the file's vocabulary is larger.
+        UserError: the ids are not [N] integers in [0, V), or the file's vocabulary is larger than V.
     """
     if not isinstance(ids, FileIds):
         return checked_ids(ids, vocab_size, "[N]", name, dtype=None)
@@ -89,27 +89,27 @@ def checked_text(ids: Ids, vocab_size: int, name: str = "ids") -> Ids:
 def checked_ids(
     ids: Any, vocab_size: int, shape: str, name: str = "ids", *, dtype: jax.typing.DTypeLike | None = np.int32
 ) -> Any:
-    """Checks ids and returns them as NumPy; an array that is being traced is returned unchanged.
+    """Checks ids and returns them as a NumPy array; an array that is being traced is returned unchanged.
 
     Args:
         ids: the ids.
         vocab_size: V.
-        shape: the dimensions that they must have, such as "[B, P]".
-        name: what the caller calls them.
-        dtype: what they are converted to; None to leave them unchanged.
+        shape: the dimensions that they must have, e.g. "[B, P]".
+        name: the name to use in error messages.
+        dtype: the dtype to convert them to; None leaves it unchanged.
 
     Raises:
-        UserError: the ids have another number of dimensions, are not integers, or are not in [0, V).
+        UserError: the ids have the wrong number of dimensions, are not integers, or are not in [0, V).
     """
     try:
         array = ids if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
     except (ValueError, TypeError):  # lists of different lengths, or PRNG keys
-        raise UserError(f"{name} must be {shape} integers, all rows equally long") from None
+        raise UserError(f"{name} must be {shape} integers, with all rows of the same length") from None
     if array.dtype.kind in "OSU":
         found = array.dtype if ids is array else type(ids).__name__
-        raise UserError(f"{name} must be {shape} integers, not {found}; vocab.encode makes them [N] of a text")
+        raise UserError(f"{name} must be {shape} integers, not {found}; vocab.encode converts text to ids [N]")
     if array.ndim != shape.count(",") + 1 or (array.size and not jnp.issubdtype(array.dtype, jnp.integer)):
-        hint = "; give ids[None] for a single row" if array.ndim == 1 and shape.count(",") == 1 else ""
+        hint = "; pass ids[None] for a single row" if array.ndim == 1 and shape.count(",") == 1 else ""
         raise UserError(f"{name} must be {shape} integers, but has shape {array.shape} and dtype {array.dtype}{hint}")
     if isinstance(array, jax.core.Tracer):
         return array
@@ -125,7 +125,7 @@ def _by_name(params: Params) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=_SHAPES_KEPT)
 def _shapes(model: CharLSTM) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each parameter by name, such as layer_0.cell.w_hh."""
+    """Returns the shape of each parameter by name, e.g. layer_0.cell.w_hh."""
     tree = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     return {name: leaf.shape for name, leaf in _by_name(tree).items()}
 
@@ -135,6 +135,6 @@ def _is_finite(leaf: Any) -> bool:
         return True
     on_cpu = not isinstance(leaf, jax.Array) or {device.platform for device in leaf.devices()} == {"cpu"}
     array = np.asarray(leaf) if on_cpu else leaf  # shares memory
-    # The sum is several times as fast, but may overflow.
+    # Summing is several times as fast, but may overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(jnp.isfinite(array).all())

@@ -1,4 +1,4 @@
-"""The decoder for CPUs, in C++: many steps of all layers, and the sampling, in one custom call."""
+"""The decoder for CPUs, in C++: runs many steps of all layers, including the sampling, in one custom call."""
 
 import dataclasses
 import functools
@@ -30,11 +30,11 @@ class NativeState(NamedTuple):
 class NativeDecoder:
     """Implements `Decoder` with the compiled kernel; see `charjax.ops.lstm.native.steps`.
 
-    A sequence is the same, bit for bit, whatever the rest of the batch is.
+    The results for a sequence are bitwise identical whatever the rest of the batch is.
 
     Attributes:
         model: the model.
-        dtype: format of the weights, one of `charjax.ops.lstm.native.libraries.STEP_DTYPES`.
+        dtype: the weight format, one of `charjax.ops.lstm.native.libraries.STEP_DTYPES`.
         library: the compiled form of the kernel.
     """
 
@@ -54,7 +54,7 @@ class NativeDecoder:
         return NativeState(init_carry(self.model, batch))
 
     def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike]:
-        """Pads ids [B, P] to a power of two of blocks: the kernel skips padding at no cost."""
+        """Pads ids [B, P] to a power-of-two number of blocks; the kernel skips padding at no cost."""
         size = np.shape(ids)[1]
         room = ((0, 0), (0, capacity_for(size) - size))
         padded = np.pad(ids, room) if isinstance(ids, np.ndarray) else jnp.pad(jnp.asarray(ids), room)
@@ -70,17 +70,17 @@ class NativeDecoder:
     def _prefill(self, weights: PackedWeights, state: NativeState, ids: Array, lengths: Array) -> NativeState:
         ids = ids.astype(jnp.int32)
         within_BP = jnp.arange(ids.shape[1])[None] < jnp.broadcast_to(lengths, ids.shape[0])[:, None]
-        # The kernel treats negative ids as instructions (SAMPLE, SKIP, RESET): map them to V, which is also out
-        # of range and so gives NaN.
+        # The kernel treats negative ids as instructions (SAMPLE, SKIP, RESET), so they are mapped to V, which is also
+        # out of range and gives NaN.
         given = jnp.where(within_BP, jnp.where(ids < 0, self.model.vocab_size, ids), SKIP)
         return self._read(weights, state, given)[1]
 
     def logits(
         self, weights: PackedWeights, state: NativeState, ids: Array, resets: Array, reduce: Callable[..., Any]
     ) -> tuple[Any, NativeState]:
-        """Reads a text, then reduces its logits."""
+        """Reads ids, then reduces their logits."""
         logits_BTV, state = self._read(weights, state, jnp.where(resets, RESET - ids, ids), with_logits=True)
-        # One step at a time: all at once, the order of sums over V would depend on T.
+        # One step at a time, because the summation order over V would depend on T if all steps were reduced at once.
         results = jax.lax.map(lambda now: reduce(*now), (jnp.swapaxes(logits_BTV, 0, 1), ids.T))
         return jax.tree.map(lambda values: jnp.swapaxes(values, 0, 1), results), state
 
@@ -95,7 +95,7 @@ class NativeDecoder:
         capacity: int,
         filtered: bool,
     ) -> tuple[NativeState, Array]:
-        """Samples characters in one call; the kernel itself sees whether any are excluded."""
+        """Samples characters in one call; the kernel itself checks whether any are excluded."""
         del filtered
         given = jnp.where(jnp.arange(capacity) < -(-length // BLOCK) * BLOCK, SAMPLE, SKIP)
         given = jnp.broadcast_to(given[None], (len(sampling.keys), capacity))

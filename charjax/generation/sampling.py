@@ -1,4 +1,4 @@
-"""Sampling of characters from logits: temperature, then top-k, top-p and min-p."""
+"""Sampling characters from logits: temperature first, then top-k, top-p and min-p."""
 
 import functools
 from typing import NamedTuple
@@ -14,7 +14,7 @@ _NO_LIMIT = 2**31 - 1
 
 
 class Settings(NamedTuple):
-    """Temperature and filters of B sequences, as arrays, so that new values do not trigger recompilation.
+    """Temperature and filters for B sequences, as arrays so that new values do not trigger recompilation.
 
     Attributes:
         temperature: [B] float32, 0 for argmax.
@@ -34,8 +34,8 @@ class Sampling(NamedTuple):
 
     Attributes:
         keys: [B] Threefry keys, one per sequence.
-        position: [] integer, characters sampled with these keys so far; folded into the keys.
-        settings: the settings.
+        position: [] integer, the number of characters sampled with these keys so far; folded into the keys.
+        settings: temperature and filters.
     """
 
     keys: Array
@@ -44,8 +44,8 @@ class Sampling(NamedTuple):
 
 
 def make_settings(config: SampleConfig, batch: int, temperature: jax.typing.ArrayLike | None = None) -> Settings:
-    """Returns the settings of B sequences; `temperature` [B] replaces the config's."""
-    # Cumulative probabilities are rounded: a limit of exactly 1 would drop characters at the far end.
+    """Returns the settings for B sequences; `temperature` [B], if given, overrides that of the config."""
+    # Because cumulative probabilities are rounded, a limit of exactly 1 could drop the least likely characters.
     top_p = np.inf if config.top_p in (None, 1.0) else config.top_p
     values = {
         "temperature": np.float32(config.temperature) if temperature is None else np.asarray(temperature, np.float32),
@@ -64,25 +64,26 @@ def is_filtered(config: SampleConfig) -> bool:
 def sample(noise: Array, logits: Array, settings: Settings, filtered: bool) -> Array:
     """Samples one character, [] int32, from logits [V]: temperature first, then top-k, top-p and min-p.
 
-    The argmax of logits / temperature + Gumbel noise is a sample from their softmax (Gumbel 1954). So is the argmax of
-    logits + temperature * noise, which cannot overflow at a small temperature and is the most likely character at 0.
-    Each character has its own noise, so excluding some does not change how the others rank.
+    The argmax of logits / temperature + Gumbel noise is a sample from the softmax of logits / temperature (Gumbel
+    1954). So is the argmax of logits + temperature * noise, which cannot overflow at low temperatures and gives the
+    most likely character at 0. Each character has its own noise, so excluding some does not affect the ranking of the
+    others.
 
     Args:
         noise: [V] float32, standard Gumbel noise.
         logits: [V] float32.
         settings: the settings, [] each.
-        filtered: False skips top-k, top-p and min-p, and with them the sort.
+        filtered: False skips top-k, top-p and min-p, along with the sort they need.
     """
     scores = logits + settings.temperature * noise
     if not filtered:
         return jnp.argmax(scores).astype(jnp.int32)
     ranked, order = jax.lax.top_k(logits, logits.shape[0])
     kept = jnp.arange(ranked.shape[0]) < settings.top_k
-    # With their maximum subtracted, logits cannot overflow when divided by a small temperature.
+    # Since the maximum is subtracted first, dividing by a small temperature cannot overflow.
     scaled = (ranked - ranked[0]) / jnp.maximum(settings.temperature, jnp.finfo(jnp.float32).tiny)
     probs = jax.nn.softmax(jnp.where(kept, scaled, -jnp.inf))
-    # A character is kept if those ranked above it have less than top_p together, so the most likely one always is.
+    # A character is kept if those ranked above it total less than top_p, so the most likely one is always kept.
     kept &= jnp.cumsum(probs) - probs < settings.top_p
     kept &= probs >= settings.min_p * probs[0]
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
@@ -92,14 +93,15 @@ def sample(noise: Array, logits: Array, settings: Settings, filtered: bool) -> A
 def gumbel_noise(keys: Array, positions: Array, vocab_size: int) -> Array:
     """Returns Gumbel noise [T, B, V] float32 for the characters at `positions` [T] of sequences with `keys` [B].
 
-    The native kernel (charjax/ops/lstm/native) makes the same noise: JAX's default, jax_threefry_partitionable.
+    The native kernel (charjax/ops/lstm/native) reproduces this noise; both assume jax_threefry_partitionable, JAX's
+    default.
     """
     noise = lambda position, key: jax.random.gumbel(jax.random.fold_in(key, position), (vocab_size,))  # noqa: E731
     return jax.vmap(jax.vmap(noise, in_axes=(None, 0)), in_axes=(0, None))(positions, keys)
 
 
 def as_threefry(keys: Array) -> Array:
-    """Returns Threefry keys [B], derived from those given if they are of another kind."""
+    """Returns Threefry keys [B]: `keys` themselves or, if they are of another kind, keys derived from them."""
     if jax.random.key_impl(keys) == "threefry2x32":
         return keys
     bits = jax.vmap(functools.partial(jax.random.bits, shape=(2,), dtype=jnp.uint32))(keys)

@@ -20,34 +20,34 @@ from charjax.generation.sampling import Sampling, as_threefry, is_filtered, make
 from charjax.host.jax_modes import in_default_modes
 from charjax.model import CharLSTM
 
-# The first piece is short, so that some text appears immediately; later pieces grow while sampling one takes no
+# The first piece is short so that some text appears immediately; later pieces grow as long as sampling one takes no
 # noticeable time.
 _LARGEST_PIECE, _SECONDS = 256, 0.03
 
 
 class Session:
-    """A text of which some parts are given and others sampled, with one recurrent state throughout."""
+    """Text made up of given and sampled parts, with one recurrent state throughout."""
 
     @in_default_modes
     def __init__(
         self, model: CharLSTM, params: Params, vocab: Vocab, config: SampleConfig, *, stop: str | None = None
     ) -> None:
-        """Starts an empty text.
+        """Starts with empty text.
 
         Args:
             model: the model.
             params: its parameters.
-            vocab: its characters.
+            vocab: its vocabulary.
             config: temperature, top_k, top_p, min_p, seed and weights.
             stop: sampling ends right after the first occurrence of this string.
 
         Raises:
-            UserError: stop is empty or has characters that the vocabulary lacks, or the vocabulary or params are not
-                the model's.
-            NotImplementedError: the weights are int8, but there is no native kernel.
+            UserError: stop is empty or has characters that the vocabulary lacks, or the vocabulary or params do not
+                match the model.
+            NotImplementedError: the weights are int8, but the native kernel is not available.
         """
         check_vocab(model, vocab)
-        check_type("config", config, SampleConfig, "such as SampleConfig(temperature=0.7)")
+        check_type("config", config, SampleConfig, "e.g. SampleConfig(temperature=0.7)")
         self._decoder, self._vocab = make_decoder(model, config.weights), vocab
         self._weights = self._decoder.pack(on_one_device(checked_params(model, params)))
         keys = as_threefry(keys_of_seeds(config.seed, 1))
@@ -58,15 +58,19 @@ class Session:
 
     @in_default_modes
     def read(self, ids: np.ndarray) -> None:
-        """Appends given characters, ids [P]; raises UserError if they are not in [0, V)."""
+        """Reads the given ids [P], appending them to the text.
+
+        Raises:
+            UserError: ids are not in [0, V).
+        """
         ids = checked_ids(ids, self._decoder.model.vocab_size, "[P]")
         self._state = self._decoder.prefill(self._weights, self._state, ids[None])
 
     @in_default_modes
     def write_ids(self, length: int | None = None) -> Iterator[np.ndarray]:
-        """Samples characters, at most `length` if given, up to the stop string; yields ids [n] as they are sampled.
+        """Samples characters up to the stop string, at most `length` if given, and yields ids [n] as they are sampled.
 
-        After each piece, the state corresponds to its last character, so the caller may stop anywhere.
+        After each piece, the state is the one after its last character, so the caller may stop iterating at any point.
         """
         if length is not None:
             length = checked_whole("length", length, least=0)
@@ -82,8 +86,8 @@ class Session:
 
     @in_default_modes
     def write(self, length: int | None = None) -> Iterator[str]:
-        """Samples characters as `write_ids` does; yields text."""
-        # The end of a piece may cut a character of several bytes: the decoder holds its first bytes back.
+        """Samples characters like `write_ids`, but yields text."""
+        # A piece may end in the middle of a multi-byte character; the decoder holds back the incomplete bytes.
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for ids in self.write_ids(length):
             in_bytes = self._vocab.kind == "bytes"
@@ -104,7 +108,7 @@ class Session:
         if len(ids) % BLOCK == 0 and end is None:
             self._state = after
         else:
-            # The decoder samples whole blocks: go back to where they began and read the characters that are kept.
+            # The decoder samples whole blocks, so go back to the state before them and read the characters to keep.
             self._state = before
             self.read(ids)
         self._sampling = self._sampling._replace(position=self._sampling.position + np.int32(len(ids)))
@@ -112,7 +116,7 @@ class Session:
 
 
 def _end_after(stop: np.ndarray, before: np.ndarray, ids: np.ndarray) -> int | None:
-    """Returns the index in `ids` just past the first `stop`, which may start in `before`; None if there is none."""
+    """Returns the index in `ids` just past the first `stop`, which may start in `before`; None if it does not occur."""
     before = before[len(before) - min(len(before), len(stop) - 1) :]
     end = end_of(stop, np.concatenate([before, ids]))
     return None if end is None else end - len(before)

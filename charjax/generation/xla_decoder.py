@@ -18,7 +18,7 @@ from charjax.ops.lstm.single_step import StepState, StepWeights
 
 
 class XlaWeights(NamedTuple):
-    """A model's parameters, for reading a whole context at once, and the same packed for single steps."""
+    """The model's parameters, both as they are, for reading a whole context at once, and packed for single steps."""
 
     params: Params
     steps: StepWeights
@@ -28,11 +28,11 @@ class XlaWeights(NamedTuple):
 class XlaDecoder:
     """Implements `Decoder` in JAX.
 
-    Beam search and activations, which need the state after every character, take single steps with it.
+    Beam search and activations, which need the state after every character, use its single steps.
 
     Attributes:
         model: the model.
-        dtype: "float32" or "bfloat16", the format of a step's operands.
+        dtype: the operand format of a step, "float32" or "bfloat16".
     """
 
     model: CharLSTM
@@ -40,7 +40,7 @@ class XlaDecoder:
 
     def pack(self, params: Params) -> XlaWeights:
         """Packs the parameters."""
-        # The parameters stay out of the jitted call, which would copy them.
+        # The parameters are not passed through the jitted call, which would copy them.
         return XlaWeights(params, self._pack_steps(params))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -53,16 +53,16 @@ class XlaDecoder:
         """Returns the zero state."""
         hidden, layers = self.model.hidden_dim, self.model.hidden_layers
         widths = [4 * hidden + above for above in [*[4 * hidden] * (layers - 1), self.model.vocab_size]]
-        # h is zero, and so are its products.
+        # h is zero, so its products with the weights are too.
         return StepState(init_carry(self.model, batch), tuple(jnp.zeros((1, batch, width)) for width in widths))
 
     def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:
-        """Returns its arguments unchanged: reading padding would take time."""
+        """Returns its arguments unchanged, because reading padding would take time."""
         return ids, lengths
 
     @functools.partial(jax.jit, static_argnums=0)
     def prefill(self, weights: XlaWeights, state: StepState, ids: Array, lengths: Array | None = None) -> StepState:
-        """Reads a context, at once if all rows are equally long, otherwise step by step."""
+        """Reads a context, all at once if the rows have the same length, otherwise step by step."""
         if not ids.shape[1]:
             return state
         if lengths is None:
@@ -77,17 +77,17 @@ class XlaDecoder:
         return jax.lax.scan(read, state, (ids.T, within_BP.T))[0]
 
     def step(self, weights: XlaWeights, state: StepState, ids: Array) -> StepState:
-        """Reads one character of each sequence, ids [B] integer."""
+        """Reads one character per sequence, ids [B] integer."""
         return single_step.step(weights.steps, state, ids)
 
     def next_logits(self, weights: XlaWeights, state: StepState) -> Array:
-        """Returns the logits of the next character, [B, V] float32."""
+        """Returns the logits for the next character, [B, V] float32."""
         return single_step.logits(weights.steps, state)
 
     def logits(
         self, weights: XlaWeights, state: StepState, ids: Array, resets: Array, reduce: Callable[[Array, Array], Any]
     ) -> tuple[Any, StepState]:
-        """Reads a text, applying `reduce` to each step's logits inside the scan, so they are never stored together."""
+        """Reads ids, applying `reduce` to each step's logits inside the scan, so that they are never all in memory."""
 
         def read(state: StepState, now: tuple[Array, Array]) -> tuple[StepState, Any]:
             ids_B, resets_B = now
@@ -122,9 +122,9 @@ class XlaDecoder:
         length: Array,
         capacity: int,
     ) -> tuple[StepState, Array]:
-        """Samples blocks until there are `length` characters -> (state, ids [B, capacity]).
+        """Samples blocks until there are at least `length` characters -> (state, ids [B, capacity]).
 
-        `sample_block` takes a state and noise [BLOCK, B, V], and returns the next state and ids [BLOCK, B].
+        `sample_block` takes a state and noise [BLOCK, B, V] and returns the next state and ids [BLOCK, B].
         """
 
         def write_block(number: Array, before: tuple[StepState, Array]) -> tuple[StepState, Array]:

@@ -1,3 +1,3 @@
-"""Conversion of models to and from other formats."""
+"""Converts models to and from other formats."""
 
 from charjax.interop.torch import from_torch as from_torch, to_torch as to_torch

@@ -1,6 +1,6 @@
-"""Conversion of parameters to and from PyTorch, whose LSTM has the same gates in the same order (i, f, g, o).
+"""Converts parameters to and from PyTorch, whose LSTM has the same gates in the same order (i, f, g, o).
 
-The torch model that corresponds to a `CharLSTM`, with one-hot inputs::
+This torch model, which takes one-hot inputs, corresponds to a `CharLSTM`::
 
     class TorchCharLSTM(torch.nn.Module):
         def __init__(self, vocab_size, hidden_dim, hidden_layers):
@@ -15,7 +15,7 @@ The torch model that corresponds to a `CharLSTM`, with one-hot inputs::
     torch_model.load_state_dict({name: torch.from_numpy(array) for name, array in to_torch(params).items()})
     params = from_torch(torch_model.state_dict())
 
-This module does not import torch, which need not be installed.
+This module does not import torch, so torch need not be installed.
 """
 
 import re
@@ -40,8 +40,8 @@ def to_torch(params: Params) -> dict[str, Float32]:
     """Converts a model's parameters to a state_dict of NumPy arrays for the torch model above.
 
     Args:
-        params: parameters of a `CharLSTM`, float: per layer `w_ih` ([V, 4H] in layer 0, otherwise [H, 4H]), `w_hh`
-            [H, 4H] and `bias` [4H]; in the head `kernel` [H, V] and `bias` [V].
+        params: the parameters of a `CharLSTM`, float: for each layer, `w_ih` ([V, 4H] in layer 0, otherwise [H, 4H]),
+            `w_hh` [H, 4H] and `bias` [4H]; for the head, `kernel` [H, V] and `bias` [V].
 
     Returns:
         `lstm.weight_ih_l{n}` [4H, V or H], `lstm.weight_hh_l{n}` [4H, H], `lstm.bias_ih_l{n}` [4H] with the
@@ -49,7 +49,7 @@ def to_torch(params: Params) -> dict[str, Float32]:
         order; C-contiguous, writable float32 copies.
 
     Raises:
-        UserError: the parameters are not those of a CharLSTM; the message names the part.
+        UserError: the parameters are not those of a CharLSTM; the message names the part at fault.
 
     Examples:
         >>> import jax
@@ -81,17 +81,17 @@ def to_torch(params: Params) -> dict[str, Float32]:
 
 @in_default_modes
 def from_torch(state_dict: Mapping[str, Any]) -> Params:
-    """Converts the state_dict of the torch model above to parameters of a `CharLSTM`.
+    """Converts the state_dict of the torch model above to the parameters of a `CharLSTM`.
 
-    The names must be exactly those that `to_torch` returns; rename those of a model with other attribute names, or
-    wrapped in another module, first.
+    The names must be exactly those that `to_torch` returns. If the model uses other attribute names, or is wrapped in
+    another module, rename the keys first.
 
     Args:
-        state_dict: torch tensors (any device, any float dtype, requiring gradients or not) or NumPy arrays.
+        state_dict: torch tensors (on any device, in any float dtype, with or without requires_grad) or NumPy arrays.
 
     Returns:
-        Parameters as `to_torch` takes them, JAX arrays in float32 that share no memory with the tensors. A layer's
-        `bias` is the sum of torch's two.
+        Parameters in the form that `to_torch` takes, as float32 JAX arrays that share no memory with the tensors. The
+        `bias` of a layer is the sum of the two torch biases.
 
     Raises:
         UserError: a name is missing or unknown, the LSTM is bidirectional or has projections, a shape is wrong, or a
@@ -128,24 +128,24 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
 
 
 def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames the arrays of a model of one LSTM, one linear layer and perhaps an embedding as `from_torch` takes them.
+    """Renames the arrays of a model with one LSTM, one linear layer and optionally an embedding for `from_torch`.
 
     Args:
-        state_dict: as for `from_torch`, with any names that end as torch's do.
+        state_dict: as for `from_torch`, with any names that end like those in torch.
 
     Returns:
-        The arrays by their new names. An embedding is multiplied into layer 0's input weights. What is neither keeps
-        its name.
+        The arrays by their new names. An embedding is multiplied into the input weights of layer 0. Arrays that belong
+        to none of these keep their names.
 
     Raises:
-        UserError: there is not exactly one LSTM, or the embedding's shape does not fit.
+        UserError: there is not exactly one LSTM, or the shape of the embedding does not match.
     """
     _check_is_mapping(state_dict, "the state_dict")
     first = "weight_ih_l0"
     prefixes = [key.removesuffix(first) for key in state_dict if key.endswith(first)]
     if len(prefixes) != 1:
         raise UserError(
-            f"the weights must be those of one LSTM, with one key that ends in {first}, not {len(prefixes)}"
+            f"the weights must be those of a single LSTM, with one key ending in {first}, not {len(prefixes)}"
         )
     ours = {key: key.removeprefix(prefixes[0]) for key in state_dict if key.startswith(prefixes[0])}
     names = {key: f"lstm.{name}" for key, name in ours.items() if _LSTM_KEY.fullmatch(name)}
@@ -163,7 +163,7 @@ def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _multiply_in(arrays: dict[str, Any], embedding: str) -> None:
-    """Replaces an embedding [V, E] and layer 0's input weights [4H, E] by the input weights for one-hot rows."""
+    """Replaces an embedding [V, E] and layer 0's input weights [4H, E] with input weights for one-hot rows."""
     first = "lstm.weight_ih_l0"
     shapes = [np.shape(arrays.get(name, ())) for name in (embedding, first, "head.weight")]
     vocab, hidden = shapes[2] if len(shapes[2]) == 2 else (0, 0)
@@ -187,19 +187,19 @@ def _check_keys(tree: Any, expected: list[str], where: str) -> None:
             raise UserError(f"{where} must have {key!r}, but it is missing")
     for key in tree:
         if key not in expected:
-            raise UserError(f"{where} must not have {key!r}, which a CharLSTM does not use: rename or remove it")
+            raise UserError(f"{where} must not have {key!r}, which a CharLSTM does not use; rename or remove it")
 
 
 def _refuse_other_lstms(state_dict: Mapping[str, Any]) -> None:
     for key in state_dict:
         if key.endswith("_reverse"):
-            raise UserError(f"{key!r} belongs to a bidirectional LSTM, but a CharLSTM only reads forwards")
+            raise UserError(f"{key!r} belongs to a bidirectional LSTM, but a CharLSTM only reads forward")
         if key.startswith("lstm.weight_hr"):
             raise UserError(f"{key!r} belongs to an LSTM with projections (proj_size), which a CharLSTM does not have")
 
 
 def _check_shapes(arrays: Mapping[str, Float32], layers: int) -> None:
-    """Checks every array against H, the columns of layer 0's weight_hh, and V, the length of head.bias."""
+    """Checks the shape of every array, taking H from the columns of layer 0's weight_hh and V from head.bias."""
     for key in ("lstm.weight_hh_l0", "head.bias"):
         if not arrays[key].shape:
             raise UserError(f"{key!r} must be an array, not a scalar")
@@ -221,7 +221,7 @@ def _to_numpy(key: str, value: Any) -> Float32:
     if hasattr(value, "detach"):
         if not value.is_floating_point():
             raise UserError(f"{key!r} must have a float dtype, not {value.dtype}")
-        # NumPy has no bfloat16, so torch widens it first.
+        # NumPy has no bfloat16, so torch converts it to float32 first.
         return value.detach().cpu().float().numpy()
     array = np.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):

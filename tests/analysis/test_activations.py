@@ -97,7 +97,7 @@ def test_empty_texts_and_no_units():
 @pytest.mark.parametrize("unit", [(2, 0), (0, 6), (-1, 0), (0, -1)])
 def test_a_missing_unit_is_named(unit):
     model, params = make()
-    with pytest.raises(UserError, match=r"layers 0 to 1, each of units 0 to 5"):
+    with pytest.raises(UserError, match=r"layers 0 to 1, each with units 0 to 5"):
         unit_activations(model, params, random_ids(1, 5), [unit])
 
 

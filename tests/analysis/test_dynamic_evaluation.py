@@ -286,7 +286,7 @@ def test_a_long_text_takes_no_more_memory_than_a_short_one():
         ({"learning_rate": float("nan")}, "learning_rate must be at least 0 and finite, not nan"),
         ({"decay": float("inf")}, "decay must be at least 0 and finite, not inf"),
         ({"decay": "1"}, "decay must be at least 0 and finite, not '1'"),
-        ({"train_ids": IDS[:1]}, "train_ids must be at least 2 characters, not 1"),
+        ({"train_ids": IDS[:1]}, "train_ids must contain at least 2 characters, not 1"),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -298,7 +298,7 @@ def test_options_out_of_range(options, message):
 
 def test_bad_texts():
     for ids in (IDS[:0], IDS[:1]):
-        with pytest.raises(UserError, match=f"ids must be at least 2 characters, not {len(ids)}"):
+        with pytest.raises(UserError, match=f"ids must contain at least 2 characters, not {len(ids)}"):
             dynamic(ids)
     for bad, message in (
         (IDS[None], r"must be \[N\] integers, but has shape \(1, 203\) and dtype uint8"),
@@ -315,7 +315,7 @@ def test_bad_texts():
 
 
 def test_weights_that_diverge_are_an_error():
-    diverged = r"diverged within [\d,]+ characters, .*; choose a learning rate below 3e\+38"
+    diverged = r"diverged within [\d,]+ characters, .*; use a learning rate below 3e\+38"
     for length in (203, 6):  # after a single segment only the weights show it
         with pytest.raises(UserError, match=diverged):
             dynamic(IDS[:length], train_ids=TRAIN_IDS, learning_rate=3e38)

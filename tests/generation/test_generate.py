@@ -284,7 +284,7 @@ def test_int8_weights_give_nearly_the_same_state():
 def test_int8_needs_the_kernel(implementation, monkeypatch):
     monkeypatch.setattr("charjax.generation.decoder.library_for_steps", lambda: None)
     model = MODEL.clone(implementation=implementation)
-    with pytest.raises(NotImplementedError, match="int8 weights need the native kernel"):
+    with pytest.raises(NotImplementedError, match="int8 weights require the native kernel"):
         generate_function(model, PARAMS, context("a"), key=jax.random.key(0), length=1, weights="int8")
 
 

@@ -95,14 +95,14 @@ def without(name):
         ({**PARAMS, "layer_2": PARAMS["layer_1"]}, "params has layer_2.cell..*, which this model does not need"),
         (None, "params has no "),
         ([1.0], "params has no "),
-        (changed("layer_0.cell.w_ih", lambda w: w[:-1]), r"layer_0.cell.w_ih of shape \(127, 40\); .* \(128, 40\)"),
-        (changed("layer_1.cell.w_hh", lambda w: w.T), r"layer_1.cell.w_hh of shape \(40, 10\); .* \(10, 40\)"),
-        (changed("head.bias", lambda b: b.astype(jnp.int32)), "head.bias of dtype int32, which is not floating"),
+        (changed("layer_0.cell.w_ih", lambda w: w[:-1]), r"layer_0.cell.w_ih with shape \(127, 40\), .* \(128, 40\)"),
+        (changed("layer_1.cell.w_hh", lambda w: w.T), r"layer_1.cell.w_hh with shape \(40, 10\), .* \(10, 40\)"),
+        (changed("head.bias", lambda b: b.astype(jnp.int32)), "head.bias with dtype int32, which is not floating"),
         (
             changed("head.bias", lambda b: np.asarray(b, ">f4")),
-            "head.bias of dtype >f4, which JAX does not take; convert",
+            "head.bias with dtype >f4, which JAX does not support; use",
         ),
-        (changed("head.bias", lambda b: np.asarray(b, object)), "head.bias of dtype object, which JAX does not take"),
+        (changed("head.bias", lambda b: np.asarray(b, object)), "head.bias with dtype object, which JAX does not support"),
         (
             changed("head.bias", lambda b: b.at[3].set(jnp.nan)),
             "parameter head.bias has values that are not finite; train the model again",
@@ -156,7 +156,7 @@ def test_integers_of_any_width_are_read(call_with_ids, dtype):
 def test_a_row_without_its_batch_is_named():
     with pytest.raises(UserError, match=r"context must be \[B, P\] integers.*; give ids\[None\] for a single row"):
         generate(MODEL, PARAMS, IDS, key=jax.random.key(0), length=3)
-    with pytest.raises(UserError, match="all rows equally long"):
+    with pytest.raises(UserError, match="all rows of the same length"):
         generate(MODEL, PARAMS, [[1, 2], [3]], key=jax.random.key(0), length=3)
 
 
@@ -173,7 +173,7 @@ def test_raw_keys_are_wrapped():
 
 @pytest.mark.parametrize("key", [None, 3, np.zeros(2), np.zeros((2, 3), np.uint32), jnp.zeros((), jnp.uint32)])
 def test_what_is_no_key_is_refused(key):
-    with pytest.raises(UserError, match=r"key must be a PRNG key, such as jax.random.key\(0\)"):
+    with pytest.raises(UserError, match=r"key must be a PRNG key, e.g. jax.random.key\(0\)"):
         generate(MODEL, PARAMS, IDS[None], key=key, length=3)
 
 

@@ -1,1 +1,1 @@
-"""Decoders that have been compiled and run in interpret mode, but never run on their device."""
+"""Decoders that have been compiled and run in interpret mode, but never on the device they are written for."""

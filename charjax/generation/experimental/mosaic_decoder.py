@@ -1,4 +1,4 @@
-"""The XLA decoder with a Pallas kernel for Hopper GPUs, which samples a character and computes layer 0's gates.
+"""The XLA decoder with a Pallas kernel for Hopper GPUs that samples a character and computes the gates of layer 0.
 
 The kernel has been compiled for an H100 and run in interpret mode on a CPU, but never run on a GPU.
 """
@@ -20,7 +20,7 @@ from charjax.ops.lstm.single_step import StepState
 
 @dataclasses.dataclass(frozen=True)
 class MosaicDecoder(XlaDecoder):
-    """Writes with the kernel unless top-k, top-p or min-p exclude characters.
+    """Samples with the kernel unless characters are excluded by top-k, top-p or min-p.
 
     Attributes:
         interpret: Pallas's parameters for interpreting the kernel on any platform, for tests; None compiles it.
@@ -32,7 +32,7 @@ class MosaicDecoder(XlaDecoder):
     def write(
         self, weights: XlaWeights, state: StepState, sampling: Sampling, length: Array, *, capacity: int, filtered: bool
     ) -> tuple[StepState, Array]:
-        """Samples characters block by block, with units and vocabulary padded to what the kernel takes."""
+        """Samples characters block by block, with units and vocabulary padded to sizes that the kernel supports."""
         if filtered:
             return super().write(weights, state, sampling, length, capacity=capacity, filtered=filtered)
         padded, temperature = sample_step.pad_weights(weights.steps), sampling.settings.temperature
