@@ -231,7 +231,7 @@ def check_model(model: CharLSTM) -> None:
     Raises:
         UserError: it is not.
     """
-    check_type("model", model, CharLSTM, "create one with CharLSTM, or load one with load_model")
+    check_type("model", model, CharLSTM, "make one with CharLSTM, or load one with load_model")
 
 
 def checked_key(key: Array) -> Array:

@@ -177,7 +177,7 @@ MISTAKES = [
     (r"ids must be in \[0, 25\), not in", lambda: evaluate(MODEL, PARAMS, np.full(9, 77))),
     ("params has layer_1.* this model does not need", lambda: evaluate(SHALLOW, PARAMS, IDS)),
     ("params has layer_1.*, which this model does", lambda: make_eval_step(SHALLOW, seq_len=8)(PARAMS, STREAMS)),
-    ("give variables", lambda: evaluate(MODEL, {"params": PARAMS}, IDS)),
+    ("pass variables", lambda: evaluate(MODEL, {"params": PARAMS}, IDS)),
     ("vocab must be a Vocab, not Corpus; .* corpus.vocab", lambda: generate_text(MODEL, PARAMS, CORPUS)),
     ("vocab must be a Vocab, not dict", lambda: generate_text(MODEL, VOCAB, PARAMS)),
     ("text must be a str, not bytes", lambda: Vocab.from_text(b"bytes")),
@@ -215,7 +215,7 @@ MISTAKES = [
     ("config must be a SampleConfig, not dict", lambda: Session(MODEL, PARAMS, VOCAB, {"temperature": 1})),
     ("length must be a whole number of at least 0, not '5'", lambda: next(session().write("5"))),
     (
-        r"units must be a list of pairs \(layer, unit\), .* not \[3\]",
+        r"units must be a list of \(layer, unit\) pairs, .* not \[3\]",
         lambda: unit_activations(MODEL, PARAMS, IDS[None], [3]),
     ),
     ("pieces must be a list or iterator of ids .* not Corpus", lambda: list(score_pieces(MODEL, PARAMS, CORPUS))),

@@ -89,7 +89,7 @@ def without(name):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"params": PARAMS}, r'give variables\["params"\]'),
+        ({"params": PARAMS}, r'pass variables\["params"\]'),
         (without("head"), "params has no head.bias, which this model needs"),
         (without("layer_1"), "params has no layer_1.cell."),
         ({**PARAMS, "layer_2": PARAMS["layer_1"]}, "params has layer_2.cell..*, which this model does not need"),
@@ -102,7 +102,10 @@ def without(name):
             changed("head.bias", lambda b: np.asarray(b, ">f4")),
             "head.bias with dtype >f4, which JAX does not support; use",
         ),
-        (changed("head.bias", lambda b: np.asarray(b, object)), "head.bias with dtype object, which JAX does not support"),
+        (
+            changed("head.bias", lambda b: np.asarray(b, object)),
+            "head.bias with dtype object, which JAX does not support",
+        ),
         (
             changed("head.bias", lambda b: b.at[3].set(jnp.nan)),
             "parameter head.bias has values that are not finite; train the model again",
@@ -154,7 +157,7 @@ def test_integers_of_any_width_are_read(call_with_ids, dtype):
 
 
 def test_a_row_without_its_batch_is_named():
-    with pytest.raises(UserError, match=r"context must be \[B, P\] integers.*; give ids\[None\] for a single row"):
+    with pytest.raises(UserError, match=r"context must be \[B, P\] integers.*; pass ids\[None\] for a single row"):
         generate(MODEL, PARAMS, IDS, key=jax.random.key(0), length=3)
     with pytest.raises(UserError, match="all rows of the same length"):
         generate(MODEL, PARAMS, [[1, 2], [3]], key=jax.random.key(0), length=3)
