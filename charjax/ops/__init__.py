@@ -1,3 +1,3 @@
-"""Numerical operations, each behind one function that chooses among its implementations."""
+"""Numerical operations, each behind a single function that chooses among its implementations."""
 
 from charjax.ops.lstm.api import lstm as lstm

@@ -1,4 +1,4 @@
-"""`lstm` and `lstm_stack`: one interface to every implementation of an LSTM layer or a stack of layers."""
+"""`lstm` and `lstm_stack`, the common interface to all implementations of an LSTM layer or a stack of layers."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ EXPERIMENTAL = {"cudnn": "cudnn", "mosaic_gpu": "mosaic_gpu.layer", "mosaic_tpu"
 
 
 def _experimental(name: str) -> Implementation:
-    """Returns an experimental implementation that is imported on first use: importing Pallas takes 0.1 s."""
+    """Returns an experimental implementation, imported on first use because importing Pallas takes 0.1 s."""
 
     def run(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
         module = importlib.import_module(f"charjax.ops.lstm.experimental.{EXPERIMENTAL[name]}")
@@ -51,7 +51,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "wavefront": lstm_wavefront,
     **{name: _experimental(name) for name in EXPERIMENTAL},
 }
-# JAX differentiates these itself, any number of times, also in forward mode.
+# JAX differentiates these automatically, any number of times and in forward mode too.
 DIFFERENTIATED_BY_JAX = (lstm_flax, lstm_scan)
 DTYPES = ("float32", "bfloat16")
 MIN_STEPS_FOR_NATIVE = 8
@@ -72,25 +72,25 @@ def lstm(
     c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g) and h_t = sigmoid(o) tanh(c_t), as in torch.nn.LSTM.
 
     Args:
-        weights: parameters of the layer, converted to float32, with D inputs and H hidden units.
+        weights: the parameters of the layer, converted to float32, for D inputs and H hidden units.
         x: [B, T, D] float inputs; or [B, T] integers in [0, D), which act as one-hot rows and turn the input product
-            into a row look-up (an integer out of range gives NaN).
-        carry: state before the first step, `c` and `h` [B, H], converted to float32.
-        implementation: None for the fastest one on the target platform, or one of "flax" (`flax.linen.scan` of
+            into a row lookup (an out-of-range integer gives NaN).
+        carry: the state before the first step, `c` and `h` [B, H], converted to float32.
+        implementation: None for the fastest one on the target platform, or one of "flax" (`flax.linen.scan` over
             `LSTMCell`, the reference), "scan" (`jax.lax.scan`, with the input product hoisted out of the loop),
             "custom_vjp" (a hand-written backward pass), "native" (C++, for CPUs; see `charjax.ops.lstm.native`),
-            "recompute" (for TPUs), "wavefront" (for GPUs; see `lstm_stack`). Experimental, compiled but never run on
-            their device, and never chosen by default: "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu" (kernels
-            for Hopper GPUs in bfloat16), "mosaic_tpu" (kernels for TPUs).
-        dtype: "float32" or "bfloat16", the format of the matmuls' operands; sums, gates and cell state are
-            float32 in both.
+            "recompute" (for TPUs), "wavefront" (for GPUs; see `lstm_stack`). Experimental (compiled but never run on
+            their target device) and never chosen by default: "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu"
+            (kernels for Hopper GPUs in bfloat16), "mosaic_tpu" (kernels for TPUs).
+        dtype: the matmul operand format, "float32" or "bfloat16"; sums, gates and the cell state are float32 in either
+            case.
 
     Returns:
         y [B, T, H] in `dtype`, the hidden state after every step, and the carry after the last one (float32).
 
     Raises:
-        ValueError: shapes do not fit together, or the carry is not an `LSTMCarry`.
-        NotImplementedError: the implementation or dtype is unknown, or does not support the target platform, this
+        ValueError: shapes are inconsistent, or the carry is not an `LSTMCarry`.
+        NotImplementedError: the implementation or dtype is unknown or does not support the target platform, this
             machine or this size.
 
     Examples:
@@ -121,22 +121,22 @@ def lstm_stack(
     implementation: str | None = None,
     dtype: str = "float32",
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
-    """Runs L layers of H units, each reading the one below; mathematics, arguments and errors as for `lstm`.
+    """Runs L layers of H units, each reading the one below; equations, arguments and errors are as for `lstm`.
 
-    "wavefront" runs all layers in one loop (Appleyard et al. 2016); the others run one layer after the other.
+    "wavefront" runs all layers in a single loop (Appleyard et al. 2016); the others run one layer after another.
 
     Args:
-        weights: parameters per layer; layer 0 reads x, the others read H inputs.
+        weights: the parameters of each layer; layer 0 reads x, the others read H inputs.
         x: [B, T, D] float or [B, T] integer.
-        carry: state per layer before the first step, [B, H] float32.
-        keep: dropout masks [B, T, H] bool, one per layer except the last, or none: the elements of a layer's output
-            that the layer above sees, scaled by 1 / (1 - rate); the recurrent state is not dropped.
-        rate: the dropout rate of `keep`; it may be traced, but has no gradient.
+        carry: the state of each layer before the first step, [B, H] float32.
+        keep: dropout masks [B, T, H] bool for all layers but the last, or empty for no dropout. A mask selects the
+            outputs that the layer above sees, scaled by 1 / (1 - rate); dropout never applies to the recurrent state.
+        rate: the dropout rate of `keep`; it may be traced, but its gradient is zero.
         implementation: see `lstm`.
         dtype: see `lstm`.
 
     Returns:
-        y [B, T, H] in `dtype`, the last layer's hidden state after every step, and the carry per layer.
+        y [B, T, H] in `dtype`, the hidden state of the last layer after every step, and the carry of each layer.
     """
     if isinstance(weights, LSTMWeights) or not isinstance(weights, tuple | list):
         raise ValueError(f"weights must be a list of LSTMWeights, one per layer, not {type(weights).__name__}")
@@ -160,7 +160,7 @@ def lstm_stack(
 
 @functools.lru_cache
 def _layer(implementation: Implementation, dtype: str) -> Callable[..., tuple[Array, LSTMCarry]]:
-    """Returns an implementation that reverse mode differentiates any number of times."""
+    """Returns an implementation that is differentiable any number of times in reverse mode."""
 
     def run(weights: LSTMWeights, x: Array, carry: LSTMCarry) -> tuple[Array, LSTMCarry]:
         return implementation(weights, x, carry, jnp.dtype(dtype))
@@ -182,7 +182,7 @@ def _wavefront(dtype: str) -> Callable[..., tuple[Array, tuple[LSTMCarry, ...]]]
 
 @contextlib.contextmanager
 def _forward_mode_explained() -> Iterator[None]:
-    """Adds to JAX's error what to do about it; under an outer `jit` JAX raises it later, when it compiles."""
+    """Adds advice to JAX's error about forward mode; under an outer `jit`, JAX raises it later, when compiling."""
     try:
         yield
     except TypeError as error:
@@ -199,7 +199,7 @@ def _one_by_one(
     keep: Sequence[Array],
     rate: float | Array,
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
-    """Runs the layers of a stack one after the other."""
+    """Runs the layers of a stack one after another."""
     after = []
     for n, (one, before) in enumerate(zip(weights, carry, strict=True)):
         x, last = layer(one, x, before)
@@ -209,21 +209,21 @@ def _one_by_one(
 
 
 def default_dtype() -> str:
-    """Returns the faster operand format on this machine: "bfloat16" if its matmuls have hardware support."""
+    """Returns the faster operand format on this machine: "bfloat16" if the hardware supports bfloat16 matmuls."""
     return "bfloat16" if target_platform() != "cpu" or library_for("bfloat16") else "float32"
 
 
 def describe_implementation(implementation: str | None, dtype: str, time: int) -> str:
-    """Returns the implementation for sequences of `time` steps and its operands' format, in words."""
+    """Describes the implementation used for sequences of `time` steps and its operand format."""
     name = implementation or default_implementation(dtype, time)
     library = library_for(dtype) if name == "native" else None
     return f"{name}{f' ({library.instructions})' if library else ''}, {dtype} operands"
 
 
 def default_implementation(dtype: str, time: int) -> str:
-    """Returns what `implementation=None` selects for sequences of `time` steps."""
+    """Returns the implementation that `implementation=None` selects for sequences of `time` steps."""
     platform = target_platform()
-    # For a few steps, as in generation, packing the weights takes longer than it saves.
+    # For just a few steps, as in generation, packing the weights costs more time than it saves.
     if platform == "cpu" and time < MIN_STEPS_FOR_NATIVE:
         return "custom_vjp"
     return _default_for_sequences(dtype, platform)
@@ -243,7 +243,7 @@ def _default_for_sequences(dtype: str, platform: str) -> str:
 
 
 def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str | None, dtype: str) -> str:
-    """Checks the arguments of `lstm` and returns the name of the implementation."""
+    """Checks the arguments of `lstm` and returns the name of the implementation to use."""
     _check_shapes(weights, x, carry)
     if dtype not in DTYPES:
         raise NotImplementedError(f"dtype {dtype!r} is not supported: choose one of {', '.join(DTYPES)}")
@@ -269,7 +269,7 @@ def _checked_carry(carry: LSTMCarry) -> LSTMCarry:
 
 
 def _in_float32(arrays: Arrays) -> Arrays:
-    """Converts weights or a carry: kernels read float32, whatever the caller keeps them in."""
+    """Converts weights or a carry to float32, which the kernels expect, from whatever dtype the caller uses."""
     return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), arrays)
 
 
@@ -278,7 +278,7 @@ def _has_work(weights: LSTMWeights, x: Array) -> bool:
 
 
 def _checked_ids(x: Array, weights: LSTMWeights) -> Array:
-    """Converts integers to int32, wide enough to compare with D, and negative ones to D, which is out of range."""
+    """Converts ids to int32, which is wide enough to compare with D, and maps negative ones to D (out of range)."""
     if not jnp.issubdtype(x.dtype, jnp.integer):
         return x
     ids = x.astype(jnp.int32)
@@ -297,7 +297,7 @@ def _check_keep(keep: Sequence[Array], weights: Sequence[LSTMWeights], x: Array)
 
 
 def _outputs(x: Array, layer: LSTMWeights) -> jax.ShapeDtypeStruct:
-    """Returns the type of the input that a layer gets from the one below; all have H units."""
+    """Returns the shape and dtype of the input that a layer gets from the one below, assuming the same H."""
     return jax.ShapeDtypeStruct((*x.shape[:2], layer.w_hh.shape[0]), jnp.float32)
 
 

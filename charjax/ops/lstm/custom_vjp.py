@@ -1,11 +1,11 @@
-"""The fast portable implementation: a hand-written backward pass, arranged for CPUs.
+"""The fast portable implementation: a hand-written backward pass, optimized for CPUs.
 
-Differentiating `lax.scan` carries the gradient of the weights through the reverse loop and saves twice as much as
-needed. Here the reverse loop computes only dz; all weight gradients are matmuls after it. Saved per step: the activated
-gates, c and h. docs/performance.md says why it is arranged like this and what else was tried.
+When JAX differentiates `lax.scan`, it carries the weight gradients through the reverse loop and saves twice as much as
+needed. Here, the reverse loop computes only dz, and all weight gradients are matmuls after the loop. Each step saves
+the activated gates, c and h. docs/performance.md explains this design and what else was tried.
 
-bfloat16 arrays are kept as their bits in uint16, which XLA's CPU code handles in whole vectors; it converts bfloat16
-itself element by element, outside matmuls. On other devices the bits cost nothing.
+bfloat16 arrays are stored as uint16 bits, because outside matmuls, XLA's CPU code vectorizes operations on uint16 but
+converts bfloat16 element by element. On other devices, storing the bits costs nothing.
 """
 
 import functools
@@ -22,7 +22,7 @@ from charjax.ops.lstm.gates import matmul, rows_of
 
 
 class _Saved(NamedTuple):
-    """The residuals: the inputs and, as returned by `_store`, y and c [T, B, H] and the gates [T, B, 4H]."""
+    """The residuals: the inputs, plus y [T, B, H], c [T, B, H] and the gates [T, B, 4H], all stored with `_store`."""
 
     weights: LSTMWeights
     x: Array
@@ -49,15 +49,15 @@ def _forward(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: str) -> tu
     hidden = carry.c.shape[-1]
     w_hh = _operand(store(weights.w_hh))
     if jnp.issubdtype(x.dtype, jnp.integer):
-        # The bias is added to the table, which is smaller than the rows looked up in it.
+        # The bias is added to the table, because the table is smaller than the result of the lookup.
         table = _load(store(weights.w_ih)) + weights.bias[None]
         z_TBG, bias = jnp.take(table, x, axis=0), None
     else:
         x = x if x.dtype == dtype else _operand(store(x.astype(jnp.float32)))
         z_TBG = _product(rows_of(_bits(x)), store(weights.w_ih)).reshape(*x.shape[:2], 4 * hidden)
         bias = weights.bias
-    # sigmoid(z) = (1 + tanh(z / 2)) / 2 turns the activations into one loop over all gates, with a constant per gate.
-    # XLA vectorizes that; concatenating four activations would branch at every element.
+    # With sigmoid(z) = (1 + tanh(z / 2)) / 2, one loop over all gates computes the activations, with a constant per
+    # gate. XLA vectorizes this loop, whereas concatenating four activations would branch at every element.
     half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], jnp.float32), hidden, total_repeat_length=4 * hidden)[None]
 
     def step(carry: LSTMCarry, z_BG: Array) -> tuple[LSTMCarry, tuple[Array, Array, Array]]:
@@ -80,10 +80,10 @@ def _backward(dtype: str, saved: _Saved, cotangents: tuple[Array, LSTMCarry]) ->
     dz, carry = _backward_in_time(dtype, saved, cotangents)
     dw_hh = _weight_gradient(jnp.concatenate([store(first.h)[None], y[:-1]]), dz)
     if jnp.issubdtype(x.dtype, jnp.integer):
-        # On CPUs, a one-hot matmul is faster than a scatter-add.
+        # On CPUs, a matmul with one-hot vectors is faster than a scatter-add.
         one_hot = _bits(jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype, axis=0))
         dw_ih = jnp.concatenate([_product(one_hot, rows_of(d)) for d in dz], axis=-1)
-        # Each one-hot column has a single one, so the rows of dw_ih sum to the gradient of the bias.
+        # Each one-hot column contains a single 1, so the rows of dw_ih sum to the bias gradient.
         return LSTMWeights(dw_ih, dw_hh, jnp.sum(dw_ih, axis=0)), np.zeros(x.shape, jax.dtypes.float0), carry
     dw_ih = _weight_gradient(_bits(x), dz)
     bias = jnp.concatenate([jnp.sum(_load(d), axis=(0, 1)) for d in dz])
@@ -96,11 +96,11 @@ def _backward(dtype: str, saved: _Saved, cotangents: tuple[Array, LSTMCarry]) ->
 def _backward_in_time(
     dtype: str, saved: _Saved, cotangents: tuple[Array, LSTMCarry]
 ) -> tuple[tuple[Array, ...], LSTMCarry]:
-    """Returns dz, the gradient before the activations, as four [T, B, H], and that of the initial carry."""
+    """Returns dz, the pre-activation gradient, as four [T, B, H] arrays, and the gradient of the initial carry."""
     store = functools.partial(_store, dtype=jnp.dtype(dtype))
     dy, last = cotangents
     c_before = jnp.concatenate([store(saved.carry.c)[None], saved.c[:-1]])
-    # One [B, H] x [H, H] matmul per gate: concatenating the four gradients first would cost another pass.
+    # One [B, H] x [H, H] matmul per gate, because concatenating the four gradients first would take another pass.
     w_hh_T = [_operand(_transpose(store(w))) for w in jnp.split(saved.weights.w_hh, 4, axis=-1)]
 
     def step(carry: LSTMCarry, at: tuple[Array, ...]) -> tuple[LSTMCarry, tuple[Array, ...]]:
@@ -115,7 +115,7 @@ def _backward_in_time(
             dc_BH * i_BH * (1 - g_BH**2),
             dh_BH * tanh_c_BH * o_BH * (1 - o_BH),
         )
-        # The barrier makes XLA write dz once, for the matmuls of this step and for those after the loop.
+        # The barrier makes XLA write dz only once, for both the matmuls of this step and those after the loop.
         dz = jax.lax.optimization_barrier(tuple(store(d) for d in dz))
         dh_BH = _sum(_product(d, w) for d, w in zip(dz, w_hh_T, strict=True))
         return LSTMCarry(dc_BH * f_BH, dh_BH), dz
@@ -125,13 +125,13 @@ def _backward_in_time(
 
 
 def _weight_gradient(x: Array, dz: tuple[Array, ...]) -> Array:
-    """Multiplies x [T, B, D] by four [T, B, H], one matmul per gate over all steps -> [D, 4H]."""
+    """Multiplies x [T, B, D] by the four [T, B, H] arrays of dz, one matmul per gate over all steps -> [D, 4H]."""
     x_T = _transpose(rows_of(x))
     return jnp.concatenate([_product(x_T, rows_of(d)) for d in dz], axis=-1)
 
 
 def _transpose(x: Array) -> Array:
-    """Transposes [M, N] in memory: matmuls that read an operand against its layout are slower, in bfloat16 by half."""
+    """Transposes [M, N] in memory; matmuls that read an operand against its layout are slower (by half in bfloat16)."""
     return with_layout_constraint(x.T, Layout((0, 1)))
 
 
@@ -145,9 +145,9 @@ def _sum(terms: Iterable[Array]) -> Array:
 
 
 def _store(x: Array, dtype: jnp.dtype) -> Array:
-    """Rounds float32 to the nearest even bfloat16 and returns its bits as uint16; returns x itself for float32.
+    """Rounds float32 to bfloat16 (to nearest, ties to even), returned as uint16 bits; if dtype is float32, returns x.
 
-    NaN stays NaN, except for one whose distinguishing bits are all rounded off, which no arithmetic produces.
+    NaN stays NaN, except for NaNs whose distinguishing bits are all rounded off, which arithmetic never produces.
     """
     if dtype != jnp.bfloat16:
         return x
@@ -157,14 +157,14 @@ def _store(x: Array, dtype: jnp.dtype) -> Array:
 
 
 def _load(stored: Array) -> Array:
-    """Converts what `_store` returned to float32."""
+    """Converts the result of `_store` to float32."""
     if stored.dtype != jnp.uint16:
         return stored
     return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def _operand(stored: Array) -> Array:
-    """Reinterprets what `_store` returned in the dtype it was rounded to, as an operand of a matmul."""
+    """Reinterprets the result of `_store` in the dtype it was rounded to, for use as a matmul operand."""
     return jax.lax.bitcast_convert_type(stored, jnp.bfloat16) if stored.dtype == jnp.uint16 else stored
 
 

@@ -1,4 +1,4 @@
-"""Dropout on a layer's outputs. Masks are sampled first, since some implementations apply them inside their loop."""
+"""Dropout on layer outputs. Masks are sampled up front, because some implementations apply them inside their loop."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,13 @@ from charjax.array_types import Array
 
 
 def keep_per_sequence(key: Array, rate: float | Array, sequence_ids: Array, shape: tuple[int, ...]) -> Array:
-    """Samples a dropout mask with a key per sequence, so that a row does not depend on the rest of the batch.
+    """Samples a dropout mask with one key per sequence, so that a row does not depend on the rest of the batch.
 
     Args:
-        key: PRNG key.
-        rate: probability of False.
+        key: the PRNG key.
+        rate: the probability of False.
         sequence_ids: [B] integers to fold into `key`.
-        shape: shape of a row.
+        shape: the shape of a row.
 
     Returns:
         [B, *shape] bool.
@@ -23,10 +23,10 @@ def keep_per_sequence(key: Array, rate: float | Array, sequence_ids: Array, shap
 
 
 def drop(x: Array, keep: Array, rate: float | Array) -> Array:
-    """Applies inverted dropout (Srivastava et al. 2014): x / (1 - rate) where `keep` is true, 0 elsewhere."""
+    """Applies inverted dropout (Srivastava et al. 2014): x / (1 - rate) where `keep` is True, 0 elsewhere."""
     return jnp.where(keep, x / _kept(rate).astype(x.dtype), 0)
 
 
 def _kept(rate: float | Array) -> Array:
-    """Returns 1 - rate, in float32 even for a number of Python, so that a traced rate gives the same masks."""
+    """Returns 1 - rate, in float32 even for a Python number, so that a traced rate gives the same masks."""
     return 1 - jnp.float32(rate)

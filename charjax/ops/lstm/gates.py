@@ -1,4 +1,4 @@
-"""The arithmetic that implementations share: matmuls that accumulate in float32, and the gates of a step."""
+"""Arithmetic shared by the implementations: matmuls that accumulate in float32, and the gates of a step."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from charjax.array_types import Array, LSTMWeights
 
 
 def matmul(x: Array, w: Array) -> Array:
-    """Multiplies [..., K] by [..., K, N], both in any dtype, accumulating in float32 -> float32."""
+    """Multiplies [..., K] by [..., K, N], both of any dtype, accumulating in float32 -> float32."""
     return jnp.matmul(x, w, preferred_element_type=jnp.float32)
 
 
@@ -17,7 +17,7 @@ def matmul_in(x: Array, w: Array, dtype: jnp.dtype) -> Array:
 
 
 def input_product(x: Array, w_ih: Array, dtype: jnp.dtype) -> Array:
-    """Multiplies x [..., D] by w_ih [D, G] -> [..., G] float32; integer x [...] selects rows, as if it were one-hot."""
+    """Multiplies x [..., D] by w_ih [D, G] -> [..., G] float32; integer x [...] selects rows, as if one-hot encoded."""
     if jnp.issubdtype(x.dtype, jnp.integer):
         return jnp.take(w_ih.astype(dtype), x, axis=0).astype(jnp.float32)
     return matmul_in(x, w_ih, dtype)
@@ -29,22 +29,22 @@ def rows_of(x: Array) -> Array:
 
 
 def input_gates(weights: LSTMWeights, x: Array, dtype: jnp.dtype) -> Array:
-    """Returns the gates' input part plus the bias: x [T, B, D] or [T, B] integer -> [T, B, 4H] in `dtype`."""
+    """Computes the input term of the gates, plus bias: x [T, B, D] or [T, B] integer -> [T, B, 4H] in `dtype`."""
     if jnp.issubdtype(x.dtype, jnp.integer):
         return look_up(gate_table(weights, dtype), x)
     return (matmul(x, weights.w_ih.astype(dtype)) + weights.bias[None, None]).astype(dtype)
 
 
 def gate_table(weights: LSTMWeights, dtype: jnp.dtype) -> Array:
-    """Returns [D + 1, 4H] in `dtype`: each integer input's part of the gates plus the bias, then a row of NaN."""
+    """Returns [D + 1, 4H] in `dtype`: the gates' input term for each integer, plus bias; then a NaN row."""
     table = (weights.w_ih.astype(dtype).astype(jnp.float32) + weights.bias[None]).astype(dtype)
     return jnp.concatenate([table, jnp.full_like(table[:1], jnp.nan)])
 
 
 def look_up(table: Array, x: Array) -> Array:
-    """Selects rows of a `gate_table`: x [...] integer -> [..., 4H]; an integer out of range selects the row of NaN.
+    """Looks up rows of a `gate_table`: x [...] integer -> [..., 4H]; out-of-range integers select the NaN row.
 
-    This compares integers only. `jnp.take` would choose between NaN and the row, in another pass over the whole result.
+    Only the integers are compared. `jnp.take` would replace rows with NaN in another pass over the whole result.
     """
     last = table.shape[0] - 1
     row = x.astype(jnp.int32)
@@ -58,7 +58,7 @@ def activate(z: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def cell(z: Array, c: Array) -> tuple[Array, Array]:
-    """Takes one step: z [..., 4H], the gates before their activations, and c [..., H] -> c and h after it."""
+    """Takes one step: pre-activation gates z [..., 4H] and c [..., H] -> the new c and h."""
     i, f, g, o = activate(z)
     c = f * c + i * g
     return c, o * jnp.tanh(c)

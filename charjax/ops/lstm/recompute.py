@@ -1,9 +1,10 @@
-"""The implementation for TPUs, and the scheme of the GPU and TPU kernels: few residuals, few launches.
+"""The implementation for TPUs, which is also the scheme behind the GPU and TPU kernels: few residuals, few launches.
 
-On these devices kernel launches and memory traffic bound a time step, not arithmetic. The forward loop saves only h and
-c. The backward pass recomputes all gates with one matmul over all steps and turns them into factors, which leaves a few
-multiplications and one matmul in its loop. The weight gradients are one matmul after it; a column of ones among its
-inputs adds the bias. The two loops over time are parameters: XLA compiles those here, kernels replace them elsewhere.
+On these devices, a time step is bound by kernel launches and memory traffic, not arithmetic. The forward loop saves
+only h and c. The backward pass recomputes all gates with one matmul over all steps and turns them into factors, so that
+its loop needs only a few multiplications and one matmul per step. A single matmul after the loop computes the weight
+gradients; a column of ones among its inputs yields the bias gradient. The two loops over time are parameters: those in
+this module are compiled by XLA; other modules replace them with kernels.
 """
 
 import functools
@@ -20,9 +21,9 @@ from charjax.ops.lstm.vma import alike, empty
 
 
 class Factors(NamedTuple):
-    """The factors of the backward loop, each [T, B, H] in the operands' dtype.
+    """The factors of the backward loop, each [T, B, H] in the operand dtype.
 
-    With dh and dc the cotangents of h_t and c_t: dc += dh of_c; dz = [dc of_i, dc of_f, dc of_g, dh of_o]; then, for
+    If dh and dc are the cotangents of h_t and c_t: dc += dh of_c; dz = [dc of_i, dc of_f, dc of_g, dh of_o]; then, for
     step t - 1, dc = dc f and dh = dz w_hh^T.
     """
 
@@ -35,13 +36,14 @@ class Factors(NamedTuple):
 
 
 class Loops(NamedTuple):
-    """An implementation's loops over time; T is at least 1.
+    """The loops over time of an implementation; T is at least 1.
 
     Attributes:
-        forward: (z [T, B, 4H], the gates' input part plus the bias, and w_hh [H, 4H], both in the operands' dtype;
-            carry before the first step) -> (h [T, B, H] and c [T, B, H] in the operands' dtype, carry after the last).
-        backward: (dy [T, B, H] in the operands' dtype, factors, w_hh, cotangent of the carry after the last step) ->
-            (dz [T, B, 4H] in the operands' dtype, cotangent of the carry before the first step).
+        forward: (z [T, B, 4H], the input term of the gates plus bias, and w_hh [H, 4H], both in the operand dtype;
+            carry before the first step) -> (h [T, B, H] and c [T, B, H] in the operand dtype, carry after the last
+            step).
+        backward: (dy [T, B, H] in the operand dtype, factors, w_hh, cotangent of the carry after the last step) ->
+            (dz [T, B, 4H] in the operand dtype, cotangent of the carry before the first step).
     """
 
     forward: Callable[[Array, Array, LSTMCarry], tuple[Array, Array, LSTMCarry]]
@@ -49,7 +51,7 @@ class Loops(NamedTuple):
 
 
 def lstm_recompute(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-    """Implements `charjax.ops.lstm` for GPUs and TPUs without a kernel: XLA compiles the loops."""
+    """Implements `charjax.ops.lstm` for GPUs and TPUs without custom kernels; XLA compiles the loops."""
     return run_layer(XLA, weights, x, carry, dtype)
 
 
@@ -134,7 +136,7 @@ def _backward(
         one_hot = jax.nn.one_hot(x.reshape(-1), weights.w_ih.shape[0], dtype=dtype)
         gradient = matmul(jnp.concatenate([one_hot, rows_of(h_before)], axis=-1).T, dz)
         dw_ih, dw_hh = gradient[:-hidden], gradient[-hidden:]
-        # Each one-hot row has a single one, so the rows of dw_ih sum to the gradient of the bias.
+        # Each one-hot row contains a single 1, so the rows of dw_ih sum to the bias gradient.
         return LSTMWeights(dw_ih, dw_hh, jnp.sum(dw_ih, axis=0)), np.zeros(x.shape, jax.dtypes.float0), carry
     inputs = jnp.concatenate([rows_of(x), rows_of(h_before), jnp.ones((dz.shape[0], 1), dtype)], axis=-1)
     gradient = matmul(inputs.T, dz)

@@ -1,4 +1,4 @@
-"""The reference implementation, `flax.linen.scan` of `LSTMCell` over time; all others must give the same numbers."""
+"""The reference implementation, `flax.linen.scan` of `LSTMCell` over time; all others must match its results."""
 
 from collections.abc import Callable
 
@@ -15,14 +15,14 @@ Initializer = Callable[..., Array]
 class LSTMCell(nn.Module):
     """Takes one step of an LSTM layer and owns the layer's parameters.
 
-    Parameters (float32): `w_ih` [D, 4H], `w_hh` [H, 4H] (orthogonal per gate), `bias` [4H] (zero, but 1 for the
-    forget gate: Jozefowicz et al. 2015), gates in the order i, f, g, o.
+    Parameters (float32): `w_ih` [D, 4H], `w_hh` [H, 4H] (initialized to be orthogonal per gate) and `bias` [4H]
+    (initialized to 1 for the forget gate, otherwise 0; Jozefowicz et al. 2015), with gates in the order i, f, g, o.
 
     Attributes:
         hidden_dim: H.
         input_dim: D, the number of input features, or of rows that integer inputs select from.
-        dtype: format of the matmuls' operands.
-        w_ih_init: initializer of `w_ih`.
+        dtype: the matmul operand format.
+        w_ih_init: the initializer for `w_ih`.
 
     Examples:
         >>> import jax
@@ -49,7 +49,7 @@ class LSTMCell(nn.Module):
 
     @property
     def weights(self) -> LSTMWeights:
-        """The parameters, for implementations with their own loop over time."""
+        """The parameters, for implementations that have their own loop over time."""
         return LSTMWeights(self.w_ih, self.w_hh, self.bias)
 
     def __call__(self, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry, Array]:
@@ -61,19 +61,20 @@ class LSTMCell(nn.Module):
 
 
 def per_gate(initializer: Initializer) -> Initializer:
-    """Turns an initializer of [H, H] into one of [H, 4H] that samples each gate separately."""
+    """Turns an [H, H] initializer into an [H, 4H] initializer that samples each gate separately."""
 
     def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
         rows, gates = shape
         keys = jax.random.split(key, 4)
-        # Not vmap: on a CPU, JAX's batched QR can deadlock, waiting for threads that the QRs of other devices hold.
+        # vmap is not used, because JAX's batched QR on a CPU can deadlock waiting for threads that are taken by the QRs
+        # of other devices.
         return jnp.concatenate([initializer(k, (rows, gates // 4), dtype) for k in keys], axis=1)
 
     return init
 
 
 def forget_gate_one(key: Array, shape: tuple[int], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Returns a zero bias with ones for the forget gate, so that a new cell remembers."""
+    """Returns a bias of 1 for the forget gate and 0 elsewhere, so that an untrained cell tends to remember."""
     del key
     hidden = shape[0] // 4
     return jnp.zeros(shape, dtype).at[hidden : 2 * hidden].set(1)
@@ -82,7 +83,7 @@ def forget_gate_one(key: Array, shape: tuple[int], dtype: jnp.dtype = jnp.float3
 def lstm_flax(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
     """Implements `charjax.ops.lstm` with `flax.linen.scan`."""
     scanned = nn.scan(LSTMCell, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
-    # parent=None: the cell must not become a submodule of the caller, which owns the parameters already.
+    # parent=None keeps the cell from becoming a submodule of the caller, which already owns the parameters.
     layer = scanned(weights.w_hh.shape[0], weights.w_ih.shape[0], dtype.name, parent=None)
     carry, y_BTH = layer.apply({"params": weights._asdict()}, carry, x)
     return y_BTH, carry

@@ -9,7 +9,7 @@ from charjax.ops.lstm.gates import cell, input_product, matmul_in
 
 def lstm_scan(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
     """Implements `charjax.ops.lstm` portably; XLA differentiates it."""
-    # One [T*B, D] x [D, G] product runs near peak speed; T products of [B, D] would not.
+    # A single [T*B, D] x [D, G] matmul runs at near-peak speed; T matmuls of [B, D] would not.
     z_TBG = input_product(jnp.swapaxes(x, 0, 1), weights.w_ih, dtype) + weights.bias[None, None]
 
     def step(carry: LSTMCarry, z_BG: Array) -> tuple[LSTMCarry, Array]:

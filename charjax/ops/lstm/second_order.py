@@ -1,7 +1,7 @@
-"""Higher derivatives of the implementations whose backward pass is written by hand.
+"""Higher derivatives for implementations with a hand-written backward pass.
 
-JAX cannot differentiate such a backward pass: a custom call has no derivative, and bfloat16 that is kept as bits would
-silently lose its own. So the derivative of the backward pass is taken of another implementation, which JAX can
+JAX cannot differentiate such a backward pass: custom calls have no derivative, and bfloat16 values stored as bits would
+silently lose theirs. Instead, the derivative of the backward pass comes from another implementation, which JAX can
 differentiate any number of times in reverse mode.
 """
 
@@ -21,8 +21,9 @@ Function = Callable[..., Any]
 def with_higher_derivatives(run: Function, reference: Function) -> Function:
     """Returns a function with the values and gradients of `run` and the higher derivatives of `reference`.
 
-    `run`, its forward pass with residuals, and its backward pass each get a rule of their own. Cotangents of residuals
-    are ignored: residuals are functions of the arguments, and the derivative by the arguments is already complete.
+    `run`, its forward pass with residuals, and its backward pass each get their own differentiation rule. The
+    cotangents of residuals are ignored, because residuals are functions of the arguments, and the derivative with
+    respect to the arguments is already complete.
     """
     value = jax.custom_vjp(run)
     forward = jax.custom_vjp(lambda *args: jax.vjp(run, *args))
@@ -48,7 +49,7 @@ def with_higher_derivatives(run: Function, reference: Function) -> Function:
 
 
 def _of_gradient(reference: Function, args: Sequence[Any], cotangent: Any, cotangents: Any) -> tuple[Any, Any]:
-    """Pulls the cotangents of a gradient back to the arguments and to the cotangent that the gradient has."""
+    """Pulls the cotangents of a gradient back to the arguments and to the cotangent it was computed from."""
     leaves, structure = jax.tree.flatten(tuple(args))
     real = [n for n, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
@@ -66,7 +67,7 @@ def _of_gradient(reference: Function, args: Sequence[Any], cotangent: Any, cotan
 
 
 def _with(leaves: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
-    """Returns the leaves with some of them replaced."""
+    """Returns the leaves, with those at `places` replaced by `values`."""
     replaced = dict(zip(places, values, strict=True))
     return [replaced.get(n, leaf) for n, leaf in enumerate(leaves)]
 

@@ -1,8 +1,9 @@
-"""A stack of LSTM layers one step at a time, for generation, where each character must be known before the next step.
+"""Single steps of a stack of LSTM layers, for generation, where each character must be known before the next step.
 
-A step is a chain: layer 0's gates, a matmul, layer 1's gates, a matmul, and so on up to the logits. Each matmul reads a
-layer's h once, both for the layer's own gates in the next step and for what is above it (the next layer or the head).
-So a step takes L matmuls and L passes over gates, and reads its weights once. Layer 0's input is a row of a table.
+A step is a chain: the gates of layer 0, a matmul, the gates of layer 1, a matmul, and so on up to the logits. Each
+matmul reads a layer's h once, both for the layer's own gates in the next step and for whatever is above it (the next
+layer or the head). A step thus takes L matmuls and L passes over gates, and reads its weights once. The input of layer
+0 is looked up in a table.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ class StepWeights(NamedTuple):
     """The weights of a step.
 
     Attributes:
-        table: [V + 1, 4H] float32, layer 0's input rows plus its bias, and a row of NaN.
-        kernels: per layer [H, 4H + N] in the operands' dtype: the columns of the layer's own gates, then those of the N
-            units above it, which are the next layer's 4H gates or, above the last layer, the V characters.
-        bias: per layer the bias above it, float32: [4H], or [V] above the last layer.
+        table: [V + 1, 4H] float32, the input rows of layer 0 plus its bias, then a row of NaN.
+        kernels: per layer, [H, 4H + N] in the operand dtype: the columns for the layer's own gates, then those for the
+            N units above it, which are the 4H gates of the next layer or, above the last layer, the V characters.
+        bias: per layer, the bias of what is above it, float32: [4H], or [V] above the last layer.
     """
 
     table: Array
@@ -34,12 +35,12 @@ class StepWeights(NamedTuple):
 
 
 class StepState(NamedTuple):
-    """The state of a batch of sequences between two steps.
+    """The state of a batch of sequences between steps.
 
     Attributes:
         carry: the recurrent state per layer, [B, H] float32.
-        products: per layer [S, B, 4H + N] float32: h times the layer's kernel, as S summands. It feeds the layer's own
-            4H gates in the next step and the N units above it; above the last layer those are the logits.
+        products: per layer, [S, B, 4H + N] float32: h times the layer's kernel, as S summands. It feeds the layer's own
+            4H gates in the next step and the N units above it (for the last layer, the logits).
     """
 
     carry: tuple[LSTMCarry, ...]
@@ -61,34 +62,34 @@ def pack(layers: Sequence[LSTMWeights], head_kernel: Array, head_bias: Array, dt
 
 
 def start(weights: StepWeights, carry: Sequence[LSTMCarry], *, summands: int = 1) -> StepState:
-    """Returns the state for a given carry ([B, H] float32 per layer), its products as `summands` summands."""
+    """Returns the state for a given carry ([B, H] float32 per layer), with products split into `summands` summands."""
     products = (_product(weights, n, _operand(weights, layer.h), summands) for n, layer in enumerate(carry))
     return StepState(tuple(carry), tuple(products))
 
 
 def logits(weights: StepWeights, state: StepState) -> Array:
-    """Returns the logits of the next character, [B, V] float32."""
+    """Returns the logits for the next character, [B, V] float32."""
     return _to_above(weights, -1, state.products[-1])
 
 
 def step(weights: StepWeights, state: StepState, ids: Array) -> StepState:
-    """Reads a character of each sequence, ids [B] integer."""
+    """Reads one character per sequence, ids [B] integer."""
     return step_above(weights, state, first_layer(weights, state, ids))
 
 
 def first_layer(weights: StepWeights, state: StepState, ids: Array) -> LSTMCarry:
-    """Returns layer 0's carry after a step: ids [B] integer -> [B, H] float32."""
+    """Computes the carry of layer 0 after a step: ids [B] integer -> [B, H] float32."""
     return LSTMCarry(*cell(_to_own(weights, state.products[0]) + look_up(weights.table, ids), state.carry[0].c))
 
 
 def step_above(weights: StepWeights, state: StepState, first: LSTMCarry, operand: Array | None = None) -> StepState:
-    """Finishes a step whose first layer is done.
+    """Completes a step, given the result of its first layer.
 
     Args:
         weights: from `pack`.
-        state: before the step.
-        first: layer 0's carry after it.
-        operand: [B, H], layer 0's h in the operands' dtype, if a kernel has already rounded it.
+        state: the state before the step.
+        first: the carry of layer 0 after the step.
+        operand: [B, H], the h of layer 0 in the operand dtype, if a kernel has already rounded it.
     """
     operand = _operand(weights, first.h) if operand is None else operand
     carries, products = [first], [_product(weights, 0, operand, len(state.products[0]))]
@@ -100,12 +101,12 @@ def step_above(weights: StepWeights, state: StepState, first: LSTMCarry, operand
 
 
 def take(state: StepState, rows: Array) -> StepState:
-    """Returns the state of the sequences `rows` [N] integer of a batch."""
+    """Returns the state of the given sequences of a batch, `rows` [N] integer."""
     return jax.tree.map(lambda values: values[..., rows, :], state)
 
 
 def where(condition_B: Array, state: StepState, otherwise: StepState) -> StepState:
-    """Selects each sequence from one of two states, as `jnp.where` does."""
+    """Selects between two states for each sequence, like `jnp.where`."""
 
     def select(one: Array, other: Array) -> Array:
         return jnp.where(condition_B[:, None] if one.ndim == 2 else condition_B[None, :, None], one, other)
@@ -126,13 +127,13 @@ def _operand(weights: StepWeights, h: Array) -> Array:
 
 
 def _product(weights: StepWeights, layer: int, operand: Array, summands: int) -> Array:
-    """Multiplies a layer's h [B, H], in the operands' dtype, by its kernel -> [S, B, 4H + N] float32."""
+    """Multiplies a layer's h [B, H], in the operand dtype, by its kernel -> [S, B, 4H + N] float32."""
     kernel, rows = weights.kernels[layer], operand.shape[0]
     if summands > 1:
         parts = operand.reshape(rows, summands, -1).transpose(1, 0, 2)
         return matmul(parts, kernel.reshape(summands, -1, kernel.shape[1]))
-    # For one row the TPU compiler does not use the matrix units: by its estimate a step takes five times as long. The
-    # rows of an exported program may be unknown.
+    # For a single row, the TPU compiler does not use the matrix units, and by its own estimate a step takes five times
+    # as long. In an exported program, the number of rows may be unknown.
     if target_platform() == "tpu" and isinstance(rows, int) and rows < LEAST_ROWS_ON_TPU:
         operand = jnp.pad(operand, ((0, LEAST_ROWS_ON_TPU - rows), (0, 0)))
     return matmul(operand, kernel)[None, :rows]

@@ -1,4 +1,4 @@
-"""Varying manual axes: under `jax.shard_map`, an array either varies over a mesh axis or is the same along it."""
+"""Varying manual axes: under `jax.shard_map`, an array either varies over a mesh axis or is constant along it."""
 
 from typing import TypeVar
 
@@ -11,9 +11,9 @@ Tree = TypeVar("Tree")
 
 
 def alike(tree: Tree, axes: frozenset[str] = frozenset()) -> Tree:
-    """Makes all arrays vary over the same mesh axes: those that any of them varies over, and `axes`.
+    """Makes all arrays vary over the same mesh axes, namely those that any of them varies over, plus `axes`.
 
-    Loops and custom calls require it.
+    Loops and custom calls require this.
     """
     leaves, structure = jax.tree.flatten(tree)
     wanted = axes.union(*map(varying_axes, leaves))
@@ -26,16 +26,16 @@ def varying_axes(array: Array) -> frozenset[str]:
 
 
 def empty(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, like: Array) -> Array:
-    """Returns an uninitialized array, to be overwritten completely; it varies over the axes that `like` varies over.
+    """Returns an uninitialized array, to be fully overwritten, that varies over the same axes as `like`.
 
-    `lax.scan` starts its stacked outputs as zeros; by the compiler's estimate, writing those took a seventh of a
-    training step on a TPU.
+    `lax.scan` initializes its stacked outputs to zero, which, by the compiler's estimate, took a seventh of a training
+    step on a TPU.
     """
     return _vary(jax.lax.empty(shape, dtype), varying_axes(like))
 
 
 def result(like: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
-    """Returns the type of a custom call's result that varies over the same mesh axes as its operand `like`."""
+    """Returns the type of a custom-call result that varies over the same mesh axes as the operand `like`."""
     axes = jax.typeof(like).manual_axis_type
     # A type that varies over the axes of a shard_map must also name its mesh.
     placed = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec()) if axes.varying else None

@@ -1,12 +1,12 @@
-"""All layers of a stack in one loop, for GPUs: layer n at time t runs together with layer n + 1 at time t - 1.
+"""All layers of a stack in a single loop, for GPUs: layer n at time t runs together with layer n + 1 at time t - 1.
 
-Kernel launches dominate on a GPU, and running the layers one after the other takes L T steps of several launches each.
+Kernel launches dominate on a GPU, and running the layers one after another takes L T steps of multiple launches each.
 The cells on a diagonal of the (layer, time) plane are independent, so one batched matmul and one pass over the gates
 serve all layers, in T + L - 1 steps (as in Appleyard et al. 2016). The columns of a step's matmul hold h w_hh for the
-layer itself and h w_ih for the layer above. The backward loop runs the same diagonals in reverse and writes dz over z;
-the weight gradients are matmuls after it, as in `recompute`.
+layer itself and h w_ih for the layer above. The backward loop visits the diagonals in reverse order and overwrites z
+with dz; the weight gradients are computed by matmuls after the loop, as in `recompute`.
 
-At the corners, layers with no step to take leave c and h unchanged. `s` indexes the S diagonals.
+In the corners, layers with no step to take leave c and h unchanged. `s` indexes the S diagonals.
 """
 
 import functools
@@ -25,8 +25,9 @@ from charjax.ops.lstm.vma import alike, empty
 State = TypeVar("State")
 Layers = tuple[LSTMWeights, ...]
 
-# Diagonals per iteration of a loop: their residuals are written together, and the host checks the loop's condition once
-# per iteration. Fewer launch more kernels; more take longer to compile and keep more matmul results in memory.
+# Diagonals per loop iteration. Their residuals are written together, and the host checks the loop condition once per
+# iteration. A smaller number means more kernel launches; a larger one means longer compilation and more matmul results
+# in memory.
 UNROLL = 10
 
 
@@ -35,11 +36,11 @@ class _Forward(NamedTuple):
 
     Attributes:
         c: [L, B, H] float32.
-        h: [L, B, H] in the operands' dtype, as are all below.
+        h: [L, B, H] in the operand dtype, as are the arrays below.
         below: [L - 1, B, H], the input of layers 1 to L - 1: h after dropout; None without dropout.
-        kept_h: per layer [S + 1, B, H], h before diagonal s, and after the last one.
+        kept_h: per layer, [S + 1, B, H], h before diagonal s, and after the last one.
         kept_c: [S + 1, L, B, H], c at the same points.
-        kept_z: per layer [S, B, 4H], the gates before their activations.
+        kept_z: per layer, [S, B, 4H], the pre-activation gates.
     """
 
     c: Array
@@ -55,8 +56,8 @@ class _Backward(NamedTuple):
 
     Attributes:
         dc: [L, B, H] float32.
-        dx: [L, B, 2H] float32: a layer's dz times its w_hh^T, then times its w_ih^T for the layer below.
-        z: per layer [S, B, 4H]: z up to diagonal s, dz from there on.
+        dx: [L, B, 2H] float32: a layer's dz times its w_hh^T, then dz times its w_ih^T for the layer below.
+        z: per layer, [S, B, 4H]: z before diagonal s, dz from there on.
     """
 
     dc: Array
@@ -73,7 +74,7 @@ def lstm_wavefront(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.
 def run_stack(
     weights: Layers, x: Array, carry: tuple[LSTMCarry, ...], keep: tuple[Array, ...], rate: Array, dtype: jnp.dtype
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
-    """Runs a stack of layers; arguments and results as in `charjax.ops.lstm.api.lstm_stack`."""
+    """Runs a stack of layers; arguments and results are as in `charjax.ops.lstm.api.lstm_stack`."""
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     x = jnp.swapaxes(x if one_hot else x.astype(dtype), 0, 1)
     keep = tuple(jnp.swapaxes(mask, 0, 1) for mask in keep)
@@ -147,7 +148,7 @@ def _backward(
     last_h = jnp.stack([layer.h for layer in last])
     dy = _pad(dy, layers - 1, 0)
     keep_SLBH = _skew(keep, layers)
-    # There is no layer below layer 0: that half of its matmul is not used.
+    # There is no layer below layer 0, so that half of its matmul is not used.
     w_ih = [jnp.zeros_like(weights[0].w_hh), *(layer.w_ih for layer in weights[1:])]
     w_LXG = jnp.stack(
         [jnp.concatenate([layer.w_hh, below]).astype(dtype) for layer, below in zip(weights, w_ih, strict=True)]
@@ -184,11 +185,11 @@ def _backward(
     state = _Backward(jnp.stack([layer.c for layer in last]), jnp.zeros_like(dx), kept_z)
     state = _in_blocks(block, time + layers - 1, state, reverse=True)
     gradients, dx = _gradients(weights, x, keep, kept_h, state.z, rate, dtype)
-    # The last matmul of each layer, for the state before its first step.
+    # The last matmul of each layer, which gives the gradient of the state before its first step.
     dh = [matmul(dz[n], layer.w_hh.astype(dtype).T) for n, (dz, layer) in enumerate(zip(state.z, weights, strict=True))]
     carry = tuple(LSTMCarry(dc, dh) for dc, dh in zip(state.dc, dh, strict=True))
     masks = tuple(np.zeros(mask.shape, jax.dtypes.float0) for mask in keep)
-    # Nobody differentiates by the rate.
+    # The gradient with respect to the rate is defined as zero.
     return gradients, dx, carry, masks, jnp.zeros_like(rate)
 
 
@@ -201,12 +202,12 @@ def _gradients(
     rate: Array,
     dtype: str,
 ) -> tuple[Layers, Any]:
-    """Returns the gradients of the weights and of x, from dz of all diagonals (zero where a layer has no step)."""
+    """Returns the gradients of the weights and of x, given the dz of all diagonals (zero where a layer has no step)."""
     gradients = []
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     for n, layer in enumerate(weights):
         if n == 0:
-            # After layer 0's last step its dz is zero, so the padding of x has no effect.
+            # After the last step of layer 0, its dz is zero, so the padding of x has no effect.
             x_pad = _pad(x, 0, len(weights) - 1)
             rows = jax.nn.one_hot(x_pad.reshape(-1), layer.w_ih.shape[0], dtype=dtype) if one_hot else rows_of(x_pad)
         else:
@@ -225,7 +226,7 @@ def _gradients(
 def _in_blocks(
     block: Callable[[Array, int, State], State], diagonals: int, state: State, *, reverse: bool = False
 ) -> State:
-    """Runs `block(first diagonal, number, state)` over all diagonals, in blocks of UNROLL plus any remainder."""
+    """Runs `block(first diagonal, number, state)` over all diagonals, in blocks of UNROLL and a remainder."""
     blocks, left = divmod(diagonals, UNROLL)
 
     def trip(n: Array, state: State) -> State:
@@ -249,7 +250,7 @@ def _products_of(weights: Layers, *, dropped: bool, dtype: str) -> Callable[[Arr
     if dropped:
         w_ih = jnp.stack([layer.w_ih for layer in weights[1:]]).astype(dtype)
         return lambda h, below: (matmul(h, w_hh), matmul(below, w_ih))
-    # There is no layer above the last one, so that half of its matmul is not used: cheaper than a second launch.
+    # There is no layer above the last one, so half of its matmul is unused, but this is cheaper than a second launch.
     above = [*(layer.w_ih for layer in weights[1:]), jnp.zeros_like(weights[0].w_hh)]
     both = jnp.concatenate([w_hh, jnp.stack(above).astype(dtype)], axis=-1)
 
@@ -266,7 +267,7 @@ def _time(s: Array, layers: int) -> Array:
 
 
 def _active(s: Array, layers: int, time: int) -> Array:
-    """Returns [L, 1, 1] bool: whether a layer has a step on diagonal s."""
+    """Returns whether each layer has a step on diagonal s, [L, 1, 1] bool."""
     return (_time(s, layers) >= 0) & (_time(s, layers) < time)
 
 

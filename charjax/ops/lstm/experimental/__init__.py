@@ -1,1 +1,1 @@
-"""Implementations that have been compiled for their device but have not run on one yet."""
+"""Implementations that have been compiled for their target device but have not been run on it yet."""

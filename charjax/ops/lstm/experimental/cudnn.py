@@ -1,9 +1,9 @@
-"""NVIDIA's LSTM, through `jax.experimental.rnn`, to compare with on GPUs in float32.
+"""NVIDIA's LSTM, through `jax.experimental.rnn`, as a float32 baseline for GPUs.
 
 It supports only float32 and does not work under `jax.vmap`. JAX passes sequence lengths to cuDNN through the host,
-which synchronizes with the device in every call, forward and backward. Even tracing asks cuDNN for sizes, so nothing
-can be compiled on a machine without a GPU. This module has not run on a GPU yet: its tests replace cuDNN by JAX's
-reference implementation.
+which synchronizes with the device in every forward and backward call. Even tracing queries cuDNN for sizes, so nothing
+can be compiled on a machine without a GPU. This module has not been run on a GPU yet; its tests replace cuDNN with
+JAX's reference implementation.
 """
 
 import functools
@@ -24,12 +24,12 @@ TF32_SETTINGS = ("high", "tensorfloat32", "TF32_TF32_F32")
 def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
     """Implements `charjax.ops.lstm` with cuDNN.
 
-    Matmuls are true float32, unlike JAX's default on a GPU, unless `jax.default_matmul_precision` is "tensorfloat32"
-    (or "high", which cuDNN treats the same).
+    Unlike JAX's default on a GPU, matmuls are computed in full float32 precision, unless `jax.default_matmul_precision`
+    is "tensorfloat32" (or "high", which cuDNN treats the same way).
 
     Raises:
-        NotImplementedError: the dtype is not float32, the platform is not a GPU, there are no inputs, or jaxlib has no
-            cuDNN.
+        NotImplementedError: the dtype is not float32, the platform is not a GPU, there are no inputs, or this jaxlib
+            has no cuDNN.
     """
     platform = target_platform()
     if platform != "gpu":
@@ -41,7 +41,7 @@ def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtyp
         raise NotImplementedError("LSTM implementation 'cudnn' needs at least one input")
     x = _one_hot(x, inputs) if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(dtype)
     tf32 = jax.config.jax_default_matmul_precision in TF32_SETTINGS  # type: ignore[attr-defined]
-    # cuDNN has a layer axis, and adds two biases: the second is zero.
+    # cuDNN has a layer axis and adds two biases, the second of which is zero here.
     flat = jnp.concatenate(
         [weights.w_ih.T.reshape(-1), weights.w_hh.T.reshape(-1), weights.bias, jnp.zeros_like(weights.bias)]
     )
@@ -50,7 +50,7 @@ def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtyp
 
 
 def _one_hot(ids: Array, size: int) -> Array:
-    """Turns [B, T] integer into one-hot [B, T, D] float32, NaN where an integer is out of range."""
+    """Converts [B, T] integer to one-hot [B, T, D] float32, with NaN where an integer is out of range."""
     valid = (ids >= 0) & (ids < size)
     return jnp.where(valid[..., None], jax.nn.one_hot(ids, size, dtype=jnp.float32), jnp.nan)
 
@@ -63,17 +63,17 @@ def _layer(x: Array, h: Array, c: Array, flat: Array, tf32: bool) -> tuple[Array
 def _forward(
     x: Array, h: Array, c: Array, flat: Array, tf32: bool
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    """Takes x [B, T, D], h and c [1, B, H] and the flat weights -> (y [B, T, H], h, c), and the residuals."""
+    """Takes x [B, T, D], h and c [1, B, H] and the flat weights -> (y [B, T, H], h, c) and the residuals."""
     lengths = jnp.full(x.shape[0], x.shape[1], jnp.int32)
     try:
         outputs, saved = rnn.lstm_fwd(x, h, c, flat, lengths, **_setting(x, h, tf32))
     except AttributeError as error:
-        # JAX raises this if jaxlib has no cuDNN, as on a machine without a GPU.
+        # JAX raises this if jaxlib has no cuDNN, e.g. on a machine without a GPU.
         raise NotImplementedError(
-            "LSTM implementation 'cudnn' is not available, since this jaxlib has no cuDNN: install jax[cuda12]"
+            "LSTM implementation 'cudnn' is not available, because this jaxlib has no cuDNN; install jax[cuda12]"
         ) from error
-    # The operation does not declare what its results vary over: they would count as replicated, and their gradients
-    # would be summed over the devices.
+    # The operation does not declare which axes its results vary over, so they would be treated as replicated and their
+    # gradients would be summed over the devices.
     axes = varying_axes(x)
     return alike(outputs, axes), alike(saved, axes)
 

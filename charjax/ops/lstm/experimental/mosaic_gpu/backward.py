@@ -1,4 +1,4 @@
-"""The backward kernel: all steps from last to first in one launch, with the recurrent weights in shared memory."""
+"""The backward kernel, which runs all steps from last to first in one launch, with the weights in shared memory."""
 
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from charjax.ops.lstm.experimental.mosaic_gpu.exchange import (
 from charjax.ops.lstm.experimental.mosaic_gpu.geometry import UNITS, Geometry
 from charjax.ops.lstm.experimental.mosaic_gpu.launch import Places, launch, sum_ref
 
-FACTORS = 7  # dy, and the six of `recompute.Factors`
+FACTORS = 7  # dy and the six fields of `recompute.Factors`
 
 
 def backward_kernel(
@@ -34,13 +34,14 @@ def backward_kernel(
     Args:
         geometry: how the layer is divided.
         steps: dy and the factors of_c, of_i, of_f, of_g, of_o, f, each [T, hidden, columns] bfloat16.
-        w: [hidden before, groups of UNITS units, 4, UNITS after] bfloat16, the last three as one dimension.
+        w: [hidden before, groups of UNITS units, 4, UNITS after] bfloat16, the last three merged into one dimension.
         dc: [hidden, columns] float32, the cotangent of c after the last step.
         dh: [hidden, columns] float32, the cotangent of h after the last step.
         interpret: Pallas's parameters for interpreting the kernel, or None to compile it.
 
     Returns:
-        dz [T * 4, hidden, columns] bfloat16, and the cotangents of c and h before the first step, as dc and dh.
+        dz [T * 4, hidden, columns] bfloat16, and the cotangents of c and h before the first step, shaped like dc and
+        dh.
     """
     time, hidden, columns = steps[0].shape
     leads, slots, sources = geometry.leads, geometry.slots, geometry.sources
@@ -74,7 +75,7 @@ def backward_kernel(
 
 
 class _Warpgroup(NamedTuple):
-    """A warpgroup with what it reads and writes: `backward_kernel`'s arguments, `launch`'s counts, results, scratch."""
+    """A warpgroup and its data: the arguments of `backward_kernel`, the counts from `launch`, results and scratch."""
 
     at: Places
     steps: tuple[Any, ...]
@@ -88,7 +89,7 @@ class _Warpgroup(NamedTuple):
     scratch: Any
 
     def load(self, last: int) -> tuple[Array, Array]:
-        """Starts the copies of w and of the last step's factors to shared memory, and returns the final dc and dh."""
+        """Starts copying w and the last step's factors to shared memory, and returns the final dc and dh."""
         at, scratch = self.at, self.scratch
 
         @pl.when(at.thread == 0)
@@ -109,17 +110,17 @@ class _Warpgroup(NamedTuple):
         return scratch.carry[at.group, 0], scratch.carry[at.group, 1]
 
     def fetch(self, t: Array | int) -> None:
-        """Starts the copies of dy and the factors of step t."""
+        """Starts copying dy and the factors of step t."""
         at, scratch = self.at, self.scratch
         for number, source in enumerate(self.steps):
             target = scratch.factors.at[at.group, number]
             plgpu.copy_gmem_to_smem(source.at[t, at.units, at.columns], target, scratch.fetched.at[at.group])
 
     def emit(self, t: Array, dz: list[Array]) -> None:
-        """Writes dz where the matmuls read it, and starts its copy to the result."""
+        """Writes dz to where the matmuls read it, and starts copying it to the result."""
         at, scratch, spread = self.at, self.scratch, self.at.geometry.spread
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        # In a single thread block, dz is written to where it is read; otherwise it is sent from here.
+        # In a single thread block, dz is written directly to where it is read; otherwise, it is sent from here.
         rows = scratch.out_smem.at[at.group] if spread else scratch.dz_smem.at[at.home, at.source]
         own = [rows.at[pl.ds(gate * UNITS, UNITS)] for gate in range(4)]
         for target, part in zip(own, dz, strict=True):
@@ -134,7 +135,7 @@ class _Warpgroup(NamedTuple):
             plgpu.copy_smem_to_gmem(source, self.dz_out.at[4 * t + gate, at.units, at.columns])
 
     def multiply(self) -> Array:
-        """Returns the warpgroup's part of dh, or of the half of dh that it sums up."""
+        """Returns the warpgroup's part of dh, summed over all units or over its half of them."""
         at, scratch = self.at, self.scratch
 
         def sum_up(total: Any) -> Array:
@@ -174,7 +175,7 @@ def _run(group: _Warpgroup, time: int) -> None:
 
 
 def _through_cell(dc: Array, dh: Array, factors: list[Array]) -> tuple[Array, list[Array]]:
-    """Takes the cotangents of c_t and h_t -> that of c_{t-1}, and dz per gate in bfloat16."""
+    """Takes the cotangents of c_t and h_t -> the cotangent of c_{t-1}, and dz per gate in bfloat16."""
     dy, of_c, of_i, of_f, of_g, of_o, f = factors
     dh += dy
     dc += dh * of_c

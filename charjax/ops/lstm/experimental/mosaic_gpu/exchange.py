@@ -1,8 +1,8 @@
-"""The exchange among warpgroups of what all of them need for the next matmul.
+"""The exchange of data that all warpgroups need for the next matmul.
 
-In one thread block they write to its shared memory. In a cluster they write to that of each thread block that needs it
-(distributed shared memory: `st.async`, which counts its bytes on a barrier of the receiver). The interpreter supports
-only one thread block, so the cluster's path is compiled but not interpreted.
+Within a single thread block, warpgroups write to its shared memory. In a cluster, they write to the shared memory of
+each thread block that needs the data (distributed shared memory, via `st.async`, which counts its bytes on a barrier of
+the receiver). The interpreter supports only one thread block, so the cluster path is compiled but never interpreted.
 """
 
 from collections.abc import Callable
@@ -19,29 +19,29 @@ from charjax.ops.lstm.experimental.mosaic_gpu.launch import Places, sum_ref
 
 
 def free_barrier(geometry: Geometry) -> Any:
-    """Returns a barrier that all warpgroups of a cluster arrive on."""
+    """Returns a barrier that all warpgroups of a cluster arrive at."""
     if geometry.cluster == 1:
         return plgpu.Barrier(num_arrivals=geometry.threads)
     return plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=geometry.threads)
 
 
 def release(at: Places, free: Any) -> None:
-    """Signals to all warpgroups of the cluster that this one has read what they are about to overwrite."""
+    """Signals to all warpgroups of the cluster that this one has read the data that they are about to overwrite."""
     if at.geometry.cluster > 1:
-        # A few threads arrive for all of them, and must not be ahead of the others' matmuls.
+        # A few threads arrive on behalf of all and must not get ahead of the matmuls of the others.
         plgpu.commit_smem()
     plgpu.barrier_arrive(free)
 
 
 def ready_barrier(geometry: Geometry, turns: int) -> Any:
-    """Returns a barrier for `publish` and `collect`, where each lead alternates between `turns` places."""
+    """Returns the barriers for `publish` and `collect`, where each lead alternates between `turns` places."""
     return plgpu.Barrier(num_arrivals=geometry.sources, num_barriers=turns * geometry.slots)
 
 
 def publish(
     at: Places, value: Array, place: Callable[[Array | int], Any], ready: Any, turn: Array | int, blocks: Array
 ) -> None:
-    """Writes a lead's rows to wherever they are summed over, and commits shared memory.
+    """Writes the rows of a lead to wherever they are summed over, and commits shared memory.
 
     Args:
         at: the lead.
@@ -49,7 +49,7 @@ def publish(
         place: maps a slot to its shared memory.
         ready: from `ready_barrier`.
         turn: which of its places to use.
-        blocks: the geometry's `blocks`, as a number that the compiler does not know; see `launch`.
+        blocks: the geometry's `blocks`, as a value unknown to the compiler; see `launch`.
     """
     geometry = at.geometry
     if geometry.cluster == 1:
@@ -69,26 +69,26 @@ def publish(
 
 
 def announce(at: Places, ready: Any, turn: Array | int) -> None:
-    """Completes `publish` in a single thread block, once the value is written."""
+    """Completes `publish` in a single thread block, after the value has been written."""
     plgpu.commit_smem()
     plgpu.barrier_arrive(ready.at[turn * at.geometry.slots + at.home])
 
 
 def collect(at: Places, ready: Any, turn: Array | int) -> None:
-    """Waits for everything that a warpgroup's half sums over, and makes it visible to the tensor cores."""
+    """Waits for all the data that a warpgroup's half sums over, and makes it visible to the tensor cores."""
     plgpu.barrier_wait(ready.at[turn * at.geometry.slots + at.slot])
     if at.geometry.cluster > 1:
         plgpu.commit_smem()
 
 
 def add_halves(at: Places, sums: list[Array], scratch: Any, turn: Array | int) -> list[Array]:
-    """Adds the other half's sums to a lead's; a helper's result is not used.
+    """Adds the other half's sums to those of a lead; the result of a helper is unused.
 
     Args:
         at: the warpgroup.
         sums: float32 [UNITS, columns] each.
-        scratch: the kernel's scratch, with the attributes of `halves_scratch`.
-        turn: 0 and 1 alternately: a helper may be one step ahead of its lead, but not two.
+        scratch: the kernel's scratch, with the attributes from `halves_scratch`.
+        turn: alternately 0 and 1, because a helper may be one step ahead of its lead, but not two.
     """
     if at.geometry.halves == 1:
         return sums
@@ -114,7 +114,7 @@ def add_halves(at: Places, sums: list[Array], scratch: Any, turn: Array | int) -
 
 
 def halves_scratch(geometry: Geometry, sums: int) -> dict[str, Any]:
-    """Returns the scratch of `add_halves`: [2, leads, sums, UNITS, columns] float32; a barrier per turn and lead."""
+    """Returns scratch for `add_halves`: [2, leads, sums, UNITS, columns] float32, and a barrier per turn and lead."""
     if geometry.halves == 1:
         return {}
     arrivals = 1 if geometry.flat else sums
@@ -126,7 +126,7 @@ def halves_scratch(geometry: Geometry, sums: int) -> dict[str, Any]:
 
 
 def store_carry(at: Places, carry: Any, values: tuple[Array, Array], results: tuple[Any, Any]) -> None:
-    """Writes two [UNITS, columns] float32 to the results, through the shared memory of `carry`."""
+    """Writes two [UNITS, columns] float32 arrays to the results via the shared memory of `carry`."""
     for number, value in enumerate(values):
         carry[at.group, number] = value
     plgpu.commit_smem()

@@ -1,4 +1,4 @@
-"""The forward kernel: the whole sequence in one launch, with the recurrent weights in shared memory."""
+"""The forward kernel, which runs all steps in one launch, with the recurrent weights in shared memory."""
 
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,14 +26,15 @@ def forward_kernel(geometry: Geometry, z: Array, w: Array, c: Array, h: Array, i
 
     Args:
         geometry: how the layer is divided.
-        z: [T * 4, hidden, columns] bfloat16, the input part of the gates i, f, g, o.
+        z: [T * 4, hidden, columns] bfloat16, the input term of the gates i, f, g, o, plus bias.
         w: [4, hidden after, hidden before] bfloat16.
-        c: [hidden, columns] float32, before the first step.
-        h: [hidden, columns] bfloat16, before the first step.
+        c: [hidden, columns] float32, the cell state before the first step.
+        h: [hidden, columns] bfloat16, the hidden state before the first step.
         interpret: Pallas's parameters for interpreting the kernel, or None to compile it.
 
     Returns:
-        h and c after every step, [T, hidden, columns] bfloat16, and after the last, [hidden, columns] float32.
+        h and c after every step, [T, hidden, columns] bfloat16, then c and h after the last one, [hidden, columns]
+        float32.
     """
     time, columns = z.shape[0] // 4, z.shape[2]
     leads, slots, summed = geometry.leads, geometry.slots, geometry.summed
@@ -65,7 +66,7 @@ def forward_kernel(geometry: Geometry, z: Array, w: Array, c: Array, h: Array, i
 
 
 class _Warpgroup(NamedTuple):
-    """A warpgroup with what it reads and writes: `forward_kernel`'s arguments, `launch`'s counts, results, scratch."""
+    """A warpgroup and its data: the arguments of `forward_kernel`, the counts from `launch`, results and scratch."""
 
     at: Places
     z: Any
@@ -80,7 +81,7 @@ class _Warpgroup(NamedTuple):
     scratch: Any
 
     def load(self) -> Array:
-        """Starts the copies of w, h and the first z to shared memory, and returns the initial c."""
+        """Starts copying w, h and the first z to shared memory, and returns the initial c."""
         at, scratch = self.at, self.scratch
 
         @pl.when(at.thread == 0)
@@ -103,20 +104,20 @@ class _Warpgroup(NamedTuple):
         return c
 
     def fetch(self, t: Array | int) -> None:
-        """Starts the copy of z of step t."""
+        """Starts copying the z of step t."""
         at, scratch = self.at, self.scratch
         for gate in range(4):
             source = self.z.at[4 * t + gate, at.units, at.columns]
             plgpu.copy_gmem_to_smem(source, scratch.z_smem.at[at.group, gate], scratch.z_ready.at[at.group])
 
     def multiply(self, now: Array) -> tuple[list[Array], list[Array]]:
-        """Returns w_hh h and z, [UNITS, columns] float32 per gate; `now` is the index of the buffer that holds h."""
+        """Returns w_hh h and z, [UNITS, columns] float32 per gate; `now` is the index of the buffer with h."""
         at, scratch = self.at, self.scratch
 
         def run(*totals: Any) -> tuple[list[Array], list[Array]]:
             for gate, total in enumerate(totals):
                 plgpu.wgmma(total, scratch.w_smem.at[gate, at.slot, at.own], scratch.h_smem.at[now, at.slot])
-            # Waited for and read while the matmuls run.
+            # z is waited for and read while the matmuls run.
             at.lead(lambda: plgpu.barrier_wait(scratch.z_ready.at[at.group]))
             z_t = [scratch.z_smem[at.group, gate].astype(jnp.float32) for gate in range(4)]
             return [total[...] for total in totals], z_t
@@ -125,7 +126,7 @@ class _Warpgroup(NamedTuple):
         return products
 
     def emit(self, t: Array, then: Array, c: Array, h: Array) -> None:
-        """Writes h where the next step's matmuls read it, and starts the copies of h and c to the results."""
+        """Writes h to where the next step's matmuls read it, and starts copying h and c to the results."""
         at, out = self.at, self.scratch.out_smem
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         out[at.group, 0] = h.astype(jnp.bfloat16)
@@ -159,5 +160,5 @@ def _run(group: _Warpgroup, time: int) -> None:
 
 
 def _sigmoid(x: Array) -> Array:
-    """Uses tanh: one instruction of the special function unit, where the exponential form takes two."""
+    """Computes the sigmoid with tanh, a single special-function instruction; the exponential form takes two."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5

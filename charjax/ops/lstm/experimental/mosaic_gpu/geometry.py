@@ -1,8 +1,8 @@
 """The division of a layer among warpgroups and thread blocks, and the layouts of the kernels' arrays.
 
-Inside the kernels a column is a sequence of the batch and a row is a hidden unit, so each row of a matmul's result in
-registers belongs to one unit: the matmuls are W^T h^T and W dz^T. A thread block can then take few sequences (wgmma has
-rows in multiples of 64, columns in multiples of 8), and the four gates of a unit end up in one thread.
+Inside the kernels, each column is a sequence of the batch and each row a hidden unit; the matmuls are W^T h^T and
+W dz^T, so each row of a result in registers belongs to one unit. A thread block can then handle just a few sequences
+(wgmma takes rows in multiples of 64 and columns in multiples of 8), and the four gates of a unit end up in one thread.
 """
 
 from typing import NamedTuple
@@ -18,8 +18,8 @@ class Geometry(NamedTuple):
     """The division of one layer.
 
     A cluster of blocks * halves thread blocks runs a group of sequences from the first step to the last. With two
-    halves, two thread blocks divide the sums over the previous step's units; the first of them, the lead, adds their
-    sums and does everything else.
+    halves, the sums over the previous step's units are divided between two thread blocks; the first of them, the lead,
+    adds the two sums and does everything else.
 
     Attributes:
         hidden: units, padded with zeros if the layer has fewer.
@@ -27,7 +27,8 @@ class Geometry(NamedTuple):
         warpgroups: warpgroups per thread block, with UNITS units each.
         blocks: thread blocks that the units are divided among.
         halves: thread blocks that each sum is divided among.
-        flat: run the cluster's warpgroups as those of a single thread block, as the interpreter requires.
+        flat: whether to run the warpgroups of the cluster as those of a single thread block, as the interpreter
+            requires.
     """
 
     hidden: int
@@ -59,7 +60,7 @@ class Geometry(NamedTuple):
 
     @property
     def spread(self) -> bool:
-        """True if several thread blocks share the layer, or would without `flat`."""
+        """Whether multiple thread blocks share the layer, or would without `flat`."""
         return self.blocks * self.halves > 1
 
     @property
@@ -78,9 +79,9 @@ class Geometry(NamedTuple):
         return self.summed // UNITS
 
 
-# A thread block keeps its recurrent weights in 128 KB of shared memory: all of them for 128 units, those of 64 units
-# for 256, and half of those of 64 units for 512. Reading them bounds a step; 16 columns do not make that slower, but
-# the gates take time for every column.
+# A thread block keeps its recurrent weights in 128 KB of shared memory: all weights of a 128-unit layer, the weights of
+# 64 units of a 256-unit layer, or half the weights of 64 units of a 512-unit layer. Reading them bounds the time of a
+# step; with 16 columns this takes no longer, but the gates take time for every column.
 GEOMETRIES = (
     Geometry(hidden=128, columns=16, warpgroups=2, blocks=1, halves=1),
     Geometry(hidden=256, columns=16, warpgroups=1, blocks=4, halves=1),
@@ -89,7 +90,7 @@ GEOMETRIES = (
 
 
 def geometry_for(hidden: int, *, flat: bool) -> Geometry:
-    """Returns the smallest geometry that has room for `hidden` units.
+    """Returns the smallest geometry with room for `hidden` units.
 
     Raises:
         NotImplementedError: there are too many units.
@@ -144,7 +145,7 @@ def _padded_weights(w_hh: Array, geometry: Geometry) -> Array:
 
 
 def _pad(array: Array, geometry: Geometry) -> Array:
-    """Pads [..., H, B] to whole thread blocks."""
+    """Pads [..., H, B] with zeros to whole thread blocks."""
     units, columns = array.shape[-2:]
     missing = ((0, geometry.hidden - units), (0, -columns % geometry.columns))
     return jnp.pad(array, ((0, 0),) * (array.ndim - 2) + missing)

@@ -1,11 +1,11 @@
-"""The implementation for Hopper GPUs: one layer over a whole sequence, in one kernel forward and one backward.
+"""The implementation for Hopper GPUs: one layer over a whole sequence, with one forward and one backward kernel.
 
-The kernels are written in Pallas for Mosaic GPU. The recurrent weights stay in shared memory for the whole sequence and
-the cell state in registers; each step is one round of tensor core matmuls, with asynchronous copies of its inputs, a
-step ahead, and of its outputs. The input product, the recomputed gates and the weight gradients are XLA's, as in
-`recompute`.
+The kernels are written in Pallas for Mosaic GPU. For the whole sequence, the recurrent weights stay in shared memory
+and the cell state in registers. Each step is one round of tensor core matmuls; its inputs are copied asynchronously, a
+step ahead, and so are its outputs. The input product, the recomputed gates and the weight gradients are left to XLA, as
+in `recompute`.
 
-These kernels have been compiled for an H100 and run in interpret mode on a CPU, but never run on a GPU: their speed is
+These kernels have been compiled for an H100 and run in interpret mode on a CPU, but never on a GPU; their speed is
 unknown, and they are never chosen by default.
 """
 
@@ -36,14 +36,15 @@ def lstm_mosaic_gpu(
     """Implements `charjax.ops.lstm` for Hopper GPUs, in bfloat16.
 
     Args:
-        weights: the layer's parameters, with up to 512 hidden units.
+        weights: the parameters of the layer, with up to 512 hidden units.
         x: as in `lstm`.
         carry: as in `lstm`.
         dtype: bfloat16.
         interpret: Pallas's parameters for interpreting the kernels on any platform, or None to compile them.
 
     Raises:
-        NotImplementedError: the dtype is not bfloat16, there are too many hidden units, or it is not a Hopper GPU.
+        NotImplementedError: the dtype is not bfloat16, there are too many hidden units, or the target is not a Hopper
+            GPU.
     """
     if interpret is None and not target_is_hopper():
         raise NotImplementedError(f"LSTM implementation 'mosaic_gpu' supports only Hopper GPUs, not {target_kind()!r}")

@@ -1,11 +1,11 @@
-"""A Pallas kernel for Hopper GPUs that samples the next character and computes layer 0's gates from it.
+"""A Pallas kernel for Hopper GPUs that samples the next character and computes the gates of layer 0 from it.
 
-XLA cannot fuse the two into one launch, because all gates depend on the character with the highest score. Here every
-thread block finds that character itself and computes the gates of its own units, one unit per thread. Each block
-handles one sequence, so even a single sequence keeps several multiprocessors busy.
+XLA cannot fuse the two into one launch, because all gates depend on the character with the highest score. Here, every
+thread block finds that character itself and computes the gates of its own units, one unit per thread. Multiple thread
+blocks share a sequence, so even a single sequence keeps multiple multiprocessors busy.
 
-The kernel has been compiled for an H100 and run in interpret mode on a CPU, but never run on a GPU: its speed is
-unknown, and it is never chosen by default.
+The kernel has been compiled for an H100 and run in interpret mode on a CPU, but never on a GPU; its speed is unknown,
+and it is never chosen by default.
 """
 
 from typing import Any
@@ -17,17 +17,17 @@ import numpy as np
 from charjax.array_types import Array, LSTMCarry
 from charjax.ops.lstm.single_step import StepState, StepWeights
 
-THREADS = 128  # per warpgroup, whose loads are multiples of it
+THREADS = 128  # per warpgroup; its loads are multiples of this
 
-# Larger than the bits of every number.
+# Larger than the bits of any number.
 _LARGEST = 2**31 - 1
 
 
 def summands(batch: int) -> int:
     """Returns the number of summands to split a step's matmuls into.
 
-    XLA itself would split some matmuls, to keep more multiprocessors busy, and add the summands in another launch.
-    It does not split a matmul that is split already, or one of a single row, which tensor cores do not multiply.
+    Otherwise, XLA would split some matmuls itself, to keep more multiprocessors busy, and add the summands in another
+    launch. It leaves alone matmuls that are already split and those with a single row, which do not use tensor cores.
     """
     return 1 if batch == 1 else 2
 
@@ -40,23 +40,23 @@ def choose(
     temperature: Array,
     interpret: Any = None,
 ) -> tuple[Array, LSTMCarry, Array]:
-    """Samples as `charjax.generation.sampling.sample` without filters, then runs `single_step.first_layer`.
+    """Samples like `charjax.generation.sampling.sample` without filters, then runs `single_step.first_layer`.
 
     Noise and products are passed whole, since slicing them would take another launch.
 
     Args:
         weights: padded by `pad_weights`, with a vocabulary of V characters padded to W.
-        state: of B sequences, padded by `pad_carry`.
-        noise: [T, B, W] float32, standard Gumbel noise for several characters.
-        number: [] int32, one of `numbers(T)`: the character to sample.
+        state: the state of B sequences, padded by `pad_carry`.
+        noise: [T, B, W] float32, standard Gumbel noise for T characters.
+        number: [] int32, an element of `numbers(T)`, which selects the character to sample.
         temperature: [B] float32.
         interpret: Pallas's parameters for interpreting the kernel on any platform, or None to compile it.
 
     Returns:
-        ids [B] int32, layer 0's carry after reading them, and its h in the operands' dtype, which XLA would otherwise
-        round in another launch.
+        ids [B] int32, the carry of layer 0 after reading them, and its h in the operand dtype, which XLA would
+        otherwise round in another launch.
     """
-    # Imported on use: it takes 0.17 s, and CPUs do not need it.
+    # Imported on first use, because importing takes 0.17 s and CPUs do not need it.
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     batch, hidden = state.carry[0].c.shape
@@ -98,14 +98,14 @@ def sample_step(
     h_after: Any,
     operand: Any,
 ) -> None:
-    """The kernel: samples one sequence's character and computes the gates of as many units as there are threads."""
+    """Samples the character of one sequence and computes the gates of one unit per thread; this is the kernel."""
     from jax.experimental import pallas as pl
 
     row, tile = jax.lax.axis_index("sequence"), jax.lax.axis_index("tile")
     hidden = c_before.shape[1]
     units = pl.ds(tile * THREADS, THREADS)
     gates = [pl.ds(gate * hidden + tile * THREADS, THREADS) for gate in range(4)]
-    # Loaded first, these arrive while the character is being sampled.
+    # These loads are issued first, so that they complete while the character is being sampled.
     own = [_sum_of(bottom, row, gate) for gate in gates]
     c = c_before[row, units]
     logits = _sum_of(top, row, pl.ds(4 * hidden, bias.shape[0])) + bias[...]
@@ -124,7 +124,7 @@ def sample_step(
 
 
 def _sum_of(product: Any, row: Array, columns: Any) -> Array:
-    """Returns some columns of one sequence's row, added over the summands."""
+    """Returns some columns of one sequence's row, summed over the summands."""
     total = product[0, row, columns]
     for summand in range(1, product.shape[0]):
         total += product[summand, row, columns]
@@ -132,9 +132,9 @@ def _sum_of(product: Any, row: Array, columns: Any) -> Array:
 
 
 def _argmax(scores: Array, size: int) -> Array:
-    """Returns the index of the first maximum among the first `size` scores; NaN counts as larger than every number.
+    """Returns the index of the first maximum among the first `size` scores; NaN counts as larger than any number.
 
-    Float bits, compared as integers, sort like the numbers once those of negative numbers are inverted.
+    Compared as integers, float bits sort like the numbers once those of negative numbers are inverted.
     """
     # Adding zero turns -0 into 0, whose bits differ.
     bits = jax.lax.bitcast_convert_type(scores + 0.0, jnp.int32)
@@ -146,15 +146,15 @@ def _argmax(scores: Array, size: int) -> Array:
 
 
 def numbers(size: int) -> np.ndarray:
-    """Returns [size] int32, the `number` argument of `choose` for each character, counted from 1.
+    """Returns the `number` argument of `choose` for each character, one-based, [size] int32.
 
-    XLA would recognize an iota, counted from 0, and compute each number in a separate launch.
+    XLA would recognize a zero-based iota and compute each number in a separate launch.
     """
     return np.arange(1, size + 1, dtype=np.int32)
 
 
 def pad_weights(weights: StepWeights) -> StepWeights:
-    """Pads with units without weights, whose state stays 0, and with characters that are never sampled."""
+    """Pads the weights with zero-weight units, whose state stays 0, and with characters that are never sampled."""
     gates = weights.table.shape[1]
     own = [_pad_gates(kernel[:, :gates]) for kernel in weights.kernels]
     above = [kernel[:, gates:] for kernel in weights.kernels]
@@ -177,12 +177,12 @@ def cut_carry(carry: tuple[LSTMCarry, ...], hidden: int) -> tuple[LSTMCarry, ...
 
 
 def pad_noise(noise: Array) -> Array:
-    """Pads [T, B, V] -> [T, B, W]."""
+    """Pads noise [T, B, V] -> [T, B, W]."""
     return _pad(noise, 2)
 
 
 def _pad_gates(array: Array) -> Array:
-    """Pads each gate's units of [..., 4H]."""
+    """Pads the units of each gate in [..., 4H]."""
     by_gate = array.reshape(*array.shape[:-1], 4, array.shape[-1] // 4)
     return _pad(by_gate, by_gate.ndim - 1).reshape(*array.shape[:-1], -1)
 

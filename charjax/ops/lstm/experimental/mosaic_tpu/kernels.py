@@ -1,10 +1,10 @@
-"""The two time loops of `recompute` as TPU kernels in Pallas, one launch each.
+"""The two time loops of `recompute` as TPU kernels in Pallas, with one launch each.
 
 The grid runs over time. w_hh is copied to VMEM once and stays there for the whole sequence, as do h and c, while the
-pipeline prefetches the next steps' inputs and writes back the previous steps' results. A grid step takes several time
-steps, to spread its overhead. Units are padded to the lanes of a register, rows to its sublanes.
+pipeline prefetches the inputs of the next steps and writes back the results of the previous ones. Each grid step takes
+multiple time steps, to amortize its overhead. Units are padded to the lanes of a register, rows to its sublanes.
 
-These kernels have been compiled for TPUs and run in interpret mode on CPUs, but never run on a TPU.
+These kernels have been compiled for TPUs and run in interpret mode on CPUs, but never on a TPU.
 """
 
 import functools
@@ -27,9 +27,9 @@ from charjax.ops.lstm.vma import alike, result
 def lstm_mosaic_tpu(
     weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype, *, interpret: bool = False
 ) -> tuple[Array, LSTMCarry]:
-    """Implements `charjax.ops.lstm` in Pallas for TPUs; with `interpret` it is slow and runs anywhere.
+    """Implements `charjax.ops.lstm` in Pallas for TPUs; with `interpret`, it runs anywhere, but slowly.
 
-    On a TPU, float32 operands of matmuls are rounded according to `jax.default_matmul_precision`, as always in JAX.
+    On a TPU, float32 matmul operands are rounded according to `jax.default_matmul_precision`, as always in JAX.
 
     Raises:
         NotImplementedError: the platform is not a TPU, or w_hh does not fit in VMEM.
@@ -42,7 +42,7 @@ def lstm_mosaic_tpu(
 
 @functools.cache
 def make_loops(interpret: bool) -> Loops:
-    """Returns the two kernels, compiled for a TPU or interpreted."""
+    """Returns the two kernels, either compiled for a TPU or interpreted."""
     return Loops(functools.partial(_forward, interpret), functools.partial(_backward, interpret))
 
 
@@ -112,7 +112,7 @@ def _launch(
 ) -> list[Array]:
     """Runs a kernel: (inputs [T, B, *], w; initial carry) -> ([T, B, width * H] per width; final c and h), padded.
 
-    The output blocks of the final carry stay in VMEM over all time steps, so they double as its storage meanwhile.
+    The output blocks of the final carry stay in VMEM across all time steps, so they also hold the carry between steps.
     """
 
     def block_at(turn: Any) -> Any:
@@ -160,7 +160,8 @@ def _launch(
 
 
 def _columns(hidden: int) -> list[tuple[Any, list[Any]]]:
-    """Returns groups of units to compute together, as wide as the widest matrix unit, and their gates' columns."""
+    """Returns groups of units to compute together, as wide as the widest matrix unit, with the columns of their gates.
+    """
     size = 256 if hidden % 256 == 0 else LANES
     starts = range(0, hidden, size)
     return [(pl.ds(n, size), [pl.ds(gate * hidden + n, size) for gate in range(4)]) for n in starts]
@@ -171,7 +172,7 @@ def _product(x: Array, w: Array) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    """Uses tanh, which the hardware has."""
+    """Computes the sigmoid with tanh, for which there is a hardware instruction."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 

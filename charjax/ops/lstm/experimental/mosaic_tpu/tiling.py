@@ -1,4 +1,4 @@
-"""The blocks that the TPU kernels divide a layer into, and the padding they need."""
+"""The blocks into which the TPU kernels divide a layer, and the padding they need."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from charjax.array_types import Array
 
 LANES = 128
-# Rows of a batch tile: enough to hide loading weights into the matrix units; fewer for a large H, since the program
-# grows with both.
+# Rows per batch tile: enough to hide the loading of weights into the matrix units, but fewer for a large H, since the
+# program grows with both.
 MOST_ROWS = 128
 MOST_ROWS_TIMES_UNITS = MOST_ROWS * 1024
 MOST_STEPS = 8
@@ -18,12 +18,12 @@ MEMORY_BYTES = 100 * 2**20
 
 
 class Tiling(NamedTuple):
-    """A division of a layer: the batch into `tiles` of `rows`, time into `blocks` of `steps`.
+    """The division of a layer: the batch into `tiles` of `rows`, time into `blocks` of `steps`.
 
     Attributes:
-        tiles, rows: tiles x rows >= B, padded.
+        tiles, rows: tiles x rows is at least B, with padding.
         hidden: H, padded to a multiple of LANES.
-        blocks, steps: blocks x steps >= T; the last block may be shorter.
+        blocks, steps: blocks x steps is at least T; the last block may be shorter.
         memory: bytes of VMEM to request.
     """
 
@@ -36,7 +36,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(time: int, batch: int, hidden: int, dtype: jnp.dtype, unit_bytes: int) -> Tiling:
-    """Divides a layer whose blocks take `unit_bytes` per step, row and unit; sizes are at least 1."""
+    """Divides a layer whose blocks take `unit_bytes` per step, row and unit; all sizes must be at least 1."""
     padded = _up(hidden, LANES)
     sublanes = 8 * 4 // dtype.itemsize
     tiles = _blocks(batch, max(sublanes, min(MOST_ROWS, MOST_ROWS_TIMES_UNITS // padded)))
@@ -45,7 +45,7 @@ def tiling(time: int, batch: int, hidden: int, dtype: jnp.dtype, unit_bytes: int
     step_bytes = 2 * rows * padded * unit_bytes
     blocks = _blocks(time, max(1, min(MOST_STEPS, BLOCK_BYTES // step_bytes)))
     steps = _blocks(time, blocks)
-    # The weights, the blocks, the initial and final carry (double-buffered too), and room for register spills.
+    # The weights, the blocks, the initial and final carry (also double-buffered), and room for register spills.
     memory = 4 * padded**2 * dtype.itemsize + steps * step_bytes + 16 * rows * padded * 4 + 2**22
     if memory > MEMORY_BYTES:
         raise NotImplementedError(
@@ -55,13 +55,13 @@ def tiling(time: int, batch: int, hidden: int, dtype: jnp.dtype, unit_bytes: int
 
 
 def pad(array: Array, cut: Tiling) -> Array:
-    """Pads [..., B, H] with zeros. They stay zero: c and h of padded units are zero, and so are their cotangents."""
+    """Pads [..., B, H] with zeros, which stay zero: c and h of padded units are zero, and so are their cotangents."""
     missing = (cut.tiles * cut.rows - array.shape[-2], cut.hidden - array.shape[-1])
     return jnp.pad(array, [(0, 0)] * (array.ndim - 2) + [(0, n) for n in missing])
 
 
 def pad_gates(array: Array, cut: Tiling) -> Array:
-    """Pads each gate's units, and the rows, of [T, B, 4H]."""
+    """Pads the units of each gate, and the rows, of [T, B, 4H]."""
     time, batch, gates = array.shape
     apart = array.reshape(time, batch, 4, gates // 4)
     missing = ((0, 0), (0, cut.tiles * cut.rows - batch), (0, 0), (0, cut.hidden - gates // 4))
