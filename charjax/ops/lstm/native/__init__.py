@@ -1,9 +1,9 @@
 """The fastest implementation on CPUs: one layer, forward and backward, as two custom calls written in C++.
 
 It does what XLA cannot: it packs the weights once for all steps, applies the four gates of a tile while its sums are in
-registers, and computes a block's share of the weight gradients while its dz is in the cache. The kernel is compiled
-when charjax is installed, once per instruction set; the best one that the CPU supports is loaded.
-docs/performance.md says what each choice gained.
+registers, and computes a block's contribution to the weight gradients while its dz is in the cache. The kernel is
+compiled for each instruction set when charjax is installed, and the best form that the CPU supports is loaded.
+docs/performance.md describes what each choice gained.
 """
 
 import functools
@@ -26,15 +26,16 @@ def lstm_native(
     """Implements `charjax.ops.lstm` in C++, for CPUs.
 
     Raises:
-        NotImplementedError: the platform is not a CPU, the CPU lacks the dtype, or the kernel is not compiled.
+        NotImplementedError: the platform is not a CPU, the CPU does not support the dtype, or the kernel is not
+            compiled.
     """
     if (platform := target_platform()) != "cpu":
         raise NotImplementedError(f"LSTM implementation 'native' supports only CPUs, not the platform {platform!r}")
     library = library or library_for(dtype.name)
     if library is None or dtype.name not in library.dtypes:
         raise NotImplementedError(
-            f"LSTM implementation 'native' is not available for {dtype.name} on this machine: float32 needs AVX2 and "
-            "FMA, bfloat16 needs AVX-512 with bf16, and both need a C++ compiler when charjax is installed"
+            f"LSTM implementation 'native' is not available for {dtype.name} on this machine: float32 requires AVX2 "
+            "and FMA, bfloat16 requires AVX-512 with bf16, and both require a C++ compiler when charjax is installed"
         )
     one_hot = jnp.issubdtype(x.dtype, jnp.integer)
     # The kernel reads only int32 ids.
@@ -44,7 +45,7 @@ def lstm_native(
 
 
 def threads_of_a_call() -> int:
-    """Returns the number of threads per call: the cores, divided among the CPU devices that JAX splits them into."""
+    """Returns the number of threads per call: the available cores divided by the number of JAX's CPU devices."""
     return max(1, available_cores() // jax.local_device_count("cpu"))
 
 
@@ -62,7 +63,7 @@ def _layer(args: tuple[Array, ...], library: Library, dtype: str) -> tuple[Array
 
 
 def _forward(args: tuple[Array, ...], library: Library, dtype: str, *, save: bool) -> tuple[Array, ...]:
-    """Takes x, w_ih, w_hh, bias, c and h -> y, c, h, and what the backward pass needs, empty without `save`."""
+    """Takes x, w_ih, w_hh, bias, c and h -> y, c, h and the residuals for the backward pass (empty without `save`)."""
     x, *_, c, h = args
     batch, time, hidden = x.shape[0], x.shape[1], c.shape[1]
     padded = -(-hidden // library.panel) * library.panel if save else 0

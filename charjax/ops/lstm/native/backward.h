@@ -1,4 +1,4 @@
-// The backward pass: dz step by step, and weight gradients per block of steps while the block's dz is in the cache.
+// The backward pass: computes dz step by step, and weight gradients per block of steps while its dz is in the cache.
 #pragma once
 
 #include <vector>
@@ -9,12 +9,12 @@
 
 namespace charjax {
 
-constexpr int BLOCK = 256;  // rows of dz (steps x sequences) that enter one product of the weight gradients
+constexpr int BLOCK = 256;  // rows of dz (steps x sequences) per matrix product for the weight gradients
 
 template <class E>
 struct Backward {
   static constexpr int group = GROUP<E>;
-  static constexpr bool two_layouts = group > 1;  // dz is stored once as a left and once as a right operand
+  static constexpr bool two_layouts = group > 1;  // dz is stored twice, as a left and as a right operand
   Sizes n;
   const E* x;
   const int32_t* ids;
@@ -26,13 +26,13 @@ struct Backward {
   Scratch scratch;
   E *packed_ih, *packed_hh;
 
-  // Work space of one part of the rows.
+  // The workspace for one part of the rows.
   struct Workspace {
     float *dc, *dh;          // [rows][padded], [rows][hidden_outputs()]
-    E *dz, *dz_pairs;        // [panel][k][TILE] and [panel][k / 2][TILE][2]; k counts the block's steps and rows
+    E *dz, *dz_pairs;        // [panel][k][TILE] and [panel][k / 2][TILE][2]; k runs over the block's steps and rows
     E* initial;              // [rows][H]: h0
-    E *x, *h;                // [m / ROWS][k / GROUP][ROWS][GROUP]: the block's inputs and hidden states, transposed
-    float *sum_ih, *sum_hh;  // [panel][m][TILE]; for ids, sum_ih is [m][panel][TILE]
+    E *x, *h;                // [m / ROWS][k / GROUP][ROWS][GROUP]: transposed inputs and hidden states of the block
+    float *sum_ih, *sum_hh;  // [panel][m][TILE]; with ids, sum_ih is [m][panel][TILE]
     float* sum_bias;         // [panel][TILE]
   };
   std::vector<Workspace> workspaces;
@@ -42,7 +42,7 @@ struct Backward {
   int rows_of(int part, int parts) const { return part_begin(n.B, parts, part + 1) - part_begin(n.B, parts, part); }
   int padded_rows(int rows) const { return round_up(rows, group); }
   int steps_per_block(int rows) const { return std::max(1, std::min(n.T, BLOCK / padded_rows(rows))); }
-  // Two more than are used: panels a power of two apart would map to the same cache sets.
+  // Two more rows than are used, because panels a power of two apart would map to the same cache sets.
   size_t block(int rows) const { return static_cast<size_t>(steps_per_block(rows)) * padded_rows(rows) + 2; }
 
   void allocate(int parts) {
@@ -103,7 +103,7 @@ struct Backward {
     Vec v[4];
   };
 
-  // Returns one panel's dz (the gradient before the activations) and moves dc to the step before.
+  // Returns the dz (pre-activation gradient) of one panel and propagates dc to the preceding step.
   CHARJAX_INLINE Dz differentiate(const Workspace& o, size_t row, int r, int t, int p) {
     const int padded = n.padded(), units = n.units(p);
     const size_t at = static_cast<size_t>(t) * n.B + row;
@@ -123,7 +123,7 @@ struct Backward {
              dh * tanh_c * out * (1.0f - out)}};
   }
 
-  // Row by row, so that the saved arrays are read in memory order.
+  // Goes row by row, so that the saved arrays are read in memory order.
   void differentiate_gates(const Workspace& o, int first, int rows, int t, int k) {
     const size_t stride = block_of(o) * TILE;
     for (int r = 0; r < rows; r += group) {
@@ -145,7 +145,7 @@ struct Backward {
     }
   }
 
-  // Stores dz of one row and panel, and adds it to the gradients of the bias and of the id's row of w_ih.
+  // Stores the dz of one row and panel, and adds it to the gradients of the bias and of the row of w_ih for the id.
   CHARJAX_INLINE void store_dz(const Workspace& o, const Dz& dz, size_t row, int t, int p, E* to) {
     const int32_t id = n.one_hot ? ids[row * n.T + t] : -1;
     float* chosen = id >= 0 && id < n.D ? o.sum_ih + (static_cast<size_t>(id) * n.panels() + p) * TILE : nullptr;
@@ -161,7 +161,7 @@ struct Backward {
     return block(rows_of(static_cast<int>(&o - workspaces.data()), static_cast<int>(workspaces.size())));
   }
 
-  // R rows of dz times TILE columns of transposed weights.
+  // Multiplies R rows of dz by TILE columns of transposed weights.
   template <int R>
   CHARJAX_INLINE Tile<R> times(const Workspace& o, int k, const E* matrix) {
     Tile<R> sums = {};
@@ -204,7 +204,7 @@ struct Backward {
     }
   };
 
-  // Transposes the rows [.., width] of a block's steps -> [m / ROWS][k / GROUP][ROWS][GROUP].
+  // Transposes the rows [..., width] of a block's steps -> [m / ROWS][k / GROUP][ROWS][GROUP].
   template <class Row>
   void transpose(E* out, int width, int rows, int steps, size_t stride, Row row_of) {
     for (int s = 0; s < steps; ++s)
@@ -253,7 +253,7 @@ struct Backward {
     }
   }
 
-  // Sums over the parts, in their order, and stores in the layout of the weights.
+  // Sums over the parts in order, and stores the result in the layout of the weights.
   void finish() {
     const int panels = n.panels();
     for (int m = 0; m < n.D; ++m)

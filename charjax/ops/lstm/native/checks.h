@@ -1,4 +1,4 @@
-// Compares what XLA passes to a custom call with what the call reads and writes, before any pointer is used.
+// Checks the buffers that XLA passes to a custom call against what it reads and writes, before any pointer is used.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace charjax {
 
-// The element type of a buffer of E.
+// The element type of a buffer with elements of type E.
 template <class E>
 constexpr xla::ffi::DataType TYPE = xla::ffi::DataType::INVALID;
 template <>
@@ -27,17 +27,17 @@ inline constexpr xla::ffi::DataType TYPE<int32_t> = xla::ffi::DataType::S32;
 template <>
 inline constexpr xla::ffi::DataType TYPE<uint32_t> = xla::ffi::DataType::U32;
 
-// Collects the first mismatch.
+// Records the first mismatch.
 class Checks {
  public:
   using Buffer = xla::ffi::AnyBuffer;
-  // Of dimensions that are multiplied by the width of a tile, as ints.
+  // The limit for dimensions that are multiplied by the tile width in int arithmetic.
   static constexpr int64_t LARGEST = 1 << 24;
 
   void rank(const char* name, const Buffer& buffer, size_t rank) {
     if (buffer.dimensions().size() != rank) fail(std::string(name) + " does not have rank " + std::to_string(rank));
   }
-  // Returns a dimension as an int.
+  // Checks a dimension and returns it as an int.
   int dimension(const char* name, int64_t size, int64_t least = 0, int64_t largest = LARGEST) {
     if (size >= least && size <= largest) return static_cast<int>(size);
     fail(std::string(name) + " is " + std::to_string(size) + ", not from " + std::to_string(least) + " to " +
@@ -70,7 +70,7 @@ class Checks {
   std::string message_;
 };
 
-// Runs the body of a custom call; no exception leaves it.
+// Runs the body of a custom call and turns any exception into an error.
 template <class Body>
 xla::ffi::Error guarded(const Body& body) {
   try {

@@ -1,6 +1,6 @@
-// XLA custom calls for the CPU: an LSTM layer forward and backward, and generation.
+// XLA custom calls for the CPU: the forward and backward passes of an LSTM layer, and generation.
 //
-// avx2.cc and the like include this file and differ only in the compiler flags that setup.py gives them.
+// avx2.cc and the like include this file and differ only in the compiler flags that setup.py passes for them.
 
 #pragma once
 
@@ -19,8 +19,8 @@ namespace ffi = xla::ffi;
 using Buffer = ffi::AnyBuffer;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
-constexpr int OWN_ROWS = 32;   // rows per thread from which each thread generates its own rows with all weights
-constexpr int LEAST_ROWS = 8;  // per thread in training: with fewer, reading the weights dominates
+constexpr int OWN_ROWS = 32;   // with this many rows per thread, each thread generates its own rows with all weights
+constexpr int LEAST_ROWS = 8;  // minimum per thread in training; with fewer, reading the weights dominates
 
 template <class E>
 const E* in(const Buffer& buffer) {
@@ -171,7 +171,7 @@ ffi::Error generate(ffi::ThreadPool pool, int64_t threads, int64_t vocab_size, B
   });
 }
 
-// Adds so many input and output buffers to the binding of a handler.
+// Adds the given numbers of input and output buffers to the binding of a handler.
 template <int inputs, int outputs, class Binding>
 auto add_buffers(Binding binding) {
   if constexpr (inputs > 0) {
@@ -198,7 +198,7 @@ auto bind_generate() {
 
 }  // namespace
 
-// Only these symbols are exported: one process loads several of these libraries.
+// Only these symbols are exported, because one process may load several of these libraries.
 #pragma GCC visibility push(default)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_forward_float32, forward<float>, bind_forward());
@@ -215,22 +215,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(charjax_lstm_backward_bfloat16, backward<bf16>, bi
 
 extern "C" {
 
-// The version of XLA's interface that these calls are compiled for.
+// The version of XLA's FFI that these calls are compiled for.
 int charjax_ffi_version() {
   return 1000 * XLA_FFI_API_MAJOR + XLA_FFI_API_MINOR;
 }
 
-// Units per panel; the saved arrays are padded to a multiple of it.
+// The number of units per panel; the saved arrays are padded to a multiple of it.
 int charjax_lstm_panel() {
   return charjax::W;
 }
 
-// Terms of a sum that one instruction takes of int8 weights.
+// The number of terms of a sum that one instruction processes with int8 weights.
 int charjax_lstm_bytes_at_once() {
   return charjax::GROUP<charjax::Quantized>;
 }
 
-// Whether this CPU has the instructions that this file is compiled for.
+// Returns whether this CPU supports the instructions that this file is compiled for.
 int charjax_lstm_supported() {
 #if defined(__x86_64__)
   __builtin_cpu_init();

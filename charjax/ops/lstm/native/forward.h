@@ -1,4 +1,4 @@
-// The forward pass: each step computes a tile's two products, its gates and its new state without leaving registers.
+// The forward pass: each step computes the two products, the gates and the new state of a tile entirely in registers.
 #pragma once
 
 #include <utility>
@@ -21,7 +21,7 @@ struct Forward {
   E *saved_c, *saved_gates;  // [T, B, P * W] and [T, B, P * 4 * W] for the backward pass, or null
   Scratch scratch;
   E *packed_ih, *packed_hh;
-  float* start;  // initial values of the sums: the bias [P][4][W], or for ids w_ih's rows plus the bias [D][P][4][W]
+  float* start;  // initial values of the sums: the bias [P][4][W] or, with ids, w_ih's rows plus the bias [D][P][4][W]
 
   void allocate(int parts) {
     const size_t gates = static_cast<size_t>(n.panels()) * TILE;
@@ -53,7 +53,7 @@ struct Forward {
         }
   }
 
-  // Work space of one part of the rows: h before and after a step, c, the step's inputs.
+  // The workspace for one part of the rows: h before and after a step, c, and the inputs of the step.
   struct Workspace {
     E *h, *h_next;
     float* c;
@@ -81,7 +81,7 @@ struct Forward {
       std::memcpy(c_last + static_cast<size_t>(first + r) * n.H, o.c + r * padded, n.H * sizeof(float));
   }
 
-  // Copies one step's rows next to each other: in x they are T * D apart, which caches handle badly.
+  // Copies the rows of one step next to each other; in x, they are T * D apart, which caches handle poorly.
   void gather_inputs(const Workspace& o, int first, int rows, int t) {
     const int width = round_up(n.D, GROUP<E>);
     for (int r = 0; r < rows; ++r) {

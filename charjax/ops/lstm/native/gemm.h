@@ -1,6 +1,6 @@
-// The inner loop that all matrix products share, and the layouts it reads.
+// The inner loop shared by all matrix products, and the layouts it reads.
 //
-// A product sums over k. Its right operand is packed in panels of TILE columns, [k / GROUP][TILE][GROUP], so that the
+// A matrix product sums over k. Its right operand is packed in panels of TILE columns, [k / GROUP][TILE][GROUP], so the
 // loop reads memory in order. A tile of ROWS x TILE sums stays in registers from the first k to the last.
 #pragma once
 
@@ -13,13 +13,14 @@ struct Tile {
   Vec v[R][4];
 };
 
-// Terms of a sum that one instruction takes.
+// The number of terms of a sum that one instruction processes.
 template <class E>
 constexpr int GROUP = 1;
 template <>
 inline constexpr int GROUP<bf16> = 2;
 
-// Multiply-accumulate for operands of type E: GROUP<E> of them, broadcast, times as many weights in each of W columns.
+// Multiply-accumulate for operands of type E: broadcasts GROUP<E> of them and multiplies by as many weights in each of
+// W columns.
 template <class E>
 struct Mac;
 
@@ -78,9 +79,9 @@ CHARJAX_INLINE void multiply(Tile<R>& tile, const E* a, ptrdiff_t row_stride, in
   }
 }
 
-// One row by N panels, `panel_size` weights apart: tile[n][:] += sum over k of a[k * step] * b[n][k][:].
+// Multiplies one row by N panels, `panel_size` weights apart: tile[n][:] += sum over k of a[k * step] * b[n][k][:].
 //
-// One panel has too few independent sums to hide the latency of an addition.
+// A single panel has too few independent sums to hide the latency of an addition.
 template <class E, int N, class Weight>
 CHARJAX_INLINE void multiply_by_panels(Tile<N>& tile, const E* a, int step, const Weight* b, ptrdiff_t panel_size,
                                        int groups) {
@@ -97,7 +98,7 @@ CHARJAX_INLINE void multiply_by_panels(Tile<N>& tile, const E* a, int step, cons
   }
 }
 
-// Calls f.run<R>(first row) for tiles that cover `rows` rows; R <= ROWS is a compile-time constant.
+// Calls f.run<R>(first row) for tiles that together cover `rows` rows; R <= ROWS is a compile-time constant.
 template <int R = ROWS, class F>
 inline void for_tiles(int rows, const F& f, int r = 0) {
   for (; r + R <= rows; r += R) f.template run<R>(r);

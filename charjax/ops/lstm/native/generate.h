@@ -1,8 +1,8 @@
 // Generation: a stack of layers, its head and the sampling of characters, many steps in one call.
 //
-// A step reads the weights once, in memory order, whatever the number of sequences. A layer's operands, the output of
-// the layer below and its own h, lie next to each other, so one sum runs over both. The order of every sum is the same
-// for one sequence as for a thousand: a sequence does not depend on the rest of the batch.
+// A step reads the weights once, in memory order, whatever the number of sequences. The operands of a layer (the output
+// of the layer below and its own h) are adjacent in memory, so one sum runs over both. Every sum is accumulated in the
+// same order for one sequence as for a thousand, so a sequence does not depend on the rest of the batch.
 #pragma once
 
 #include "int8.h"
@@ -16,31 +16,30 @@ namespace charjax {
 template <class E>
 struct Generate {
   int B, T, L, H, V;
-  const Weight<E>* kernels;  // per layer, then the head: [panel][k / GROUP][TILE][GROUP]; k counts inputs, then h
-  const float* start;  // w_ih's rows plus bias of layer 0 [V + 1][P][TILE], biases [L - 1][P][TILE], head's [VP][TILE]
+  const Weight<E>* kernels;  // per layer, then the head: [panel][k / GROUP][TILE][GROUP]; k runs over inputs, then h
+  const float* start;  // layer 0's w_ih rows plus bias [V + 1][P][TILE], biases [L - 1][P][TILE], head's [VP][TILE]
   const float* scale;  // for int8: [L][P][TILE] and [VP][TILE]
   const float *c0, *h0;  // [L, B, H]
-  // [B, T]: an id to read, SAMPLE to choose one, SKIP to skip the step, or RESET - id to read id as the
-  // first of a new text
+  // [B, T]: an id to read, SAMPLE to sample one, SKIP to skip the step, or RESET - id to read id from a zero state
   const int32_t* given;
   const uint32_t* keys;  // [B, 2]; step t takes its noise from fold_in(key, position + t)
   uint32_t position;
   const float *temperature, *top_p, *min_p;  // [B]
   const int32_t* top_k;                      // [B]
   int32_t* ids;                              // [B, T]
-  float* all_logits;                         // [B, T, V], the prediction of each character before it is read; or null
+  float* all_logits;                         // [B, T, V], the logits for each character before it is read; or null
   float *c_last, *h_last;                    // [L, B, H]
 
   static constexpr int32_t SAMPLE = -1, SKIP = -2, RESET = -3;
   static constexpr int group = GROUP<E>;
-  static constexpr int SAMPLE_BYTES = 64;  // the time that one logit's noise takes, as bytes read meanwhile
+  static constexpr int SAMPLE_BYTES = 64;  // the cost of one logit's noise, as the bytes read in the same time
   Scratch scratch;
   float *c, *h;            // [L][B][padded]
   float *logits, *values;  // [B][columns()]
-  int filtered_width;      // V if any row uses top-k, top-p or min-p, otherwise 0
+  int filtered_width;      // V if any row uses top-k, top-p or min-p, else 0
   int* order;              // [B][filtered_width]
   float* scaled;           // [B][filtered_width]
-  E* operands;             // [2][L][B][2 padded]: h of the layer below and own h, for this step and the next
+  E* operands;             // [2][L][B][2 padded]: h of the layer below, then own h, for this step and the next
   E* top;                  // [B][padded]: the head's operand
 
   int panels() const { return (H + W - 1) / W; }
@@ -54,7 +53,7 @@ struct Generate {
   const Weight<E>* kernel(int l) const { return kernels + kernel_at(l); }
   const float* bias(int l) const { return start + bias_at(l); }
 
-  // Elements of `kernels`, `start` and `scale`: those of the layers and of the head.
+  // The number of elements of `kernels`, `start` and `scale`, over all layers and the head.
   int64_t kernel_size() const { return kernel_at(L) + static_cast<size_t>(padded()) * columns(); }
   int64_t start_size() const { return bias_at(L) + columns(); }
   int64_t scale_size() const { return SCALED<E> ? scale_at(L) + columns() : 0; }
@@ -80,7 +79,7 @@ struct Generate {
 
   SamplingOptions options(int b) const { return {temperature[b], top_k[b], top_p[b], min_p[b]}; }
 
-  // Fills the rows' states and operands from c0 and h0; padded units meet weights of zero.
+  // Initializes the states and operands of the rows from c0 and h0; padded units have zero weights.
   void begin(int first, int rows) {
     for (int l = 0; l < L; ++l)
       for (int b = first; b < first + rows; ++b) {
@@ -93,7 +92,7 @@ struct Generate {
   }
   float* state(float* of, int l, int b) const { return of + (static_cast<size_t>(l) * B + b) * padded(); }
 
-  // Stores h where products read it: in the layer's own half for `turn` and, from the last layer, for the head.
+  // Stores h where the products read it: in the layer's own half for `turn` and, if it is the last layer, for the head.
   CHARJAX_INLINE void store_operand(Vec value, int turn, int l, int b, int p) const {
     store_state<E>(operand(turn, l, b) + padded() + p * W, value);
     if (l == L - 1) store_state<E>(top + static_cast<size_t>(b) * padded() + p * W, value);
@@ -123,7 +122,7 @@ struct Generate {
     return false;
   }
 
-  // Sets the id of a row: the given one, or a sampled one.
+  // Sets the id of a row to the given one or a sampled one.
   void set_id(int b, int t) const {
     const size_t at = static_cast<size_t>(b) * T + t, row = static_cast<size_t>(b) * columns();
     const Key key{keys[2 * b], keys[2 * b + 1]};
@@ -135,8 +134,8 @@ struct Generate {
                                    : given[at];
   }
 
-  // Runs all steps for some rows. `each(pieces, bytes, piece)` calls piece(n) for every n; `bytes` is what one piece
-  // reads, or the equivalent of its work.
+  // Runs all steps for some rows. `each(pieces, bytes, piece)` calls piece(n) for every n; `bytes` is the number of
+  // bytes that one piece reads, or the equivalent amount of work.
   template <class Each>
   void run(int first, int rows, const Each& each) {
     begin(first, rows);
@@ -161,7 +160,7 @@ struct Generate {
     finish(first, rows);
   }
 
-  // Divides a product into panels; for a single row, into pairs of panels.
+  // Divides a product into panels or, for a single row, into pairs of panels.
   template <class Each, class Product>
   static void share(const Each& each, int rows, int panels, int64_t bytes, const Product& product) {
     if (rows > 1)
@@ -252,7 +251,7 @@ struct Generate {
     }
   };
 
-  // R rows times a panel of TILE columns. from(r) is where row r's sums start; int8 sums start at zero.
+  // Multiplies R rows by a panel of TILE columns. from(r) points to the initial sums of row r; int8 sums start at zero.
   template <int R, class From>
   static CHARJAX_INLINE Tile<R> times(const E* a, ptrdiff_t stride, const Weight<E>* b, int groups, From from) {
     Tile<R> z = {};
@@ -266,7 +265,7 @@ struct Generate {
     return z;
   }
 
-  // One row times two panels, whose starting values are adjacent.
+  // Multiplies one row by two panels, whose initial values are adjacent.
   static CHARJAX_INLINE Tile<2> times_two(const E* a, const Weight<E>* b, ptrdiff_t panel_size, int groups,
                                           const float* from) {
     Tile<2> z = {};
@@ -278,7 +277,7 @@ struct Generate {
     return z;
   }
 
-  // The final value of a vector of sums. In a loop of its own after the product, it would spill the tile to memory.
+  // Returns the final value of a vector of sums. A separate loop after the product would spill the tile to memory.
   template <int R>
   static CHARJAX_INLINE Vec sum(const Tile<R>& z, int r, int j, const float* scale, const float* from) {
     if constexpr (SCALED<E>) {

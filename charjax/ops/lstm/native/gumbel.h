@@ -1,4 +1,4 @@
-// Gumbel noise, equal to jax.random.gumbel's: Threefry-2x32 with 20 rounds (Salmon et al. 2011) over counters.
+// Gumbel noise that matches jax.random.gumbel: Threefry-2x32 with 20 rounds (Salmon et al. 2011) over counters.
 #pragma once
 
 #include "simd.h"
@@ -15,7 +15,7 @@ CHARJAX_INLINE void mix(T& x, T& y) {
   y = ((y << by) | (y >> (32 - by))) ^ x;
 }
 
-// Encrypts one block, of integers or of vectors of them.
+// Encrypts one block of integers or of integer vectors.
 template <class T>
 CHARJAX_INLINE void threefry(Key key, T& x, T& y) {
   const uint32_t k0 = key.first, k1 = key.second, k2 = k0 ^ k1 ^ 0x1BD11BDAu;
@@ -41,7 +41,8 @@ inline Key fold_in(Key key, uint32_t number) {
   return {x, y};
 }
 
-// The natural logarithm of normal numbers, to a relative error of about 1e-7: Cephes' logf polynomial (Moshier 1989).
+// The natural logarithm of normal numbers, to a relative error of about 1e-7: the logf polynomial of Cephes (Moshier
+// 1989).
 CHARJAX_INLINE Vec log(Vec x) {
   // x = 2^exponent m, with m in [sqrt(1/2), sqrt(2)).
   const Bits above_root = reinterpret_cast<Bits>(x) - 0x3f3504f3u;
@@ -51,7 +52,7 @@ CHARJAX_INLINE Vec log(Vec x) {
   const Vec third = f * 1.4249322787e-1f - 1.6668057665e-1f, fourth = f * 1.1676998740e-1f - 1.2420140846e-1f;
   const Vec fifth = f * 7.0376836292e-2f - 1.1514610310e-1f;
   const Vec series = (((fifth * z + fourth) * z + third) * z + next) * z + low;
-  // log(2) in two parts: an integer times the first part is exact.
+  // log(2) is split into two parts, such that an integer times the first part is exact.
   return exponent * 0.693359375f + (f + (series * z - exponent * 2.12194440e-4f));
 }
 
@@ -64,7 +65,7 @@ CHARJAX_INLINE Vec uniform(Key key, uint32_t v) {
   return value > least ? value : least;
 }
 
-// jax.random.gumbel of such uniform numbers.
+// Transforms these uniform numbers as jax.random.gumbel does.
 CHARJAX_INLINE Vec gumbel(Vec uniform) {
   return -log(-log(uniform));
 }

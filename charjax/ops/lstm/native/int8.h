@@ -10,7 +10,7 @@ using Quantized = uint8_t;
 template <>
 inline constexpr int GROUP<Quantized> = 4;
 #else
-// Widened to 16 bits, as the multiplication takes them.
+// Widened to 16 bits, as the multiplication requires.
 using Quantized = int16_t;
 template <>
 inline constexpr int GROUP<Quantized> = 2;
@@ -20,7 +20,7 @@ constexpr bool SCALED = false;
 template <>
 inline constexpr bool SCALED<Quantized> = true;
 
-// The type of the weights that an operand of type E is multiplied with.
+// The type of the weights that an operand of type E is multiplied by.
 template <class E>
 struct WeightOf {
   using type = E;
@@ -37,7 +37,7 @@ CHARJAX_INLINE void store_state(E* to, Vec h) {
   store_as(to, h);
 }
 
-// Integer sums are kept as the bits of a tile's vectors. A NaN in h is stored as 0, which means -128 / 127.
+// Integer sums are stored as the bits of a tile's vectors. A NaN in h is stored as 0, which stands for -128 / 127.
 #if defined(__AVX512F__)
 CHARJAX_INLINE Vec to_float(Vec sum) {
   return reinterpret_cast<Vec>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)));
@@ -53,7 +53,7 @@ template <>
 struct Mac<Quantized> {
   static CHARJAX_INLINE __m512i weights(const int8_t* p) { return _mm512_loadu_si512(p); }
   static CHARJAX_INLINE __m512i spread(const uint8_t* p) { return _mm512_set1_epi32(static_cast<int>(four_bytes(p))); }
-  // Assembly, since casting for the intrinsic makes GCC 12 keep every sum in memory.
+  // Assembly is used, because with the casts that the intrinsic needs, GCC 12 keeps every sum in memory.
   static CHARJAX_INLINE Vec add(Vec sum, __m512i x, __m512i w) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
     return sum;
@@ -72,7 +72,7 @@ struct Mac<Quantized> {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static CHARJAX_INLINE __m512i spread(const int16_t* p) { return _mm512_set1_epi32(static_cast<int>(four_bytes(p))); }
-  // Assembly for the same reason as above.
+  // Assembly is used for the same reason as above.
   static CHARJAX_INLINE Vec add(Vec sum, __m512i x, __m512i w) {
     __m512i products;
     asm("vpmaddwd %[w], %[x], %[products]\n\t"
@@ -102,8 +102,8 @@ struct Mac<Quantized> {
 CHARJAX_INLINE Vec to_float(Vec sum) {
   return reinterpret_cast<Vec>(_mm256_cvtepi32_ps(reinterpret_cast<__m256i>(sum)));
 }
-// Sums, weights and products fill the registers: operands are broadcast again for each vector of weights, and assembly
-// keeps the sums in registers, where GCC 12 would spill them.
+// Sums, weights and products fill the registers, so operands are broadcast again for each vector of weights, and
+// assembly keeps the sums in registers, since GCC 12 would spill them.
 CHARJAX_INLINE Vec add_spread(Vec sum, const int16_t* a, __m256i w) {
   __m256i products;
   asm("vpbroadcastd %[a], %[products]\n\t"

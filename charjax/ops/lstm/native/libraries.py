@@ -1,4 +1,4 @@
-"""The compiled forms of the kernel: one shared library per instruction set, of which the best one is used."""
+"""The compiled forms of the kernel: one shared library per instruction set; the best supported one is used."""
 
 import ctypes
 import functools
@@ -13,7 +13,7 @@ import jax
 from charjax.errors import in_short
 from charjax.host.cpu import cpu_flags
 
-# Instruction sets, best first, each with the CPU flags it requires; only the first supports training in bfloat16.
+# Instruction sets, best first, with the CPU flags they require; only the first supports training in bfloat16.
 _WIDE = {"avx512vl", "avx512bw", "avx512dq"}
 INSTRUCTION_SETS = {
     "avx512bf16": {*_WIDE, "avx512_bf16", "avx512_vnni"},
@@ -32,8 +32,8 @@ class Library(NamedTuple):
     Attributes:
         instructions: one of INSTRUCTION_SETS.
         panel: units per vector; arrays saved for the backward pass are padded to a multiple of it.
-        bytes_at_once: int8 weights of a column that one instruction takes.
-        dtypes: operand formats for training; generation supports weights in all of STEP_DTYPES.
+        bytes_at_once: the number of int8 weights of a column that one instruction processes.
+        dtypes: operand formats for training; generation supports all STEP_DTYPES as weight formats.
     """
 
     instructions: str
@@ -48,9 +48,9 @@ class Library(NamedTuple):
 
 @functools.cache
 def libraries() -> tuple[Library, ...]:
-    """Returns the installed forms of the kernel that this CPU supports, best first; registers their custom calls.
+    """Returns the installed forms of the kernel that this CPU supports, best first, and registers their custom calls.
 
-    A form that cannot be used is left out, and the log says why.
+    If a form cannot be loaded, it is left out, and a warning says why.
     """
     folder = Path(__file__).parent
     paths = [(name, path) for name in INSTRUCTION_SETS for path in sorted(folder.glob(f"_{name}.*so"))]
@@ -63,24 +63,24 @@ def _load(instructions: str, path: Path) -> Library | None:
         kernel = ctypes.CDLL(str(path))
         if not kernel.charjax_lstm_supported():
             return None
-        # JAX looks at the versions later, when it starts the CPU backend, which then fails as a whole.
+        # JAX checks the versions later, when it starts the CPU backend, which would then fail entirely.
         if kernel.charjax_ffi_version() > _ffi_version():
             raise OSError(f"it was built for a later jax than {jax.__version__}")
         return _register(instructions, kernel)
-    except (OSError, AttributeError) as error:  # of the linker and of ctypes
+    except (OSError, AttributeError) as error:  # from the linker and from ctypes, respectively
         _log.warning("the LSTM kernel %s cannot be used: %s; reinstall charjax", path.name, in_short(str(error)))
         return None
 
 
 def _ffi_version() -> int:
-    """Returns the version of XLA's interface for custom calls, as `charjax_ffi_version` does for a kernel."""
+    """Returns the version of XLA's custom-call interface, encoded like the kernel's `charjax_ffi_version`."""
     header = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
     major, minor = re.findall(r"^#define XLA_FFI_API_M(?:AJ|IN)OR (\d+)", header, re.MULTILINE)
     return 1000 * int(major) + int(minor)
 
 
 def _register(instructions: str, kernel: ctypes.CDLL) -> Library:
-    """Registers the custom calls of a form of the kernel with JAX."""
+    """Registers the custom calls of a compiled kernel with JAX."""
     dtypes = ("float32", "bfloat16") if instructions == "avx512bf16" else ("float32",)
     library = Library(instructions, kernel.charjax_lstm_panel(), kernel.charjax_lstm_bytes_at_once(), dtypes)
     calls = [(direction, dtype) for direction in ("forward", "backward") for dtype in dtypes]
@@ -91,14 +91,14 @@ def _register(instructions: str, kernel: ctypes.CDLL) -> Library:
 
 
 def library_for(dtype: str) -> Library | None:
-    """Returns the best form of the kernel that trains in a dtype, or None if there is none."""
+    """Returns the best form of the kernel that supports training in a dtype, or None if there is no such form."""
     return next((library for library in libraries() if dtype in library.dtypes), None)
 
 
 def better_form() -> str | None:
-    """Returns the best form of the kernel that this CPU can run if it is not installed; None if it is.
+    """Returns the best form of the kernel that this CPU can run if that form is not installed, otherwise None.
 
-    On Windows the kernel is not built. Systems that do not list a CPU's flags are taken to run the generic form.
+    On Windows, the kernel is not built. On systems that do not list CPU flags, the generic form is assumed to be best.
     """
     flags = cpu_flags()
     best = next(name for name, needed in INSTRUCTION_SETS.items() if needed <= flags)

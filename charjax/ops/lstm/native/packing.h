@@ -1,4 +1,4 @@
-// The sizes of a layer, and its weights packed in the order in which the products read them.
+// The sizes of a layer, and packing its weights in the order in which the products read them.
 #pragma once
 
 #include <algorithm>
@@ -11,13 +11,13 @@ namespace charjax {
 // B sequences of T steps, D inputs, H units in panels of W units, the last panel padded.
 struct Sizes {
   int B, T, D, H;
-  bool one_hot;  // inputs are ids, read as one-hot rows of D
+  bool one_hot;  // inputs are ids, which act as one-hot rows of width D
   int panels() const { return round_up(H, W) / W; }
   int padded() const { return round_up(H, W); }
   int units(int panel) const { return std::min(W, H - panel * W); }
 };
 
-// Packs weights [K, 4H], gates i, f, g, o along the columns -> [panel][k / GROUP][gate][W][GROUP], padded with zeros.
+// Packs weights [K, 4H], with gates i, f, g, o along the columns -> [panel][k / GROUP][gate][W][GROUP], zero-padded.
 template <class E>
 void pack_by_gate(const float* w, int K, const Sizes& n, E* out) {
   constexpr int group = GROUP<E>;
@@ -35,8 +35,8 @@ void pack_by_gate(const float* w, int K, const Sizes& n, E* out) {
       }
 }
 
-// Packs the transpose of weights [N, 4H], for products that sum over gates -> [n / TILE][k / GROUP][TILE][GROUP]; k is
-// (panel, gate, unit), the order in which dz is stored.
+// Packs the transpose of weights [N, 4H], for products that sum over gates -> [n / TILE][k / GROUP][TILE][GROUP], where
+// k runs over (panel, gate, unit), the order in which dz is stored.
 template <class E>
 void pack_transposed(const float* w, int N, const Sizes& n, E* out) {
   constexpr int group = GROUP<E>;

@@ -7,7 +7,7 @@
 
 namespace charjax {
 
-// Owns the memory it hands out. After the last `allocate`, `ok` says whether every allocation succeeded.
+// Owns the memory it hands out. After the last `allocate`, `ok` returns whether every allocation succeeded.
 class Scratch {
  public:
   Scratch() = default;
@@ -16,11 +16,11 @@ class Scratch {
   ~Scratch() {
     for (void* block : blocks_) std::free(block);
   }
-  // n elements, aligned to a cache line, zeroed on request.
+  // Allocates n elements, aligned to a cache line and zeroed on request.
   template <class E>
   E* allocate(size_t n, bool zeroed = false) {
     const size_t bytes = (n * sizeof(E) + 127) / 64 * 64;
-    blocks_.reserve(blocks_.size() + 1);  // before there is something to lose if it throws
+    blocks_.reserve(blocks_.size() + 1);  // done first, so that nothing leaks if it throws
     void* block = std::aligned_alloc(64, bytes);
     if (block == nullptr) {
       ok_ = false;

@@ -1,4 +1,4 @@
-// SIMD vectors of the instruction set this file is compiled for, the operand formats, and tanh.
+// SIMD vectors for the instruction set that this file is compiled for, operand formats, and tanh.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ namespace charjax {
 
 #define CHARJAX_INLINE inline __attribute__((always_inline))
 
-// W floats per vector. A tile of accumulators is ROWS x 4 vectors: as many as fit in registers next to the operands.
+// W floats per vector. A tile of accumulators is ROWS x 4 vectors, as many as fit in registers along with the operands.
 #if defined(__AVX512F__)
 constexpr int W = 16, ROWS = 6;
 #elif defined(__AVX2__)
@@ -21,7 +21,7 @@ constexpr int W = 8, ROWS = 3;
 #else
 constexpr int W = 4, ROWS = 6;
 #endif
-constexpr int TILE = 4 * W;  // columns of a tile: the four gates of W units, or 4 W outputs
+constexpr int TILE = 4 * W;  // columns per tile: the four gates of W units, or 4 W outputs
 
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef uint32_t Bits __attribute__((vector_size(4 * W)));
@@ -29,7 +29,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * W)));
 typedef uint16_t Half __attribute__((vector_size(2 * W)));
 typedef int16_t Shorts __attribute__((vector_size(2 * W)));
 
-// Reads or writes a vector at any address. Not through a type with less alignment: templates drop that attribute.
+// Reads a vector from any address. A type with reduced alignment would not work, because templates drop that attribute.
 template <class V>
 CHARJAX_INLINE V load_any(const void* p) {
   V v;
@@ -95,7 +95,7 @@ CHARJAX_INLINE void store_as(bf16* p, Vec v) {
   const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
   std::memcpy(p, &half, sizeof(half));
 }
-// Interleaves two vectors, so that each 32-bit lane is the pair (even, odd) that one dot-product instruction reads.
+// Interleaves two vectors, so that each 32-bit lane holds a pair (even, odd), as dot-product instructions expect.
 CHARJAX_INLINE void store_pairs(bf16* p, Vec even, Vec odd) {
   bf16 low[W], high[W];
   store_as(low, even);
@@ -113,7 +113,7 @@ CHARJAX_INLINE void store_as(bf16* p, Vec v) {
 }
 #endif
 
-// Loads or stores the first n <= W elements of a row; what follows them belongs to other data.
+// Loads or stores the first n <= W elements of a row; the memory after them belongs to other data.
 template <class E>
 CHARJAX_INLINE Vec load_some(const E* p, int n) {
   if (n == W) return load_as_float(p);
@@ -129,7 +129,7 @@ CHARJAX_INLINE void store_some(E* p, Vec v, int n) {
   std::memcpy(p, row, n * sizeof(E));
 }
 
-// x P(x^2) / Q(x^2), a minimax fit of the relative error on [-9, 9]: 2e-8, and 4e-7 in float arithmetic.
+// x P(x^2) / Q(x^2), a minimax fit on [-9, 9] with a relative error of 2e-8, or 4e-7 in float arithmetic.
 CHARJAX_INLINE Vec tanh(Vec x) {
   const Vec most = broadcast(9.0f);
   x = x > most ? most : x;  // comparisons with NaN are false, so NaN stays NaN

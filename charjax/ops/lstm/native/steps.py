@@ -1,8 +1,9 @@
 """Generation on CPUs: a stack of layers, its head and the sampling of characters, many steps in one custom call.
 
-The weights are packed once per model, in the order in which a step reads them, as float32, bfloat16 or int8: 8-bit
-integers with a scale per column, multiplied by 8-bit hidden states and summed exactly. The call computes the same as
-`single_step` and `generation.sampling.sample`; the order of a sequence's sums does not depend on the batch size.
+The weights are packed once per model, in the order in which a step reads them, as float32, bfloat16 or int8. Int8
+weights have a scale per column; they are multiplied by 8-bit hidden states and summed exactly. The call computes the
+same function as `single_step` and `generation.sampling.sample`; the order in which the sums of a sequence are
+accumulated does not depend on the batch size.
 """
 
 from collections.abc import Sequence
@@ -16,17 +17,17 @@ from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.host.cpu import available_cores
 from charjax.ops.lstm.native.libraries import Library, libraries
 
-# Instead of an id: sample one; skip this step; RESET - id reads id from a zero state.
+# Instructions in place of an id: sample an id; skip this step; and RESET - id, read id from a zero state.
 SAMPLE, SKIP, RESET = -1, -2, -3
 
 
 class PackedWeights(NamedTuple):
-    """A model's weights in the kernel's layout.
+    """The weights of a model in the layout of the kernel.
 
     Attributes:
-        kernels: one-dimensional, in the operands' dtype: each layer, then the head, as [panel][k][column of the panel].
-        start: float32, the initial values of the sums: layer 0's rows plus its bias and a row of NaN, then the biases
-            of the layers above and the head.
+        kernels: one-dimensional, in the operand dtype: each layer, then the head, as [panel][k][column of the panel].
+        start: float32, the initial values of the sums: the rows of layer 0 plus its bias, a row of NaN, then the biases
+            of the layers above and of the head.
         scale: float32, the scale of each column for int8, otherwise empty.
     """
 
@@ -43,7 +44,7 @@ def library_for_steps() -> Library | None:
 def pack(
     layers: Sequence[LSTMWeights], head_kernel: Array, head_bias: Array, dtype: str, library: Library
 ) -> PackedWeights:
-    """Packs the parameters of L layers and a head ([H, V] and [V], float32) as "float32", "bfloat16" or "int8"."""
+    """Packs the parameters of L layers and a head ([H, V] and [V], float32) in "float32", "bfloat16" or "int8"."""
     panel, at_once = library.panel, {"float32": 1, "bfloat16": 2, "int8": library.bytes_at_once}[dtype]
     padded = -(-layers[0].w_hh.shape[0] // panel) * panel
     by_gate = [_panels_of_gates(_rows(layer, n, padded), panel) for n, layer in enumerate(layers)]
@@ -52,7 +53,7 @@ def pack(
         quantized = [_quantize(product) for product in products]
         kernels = [kernel for kernel, _ in quantized]
         scales = [scale for _, scale in quantized]
-        # The kernel multiplies unsigned states, h + 128: the start of each sum takes the 128 out again.
+        # The kernel multiplies unsigned states, h + 128; the initial value of each sum compensates for the 128.
         offsets = [
             128 * scale * jnp.sum(kernel.astype(jnp.float32), axis=1)
             for kernel, scale in zip(kernels, scales, strict=True)
@@ -60,7 +61,7 @@ def pack(
     else:
         kernels, scales = [product.astype(dtype) for product in products], []
         offsets = [jnp.zeros((product.shape[0], product.shape[2]), jnp.float32) for product in products]
-    # Layer 0's rows are rounded as if they were operands of a matmul.
+    # The rows of layer 0 are rounded as if they were matmul operands.
     first = layers[0].w_ih.astype("float32" if dtype == "int8" else dtype).astype(jnp.float32) + layers[0].bias[None]
     table = jnp.concatenate([first, jnp.full((1, first.shape[1]), jnp.nan)])
     biases = [_panels_of_gates(layer.bias[None], panel)[:, 0] for layer in layers[1:]]
@@ -89,15 +90,15 @@ def take_steps(
     vocab_size: int,
     with_logits: bool = False,
 ) -> tuple[Array, tuple[LSTMCarry, ...], Array]:
-    """Takes T steps with a batch of B sequences.
+    """Takes T steps for a batch of B sequences.
 
     Args:
         library: the compiled form that the weights were packed for.
-        dtype: format of the weights.
+        dtype: the weight format.
         weights: from `pack`.
         carry: the recurrent state, [B, H] float32 per layer.
-        given: [B, T] int32, the ids to read; SAMPLE samples one, SKIP skips the step, RESET - id reads id from a zero
-            state.
+        given: [B, T] int32, the ids to read, or instructions: SAMPLE samples an id, SKIP skips the step, and RESET - id
+            reads id from a zero state.
         keys: [B] Threefry keys; step t uses the noise of `generation.sampling.gumbel_noise` at position + t.
         position: [] int32.
         settings: the fields of `generation.sampling.Settings`, [B] each.
@@ -105,7 +106,7 @@ def take_steps(
         with_logits: whether to return logits.
 
     Returns:
-        ids [B, T] int32, given or sampled; the carry; and the logits of each character before it is read,
+        ids [B, T] int32, given or sampled; the carry; and the logits for each character before it is read,
         [B, T, V] float32, or [0] without `with_logits`.
     """
     results = [
@@ -123,7 +124,7 @@ def take_steps(
         jax.random.key_data(keys),
         jnp.asarray(position, jnp.uint32),
         *settings,
-        # All cores, even if JAX splits them into several devices: the other devices are idle meanwhile.
+        # All cores, even if JAX splits them into multiple devices, because the other devices are idle in the meantime.
         threads=np.int64(available_cores()),
         vocab_size=np.int64(vocab_size),
     )
@@ -131,7 +132,7 @@ def take_steps(
 
 
 def _rows(layer: LSTMWeights, number: int, padded: int) -> Array:
-    """Returns the kernel of a layer's matmul, [K, 4H]: rows for the input, except in layer 0, then rows for h."""
+    """Returns the matmul kernel of a layer, [K, 4H]: rows for the input (except in layer 0), then rows for h."""
     parts = [layer.w_hh] if number == 0 else [layer.w_ih, layer.w_hh]
     return jnp.concatenate([_pad(part, 0, padded) for part in parts])
 
@@ -157,13 +158,13 @@ def _panels(x: Array, width: int) -> Array:
 
 
 def _in_groups(x: Array, group: int) -> Array:
-    """Groups terms of the sum: [P, K, N] -> [P, K / group, N, group]."""
+    """Groups adjacent terms of the sums: [P, K, N] -> [P, K / group, N, group]."""
     panels, rows, width = x.shape
     return x.reshape(panels, rows // group, group, width).swapaxes(2, 3)
 
 
 def _quantize(x: Array) -> tuple[Array, Array]:
-    """Rounds [P, K, N] -> int8 in [-127, 127], and the scale [P, N] of its products with states in [-127, 127]."""
+    """Quantizes [P, K, N] -> int8 in [-127, 127], and the scale [P, N] for products with states in [-127, 127]."""
     largest = jnp.max(jnp.abs(x), axis=1)
     scale = jnp.where(largest > 0, largest, 1.0) / 127
     return jnp.round(x / scale[:, None]).astype(jnp.int8), scale / 127

@@ -1,4 +1,4 @@
-// Work shared among the threads of XLA's pool: independent parts, or one short phase after another.
+// Sharing work among the threads of XLA's pool: as independent parts, or as one short phase after another.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 
 namespace charjax {
 
-// Gives a task to the pool; false if there is no memory for it, and the calling thread has to do without help.
+// Submits a task to the pool. Returns false if there is no memory for it; the calling thread must then do without help.
 template <class Pool, class Task>
 bool schedule(Pool& pool, const Task& task) {
   try {
@@ -29,9 +29,9 @@ bool schedule(Pool& pool, const Task& task) {
   return true;
 }
 
-// Calls task(part), which must not throw, for every part, on this thread and on those of the pool's that become free in
-// time. This thread never waits for a part that has not begun, so a pool whose threads all wait in here cannot
-// deadlock.
+// Calls task(part), which must not throw, for every part, on this thread and on any pool threads that become free in
+// time. This thread never waits for a part that has not started, so there is no deadlock even if all pool threads are
+// waiting in this function.
 template <class Pool, class Task>
 void run_parts(Pool& pool, int parts, const Task& task) {
   struct Shared {
@@ -55,37 +55,37 @@ void run_parts(Pool& pool, int parts, const Task& task) {
   shared->all.wait(lock, [&] { return shared->finished == parts; });
 }
 
-// The first of B rows that belongs to a part; B for part == parts.
+// The first of the B rows that belong to a part; B for part == parts.
 inline int part_begin(int B, int parts, int part) {
   return static_cast<int>(static_cast<int64_t>(B) * part / parts);
 }
 
-// Threads that run phases together. A phase has pieces 0 to n - 1, each run once, by the first thread to take
+// A team of threads that run phases together. A phase has pieces 0 to n - 1, each run once, by the first thread to take
 // it. A thread starts with the pieces it ran in earlier phases, whose weights are in its cache, then helps the others;
-// short pieces are taken several at a time. The leader never waits for a thread that has not taken a piece, so a pool
-// whose threads all lead cannot deadlock.
+// short pieces are taken several at a time. The leader never waits for a thread that has not taken a piece, so there is
+// no deadlock even if all pool threads are leaders.
 class ThreadTeam {
  public:
-  // Calls lead(team); the pool's threads share the phases that it runs.
+  // Calls lead(team); the threads of the pool share the phases that it runs.
   template <class Pool, class Lead>
   static void run(Pool& pool, int threads, const Lead& lead) {
     auto team = std::make_shared<ThreadTeam>(threads);
     const auto leader = std::this_thread::get_id();
     for (int thread = 1; thread < threads; ++thread) {
-      // A full pool runs a task immediately, on the calling thread, which would follow itself forever.
+      // A full pool runs a task immediately on the calling thread, which would then follow itself forever.
       const auto follow = [team, thread, leader] {
         if (std::this_thread::get_id() != leader) team->follow(thread);
       };
       if (!schedule(pool, follow)) break;
     }
     lead(*team);
-    // A thread that the pool starts late sees this and touches only the team, which it keeps alive.
+    // A thread that the pool starts late sees this and accesses only the team, which it keeps alive.
     team->phase_.store(ENDED, std::memory_order_release);
   }
 
   explicit ThreadTeam(int threads) : queues_(threads) {}
 
-  // Calls task(piece) for every piece; `bytes` is what one piece reads.
+  // Calls task(piece) for every piece; `bytes` is the number of bytes that one piece reads.
   template <class Task>
   void phase(int pieces, int64_t bytes, const Task& task) {
     const int at_once = static_cast<int>(std::max<int64_t>(1, LEAST_BYTES / std::max<int64_t>(1, bytes)));
@@ -110,18 +110,19 @@ class ThreadTeam {
 
  private:
   static constexpr uint32_t ENDED = ~0u;
-  static constexpr int MOST_PIECES = 65535;  // a ticket has 16 bits for them
-  // Handing out a piece takes as long as reading a few thousand bytes.
+  static constexpr int MOST_PIECES = 65535;  // a ticket has 16 bits for a piece
+  // Handing out a piece takes about as long as reading a few thousand bytes.
   static constexpr int LEAST_BYTES = 1 << 15;
   struct alignas(64) Queue {
     std::atomic<uint64_t> next{0};
   };
 
-  // Packs a phase's number with a thread's next piece and the end of its pieces: taking a piece in an old phase fails.
+  // Packs the phase number with a thread's next piece and the end of its pieces, so that taking a piece of an old phase
+  // fails.
   static uint64_t ticket(uint32_t number, int next, int end) {
     return static_cast<uint64_t>(number) << 32 | static_cast<uint64_t>(end) << 16 | static_cast<uint64_t>(next);
   }
-  // Spins, and yields the core from time to time.
+  // Spins, yielding the core from time to time.
   static void pause(int spins) {
     if (spins % 4096 == 4095) {
       std::this_thread::yield();

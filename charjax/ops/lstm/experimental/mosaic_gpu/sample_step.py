@@ -2,7 +2,7 @@
 
 XLA cannot fuse the two into one launch, because all gates depend on the character with the highest score. Here, every
 thread block finds that character itself and computes the gates of its own units, one unit per thread. Multiple thread
-blocks share a sequence, so even a single sequence keeps multiple multiprocessors busy.
+blocks share a sequence, so even a single sequence keeps several multiprocessors busy.
 
 The kernel has been compiled for an H100 and run in interpret mode on a CPU, but never on a GPU; its speed is unknown,
 and it is never chosen by default.

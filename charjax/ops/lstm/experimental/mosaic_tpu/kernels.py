@@ -160,8 +160,7 @@ def _launch(
 
 
 def _columns(hidden: int) -> list[tuple[Any, list[Any]]]:
-    """Returns groups of units to compute together, as wide as the widest matrix unit, with the columns of their gates.
-    """
+    """Returns groups of units to compute together, as wide as the widest matrix unit, with the columns of each gate."""
     size = 256 if hidden % 256 == 0 else LANES
     starts = range(0, hidden, size)
     return [(pl.ds(n, size), [pl.ds(gate * hidden + n, size) for gate in range(4)]) for n in starts]
