@@ -262,7 +262,7 @@ WITH_VOCAB = [name for name, taken in TAKEN.items() if {"model", "vocab"} <= set
 @pytest.mark.parametrize("vocab", [Vocab.ascii(), Vocab.from_text("a fltwhie")], ids=["larger", "smaller"])
 @pytest.mark.parametrize("name", [*WITH_VOCAB, "Session"])
 def test_another_models_vocabulary_is_refused(name, vocab):
-    message = rf"the vocabulary has {vocab.size} characters, but the model's vocab_size is {VOCAB.size}; give"
+    message = rf"the vocabulary has {vocab.size} characters, but the model's vocab_size is {VOCAB.size}; use"
     if name == "Session":
         refuses(message, Session, MODEL, PARAMS, vocab, SampleConfig())
     else:
