@@ -145,7 +145,7 @@ def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     prefixes = [key.removesuffix(first) for key in state_dict if key.endswith(first)]
     if len(prefixes) != 1:
         raise UserError(
-            f"the weights must be those of a single LSTM, with one key ending in {first}, not {len(prefixes)}"
+            f"the weights must be those of a single LSTM, with one key that ends in {first}, not {len(prefixes)}"
         )
     ours = {key: key.removeprefix(prefixes[0]) for key in state_dict if key.startswith(prefixes[0])}
     names = {key: f"lstm.{name}" for key, name in ours.items() if _LSTM_KEY.fullmatch(name)}

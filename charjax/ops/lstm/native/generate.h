@@ -17,8 +17,8 @@ template <class E>
 struct Generate {
   int B, T, L, H, V;
   const Weight<E>* kernels;  // per layer, then the head: [panel][k / GROUP][TILE][GROUP]; k runs over inputs, then h
-  const float* start;  // layer 0's w_ih rows plus bias [V + 1][P][TILE], biases [L - 1][P][TILE], head's [VP][TILE]
-  const float* scale;  // for int8: [L][P][TILE] and [VP][TILE]
+  const float* start;    // layer 0's w_ih rows plus bias [V + 1][P][TILE], biases [L - 1][P][TILE], head's [VP][TILE]
+  const float* scale;    // for int8: [L][P][TILE] and [VP][TILE]
   const float *c0, *h0;  // [L, B, H]
   // [B, T]: an id to read, SAMPLE to sample one, SKIP to skip the step, or RESET - id to read id from a zero state
   const int32_t* given;
