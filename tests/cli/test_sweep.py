@@ -81,7 +81,7 @@ def test_what_cannot_be_trained(capsys, text, tmp_path):
         assert not (tmp_path / "run").exists()
         return error
 
-    assert "dropout has 0.1 more than once" in message("--dropout", "0.1", "0.2", "0.1")
+    assert "dropout contains 0.1 more than once" in message("--dropout", "0.1", "0.2", "0.1")
     assert "the largest that fit: " in message("--batch-size=4000")
     text.unlink()
     assert "coffee.txt does not exist; use a text file" in message()

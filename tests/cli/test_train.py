@@ -218,7 +218,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(capsys, text, options, tmp_pat
         assert not out.exists()
         return
     assert "cannot be written (File too large)" in message
-    assert "are kept: " in message
+    assert "are kept; " in message
     assert not list((out / "checkpoints").glob("*tmp*"))
     monkeypatch.undo()
     shows(capsys, "train", text, "--out", out, "--checkpoint-every=1000", "--resume")
