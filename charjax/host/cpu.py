@@ -22,14 +22,14 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next(named, "").split())
 
 
-def keep_lapack_on_one_thread() -> None:
+def keep_lapack_on_one_thread(platform: str) -> None:
     """Makes SciPy's LAPACK, which JAX calls on CPUs, run on one thread, unless the user has set the number of threads.
 
     Every device decomposes matrices for its copy of the initial weights. With multiple threads they wait for each
     other, for seconds on a busy machine; with one thread each, it takes a tenth of a second. Does nothing if LAPACK is
-    already loaded.
+    already loaded, or if the platform of the devices is not "cpu".
     """
-    if _BLAS_THREADS in os.environ:
+    if platform != "cpu" or _BLAS_THREADS in os.environ:
         return
     os.environ[_BLAS_THREADS] = "1"
     try:

@@ -108,6 +108,9 @@ def _check_arrays(path: Path, found: dict[str, str], expected: dict[str, str]) -
         what = f"{name} is {found.get(name, 'missing')}, not {expected.get(name, 'missing')}"
         if name in found and name in expected:
             raise UserError(f"{describe_checkpoint(path)} does not match the model ({what})")
+        if "opt_state" in name:
+            advice = "pass that one to resume it"
+            raise UserError(f"{describe_checkpoint(path)} was trained with a different optimizer ({what}); {advice}")
         raise UserError(f"{describe_checkpoint(path)} was written by a different version of charjax ({what})")
 
 

@@ -121,6 +121,7 @@ def fit(
     info = describe_run(model, corpus, config)
     _check_all_processes_agree(info, resume=resume, out=out, init_from=init_from)
     mesh = make_training_mesh(config.batch_size, config.microbatches) if mesh is None else checked_mesh(mesh)
+    keep_lapack_on_one_thread(mesh.devices.flat[0].platform)
     start = None
     with together():
         _check(model, corpus, config, mesh)
@@ -130,7 +131,7 @@ def fit(
         # Without a folder to save to, other signals end training as they would any other program.
         signals = stack.enter_context(SignalCatcher() if out is not None else SignalCatcher((signal.SIGINT,)))
         folder = stack.enter_context(open_run(out, info, resume=resume))
-        loop = TrainLoop(
+        return TrainLoop(
             model,
             corpus,
             config,
@@ -141,8 +142,7 @@ def fit(
             callbacks=called,
             folder=folder,
             signals=signals,
-        )
-        return loop.run(resume=resume)
+        ).run(resume=resume)
 
 
 def _check_all_processes_agree(info: RunInfo, *, resume: bool, **folders: str | Path | None) -> None:
@@ -256,8 +256,6 @@ def check_problem(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Me
 
 def _check(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Mesh) -> None:
     """Checks all arguments before anything is written or put on a device; raises the same errors as `fit`."""
-    if mesh.devices.flat[0].platform == "cpu":
-        keep_lapack_on_one_thread()
     check_problem(model, corpus, config, mesh)
     context = encode_context(corpus.vocab, config.sample_context)
     check_room_to_train(model.config, config, model.vocab_size, list(mesh.devices.flat))

@@ -5,7 +5,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import numpy as np
@@ -89,9 +88,10 @@ class TrainLoop:
         self.feed = Prefetcher(corpus.train, layout, mesh, budget=train_bytes)
         self.evaluator = make_evaluator(model, corpus.validation, mesh=mesh, budget=validation_bytes)
         if isinstance(optimizer, optax.GradientTransformation):
-            self.optimizer: Any = with_rate_scale(optimizer)
+            self.optimizer = with_rate_scale(optimizer)
         else:
             self.optimizer = make_optimizer(config, self.plan.total_steps, learning_rate=optimizer)
+        self._rate_is_configured = optimizer is None
         self.train_step = make_train_step(
             model, self.optimizer, seq_len=config.seq_len, mesh=mesh, microbatches=config.microbatches
         )
@@ -160,7 +160,7 @@ class TrainLoop:
         state, progress, earlier = self.folder.restore(self._abstract_state(), check=self._check_length)
         self._continue_from(progress)
         self.reporter.message(f"resuming at step {progress.step} of {self.plan.total_steps}")
-        if is_main():
+        if is_main() and self._rate_is_configured:
             warn_if_rate_rises(earlier, self.config, self.plan.steps_per_epoch, progress.step)
         return state
 
@@ -251,7 +251,8 @@ class TrainLoop:
         if self.folder is not None:
             self.folder.record(evaluation, sample)
         self.reporter.evaluation(evaluation, sample)
-        if self.callbacks and from_main(lambda: self._asked_to_stop(evaluation, state)):
+        # In all processes, although only the main one may have callbacks.
+        if from_main(lambda: self._asked_to_stop(evaluation, state)):
             self._stop = "requested by a callback"
 
     def _asked_to_stop(self, evaluation: Evaluation, state: TrainState) -> bool:
@@ -261,7 +262,7 @@ class TrainLoop:
 
     def _learning_rate(self) -> float | None:
         """Returns the learning rate of the last step, or None if it is unknown."""
-        rate = getattr(self.optimizer, "rate", None)
+        rate = self.optimizer.rate
         return None if rate is None else float(rate(self.progress.step - 1)) * rate_scale(self.progress)
 
     def _sample(self, state: TrainState) -> str:

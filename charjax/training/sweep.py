@@ -67,7 +67,8 @@ def sweep(
     Args:
         model: the model; its vocab_size must match the corpus.
         corpus: the text.
-        config: training configuration, as for `fit`; its settings for checkpoints and samples are ignored.
+        config: training configuration, as for `fit`; its settings for checkpoints, samples and patience are
+            ignored.
         learning_rate: one or more peak learning rates; by default the one in `config`.
         dropout: one or more dropout rates; by default the model's.
         weight_decay: one or more weight decays; by default the one in `config`.
@@ -122,8 +123,7 @@ def sweep(
         for rate, drop, decay in itertools.product(*swept)
         for n in range(seeds)
     ]
-    if devices[0].platform == "cpu":
-        keep_lapack_on_one_thread()
+    keep_lapack_on_one_thread(devices[0].platform)
     with contextlib.ExitStack() as stack:
         # Without a folder, a signal ends the sweep as it would any other program.
         signals = stack.enter_context(SignalCatcher()) if out is not None else None

@@ -117,14 +117,16 @@ def train_alone(text, out, *more):
 
 def test_two_processes_train_as_one_and_only_one_writes(tmp_path, alone):
     text, expected = alone
-    found = train(2, text, tmp_path / "run")
+    # Only the main process has a tracker, but all of them have to agree whether it ends the training.
+    found = train(2, text, tmp_path / "run", "--tensorboard")
     assert [code for code, _, _ in found] == [0, 0], found
     assert found[0][1][-1] == f"saved in {tmp_path / 'run'}; to generate text: charjax sample {tmp_path / 'run'}"
     assert found[1][1:] == ([], [])
     assert_alike(tmp_path / "run", expected)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
-        path.name for path in expected.iterdir()
+        ["tensorboard", *(path.name for path in expected.iterdir())]
     )
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     assert (tmp_path / "run" / "samples.txt").read_text().count("step") == len(metrics(expected))
     assert sealed_steps(tmp_path / "run") == sealed_steps(expected)
 

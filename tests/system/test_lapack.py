@@ -18,7 +18,7 @@ from charjax.host.cpu import keep_lapack_on_one_thread
 def threads():
     return len(os.listdir("/proc/self/task"))
 before, given = threads(), dict(os.environ)
-keep_lapack_on_one_thread()
+keep_lapack_on_one_thread("cpu")
 import scipy.linalg.cython_lapack
 assert dict(os.environ) == given
 print(threads() - before)

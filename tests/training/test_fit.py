@@ -32,7 +32,7 @@ from charjax.progress.reporter import NullReporter
 from charjax.runs.checkpoint import read_header
 from charjax.runs.logs import read_metrics
 from charjax.training.evaluate import evaluate
-from charjax.training.optimizer import make_optimizer
+from charjax.training.optimizer import make_optimizer, with_rate_scale
 from charjax.training.plan import training_layout
 
 CORPUS = small_corpus()
@@ -370,7 +370,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     """An update can overflow although loss and gradient are finite; here every one does."""
 
     def overflowing(*args, **options):
-        return optax.chain(make_optimizer(*args, **options), optax.scale(math.inf))
+        return with_rate_scale(optax.chain(make_optimizer(*args, **options), optax.scale(math.inf)))
 
     monkeypatch.setattr("charjax.training.loop.make_optimizer", overflowing)
     with pytest.raises(UserError, match="the parameters are not finite at step 1, after 5 rollbacks"):

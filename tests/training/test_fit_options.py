@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import re
 import signal
@@ -51,7 +52,7 @@ def test_a_constant_schedule_trains_like_a_constant_rate():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours.params, theirs.params)
 
 
-def test_an_optimizer_of_optax_takes_the_place_of_adamw(tmp_path):
+def test_an_optimizer_of_optax_takes_the_place_of_adamw(tmp_path, caplog):
     state = fit(optimizer=OPTIMIZER, out=tmp_path / "whole")
     assert isinstance(optax.tree_utils.tree_get(state.opt_state, "mu"), dict)
     assert optax.tree_utils.tree_get(state.opt_state, "nu") is None
@@ -59,7 +60,12 @@ def test_an_optimizer_of_optax_takes_the_place_of_adamw(tmp_path):
     assert evaluations[-1].val_loss < evaluations[0].val_loss
     assert {evaluation.learning_rate for evaluation in evaluations} == {None}
     fit(optimizer=OPTIMIZER, out=tmp_path / "cut", epochs=1)
-    assert int(fit(optimizer=OPTIMIZER, out=tmp_path / "cut", resume=True, epochs=2).step) == int(state.step)
+    with pytest.raises(UserError, match=r"trained with a different optimizer .*; pass that one to resume it"):
+        fit(out=tmp_path / "cut", resume=True, epochs=2)
+    with caplog.at_level(logging.WARNING, logger="charjax"):
+        assert int(fit(optimizer=OPTIMIZER, out=tmp_path / "cut", resume=True, epochs=2).step) == int(state.step)
+    # The configured rate, which more epochs would raise, is not used.
+    assert not caplog.records
 
 
 def test_a_rollback_halves_the_updates_of_any_optimizer(tmp_path):
