@@ -9,7 +9,7 @@ const text = $("text"), painted = $("painted"), rest = $("rest"), tip = $("tip")
 
 let units = [];          // the characters of the text: {text, from, to, element}; they are ids [from, to)
 let colored = 0;         // how many of them are painted
-let writer = null;       // what goes on after the text
+let writer = null;       // what continues the text
 let left = 0;            // characters that it has yet to write
 let due = false;         // whether a new one starts once the text is read
 let barsAreOld = true;
@@ -52,7 +52,7 @@ function write() {
   return true;
 }
 
-// Without a text, the model goes on after a line break, as `charjax sample` does.
+// Without a text, the model continues a line break, as `charjax sample` does.
 function stateToContinue() {
   const state = copyOf(reader.state), [id] = vocab.encode("\n");
   if (!reader.ids.length && id !== undefined) model.step(state, id);
