@@ -1,8 +1,10 @@
 """The stages of a run: correctness, the training step, generation."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,14 +15,17 @@ from benchmarks.common.results import ResultsFile
 from benchmarks.common.worker import Worker
 from benchmarks.gpu.plan import Clock, Plan, Size
 from benchmarks.train_step import LOSS_TOLERANCE, LOSSES
+from charjax.host.cpu import available_cores
 
 # As shares of an array's largest value; float32 with products in true float32.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
+MOST_CHECKERS = 8
 # For reference or for CPUs: one size is enough to check them.
 PORTABLE = ("flax", "scan", "custom_vjp", "native")
 OURS = "charjax"
-# Of PyTorch. True float32 is the slowest everywhere, so it is measured only at the important points.
-FORMATS = ("fp16", "bf16", "tf32")
+# Of PyTorch. Float32, true or TensorFloat-32, is slower everywhere, so it is measured only against everyone.
+FORMATS = ("fp16", "bf16")
+HOPPER = "mosaic_gpu"
 GENERATION_LAYERS = 2
 
 
@@ -36,6 +41,7 @@ class Run:
         about: what each process said of its device.
         say: prints a line of progress.
         contest: sets up and times the peers.
+        make_worker: starts another process for "jax", given what to add to its environment.
     """
 
     plan: Plan
@@ -45,6 +51,7 @@ class Run:
     about: dict[str, dict[str, Any]]
     say: Callable[[str], None]
     contest: Contest
+    make_worker: Callable[[dict[str, str]], Worker]
 
     @property
     def platform(self) -> str:
@@ -78,34 +85,58 @@ class Run:
 
 
 def run_correctness(run: Run, share: float) -> None:
-    """Checks outputs and gradients of two layers; the implementations that are made for the device come first."""
+    """Checks outputs and gradients of two layers, several implementations at a time in processes of their own.
+
+    The implementations that are made for the device come first.
+    """
     stage = run.stage("correctness")
     stage["tolerance"] = TOLERANCE
-    first = run.plan.check_hidden[0]
     names = sorted(run.about["jax"]["implementations"], key=lambda name: name in PORTABLE)
-    items = [
-        {"implementation": name, "dtype": dtype, "hidden_dim": hidden}
-        for name, dtype, hidden in itertools.product(names, ("bfloat16", "float32"), run.plan.check_hidden)
-        if hidden == first or name not in PORTABLE
+    waiting = [
+        {"implementation": name, "dtype": dtype, "hidden_dim": hidden, "batch_size": batch, "seq_len": time}
+        for (hidden, batch, time), dtype, name in itertools.product(run.plan.checks, ("bfloat16", "float32"), names)
+        if (hidden, batch, time) == run.plan.checks[0] or name not in PORTABLE
     ]
+    lock = threading.Lock()
 
-    def check(item: dict[str, Any]) -> Row:
-        size = {"batch_size": run.plan.check_batch, "seq_len": run.plan.check_time}
-        hung = [row for row in stage["rows"] if row["implementation"] == item["implementation"] and "hung" in row]
-        if hung:
-            return {**item, **size, "cannot_run": f"not tried again after: {hung[0]['cannot_run']}"}
-        answer = run.workers["jax"].ask("layer_check:check", timeout=run.clock.timeout(), **item, **size)
-        if "outputs" in answer:
-            answer["agrees"] = max(answer["outputs"], answer["gradients"]) <= TOLERANCE[item["dtype"]]
-        return {**item, **size, **answer}
+    def work() -> None:
+        # None of them may take all of the device's memory.
+        with run.make_worker({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) as worker:
+            while run.clock.elapsed() < share * run.clock.limit:
+                with lock:
+                    if not waiting:
+                        return
+                    item = waiting.pop(0)
+                row = _check(run, worker, item)
+                with lock:
+                    run.say(f"correctness: {', '.join(f'{key} {value}' for key, value in row.items())}")
+                    stage["rows"].append(row)
+                    run.file.save()
 
-    run.take("correctness", items, share, check)
+    count = max(1, min(MOST_CHECKERS, available_cores() // 2))
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(work) for _ in range(count)]:
+            done.result()
+    stage["not_run"] = waiting
+
+
+def _check(run: Run, worker: Worker, item: dict[str, Any]) -> Row:
+    hung = [row for row in run.stage("correctness")["rows"] if "hung" in row and _is_like(row, item)]
+    if hung:
+        return {**item, "cannot_run": f"not tried again after: {hung[0]['cannot_run']}"}
+    answer = worker.ask("layer_check:check", timeout=run.clock.timeout(), **item)
+    if "outputs" in answer:
+        answer["agrees"] = max(answer["outputs"], answer["gradients"]) <= TOLERANCE[item["dtype"]]
+    return {**item, **answer}
+
+
+def _is_like(row: Row, item: dict[str, Any]) -> bool:
+    return all(row[name] == item[name] for name in ("implementation", "hidden_dim"))
 
 
 def run_important(run: Run, share: float) -> None:
-    """Measures the important training steps, beside PyTorch in all its forms."""
-    peers = functools.partial(against_torch, formats=(*FORMATS, "fp32"))
-    _train(run, "train_step", run.plan.important, peers, share)
+    """Measures the important training steps, beside PyTorch."""
+    _train(run, "train_step", run.plan.important, against_torch, share)
 
 
 def run_everyone(run: Run, share: float) -> None:
@@ -139,10 +170,8 @@ def compare_losses(row: Row) -> None:
 
 
 def against_torch(run: Run, formats: Sequence[str] = FORMATS) -> list[Peer]:
-    """Returns charjax as it comes, and PyTorch in all its forms."""
-    found = [_charjax(run, OURS)]
-    if OURS in run.contest.given_up:
-        found += _kernels(run)
+    """Returns charjax as it comes and by the Hopper kernels, and PyTorch in its forms."""
+    found = ours(run)
     if "torch" not in run.workers:
         return found
     graph = run.about["torch"]["platform"] == "cuda"
@@ -156,25 +185,32 @@ def against_torch(run: Run, formats: Sequence[str] = FORMATS) -> list[Peer]:
     ]  # fmt: skip
 
 
+def ours(run: Run) -> list[Peer]:
+    """Returns charjax as it comes and, on a GPU, by the Hopper kernels, where they are not its choice."""
+    hopper = [charjax_peer(run, HOPPER, HOPPER)] if run.platform == "gpu" else []
+    return [charjax_peer(run, OURS), *hopper]
+
+
 def against_everyone(run: Run) -> list[Peer]:
-    """Returns charjax as it comes, in other formats and by its other implementations, JAX's cuDNN and flax."""
-    found = [_charjax(run, OURS), *_kernels(run), _charjax(run, f"{OURS} float32", None, "float32", "highest")]
+    """Returns charjax as it comes, in other formats and by its other implementations, JAX's cuDNN, flax and PyTorch."""
+    found = [*ours(run), *others(run), charjax_peer(run, f"{OURS} float32", None, "float32", "highest")]
     if run.platform == "gpu":
         # What a GPU's float32 products are by default.
-        found += [_charjax(run, f"{OURS} tf32", None, "float32", "tensorfloat32")]
-        found += [_charjax(run, "jax cudnn tf32", "cudnn", "float32", "tensorfloat32")]
-        found += [_charjax(run, "jax cudnn float32", "cudnn", "float32", "highest")]
+        found += [charjax_peer(run, f"{OURS} tf32", None, "float32", "tensorfloat32")]
+        found += [charjax_peer(run, "jax cudnn tf32", "cudnn", "float32", "tensorfloat32")]
+        found += [charjax_peer(run, "jax cudnn float32", "cudnn", "float32", "highest")]
     flax = Peer("flax nn.RNN bfloat16", run.workers["jax"], "jax_training:flax", {"dtype": "bfloat16"})
-    return [*found, _charjax(run, "scan bfloat16", "scan"), flax]
+    torch = against_torch(run, ("tf32", "fp32"))[len(ours(run)) :]
+    return [*found, charjax_peer(run, "scan bfloat16", "scan"), flax, *torch]
 
 
-def _kernels(run: Run) -> list[Peer]:
-    """Returns the implementations that are there for their speed on a GPU or a TPU."""
-    names = [name for name in run.about["jax"]["implementations"] if name not in (*PORTABLE, "cudnn")]
-    return [_charjax(run, f"{name} bfloat16", name) for name in names]
+def others(run: Run) -> list[Peer]:
+    """Returns the other implementations that are there for their speed on a GPU or a TPU."""
+    names = [name for name in run.about["jax"]["implementations"] if name not in (*PORTABLE, HOPPER, "cudnn")]
+    return [charjax_peer(run, f"{name} bfloat16", name) for name in names]
 
 
-def _charjax(
+def charjax_peer(
     run: Run, name: str, implementation: str | None = None, dtype: str = "bfloat16", precision: str | None = None
 ) -> Peer:
     spec = {"implementation": implementation, "dtype": dtype, "precision": precision}
@@ -204,8 +240,8 @@ def generators(run: Run) -> list[Peer]:
     found = [Peer(OURS, run.workers["jax"], "jax_generation:charjax_steps")]
     if run.platform == "gpu":
         # Its kernel chooses the characters; measurements decide whether it becomes the default.
-        spec = {"implementation": "mosaic_gpu"}
-        found.append(Peer("mosaic_gpu", run.workers["jax"], "jax_generation:charjax_steps", spec))
+        spec = {"implementation": HOPPER}
+        found.append(Peer(HOPPER, run.workers["jax"], "jax_generation:charjax_steps", spec))
     if "torch" in run.workers:
         graph = run.about["torch"]["platform"] == "cuda"
         for name, step in (("torch nn.LSTM", "lstm"), ("torch nn.LSTMCell", "cells")):

@@ -1,6 +1,7 @@
 """`charjax.fit` as users call it: trainings that stop after every few steps, and the start of one."""
 
 import resource
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -89,3 +90,42 @@ def start(text: str) -> dict[str, float]:
 
 def _peak_kilobytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def curve(text: str, seconds: float, every: int, **options: Any) -> dict[str, Any]:
+    """Trains for so many seconds from the first step on, at a constant rate.
+
+    Args:
+        text: path of the text.
+        seconds: after which the next evaluation ends the training.
+        every: steps from one evaluation to the next.
+        **options: hidden_dim, hidden_layers, dropout, and further options of `fit`.
+
+    Returns:
+        "chars_per_second" and "seconds_per_epoch", medians over the evaluations but the first; "evaluations", each
+        [seconds since the call, epoch, training loss, validation loss].
+    """
+    start = time.perf_counter()
+    from charjax import CharLSTM, Corpus, Evaluation, fit
+    from charjax.ops.lstm.api import default_dtype
+
+    corpus = Corpus.from_file(text)
+    sizes = {name: options.pop(name) for name in ("hidden_dim", "hidden_layers", "dropout")}
+    found: list[tuple[float, Evaluation]] = []
+
+    def measure(evaluation: Evaluation, state: Any) -> bool:
+        del state
+        found.append((time.perf_counter() - start, evaluation))
+        return evaluation.elapsed_seconds >= seconds
+
+    model = CharLSTM(corpus.vocab.size, **sizes, dtype=default_dtype())
+    fit(
+        model, corpus, progress=False, callbacks=[measure], epochs=100_000, eval_every=every, sample_length=0,
+        schedule="constant", **options,
+    )  # fmt: skip
+    speed = statistics.median(it.chars_per_second or 0.0 for _, it in found[1:] or found)
+    return {
+        "chars_per_second": speed,
+        "seconds_per_epoch": len(corpus.train) / speed,
+        "evaluations": [[passed, it.epoch, it.train_loss, it.val_loss] for passed, it in found],
+    }

@@ -13,10 +13,12 @@ import numpy as np
 import optax
 
 from benchmarks.common.problem import LEARNING_RATE, SEQ_LEN, VOCAB, WINDOWS, initial_params, training_ids, windows
+from benchmarks.peers.jax_profile import ProfiledSteps
 from benchmarks.peers.steps import Steps, start
 from charjax import CharLSTM, init_train_state, make_mesh, make_streams, make_train_step, put_streams
 from charjax.distributed.mesh import make_training_mesh, use_all_cores
 from charjax.host.memory import release_unused_memory, reuse_memory
+from charjax.ops.lstm import wavefront
 from charjax.ops.lstm.api import IMPLEMENTATIONS
 
 Sizes = dict[str, Any]
@@ -50,9 +52,21 @@ def peak(dtype: str) -> dict[str, float]:
 
 def charjax(
     sizes: Sizes, *, dtype: str, losses: int, implementation: str | None = None, all_cores: bool = False,
-    precision: str | None = None,
+    precision: str | None = None, unroll: int | None = None,
 ) -> SetUp:  # fmt: skip
-    """Sets up charjax's training step, which takes many steps per call; `all_cores` makes every core a device."""
+    """Sets up charjax's training step, which takes many steps per call.
+
+    Args:
+        sizes: hidden_dim, hidden_layers and batch_size.
+        dtype: of the model.
+        losses: how many first losses to report.
+        implementation: of the model.
+        all_cores: whether every core is a device.
+        precision: of float32 matmuls.
+        unroll: diagonals per iteration of the loops of `wavefront`; None for its own number.
+    """
+    if unroll:
+        wavefront.UNROLL = unroll
     batch_size, seq_len, vocab_size = sizes["batch_size"], sizes.get("seq_len", SEQ_LEN), sizes.get("vocab_size", VOCAB)
     if all_cores:
         # As `fit` does, before JAX is first used.
@@ -84,8 +98,8 @@ def charjax(
         return loss
 
     with _log() as lines:
-        peer, about = start(run, losses)
-    return peer, {**about, "devices": mesh.size, "log": lines}
+        _, about = start(run, losses)
+    return ProfiledSteps(run), {**about, "devices": mesh.size, "log": lines}
 
 
 def flax(sizes: Sizes, *, dtype: str, losses: int) -> SetUp:

@@ -16,9 +16,12 @@ from charjax.ops.lstm.api import lstm_stack
 def check(implementation: str, dtype: str, hidden_dim: int, batch_size: int, seq_len: int) -> dict[str, float]:
     """Runs two layers, the first on characters.
 
+    It runs twice, each time in memory that holds NaN, where an output that is not written would show.
+
     Returns:
-        The largest error of the "outputs" and of the "gradients". An array's error is its largest difference as a
-        share of the array's largest value.
+        The largest error of the "outputs" and of the "gradients", and "moves", the largest difference between the two
+        runs, which only a race can cause. An array's error is its largest difference as a share of the array's largest
+        value.
     """
     layers, ids, carries, pulls = _inputs(hidden_dim, batch_size, seq_len)
 
@@ -31,18 +34,28 @@ def check(implementation: str, dtype: str, hidden_dim: int, batch_size: int, seq
     # By default a GPU's float32 products are TensorFloat-32, and a TPU's bfloat16.
     with jax.default_matmul_precision("highest" if dtype == "float32" else None):
         run = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True))
-        (_, outputs), gradients = jax.device_get(run(layers, carries))
-    expected_outputs, expected_gradients = _expected(hidden_dim, batch_size, seq_len)
-    return {
-        "outputs": _largest_error(outputs, expected_outputs),
-        "gradients": _largest_error(gradients, expected_gradients),
-    }
+        runs = []
+        for _ in range(2):
+            _fill_memory_with_nan()
+            (_, outputs), gradients = jax.device_get(run(layers, carries))
+            runs.append((outputs, gradients))
+    expected = _expected(hidden_dim, batch_size, seq_len)
+    outputs, gradients = (
+        max(_largest_error(actual[part], expected[part]) for actual in runs) for part in range(len(expected))
+    )
+    return {"outputs": outputs, "gradients": gradients, "moves": _largest_error(*runs)}
+
+
+def _fill_memory_with_nan() -> None:
+    """Writes NaN to memory that JAX then reuses for the next program's results."""
+    jax.block_until_ready([jnp.full(1 << size, jnp.nan) for size in range(10, 24) for _ in range(4)])
 
 
 def _largest_error(actual: Any, expected: Any) -> float:
-    def error(a: Any, e: np.ndarray) -> float:
+    def error(a: Any, e: Any) -> float:
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
         # A NaN is the largest error of all; max() might pass over it.
-        return float(np.nan_to_num(np.max(np.abs(np.asarray(a, np.float64) - e)) / np.max(np.abs(e)), nan=np.inf))
+        return float(np.nan_to_num(np.max(np.abs(a - e)) / np.max(np.abs(e)), nan=np.inf))
 
     return max(jax.tree.leaves(jax.tree.map(error, actual, expected)))
 
