@@ -144,10 +144,6 @@ def examine_training(name: str, target: str, sizes: Sizes, mesh: Mesh, folder: P
         sizes=dataclasses.asdict(sizes),
         vocab_size=VOCAB,
     )
-    if name == "mosaic_gpu":
-        seconds += cost_model.hopper_kernel_seconds(
-            sizes.hidden_dim, sizes.hidden_layers, sizes.batch_size, sizes.seq_len
-        )
     chars = sizes.batch_size * sizes.seq_len
     return row | {"model_milliseconds": 1000 * seconds, "model_chars_per_second": chars / seconds}
 

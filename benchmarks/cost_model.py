@@ -10,9 +10,6 @@ All assumptions:
 - Arithmetic and bytes overlap: a step takes the longer of the two, plus the launches.
 - Matrix products run at `efficiency` of the stated peak. The level-2 cache's bandwidth is what is commonly measured on
   an H100.
-- Where a kernel of `mosaic_gpu` runs a layer's sequence, a time step takes the middle of the range in
-  docs/performance.md, for 8 clusters of 16 sequences at once at 512 units. The work of the loops that the kernels
-  replace is not subtracted, so the estimate is too long rather than too short.
 """
 
 import dataclasses
@@ -52,11 +49,6 @@ V6E = Device(
 DEVICES = {"h100": H100, "v5e": V5E, "v6e": V6E}
 
 
-# Seconds of a time step, forward and backward, in the Hopper kernels, by units; and how many sequences run at once.
-HOPPER_STEP = {128: (1.3e-6, 1.0e-6), 256: (1.65e-6, 1.6e-6), 512: (2.3e-6, 2.25e-6)}
-HOPPER_SEQUENCES = {128: 132 * 16, 256: 33 * 16, 512: 8 * 16}
-
-
 def training_flops(hidden_dim: int, hidden_layers: int, vocab_size: int, chars: int) -> int:
     """Counts the operations of a training step: three times those of the forward matrix products."""
     return 3 * chars * (8 * hidden_dim**2 * (2 * hidden_layers - 1) + 2 * hidden_dim * vocab_size)
@@ -83,10 +75,3 @@ def training_seconds(
     moved = weights / (device.cache if cached else device.memory) + activations / device.memory
     work = max(flops / (device.flops * device.efficiency), moved)
     return launches_per_time_step * time * device.launch_seconds + work
-
-
-def hopper_kernel_seconds(hidden_dim: int, hidden_layers: int, batch_size: int, seq_len: int) -> float:
-    """Estimates all `mosaic_gpu` kernels of a training step; the other launches come on top."""
-    units = next(size for size in HOPPER_STEP if hidden_dim <= size)
-    rounds = -(-batch_size // HOPPER_SEQUENCES[units])
-    return hidden_layers * seq_len * rounds * sum(HOPPER_STEP[units])

@@ -16,7 +16,7 @@ TARGETS = ("h100", "v5e:2x2", "v6e:2x2")
 def make_target_mesh(name: str) -> Mesh:
     """Returns a mesh over "data" of one H100, or of the chips of a TPU slice (such as "v5e:2x2").
 
-    One kind of target per process: each needs its own JAX plug-in (`jax[cuda12]` or `jax[tpu]`).
+    One kind of target per process: each needs its own JAX plug-in (`jax[cuda13]` or `jax[tpu]`).
 
     Raises:
         RuntimeError: the plug-in is not installed.
@@ -32,7 +32,7 @@ def make_target_mesh(name: str) -> Mesh:
     try:
         topology = topologies.get_topology_desc(topology_name=name, **options)
     except Exception as error:
-        extra = "cuda12" if name == "h100" else "tpu"
+        extra = "cuda13" if name == "h100" else "tpu"
         raise RuntimeError(f"JAX cannot compile for {name} here; install jax[{extra}] ({error})") from error
     return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
 

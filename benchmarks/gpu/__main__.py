@@ -3,11 +3,12 @@
     python -m benchmarks.gpu            the whole run
     python -m benchmarks.gpu --tiny     a rehearsal of all stages on any machine
 
-Three questions: does every implementation of an LSTM layer match float64 on the device; how fast is the whole training
-step beside PyTorch's cuDNN, JAX's cuDNN, flax and a plain scan; how fast is generation beside PyTorch. Peers are timed
-in turn, medians are reported, and a peer that fails is reported with its message. The file is written after every
-point, so that a run that is cut short leaves what it has; points that there was no time for are listed. Needs charjax's
-requirements (without tyro) and, for the comparison, PyTorch.
+Questions: does every implementation of an LSTM layer match float64 on the device, and does every decoder; how fast is
+the whole training step beside PyTorch's cuDNN, JAX's cuDNN, flax and a plain scan; how fast is generation beside
+PyTorch; where does the time go; what does a user see in the first minute of a training. Peers are timed in turn,
+medians are reported, and a peer that fails is reported with its message. The file is written after every point, so that
+a run that is cut short leaves what it has; points that there was no time for are listed. Needs charjax's requirements
+(without tyro) and, for the comparison, PyTorch. `first_contact.sh` runs the stages one group at a time.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from benchmarks.common.options import add_results, make_parser
 from benchmarks.common.results import ResultsFile
 from benchmarks.common.worker import Worker
 from benchmarks.gpu import report
-from benchmarks.gpu.diagnosis import run_kernels, run_limits, run_profile, run_sampling, run_training, run_variants
+from benchmarks.gpu.diagnosis import run_limits, run_profile, run_sampling, run_training, run_variants
 from benchmarks.gpu.plan import Clock, Plan, tiny_plan, whole_plan
 from benchmarks.gpu.stages import Run, run_correctness, run_everyone, run_generation, run_important, run_rest
 
@@ -39,8 +40,7 @@ STAGES: dict[str, tuple[Callable[[Run, float], None], float]] = {
     "train_step": (run_important, 0.25),
     "generation": (run_generation, 0.15),
     "profile": (run_profile, 0.08),
-    "kernels": (run_kernels, 0.05),
-    "variants": (run_variants, 0.1),
+    "variants": (run_variants, 0.15),
     "train_step_peers": (run_everyone, 0.07),
     "train_step_rest": (run_rest, 0.05),
     "training": (run_training, 0.05),
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     content |= {"nvidia_smi_after": nvidia_smi(), "seconds": run.clock.elapsed(), "summary": report.summary(content)}
     print(report.full_text(content))
     print("written:", run.file.save())
-    wrong = [row for row in report.rows(content, "correctness") if not (row.get("agrees") or row.get("refused"))]
+    checks = report.rows(content, "correctness") + report.rows(content, "sampling")
+    wrong = [row for row in checks if not (row.get("agrees") or row.get("refused"))]
     peers = [result for row in report.training_rows(content) for result in row["peers"].values()]
     apart = any(not result.get("losses_agree", True) for result in peers)
     return 1 if failed or wrong or apart else 0

@@ -24,6 +24,6 @@ phase() { # name, seconds, stages and other options
 if command -v nvidia-smi; then nvidia-smi; fi
 phase "limits and correctness" 60 --without-torch --stages limits correctness sampling "$@"
 phase "training steps and generation" 240 --stages train_step generation "$@"
-phase "reasons" 180 --without-torch --stages profile kernels variants "$@"
+phase "reasons" 180 --without-torch --stages profile variants "$@"
 phase "a training" 90 --without-torch --stages training "$@"
 exit "$failed"

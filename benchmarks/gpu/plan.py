@@ -29,9 +29,6 @@ class Plan:
         streams: texts generated at once.
         generation_hidden: H in generation, with 2 layers.
         length: characters per call in generation.
-        kernel_hidden: H of the Hopper kernels alone.
-        kernel_batches: their B.
-        kernel_columns: sequences per cluster.
         training: a real training: options of `benchmarks.peers.fit.curve`.
         rounds: measurements of each peer, in turn with the others.
         round_seconds: least time of one.
@@ -40,19 +37,17 @@ class Plan:
 
     limits: dict[str, int] = dataclasses.field(default_factory=lambda: {"size": 8192, "copied": 4 << 30})
     checks: tuple[tuple[int, int, int], ...] = (
-        (128, 64, 24), (512, 64, 24), (256, 64, 24), (512, 37, 1), (200, 37, 7), (100, 3, 24), (512, 200, 30),
+        (128, 64, 24), (512, 64, 24), (256, 1024, 12), (512, 37, 1), (200, 37, 7), (1024, 3, 12),
     )  # fmt: skip
     important: tuple[Size, ...] = (
-        Size(512, 2, 64), Size(512, 3, 1024), Size(512, 2, 1024), Size(512, 3, 64), Size(512, 2, 256), Size(512, 3, 256),
+        Size(512, 2, 64), Size(512, 3, 1024), Size(512, 2, 1024),
+        Size(512, 3, 64), Size(512, 2, 256), Size(512, 3, 256),
     )  # fmt: skip
     everyone: tuple[Size, ...] = (Size(512, 2, 64), Size(512, 3, 1024))
     rest: tuple[Size, ...] = ()
     streams: tuple[int, ...] = (1, 32, 1024, 4096)
     generation_hidden: tuple[int, ...] = (512, 128)
     length: int = 256
-    kernel_hidden: tuple[int, ...] = (512, 256, 128)
-    kernel_batches: tuple[int, ...] = (64, 1024)
-    kernel_columns: tuple[int, ...] = (16, 32)
     training: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {
             "seconds": 60.0, "every": 100, "hidden_dim": 512, "hidden_layers": 3, "dropout": 0.3, "batch_size": 1024,
@@ -77,7 +72,6 @@ def tiny_plan() -> Plan:
         limits={"size": 64, "copied": 1 << 16}, checks=((8, 3, 5), (9, 2, 1)),
         important=(Size(8, 2, 8),), everyone=(Size(8, 2, 8),), rest=(Size(8, 1, 8),),
         streams=(1, 4), generation_hidden=(8,), length=16, rounds=1, round_seconds=0.0,
-        kernel_hidden=(8,), kernel_batches=(8,), kernel_columns=(8,),
         training={
             "seconds": 1.0, "every": 20, "hidden_dim": 8, "hidden_layers": 2, "dropout": 0.1, "batch_size": 64,
             "learning_rate": 0.002,

@@ -1,8 +1,11 @@
-"""What a training step should take on an H100, by arithmetic alone: python -m benchmarks.gpu.predictions.
+"""What a training step should take on an H200, by arithmetic: python -m benchmarks.gpu.predictions.
 
-For every point of the grid: the least that the device allows (a step's operations at 790 TFLOP/s, what large bfloat16
-products were seen to reach on such a chip, or its bytes, whichever takes longer), and what the cost model says of the
-implementations. They are written down before anything is measured, so that measurements have something to contradict.
+For every point of the grid: the least that the device allows (the step's operations, or the bytes that it cannot
+avoid, whichever takes longer), what `wavefront` takes if all sizes are like the one that was profiled, what
+`mosaic_gpu` should take, and cuDNN. They are written down before they are measured, so that measurements have something
+to contradict.
+
+A matmul and the passes over its result take turns, so their times add up; no launch takes less than `LAUNCH`.
 """
 
 import itertools
@@ -15,32 +18,36 @@ from benchmarks.common.problem import SEQ_LEN, VOCAB
 from benchmarks.common.report import markdown
 from benchmarks.common.results import ResultsFile
 
-MATMUL_FLOPS = 790e12
-# Per time step, as compiled for an H100 (docs/performance.md), by the number of layers.
-LAUNCHES = {"wavefront": {1: 6.0, 2: 7.2, 3: 9.6}, "mosaic_gpu": {1: 0.5, 2: 0.73, 3: 1.0}}
-# Forward and backward, of cuDNN's persistent kernels: 5.2 ms for 1024 steps of 768 units and 16 sequences on an H100
-# (Beck et al. 2024, FlashRNN).
+# Measured on an H200 (gpu-limits-2026-11-27-2306-NVIDIA-H200): a large matmul and a large copy; the matmuls of
+# 3 x 512 with 1024 sequences; and the kernels of 2 x 512 with 64 sequences, a launch and all else.
+MATMUL, COPY = 767e12, 4.2e12
+STEP_MATMUL = 580e12
+LAUNCH = 2.3e-6
+# In both implementations: gradients' norms, Adam, the head and the loss.
+LAUNCHES_OUTSIDE = 110
+# Bytes per unit, sequence and time step: what the device could not avoid; what XLA's passes in `wavefront` amount to
+# at the measured copy speed; and what the kernels of `mosaic_gpu` read and write.
+BYTES = {"least": 40, "wavefront": 294, "mosaic_gpu": 134}
+# Launches per time step, forward and backward.
+LAUNCHES = {"wavefront": 7.2, "mosaic_gpu": 4.0}
+# Of cuDNN's persistent kernels: 5.2 ms for 1024 steps forward and backward, 768 units, 16 sequences, on an H100 (Pöppel
+# et al. 2024, FlashRNN).
 CUDNN_STEP = 5.1e-6
 
 
 def predict(hidden_dim: int, hidden_layers: int, batch_size: int) -> dict[str, Any]:
     """Returns the sizes, and the seconds of a step: "least", by implementation, and "cudnn"."""
-    sizes = {"hidden_dim": hidden_dim, "hidden_layers": hidden_layers, "batch_size": batch_size, "seq_len": SEQ_LEN}
-    device = cost_model.H100
-    flops = cost_model.training_flops(hidden_dim, hidden_layers, VOCAB, batch_size * SEQ_LEN)
-    least = max(flops / MATMUL_FLOPS, cost_model.training_bytes(*sizes.values())[1] / device.memory)
-    found: dict[str, Any] = {**sizes, "least": least}
+    sizes = {"hidden_dim": hidden_dim, "hidden_layers": hidden_layers, "batch_size": batch_size}
+    chars = batch_size * SEQ_LEN
+    units, diagonals = chars * hidden_layers * hidden_dim, SEQ_LEN + hidden_layers - 1
+    flops = cost_model.training_flops(hidden_dim, hidden_layers, VOCAB, chars)
+    # Both multiply with a block of zeros or of one-hot rows, so that all layers have the same shape.
+    padded = 3 * 8 * hidden_dim * max(2 * hidden_dim, hidden_dim + VOCAB) * hidden_layers * chars
+    found: dict[str, Any] = {**sizes, "least": max(flops / MATMUL, BYTES["least"] * units / COPY)}
     for name, launches in LAUNCHES.items():
-        seconds = cost_model.training_seconds(
-            device, launches_per_time_step=launches[hidden_layers], cycles=None, sizes=sizes, vocab_size=VOCAB
-        )
-        if name == "mosaic_gpu":
-            if hidden_dim > max(cost_model.HOPPER_STEP):
-                continue
-            seconds += cost_model.hopper_kernel_seconds(*sizes.values())
-        found[name] = seconds
-    work = flops / (device.flops * device.efficiency)
-    found["cudnn"] = max(CUDNN_STEP * hidden_layers * SEQ_LEN, work)
+        work = padded / STEP_MATMUL + BYTES[name] * units / COPY
+        found[name] = max(work, launches * diagonals * LAUNCH) + LAUNCHES_OUTSIDE * LAUNCH
+    found["cudnn"] = max(CUDNN_STEP * hidden_layers * SEQ_LEN, flops / STEP_MATMUL)
     return found
 
 
@@ -49,19 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("gpu.predictions", __doc__)
     add_results(parser)
     arguments = parser.parse_args(argv)
-    rows = [
-        predict(hidden, layers, batch)
-        for hidden, layers, batch in itertools.product((128, 256, 512, 1024), (1, 2, 3), (64, 256, 1024))
-    ]
+    grid = itertools.product((128, 256, 512, 1024), (1, 2, 3), (64, 256, 1024))
+    rows = [predict(*sizes) for sizes in grid]
     names = ("least", *LAUNCHES, "cudnn")
     lines = [
         [*(str(row[name]) for name in ("hidden_dim", "hidden_layers", "batch_size"))]
-        + [f"{1e3 * row[name]:.2f}" if name in row else "-" for name in names]
+        + [f"{1e3 * row[name]:.2f}" for name in names]
         for row in rows
     ]
     print(markdown(("H", "L", "B", *(f"{name}, ms" for name in names)), lines))
-    note = "arithmetic and assumptions; nothing ran"
-    print("written:", ResultsFile(arguments.results, "gpu.predictions-h100", note=note, rows=rows).save())
+    note = "arithmetic and assumptions, checked at one size for `wavefront`; nothing ran"
+    print("written:", ResultsFile(arguments.results, "gpu.predictions-h200", note=note, rows=rows).save())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The tables at the end of a run, and the numbers that sum it up."""
 
+import math
 from typing import Any
 
 from benchmarks.common.problem import SEQ_LEN, training_flops
@@ -17,6 +18,7 @@ from benchmarks.common.report import (
 from benchmarks.gpu.stages import OURS
 
 EPOCHS, TEXT_CHARACTERS = 1000, 1_000_000
+MOST_KERNELS = 6
 HEADLINE = "three layers of 512"
 Content = dict[str, Any]
 
@@ -61,14 +63,21 @@ def rows(content: Content, stage: str) -> list[Row]:
 def full_text(content: Content) -> str:
     """Returns everything that a run found, in Markdown."""
     parts = [
+        ("Limits", limits_table(rows(content, "limits"))),
         ("Largest error against float64", correctness_table(rows(content, "correctness"))),
+        ("Decoders against float64", sampling_table(rows(content, "sampling"))),
         (f"Training step, T = {SEQ_LEN}", training_table(training_rows(content))),
     ]
     for stage in ("train_step", "train_step_peers"):
         title = f"{stage}: milliseconds per step (! = its first losses are not charjax's)"
         parts.append((title, details_table(rows(content, stage))))
-    parts.append(("Generation, characters/s", generation_table(rows(content, "generation"))))
-    lines = [f"{title}\n\n{table}\n" for title, table in parts]
+    parts += [
+        ("Generation, characters/s", generation_table(rows(content, "generation"))),
+        ("Profiles: milliseconds per step", profile_table(rows(content, "profile"))),
+        ("Compiled in other ways: milliseconds per step", details_table(rows(content, "variants"))),
+        ("A training", curve_table(rows(content, "training"))),
+    ]
+    lines = [f"{title}\n\n{table}\n" for title, table in parts if table.count("\n") > 1]
     totals = dict(content.get("summary", {}))
     for name, speed in totals.pop(HEADLINE, {}).items():
         hours = speed["thousand_epochs_of_1_MB_seconds"] / 3600
@@ -81,6 +90,44 @@ def full_text(content: Content) -> str:
         if "failed" in stage:
             lines.append(f"{name} FAILED: {stage['failed']}")
     return "\n".join(lines)
+
+
+def limits_table(measured: list[Row]) -> str:
+    """Returns the speeds of a large matmul and a large copy."""
+    lines = [
+        [show(row.get("matmul_flops", math.nan) / 1e12), show(row.get("copy_bytes", math.nan) / 1e9), why(row)]
+        for row in measured
+    ]
+    return markdown(("matmul TFLOP/s", "copy GB/s", ""), lines)
+
+
+def sampling_table(measured: list[Row]) -> str:
+    """Returns what was found about every decoder."""
+    lines = []
+    for row in measured:
+        cells = ["-", "-", ("" if "refused" in row else "FAILS: ") + why(row)]
+        if "state" in row:
+            cells = [f"{row['state']:.1e}", f"{row['choice']:.1e}", "agrees" if row["agrees"] else "DIFFERS"]
+        lines.append([row["implementation"] or OURS, row["dtype"], str(row["streams"]), *cells])
+    return markdown(("decoder", "dtype", "streams", "state", "choice, nats", ""), lines)
+
+
+def profile_table(measured: list[Row]) -> str:
+    """Returns how long the device took for a step, how long it was busy, and on what."""
+    lines = []
+    for sizes, name, found in ((row["sizes"], *item) for row in measured for item in row["peers"].items()):
+        largest = [f"{it['name']} {it['seconds'] * 1e3:.2f}" for it in found.get("kernels", [])[:MOST_KERNELS]]
+        times = [show(found[key] * 1e3 if key in found else None, ".2f") for key in ("span", "busy")]
+        size = "H{hidden_dim} L{hidden_layers} B{batch_size}".format(**sizes)
+        lines.append([size, name, *times, show(found.get("launches")), ", ".join(largest) or why(found)])
+    return markdown(("size", "peer", "span", "busy", "launches", "largest kernels"), lines)
+
+
+def curve_table(measured: list[Row]) -> str:
+    """Returns the losses of a training over time."""
+    points = [point for row in measured for point in row.get("evaluations", [])]
+    lines = [[show(at, ".1f"), show(epoch), f"{train:.3f}", f"{val:.3f}"] for at, epoch, train, val in points]
+    return markdown(("seconds since the call", "epoch", "training loss", "validation loss"), lines)
 
 
 def correctness_table(measured: list[Row]) -> str:

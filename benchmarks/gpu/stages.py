@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,8 @@ from charjax.host.cpu import available_cores
 # As shares of an array's largest value; float32 with products in true float32.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
 MOST_CHECKERS = 8
+# None of them may take all of the device's memory, and trying tilings out would take longer than everything else.
+CHECKER = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_FLAGS": "--xla_gpu_autotune_level=0"}
 # For reference or for CPUs: one size is enough to check them.
 PORTABLE = ("flax", "scan", "custom_vjp", "native")
 OURS = "charjax"
@@ -100,8 +101,7 @@ def run_correctness(run: Run, share: float) -> None:
     lock = threading.Lock()
 
     def work() -> None:
-        # None of them may take all of the device's memory.
-        with run.make_worker({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) as worker:
+        with run.make_worker(CHECKER) as worker:
             while run.clock.elapsed() < share * run.clock.limit:
                 with lock:
                     if not waiting:
@@ -121,17 +121,14 @@ def run_correctness(run: Run, share: float) -> None:
 
 
 def _check(run: Run, worker: Worker, item: dict[str, Any]) -> Row:
-    hung = [row for row in run.stage("correctness")["rows"] if "hung" in row and _is_like(row, item)]
+    rows = run.stage("correctness")["rows"]
+    hung = [row for row in rows if "hung" in row and row["implementation"] == item["implementation"]]
     if hung:
         return {**item, "cannot_run": f"not tried again after: {hung[0]['cannot_run']}"}
     answer = worker.ask("layer_check:check", timeout=run.clock.timeout(), **item)
     if "outputs" in answer:
         answer["agrees"] = max(answer["outputs"], answer["gradients"]) <= TOLERANCE[item["dtype"]]
     return {**item, **answer}
-
-
-def _is_like(row: Row, item: dict[str, Any]) -> bool:
-    return all(row[name] == item[name] for name in ("implementation", "hidden_dim"))
 
 
 def run_important(run: Run, share: float) -> None:
@@ -213,6 +210,7 @@ def others(run: Run) -> list[Peer]:
 def charjax_peer(
     run: Run, name: str, implementation: str | None = None, dtype: str = "bfloat16", precision: str | None = None
 ) -> Peer:
+    """Describes charjax's training step."""
     spec = {"implementation": implementation, "dtype": dtype, "precision": precision}
     return Peer(name, run.workers["jax"], "jax_training:charjax", spec)
 

@@ -48,7 +48,7 @@ def warm_up(work: Callable[[], Any]) -> Any:
 def capture(work: Callable[[], Any]) -> Callable[[], None]:
     """Records work as a CUDA graph, runs it once, and returns what runs it again."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool(), stream=_side_stream()):
+    with torch.cuda.graph(graph, stream=_side_stream()):
         work()
     graph.replay()
     wait()
@@ -64,9 +64,3 @@ def wait() -> None:
 @functools.cache
 def _side_stream() -> Any:
     return torch.cuda.Stream()
-
-
-@functools.cache
-def _pool() -> Any:
-    """Returns one memory for all graphs: they never run at the same time and keep nothing there between runs."""
-    return torch.cuda.graph_pool_handle()

@@ -17,6 +17,7 @@ from charjax.generation.inputs import check_shapes, checked_params, checked_text
 from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM, check_model, init_carry
+from charjax.ops.lstm.api import takes_varying
 
 EVAL_WINDOW = 100
 EVAL_BURN_IN = 200
@@ -104,7 +105,8 @@ def _jitted_step(model: CharLSTM, seq_len: int, mesh: Mesh) -> Any:
     """Returns `EvalStep.jitted`."""
     run = functools.partial(run_windows, model, seq_len)
     in_specs, out_specs = (REPLICATED, STREAM_SPECS, OVER_BATCH), (REPLICATED, OVER_BATCH)
-    sharded = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    checked = takes_varying(model.implementation)
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=checked)
     placed = (NamedSharding(mesh, REPLICATED), NamedSharding(mesh, OVER_BATCH))
     return jax.jit(sharded, donate_argnums=2, out_shardings=placed)
 

@@ -22,6 +22,7 @@ from charjax.errors import check_type, checked_whole
 from charjax.host.jax_modes import in_default_modes
 from charjax.metrics import cross_entropy
 from charjax.model import Carry, CharLSTM, check_model
+from charjax.ops.lstm.api import takes_varying
 from charjax.train_state import STATE_SPECS, TrainState, check_optimizer, state_shardings
 from charjax.training.optimizer import Hyperparameters, Optimizer
 
@@ -180,7 +181,13 @@ def _jitted_step(
         return take_steps(model, optimizer, seq_len, microbatches, settings, state, streams, num_steps)
 
     in_specs = (STATE_SPECS, STREAM_SPECS, REPLICATED, REPLICATED)
-    sharded = jax.shard_map(steps, mesh=mesh, in_specs=in_specs, out_specs=(STATE_SPECS, REPLICATED))
+    sharded = jax.shard_map(
+        steps,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=(STATE_SPECS, REPLICATED),
+        check_vma=takes_varying(model.implementation),
+    )
     # By default, jit describes output shardings differently from input shardings and recompiles for its own output.
     placed = (state_shardings(mesh), NamedSharding(mesh, REPLICATED))
     return jax.jit(sharded, donate_argnums=0, out_shardings=placed)

@@ -8,6 +8,7 @@ import benchmarks.gpu.__main__ as gpu
 from benchmarks.common.contest import Contest
 from benchmarks.common.results import ResultsFile
 from benchmarks.gpu import report
+from benchmarks.gpu.diagnosis import run_sampling
 from benchmarks.gpu.plan import Clock, Size, tiny_plan, whole_plan
 from benchmarks.gpu.stages import OURS, Run, against_everyone, against_torch, generators, run_correctness, run_rest
 
@@ -45,6 +46,7 @@ class FakeWorker:
 def workers(monkeypatch):
     made = {side: FakeWorker(side) for side in ("jax", "torch")}
     monkeypatch.setattr(gpu, "make_workers", lambda compiled: dict(made))
+    monkeypatch.setattr(gpu, "make_worker", lambda compiled, more: FakeWorker())
     return made
 
 
@@ -66,7 +68,8 @@ def test_a_stage_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch, wor
         assert json.loads(run.file.path.read_text())["stages"]["stage 1"]["rows"] == [{"number": 1}]
         raise ZeroDivisionError("a stage with an error in it")
 
-    monkeypatch.setattr(gpu, "STAGES", (("one", stage_with(1), 0.3), ("bad", bad, 0.6), ("two", stage_with(2), 1.0)))
+    chosen = {"one": (stage_with(1), 0.3), "bad": (bad, 0.3), "two": (stage_with(2), 0.4)}
+    monkeypatch.setattr(gpu, "STAGES", chosen)
     code, content, out = rehearse(tmp_path, capsys, "--without-torch")
     assert code == 1
     assert content["stages"]["bad"]["failed"] == "ZeroDivisionError: a stage with an error in it"
@@ -80,7 +83,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path, capsys, monkeypatch, wo
     def interrupted(run, share):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu, "STAGES", (("one", stage_with(1), 0.5), ("interrupted", interrupted, 1.0)))
+    monkeypatch.setattr(gpu, "STAGES", {"one": (stage_with(1), 0.5), "interrupted": (interrupted, 0.5)})
     with pytest.raises(KeyboardInterrupt):
         rehearse(tmp_path, capsys)
     (path,) = tmp_path.glob("gpu-*.json")
@@ -91,7 +94,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path, capsys, monkeypatch, wo
 def test_points_without_time_are_listed(tmp_path, capsys, workers):
     code, content, out = rehearse(tmp_path, capsys, "--seconds", "0.000001")
     assert code == 0
-    assert set(content["stages"]) == {name for name, _, _ in gpu.STAGES}
+    assert set(content["stages"]) == set(gpu.STAGES)
     assert content["stages"]["train_step"]["not_run"] == [Size(8, 2, 8)._asdict()]
     assert len(content["stages"]["generation"]["not_run"]) == 4
     assert "train_step: 1 points not run" in out
@@ -112,7 +115,7 @@ def test_pytorch_takes_part_on_the_same_kind_of_device(tmp_path, capsys, monkeyp
     if gpu.importlib.util.find_spec("torch") is None:
         pytest.skip("needs PyTorch")
     monkeypatch.setitem(ABOUT["torch"], "platform", platform)
-    monkeypatch.setattr(gpu, "STAGES", ())
+    monkeypatch.setattr(gpu, "STAGES", {})
     _, _, out = rehearse(tmp_path, capsys)
     assert f"PyTorch: {'yes' if kept else 'no'}" in out
 
@@ -132,7 +135,7 @@ def test_the_exit_code_tells_a_failure_from_a_refusal(tmp_path, capsys, monkeypa
         errors = {} if "cannot_run" in row else {"outputs": 1.0, "gradients": 1.0}
         run.stage("correctness")["rows"].append({**sizes, **errors, **row})
 
-    monkeypatch.setattr(gpu, "STAGES", (("correctness", check, 1.0),))
+    monkeypatch.setattr(gpu, "STAGES", {"correctness": (check, 1.0)})
     assert rehearse(tmp_path, capsys, "--without-torch")[0] == code
 
 
@@ -141,7 +144,8 @@ def make_run(tmp_path):
     def make(answer=lambda request: {}, *, torch=True):
         made = {side: FakeWorker(side, answer) for side in ("jax", *(["torch"] if torch else []))}
         file = ResultsFile(tmp_path, "gpu", "fake", stages={})
-        return Run(tiny_plan(), Clock(100.0), file, made, ABOUT, lambda line: None, Contest())
+        more = made["jax"]
+        return Run(tiny_plan(), Clock(100.0), file, made, ABOUT, lambda line: None, Contest(), lambda environment: more)
 
     return make
 
@@ -172,7 +176,7 @@ def test_refusals_and_hangs_are_shown_with_their_words(make_run):
     found = report.correctness_table(run.stage("correctness")["rows"])
     # What hung is not tried again; implementations for the device come before the portable ones.
     assert [request["implementation"] for request in run.workers["jax"].asked] == [
-        "kernel", "cudnn", "cudnn", "scan", "scan",
+        "kernel", "cudnn", "scan", "cudnn", "scan", "cudnn", "cudnn",
     ]  # fmt: skip
     assert "| FAILS: not tried again after: no answer within 90 s" in found
     assert "| only float32 [for now]" in found
@@ -180,15 +184,46 @@ def test_refusals_and_hangs_are_shown_with_their_words(make_run):
 
 
 def test_the_peers_on_a_gpu(make_run):
-    names = [peer.name for peer in against_everyone(make_run()) + against_torch(make_run())[1:]]
-    assert len(names) == len(set(names))
-    assert {"jax cudnn tf32", "kernel bfloat16", "torch fp16 stacked", "torch tf32"} <= set(names)
+    for peers in (against_everyone(make_run()), against_torch(make_run())):
+        names = [peer.name for peer in peers]
+        assert len(names) == len(set(names))
+        assert {OURS, "mosaic_gpu"} <= set(names)
+    assert {"torch fp16", "torch fp16 stacked", "torch bf16"} <= set(names)
+    assert {"jax cudnn tf32", "kernel bfloat16", "torch tf32"} <= {it.name for it in against_everyone(make_run())}
     run = make_run(torch=False)
-    assert [peer.name for peer in against_torch(run)] == [OURS]
+    assert [peer.name for peer in against_torch(run)] == [OURS, "mosaic_gpu"]
     assert [peer.name for peer in generators(run)] == [OURS, "mosaic_gpu"]
-    # Where charjax's own choice cannot run, its other kernels take part at every point.
-    run.contest.given_up[OURS] = "hung"
-    assert [peer.name for peer in against_torch(run)] == [OURS, "kernel bfloat16"]
+
+
+def test_a_decoder_is_judged_by_its_state_and_its_choices(make_run):
+    right = {"state": 1e-3, "choice": 0.01}
+    answers = [right, right | {"state": 0.5}, right | {"choice": 1.0}, {"cannot_run": "illegal address"}] * 2
+    run = make_run(lambda request: answers.pop(0))
+    run_sampling(run, 1.0)
+    rows = run.stage("sampling")["rows"]
+    assert [row.get("agrees") for row in rows] == [True, False, False, None] * 2
+    found = report.full_text({"stages": {"sampling": {"rows": rows, "not_run": []}}})
+    assert found.count("agrees") == 2
+    assert found.count("DIFFERS") == 4
+    assert found.count("FAILS: illegal address") == 2
+
+
+def test_profiles_and_trainings_are_shown():
+    kernels = [{"name": "gemm", "seconds": 1e-3, "launches": 202.0}]
+    found = {"span": 2e-3, "busy": 1.5e-3, "launches": 300.0, "kernels": kernels}
+    peers = {OURS: found, "mosaic_gpu": {"cannot_run": "no kernels", "refused": True}}
+    content = {
+        "stages": {
+            "limits": {"rows": [{"matmul_flops": 767e12, "copy_bytes": 4.2e12}], "not_run": []},
+            "profile": {"rows": [{"sizes": Size(512, 2, 64)._asdict(), "peers": peers}], "not_run": []},
+            "training": {"rows": [{"evaluations": [[12.3, 40.0, 1.5, 1.6]]}], "not_run": []},
+        }
+    }
+    shown = " ".join(report.full_text(content).split())
+    assert "| 767 | 4,200 | - |" in shown
+    assert "| H512 L2 B64 | charjax | 2.00 | 1.50 | 300 | gemm 1.00 |" in shown
+    assert "| mosaic_gpu | - | - | - | no kernels |" in shown
+    assert "| 12.3 | 40 | 1.500 | 1.600 |" in shown
 
 
 def test_the_plan_covers_the_grid_once():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.common import problem
 from benchmarks.gpu import report
 from benchmarks.gpu.__main__ import STAGES
+from benchmarks.gpu.diagnosis import VARIANTS
 from benchmarks.peers import jax_generation
 
 pytestmark = pytest.mark.slow
@@ -82,8 +84,19 @@ def test_every_stage_on_an_accelerator(rehearse):
     written, out = rehearse("gpu", "--tiny", "--seconds", "3600")
     (content,) = written.values()
     assert {"about", "nvidia_smi", "nvidia_smi_after", "summary"} <= content.keys()
-    assert set(content["stages"]) == {name for name, _, _ in STAGES}
+    assert set(content["stages"]) == set(STAGES)
     assert not any(stage["not_run"] or "failed" in stage for stage in content["stages"].values())
+    assert all(row["agrees"] for row in content["stages"]["sampling"]["rows"])
+    assert {row["variant"] for row in content["stages"]["variants"]["rows"]} == set(VARIANTS)
+    assert all(
+        result["median_seconds"] > 0
+        for row in content["stages"]["variants"]["rows"]
+        for result in row["peers"].values()
+    )
+    (training,) = content["stages"]["training"]["rows"]
+    assert training["evaluations"][-1][3] < training["evaluations"][0][3]
+    (limits,) = content["stages"]["limits"]["rows"]
+    assert min(limits["matmul_flops"], limits["copy_bytes"]) > 0
     checks = content["stages"]["correctness"]["rows"]
     assert {check["implementation"] for check in checks} == set(content["about"]["jax"]["implementations"])
     assert all(check["agrees"] for check in checks if "outputs" in check)
@@ -99,6 +112,26 @@ def test_every_stage_on_an_accelerator(rehearse):
         assert all(result.get("losses_agree", True) for result in row["peers"].values())
     assert ("torch / charjax, training step" in content["summary"]) == HAS_TORCH
     assert "Generation, characters/s" in out
+
+
+def test_first_contact_in_phases(root, tmp_path):
+    script = root / "benchmarks" / "gpu" / "first_contact.sh"
+    environment = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    command = ["bash", script, tmp_path, "--tiny"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("gpu-*.json"))]
+    assert len(written) == 4
+    stages = [name for content in written for name in content["stages"]]
+    assert sorted(stages) == sorted(set(STAGES) - {"train_step_peers", "train_step_rest"})
+
+
+def test_first_contact_goes_on_after_a_phase_that_fails(root, tmp_path):
+    script = root / "benchmarks" / "gpu" / "first_contact.sh"
+    command = ["bash", script, tmp_path, "--tiny"]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": "false"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.count(" failed\n") == 4
 
 
 def test_saving(rehearse):

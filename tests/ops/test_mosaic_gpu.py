@@ -1,9 +1,4 @@
-"""The kernels for Hopper GPUs, interpreted on a CPU: the contract of `charjax.ops.lstm` at small sizes.
-
-What these tests cannot find: the interpreter finishes matmuls and copies at once, so a kernel that waits for too little
-passes; and it has no messages between thread blocks, so a cluster's warpgroups run as those of one thread block and
-exchange data through its memory.
-"""
+"""The kernels for Hopper GPUs, interpreted on a CPU: the contract of `charjax.ops.lstm` at small sizes."""
 
 import functools
 
@@ -16,96 +11,110 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from jax.sharding import PartitionSpec
 
 from charjax.array_types import LSTMCarry, LSTMWeights
-from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm
-from charjax.ops.lstm.experimental.mosaic_gpu import geometry
-from charjax.ops.lstm.experimental.mosaic_gpu.layer import lstm_mosaic_gpu
+from charjax.ops.lstm.api import IMPLEMENTATIONS, lstm, lstm_stack
+from charjax.ops.lstm.experimental.mosaic_gpu import stack
 
-# The interpreter runs every warpgroup on a thread of XLA's, which has at least one per device: fewer would deadlock.
-pytestmark = [pytest.mark.slow, pytest.mark.devices(8)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(jax.__version_info__ < stack.OLDEST_JAX, reason="needs JAX 0.11"),
+]
 
 H100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+run_stack = functools.partial(stack.run_stack, interpret=InterpretGPUParams())
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    function = functools.partial(lstm_mosaic_gpu, interpret=InterpretGPUParams())
-    monkeypatch.setitem(IMPLEMENTATIONS, "interpreted", function)
+    def one_layer(weights, x, carry, dtype):
+        y, (carry,) = run_stack((weights,), x, (carry,), (), jnp.float32(0), dtype)
+        return y, carry
+
+    monkeypatch.setitem(IMPLEMENTATIONS, "interpreted", one_layer)
+    # Less to compile: iterations and a remainder all the same.
+    monkeypatch.setattr(stack, "UNROLL", 2)
 
 
-run = functools.partial(lstm, implementation="interpreted", dtype="bfloat16")
+@pytest.mark.parametrize(
+    ("size", "one_hot", "dtype"),
+    [
+        ((3, 5, 5, 6), False, "float32"),
+        ((3, 4, 300, 130), True, "float32"),
+        ((2, 1, 140, 128), False, "bfloat16"),
+        ((29, 3, 67, 70), True, "bfloat16"),
+    ],
+)
+def test_one_layer(size, one_hot, dtype):
+    check("interpreted", dtype, make_inputs(size, one_hot, scale=0.1))
 
 
-@pytest.mark.parametrize(("size", "one_hot"), [((3, 5, 5, 6), False), ((29, 3, 67, 70), True)])
-def test_one_thread_block(size, one_hot):
-    check("interpreted", "bfloat16", make_inputs(size, one_hot, scale=0.1))
+@pytest.mark.parametrize(("layers", "vocab", "hidden", "rate"), [(2, 20, 60, 0.0), (3, 300, 130, 0.4)])
+def test_a_stack(layers, vocab, hidden, rate):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    weights = tuple(
+        LSTMWeights(normal(hidden if n else vocab, 4 * hidden), normal(hidden, 4 * hidden), normal(4 * hidden))
+        for n in range(layers)
+    )
+    ids = jnp.asarray(rng.integers(0, vocab, (3, 5)), jnp.int32)
+    carry = tuple(LSTMCarry(normal(3, hidden), normal(3, hidden)) for _ in weights)
+    keep = tuple(jnp.asarray(rng.random((3, 5, hidden)) > rate) for _ in weights[1:]) if rate else ()
+
+    def gradients(run):
+        def scalar(weights, carry):
+            outputs = run(weights, carry)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs)), outputs
+
+        return jax.jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(weights, carry)
+
+    found = gradients(lambda w, carry: run_stack(w, ids, carry, keep, jnp.float32(rate), jnp.dtype("float32")))
+    right = gradients(lambda w, carry: lstm_stack(w, ids, carry, keep=keep, rate=rate, implementation="scan"))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, right)
 
 
-def test_a_cluster():
-    check("interpreted", "bfloat16", make_inputs((3, 3, 5, 140), scale=0.1))
-
-
-def test_a_cluster_that_divides_the_sums(monkeypatch):
-    # As for 512 units, with fewer thread blocks: the interpreter gives each warpgroup a thread.
-    small = geometry.Geometry(hidden=128, columns=16, warpgroups=1, blocks=2, halves=2)
-    monkeypatch.setattr(geometry, "GEOMETRIES", (small,))
-    check("interpreted", "bfloat16", make_inputs((3, 3, 5, 100), scale=0.1))
+def test_summands_fill_the_device_and_divide_the_operand():
+    few, many = (stack.Sizes(2, 100, batch, 512, 512) for batch in (64, 1024))
+    assert (few.summands(1024, 2048), few.summands(2048, 1024)) == (4, 8)
+    assert (many.summands(1024, 2048), many.summands(2048, 1024)) == (1, 1)
+    assert stack.Sizes(1, 100, 1, 384, 384).summands(768, 4 * 384) == 6
 
 
 def test_an_integer_out_of_range_gives_nan():
+    run = functools.partial(lstm, implementation="interpreted")
     weights, x, carry = make_inputs(one_hot=True)
-    y, _ = run(weights, x.at[0, 2].set(5), carry)
+    y, _ = run(weights, x.at[0, 2].set(5).at[1, 0].set(200), carry)
     assert np.isfinite(y[0, :2]).all()
     assert np.isnan(y[0, 2:]).all()
-    assert np.isfinite(y[1:]).all()
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[2]).all()
 
 
-def test_no_steps_change_nothing():
-    weights, x, carry = make_inputs()
-    y, after = run(weights, x[:, :0], carry)
-    assert y.shape == (3, 0, 6)
-    np.testing.assert_array_equal(after.c, carry.c)
-    np.testing.assert_array_equal(after.h, carry.h)
-
-
-def test_it_runs_under_vmap():
-    weights, x, carry = make_inputs()
-    x = x[:, :2]
-    twice = jax.vmap(lambda x: run(weights, x, carry)[0])(jnp.stack([x, 2 * x]))
-    np.testing.assert_array_equal(twice[1], run(weights, 2 * x, carry)[0])
-
-
-def abstract(hidden, batch=4, time=3, inputs=5):
-    def array(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    weights = LSTMWeights(array(inputs, 4 * hidden), array(hidden, 4 * hidden), array(4 * hidden))
-    return weights, array(batch, time, inputs), LSTMCarry(array(batch, hidden), array(batch, hidden))
-
-
-@pytest.mark.parametrize("hidden", [100, 200, 300])
-def test_it_lowers_for_a_gpu_under_shard_map(hidden):
+def on_a_gpu(implementation, *, check_vma):
+    """Lowers the gradient of a layer under shard_map for two GPUs."""
     mesh = jax.sharding.AbstractMesh((2,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=H100)
 
     def loss(weights, x, carry):
-        weights = jax.lax.pcast(weights, "data", to="varying")
-        y, after = lstm(weights, x, carry, implementation="mosaic_gpu", dtype="bfloat16")
+        y, after = lstm(weights, x, carry, implementation=implementation, dtype="bfloat16")
         return jnp.sum(y.astype(jnp.float32)) + jnp.sum(after.c)
 
     def step(weights, x, carry):
         return jax.lax.pmean(jax.grad(loss)(weights, x, carry), "data")
 
     specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec("data"))
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
-    text = jax.jit(mapped).trace(*abstract(hidden)).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("@mosaic_gpu_v2") == 2
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=check_vma)
+    weights, x, carry = make_inputs((4, 5, 5, 6), one_hot=True)
+    return jax.jit(mapped).trace(weights, x, carry).lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_what_it_does_not_support_is_named():
-    inputs = make_inputs()
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=H100)
-    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(NotImplementedError, match="only bfloat16, not float32"):
-        lstm(*inputs, implementation="mosaic_gpu", dtype="float32")
+def test_it_lowers_for_a_gpu_under_shard_map():
+    # Two steps of an iteration and the remaining one, forward and backward.
+    assert on_a_gpu("mosaic_gpu", check_vma=False).count("@mosaic_gpu_v2") == 6
+
+
+def test_what_it_does_not_support_is_named(monkeypatch):
+    with pytest.raises(NotImplementedError, match=r"needs check_vma=False in jax\.shard_map"):
+        on_a_gpu("mosaic_gpu", check_vma=True)
     with pytest.raises(NotImplementedError, match="only Hopper GPUs, not 'cpu'"):
-        lstm(*inputs, implementation="mosaic_gpu", dtype="bfloat16")
-    with pytest.raises(NotImplementedError, match="hidden units, not 513"):
-        jax.eval_shape(run, *abstract(hidden=513))
+        lstm(*make_inputs(), implementation="mosaic_gpu")
+    monkeypatch.setattr(stack, "OLDEST_JAX", (999,))
+    with pytest.raises(NotImplementedError, match=r"needs JAX 0.11 or later, not \d"):
+        on_a_gpu("mosaic_gpu", check_vma=False)

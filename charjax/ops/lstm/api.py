@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.host.jax_modes import in_default_modes
+from charjax.ops.lstm import wavefront
 from charjax.ops.lstm.custom_vjp import lstm_custom_vjp
 from charjax.ops.lstm.dropout import drop
 from charjax.ops.lstm.native import lstm_native
@@ -21,25 +22,27 @@ from charjax.ops.lstm.reference import lstm_flax
 from charjax.ops.lstm.scan import lstm_scan
 from charjax.ops.lstm.second_order import with_higher_derivatives
 from charjax.ops.lstm.target import target_platform
-from charjax.ops.lstm.wavefront import lstm_wavefront, run_stack
 
 Arrays = TypeVar("Arrays", LSTMWeights, LSTMCarry)
 Implementation = Callable[[LSTMWeights, Array, LSTMCarry, jnp.dtype], tuple[Array, LSTMCarry]]
 
 
 # Modules of charjax.ops.lstm.experimental.
-EXPERIMENTAL = {"cudnn": "cudnn", "mosaic_gpu": "mosaic_gpu.layer", "mosaic_tpu": "mosaic_tpu.kernels"}
+EXPERIMENTAL = {"cudnn": "cudnn", "mosaic_gpu": "mosaic_gpu.stack", "mosaic_tpu": "mosaic_tpu.kernels"}
 
 
 def _experimental(name: str) -> Implementation:
     """Returns an experimental implementation, imported on first use because importing Pallas takes 0.1 s."""
 
     def run(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtype) -> tuple[Array, LSTMCarry]:
-        module = importlib.import_module(f"charjax.ops.lstm.experimental.{EXPERIMENTAL[name]}")
-        result: tuple[Array, LSTMCarry] = getattr(module, f"lstm_{name}")(weights, x, carry, dtype)
+        result: tuple[Array, LSTMCarry] = getattr(_experimental_module(name), f"lstm_{name}")(weights, x, carry, dtype)
         return result
 
     return run
+
+
+def _experimental_module(name: str) -> Any:
+    return importlib.import_module(f"charjax.ops.lstm.experimental.{EXPERIMENTAL[name]}")
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -48,11 +51,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "custom_vjp": lstm_custom_vjp,
     "native": lstm_native,
     "recompute": lstm_recompute,
-    "wavefront": lstm_wavefront,
+    "wavefront": wavefront.lstm_wavefront,
     **{name: _experimental(name) for name in EXPERIMENTAL},
 }
 # JAX differentiates these automatically, any number of times and in forward mode too.
 DIFFERENTIATED_BY_JAX = (lstm_flax, lstm_scan)
+# These have a `run_stack` beside the function for one layer.
+ALL_LAYERS_AT_ONCE = ("wavefront", "mosaic_gpu")
 DTYPES = ("float32", "bfloat16")
 MIN_STEPS_FOR_NATIVE = 8
 
@@ -79,9 +84,9 @@ def lstm(
         implementation: None for the fastest one on the target platform, or one of "flax" (`flax.linen.scan` over
             `LSTMCell`, the reference), "scan" (`jax.lax.scan`, with the input product hoisted out of the loop),
             "custom_vjp" (a hand-written backward pass), "native" (C++, for CPUs; see `charjax.ops.lstm.native`),
-            "recompute" (for TPUs), "wavefront" (for GPUs; see `lstm_stack`). Experimental (compiled but never run on
-            their target device) and never chosen by default: "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu"
-            (kernels for Hopper GPUs in bfloat16), "mosaic_tpu" (kernels for TPUs).
+            "recompute" (for TPUs), "wavefront" (for GPUs; see `lstm_stack`). Experimental and never chosen by default:
+            "cudnn" (NVIDIA's, for GPUs in float32), "mosaic_gpu" (kernels for Hopper GPUs) and "mosaic_tpu" (kernels
+            for TPUs), of which the last two have been compiled but never run on their target device.
         dtype: the matmul operand format, "float32" or "bfloat16"; sums, gates and the cell state are float32 in either
             case.
 
@@ -123,7 +128,8 @@ def lstm_stack(
 ) -> tuple[Array, tuple[LSTMCarry, ...]]:
     """Runs L layers of H units, each reading the one below; equations, arguments and errors are as for `lstm`.
 
-    "wavefront" runs all layers in a single loop (Appleyard et al. 2016); the others run one layer after another.
+    "wavefront" and "mosaic_gpu" run all layers in a single loop (Appleyard et al. 2016); the others run one layer after
+    another.
 
     Args:
         weights: the parameters of each layer; layer 0 reads x, the others read H inputs.
@@ -150,10 +156,10 @@ def lstm_stack(
         for n, (layer, before) in enumerate(zip(weights, carry, strict=True))
     }
     _check_keep(keep, weights, x)
-    if names == {"wavefront"} and _has_work(weights[0], x):
+    if len(names) == 1 and names <= set(ALL_LAYERS_AT_ONCE) and _has_work(weights[0], x):
         x = _checked_ids(x, weights[0])
         with _forward_mode_explained():
-            return _wavefront(dtype)(tuple(weights), x, tuple(carry), tuple(keep), jnp.float32(rate))
+            return _all_at_once(*names, dtype)(tuple(weights), x, tuple(carry), tuple(keep), jnp.float32(rate))
     layer = functools.partial(lstm, implementation=implementation, dtype=dtype)
     return _one_by_one(layer, weights, x, carry, keep, rate)
 
@@ -171,11 +177,12 @@ def _layer(implementation: Implementation, dtype: str) -> Callable[..., tuple[Ar
 
 
 @functools.lru_cache
-def _wavefront(dtype: str) -> Callable[..., tuple[Array, tuple[LSTMCarry, ...]]]:
-    """Returns `run_stack`, differentiable any number of times."""
+def _all_at_once(name: str, dtype: str) -> Callable[..., tuple[Array, tuple[LSTMCarry, ...]]]:
+    """Returns `run_stack` of an implementation that runs all layers in one loop, differentiable any number of times."""
+    module = wavefront if name == "wavefront" else _experimental_module(name)
     layer = functools.partial(lstm_scan, dtype=jnp.dtype(dtype))
     return with_higher_derivatives(
-        functools.partial(run_stack, dtype=jnp.dtype(dtype)),
+        functools.partial(module.run_stack, dtype=jnp.dtype(dtype)),
         functools.partial(_one_by_one, layer),
     )
 
@@ -211,6 +218,12 @@ def _one_by_one(
 def default_dtype() -> str:
     """Returns the faster operand format on this machine: "bfloat16" if the hardware supports bfloat16 matmuls."""
     return "bfloat16" if target_platform() != "cpu" or library_for("bfloat16") else "float32"
+
+
+def takes_varying(implementation: str | None) -> bool:
+    """Returns whether an implementation runs under `jax.shard_map` with check_vma=True, the default."""
+    # Pallas cannot update an array in place if its type says that it varies over a mesh axis.
+    return implementation != "mosaic_gpu"
 
 
 def describe_implementation(implementation: str | None, dtype: str, time: int) -> str:

@@ -22,7 +22,7 @@ def put(self, key, value):
         os.replace(partial, path)
 
 
-def write(cache_key, compile_seconds, module_name, backend, executable, host_callbacks):
+def write(cache_key, compile_seconds, module_name, backend, executable, host_callbacks=()):
     """Stores a compiled program; replaces `_cache_write`, which does so only in the first of several processes."""
     if not host_callbacks:
         cache = sys.modules["jax._src.compilation_cache"]

@@ -1,1 +1,1 @@
-"""Implementations that have been compiled for their target device but have not been run on it yet."""
+"""Implementations that are chosen only by name: they have not run on their target device, or are not faster on it."""

@@ -2,8 +2,8 @@
 
 It supports only float32 and does not work under `jax.vmap`. JAX passes sequence lengths to cuDNN through the host,
 which synchronizes with the device in every forward and backward call. Even tracing queries cuDNN for sizes, so nothing
-can be compiled on a machine without a GPU. This module has not been run on a GPU yet; its tests replace cuDNN with
-JAX's reference implementation.
+can be compiled on a machine without a GPU. On an H200, its outputs and gradients matched float64 NumPy; the tests
+replace cuDNN with JAX's reference implementation.
 """
 
 import functools

@@ -1,1 +1,1 @@
-"""Kernels for Hopper GPUs in Pallas for Mosaic GPU: an LSTM layer (layer.py) and a sampling step (sample_step.py)."""
+"""Pallas kernels for Hopper GPUs, whose back end in JAX is called Mosaic GPU."""
