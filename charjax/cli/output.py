@@ -109,23 +109,6 @@ def _encode(text: str) -> bytes:
         return text.encode("utf-8", errors="backslashreplace")
 
 
-def check_page_path(page: Path, *, files: list[Path], run: Path) -> None:
-    """Checks that writing a page would not replace a file that is still needed.
-
-    Raises:
-        UserError: the page would replace a text file or a file of the run.
-    """
-    if page.exists() and any(file.exists() and page.samefile(file) for file in files):
-        raise UserError(f"--html {page} is the text itself, which the page would replace; choose another file")
-    check_not_in_run(page, run, flag="--html")
-
-
-def check_not_in_run(path: Path, run: Path, *, flag: str) -> None:
-    """Checks that an output file is not part of a run; raises a UserError otherwise."""
-    if path.exists() and path.resolve().is_relative_to(run.resolve()):
-        raise UserError(f"{flag} {path} is a file of the run, which this would replace; choose another file")
-
-
 def report_page(page: Path, part: str = "") -> None:
     """Reports on standard error where a page was written and which part of the text it contains."""
     path = one_line(str(page), sys.stderr.encoding or "utf-8")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from charjax.cli.output import check_page_path, report_page, shell_path, tolerate_lost_output, write_facts
-from charjax.errors import UserError
+from charjax.cli.output import report_page, shell_path, tolerate_lost_output, write_facts
 
 
 def test_facts_are_aligned_and_harmless(capsys):
@@ -59,16 +58,3 @@ def test_lost_output_is_logged_once_and_writing_is_tried_again(monkeypatch, capl
         f"standard {name} can no longer be written (No space left on device); training continues"
         for name in ("output", "error")
     ]
-
-
-def test_a_page_may_replace_an_unrelated_file_only(tmp_path):
-    run, text, other = tmp_path / "run", tmp_path / "text.txt", tmp_path / "page.html"
-    run.mkdir()
-    for path in (run / "config.json", text, other):
-        path.write_text("x")
-    check_page_path(other, files=[text], run=run)
-    check_page_path(tmp_path / "new.html", files=[text], run=run)
-    with pytest.raises(UserError, match="is the text itself"):
-        check_page_path(text, files=[text], run=run)
-    with pytest.raises(UserError, match="is a file of the run"):
-        check_page_path(run / "config.json", files=[text], run=run)

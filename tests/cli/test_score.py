@@ -396,7 +396,7 @@ def test_options_that_the_text_does_not_fit(run, text, capsys):
 def test_paths_where_no_page_can_be_written(run, text, tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
     assert "there is no folder" in fails(capsys, "score", run, text, "--html", tmp_path / "nowhere" / "page.html")
-    assert "is a folder; choose a file" in fails(capsys, "score", run, text, "--html", tmp_path)
+    assert "is a folder; name a file in it" in fails(capsys, "score", run, text, "--html", tmp_path)
     assert "is a pipe or device" in fails(capsys, "score", run, text, "--html", "/dev/null")
     assert sorted(tmp_path.iterdir()) == before
 

@@ -240,7 +240,7 @@ def test_what_cannot_be_exported(tmp_path):
     run = save_model(tmp_path / "run", Vocab.from_text("abc"))
     with pytest.raises(UserError, match="run is a folder; name a file in it"):
         write_html(run, run)
-    with pytest.raises(UserError, match=r"config\.json is a file of the run, which the export would replace"):
+    with pytest.raises(UserError, match=r"config\.json is a file of the run, which this would replace"):
         write_html(run, run / "config.json")
     with pytest.raises(UserError, match="the context has characters that the chars vocabulary lacks: 'd'"):
         write_html(run, tmp_path / "x.html", context="abd")

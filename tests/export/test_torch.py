@@ -41,7 +41,7 @@ def test_the_vocabulary_is_in_the_metadata_and_no_torch_is_needed(saved, tmp_pat
 
 def test_a_file_of_the_run_is_not_replaced_but_another_is(saved, tmp_path):
     before = (saved.folder / MODEL).read_bytes()
-    with pytest.raises(UserError, match=r"model.safetensors is a file of the run, .*; name another file"):
+    with pytest.raises(UserError, match=r"model.safetensors is a file of the run, .*; choose another file"):
         write_torch(saved.folder, saved.folder / MODEL)
     assert (saved.folder / MODEL).read_bytes() == before
     with pytest.raises(UserError, match="is a folder; name a file in it"):

@@ -11,7 +11,7 @@ from charjax.analysis.activations import Unit, check_units, excerpt_activations
 from charjax.analysis.correlations import STRETCH_TO_SHOW, Correlations, unit_correlations
 from charjax.analysis.features import FEATURES
 from charjax.cli.arguments import NeuronsCommand
-from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap
+from charjax.cli.output import Facts, report_page, write, write_facts, write_heatmap
 from charjax.data.character_decoder import decode_characters
 from charjax.data.corpus import read_pieces
 from charjax.data.text_source import text_files
@@ -21,6 +21,7 @@ from charjax.model import model_to_use
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_page import PageWriter, Painted
 from charjax.runs.model_file import load_params
+from charjax.runs.output_file import check_output
 
 SCALE = Scale("tanh(c)", -1.0, 1.0, 21)
 # The page leaves out units whose correlation is below this.
@@ -58,7 +59,7 @@ def run(command: NeuronsCommand) -> None:
     """Prints which units track which features of the text, and colors the text by them."""
     features, units = _parse_features(command.feature), _parse_units(command.unit)
     if command.html is not None:
-        check_page_path(command.html, files=text_files(command.text), run=command.run)
+        check_output(command.html, [command.run], text_files(command.text))
     params, info, _ = load_params(command.run)
     model = model_to_use(info.model, info.vocab.size)
     check_units(model, units)

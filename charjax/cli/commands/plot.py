@@ -4,12 +4,13 @@ import io
 from collections.abc import Sequence
 
 from charjax.cli.arguments import PlotCommand
-from charjax.cli.output import check_not_in_run, report_page
+from charjax.cli.output import report_page
 from charjax.cli.run_comparison import axis_title, curves, read_evaluated
 from charjax.errors import UserError
 from charjax.host.atomic_file import naming, replacing
 from charjax.rendering.line_chart import Curve, line_chart
 from charjax.rendering.svg_axes import COLORS
+from charjax.runs.output_file import check_output
 
 _UP = "nats per character"
 _BY_MATPLOTLIB = (".png", ".pdf")
@@ -20,8 +21,7 @@ def run(command: PlotCommand) -> None:
     kind = command.out.suffix.lower()
     if kind not in (".svg", *_BY_MATPLOTLIB):
         raise UserError(f"--out must end in .svg, .png or .pdf, not {command.out.name}")
-    for folder in command.runs:
-        check_not_in_run(command.out, folder, flag="--out")
+    check_output(command.out, command.runs)
     found, across = curves(read_evaluated(command.runs), command.against), axis_title(command.against)
     with naming(command.out), replacing(command.out) as file:
         file.write(

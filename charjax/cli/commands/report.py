@@ -3,7 +3,7 @@
 import dataclasses
 
 from charjax.cli.arguments import ReportCommand
-from charjax.cli.output import check_not_in_run, report_page as say_written
+from charjax.cli.output import report_page as say_written
 from charjax.cli.run_comparison import Evaluated, axis_title, curves, differences, read_evaluated
 from charjax.host.atomic_file import naming, replacing
 from charjax.memory_budget import count_parameters
@@ -13,6 +13,7 @@ from charjax.rendering.line_chart import line_chart
 from charjax.rendering.report_page import folded, heading, report_page, table, text_block
 from charjax.runs.layout import SAMPLES
 from charjax.runs.logs import read_samples
+from charjax.runs.output_file import check_output
 
 # Samples per run on the page, evenly spaced from the first to the last.
 _MOST_SAMPLES = 8
@@ -20,8 +21,7 @@ _MOST_SAMPLES = 8
 
 def run(command: ReportCommand) -> None:
     """Writes the page."""
-    for folder in command.runs:
-        check_not_in_run(command.html, folder, flag="--html")
+    check_output(command.html, command.runs)
     runs = read_evaluated(command.runs)
     parts = [_losses(runs), _curves(runs), *_configurations(runs), heading("Samples")]
     for folder, one in zip(command.runs, runs, strict=True):

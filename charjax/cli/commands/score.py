@@ -29,13 +29,14 @@ from charjax.cli.commands.score_report import (
     loss_facts,
     table_of_places,
 )
-from charjax.cli.output import Facts, check_page_path, report_page, write, write_facts, write_heatmap, write_json
+from charjax.cli.output import Facts, report_page, write, write_facts, write_heatmap, write_json
 from charjax.data.corpus import TextPieces, read_pieces
 from charjax.data.text_source import text_files
 from charjax.errors import UserError
 from charjax.model import CharLSTM, model_to_use
 from charjax.runs.metadata import RunInfo
 from charjax.runs.model_file import load_params
+from charjax.runs.output_file import check_output
 from charjax.runs.training_text import read_training_text
 
 # The most work, in characters x parameters, to do in one pass unless the user asks otherwise: about half a minute on a
@@ -50,7 +51,7 @@ def run(command: ScoreCommand) -> None:
     params, info, _ = load_params(command.run)
     model, vocab = model_to_use(info.model, info.vocab.size), info.vocab
     if command.html is not None:
-        check_page_path(command.html, files=text_files(command.text), run=command.run)
+        check_output(command.html, [command.run], text_files(command.text))
     text = read_pieces(command.text, vocab, separator=info.data.separator, on_unknown=command.on_unknown)
     separator = _check(command, text)
     scorer: _Scorer | _DynamicScorer
