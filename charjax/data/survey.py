@@ -42,8 +42,8 @@ def check_is_text(part: Part, vocab: str | Vocab) -> None:
     """Recognizes files that are not plain text by their first bytes, unless the vocabulary is "bytes".
 
     Raises:
-        UserError: the file is compressed, is a document, or is in UTF-16 or UTF-32 (the message says how to get its
-            text), or vocab is not valid.
+        UserError: the file is compressed, is a document, is in UTF-16 or UTF-32 (the message says how to get its
+            text), or is another binary file, or vocab is not valid.
     """
     kind = vocab.kind if isinstance(vocab, Vocab) else DataConfig(vocab=vocab).vocab  # type: ignore[arg-type]
     if kind == "bytes":
@@ -58,12 +58,14 @@ def check_is_text(part: Part, vocab: str | Vocab) -> None:
 
 
 def _without_signature(start: bytes) -> list[str]:
-    """Recognizes tar archives, and UTF-16 by its zeros, which are every other byte in Latin text."""
+    """Recognizes tar archives, UTF-16 by its zeros (every other byte in Latin text), and other binary files."""
     if start[257:262] == b"ustar":
         return ["a tar archive", "extract it and use the folder"]
     for order, zeros, others in (("LE", start[1::2], start[::2]), ("BE", start[::2], start[1::2])):
         if len(start) > 3 and zeros.count(0) > 0.8 * len(zeros) and others.count(0) < 0.2 * len(others):
             return ["in UTF-16", f"convert it (iconv -f UTF-16{order} -t UTF-8)"]
+    if 0 in start and "\ufffd" in codecs.getincrementaldecoder("utf-8")("replace").decode(start):
+        return ["a binary file, e.g. an image", "leave it out"]
     return []
 
 

@@ -366,6 +366,8 @@ def test_reading_in_pieces_takes_the_memory_of_a_piece(path, monkeypatch):
         ("a flat white".encode("utf-16-le"), "(iconv -f UTF-16LE -t UTF-8)"),
         ("a flat white".encode("utf-16-be"), "(iconv -f UTF-16BE -t UTF-8)"),
         ("a flat white".encode("utf-32"), "is in UTF-32"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is a binary file, e.g. an image, not UTF-8 text; leave it out"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is a binary file"),
     ],
 )
 def test_files_that_are_not_texts_are_recognized(path, content, what):
@@ -378,6 +380,7 @@ def test_files_that_are_not_texts_are_recognized(path, content, what):
 
 
 def test_a_few_zeros_are_text(path):
-    for content in (b"one\0two\0three", b"\0\0\0\0\0"):
+    # The last character ends beyond the bytes that are looked at.
+    for content in (b"one\0two\0three", b"\0\0\0\0\0", b"\0" + b"x" * 1022 + "Ü".encode() + b"\0" * 9):
         path.write_bytes(content)
-        assert Corpus.from_file(path, train_frac=0.5).vocab == Vocab.ascii()
+        assert Corpus.from_file(path, train_frac=0.5).vocab.kind in ("ascii", "chars")
