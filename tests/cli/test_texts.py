@@ -60,6 +60,21 @@ def test_several_texts_are_trained_on_and_one_is_validated_on(run, texts, capsys
     assert measured(capsys, run, texts / "many")["loss"] == measured(capsys, run, texts / "joined.txt")["loss"]
 
 
+def test_evaluating_a_run_takes_only_its_validation_text(run, texts, tmp_path, capsys):
+    before = measured(capsys, run)["loss"]
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text(HELD_OUT)
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["validation"], config["corpus"]["paths"] = str(held_out), [str(tmp_path / "gone")]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert measured(capsys, tmp_path / "run")["loss"] == before
+    held_out.write_text(HELD_OUT + "!")
+    assert "has changed since" in fails(capsys, "eval", tmp_path / "run")
+    held_out.unlink()
+    assert "held_out.txt, which" in fails(capsys, "eval", tmp_path / "run")
+
+
 def test_such_a_run_resumes_with_the_same_texts_only(run, texts, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     shutil.copytree(run, out)

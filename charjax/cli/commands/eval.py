@@ -9,7 +9,7 @@ from charjax.host.memory import reuse_memory
 from charjax.metrics import bits_per_char, perplexity
 from charjax.model import model_to_use
 from charjax.runs.model_file import load_params
-from charjax.runs.training_text import read_training_text
+from charjax.runs.training_text import read_validation_text
 from charjax.training.evaluate import evaluate
 
 
@@ -21,7 +21,7 @@ def run(command: EvalCommand) -> None:
     model = model_to_use(info.model, info.vocab.size)
     if command.text is None:
         try:
-            ids = read_training_text(info, str(command.run)).validation
+            ids = read_validation_text(info, str(command.run))
         except UserError as error:
             raise UserError(f"{error}; pass a TEXT") from None
         text = info.data.validation or f"the validation part of {', '.join(info.corpus.paths)}"
