@@ -253,6 +253,11 @@ class SweepOptions(TypedDict, total=False):
     steps_per_call: int | None
 
 
+# TrainConfig fields that only the learning rate depends on, and those that only the optimizer depends on.
+SCHEDULE_FIELDS = ("learning_rate", "schedule", "warmup_frac", "final_lr_frac", "decay_factor", "decay_every")
+ADAMW_FIELDS = (*SCHEDULE_FIELDS, "weight_decay", "beta1", "beta2", "clip_norm")
+
+
 class FitOptions(SweepOptions, total=False):
     """The `TrainConfig` fields that `fit` takes as keyword arguments, except learning_rate, which may be a schedule."""
 

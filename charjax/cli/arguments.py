@@ -88,7 +88,8 @@ class TrainCommand(Checked):
     override it."""
 
     tensorboard: bool = False
-    """Log the results of each evaluation for TensorBoard, in the tensorboard subfolder of --out."""
+    """Log the results of each evaluation for TensorBoard, in the tensorboard subfolder of --out.
+    --resume continues the logs."""
 
     tracker: Optional[Annotated[str, tyro.conf.arg(metavar="MODULE:OBJECT")]] = None
     """Log each evaluation with this object, or an instance of this class, which needs a log(step, values) method."""

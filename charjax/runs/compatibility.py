@@ -9,13 +9,13 @@ from charjax.config import DataConfig, TrainConfig
 from charjax.data.corpus import Corpus, check_corpus
 from charjax.errors import UserError
 from charjax.model import CharLSTM, check_model
-from charjax.runs.metadata import CorpusInfo, RunInfo
+from charjax.runs.metadata import CorpusInfo, FitInfo, RunInfo
 
 # Fields that determine the shapes of the state or the order of the text.
 _FIXED_TRAIN_FIELDS = ("batch_size", "seq_len", "seed")
 
 
-def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInfo:
+def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig, fit: FitInfo | None = None) -> RunInfo:
     """Builds the configuration that is saved with a run.
 
     Raises:
@@ -44,6 +44,7 @@ def describe_run(model: CharLSTM, corpus: Corpus, config: TrainConfig) -> RunInf
             validation_characters=len(corpus.validation),
         ),
         vocab=corpus.vocab,
+        fit=FitInfo(replaces="") if fit is None else fit,
     )
 
 
@@ -82,6 +83,14 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
                 f"{run_dir} was trained with {flag} {value}, not {new[name]}; omit {flag} to resume it, "
                 "or choose another --out"
             )
+    before, after = earlier.fit.replaces, now.fit.replaces
+    if before is not None and before != after:
+        had = (
+            f"with fit({before}=...); pass the same {before} to resume it"
+            if before
+            else f"without {after}=...; omit it"
+        )
+        raise UserError(f"{run_dir} was trained {had}, or choose another --out")
     if earlier.vocab != now.vocab:
         raise UserError(f"{run_dir} was trained with a different vocabulary; choose another --out")
 

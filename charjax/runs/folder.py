@@ -81,7 +81,9 @@ class RunFolder:
         if self.path.is_symlink():
             raise UserError(f"{path} is a symbolic link to itself; choose another --out")
         if resume:
-            check_same_run(read_header(path, quiet=True).info, info, path)
+            earlier = read_header(path, quiet=True).info
+            check_same_run(earlier, info, path)
+            self._info = dataclasses.replace(info, fit=earlier.fit)
             self._stage = _Stage.SAVED
         else:
             self._stage = _examine_new(self.path, path)

@@ -4,7 +4,7 @@ import dataclasses
 from types import UnionType
 from typing import Any, Self
 
-from charjax.config import DataConfig, ModelConfig, TrainConfig, from_dict
+from charjax.config import ADAMW_FIELDS, SCHEDULE_FIELDS, DataConfig, ModelConfig, TrainConfig, from_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError, in_short
 
@@ -42,6 +42,27 @@ class CorpusInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FitInfo:
+    """What a run was trained with besides its options.
+
+    Attributes:
+        init_from: absolute path of the model that training started from; empty if the weights were random.
+        init_step: step that this model was saved at.
+        replaces: "optimizer" or "learning_rate", the argument of `fit` that was used instead of the options; empty if
+            there was none. None if unknown, as for older runs.
+    """
+
+    init_from: str = ""
+    init_step: int = 0
+    replaces: str | None = None
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The options that were not used."""
+        return {"optimizer": ADAMW_FIELDS, "learning_rate": SCHEDULE_FIELDS}.get(self.replaces or "", ())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """Everything needed to rebuild a run's model, vocabulary and optimizer.
 
@@ -54,6 +75,16 @@ class RunInfo:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     corpus: CorpusInfo = dataclasses.field(default_factory=CorpusInfo)
+    fit: FitInfo = dataclasses.field(default_factory=FitInfo)
+
+    def options(self) -> dict[str, Any]:
+        """Returns all options by name; those that were not used are "replaced"."""
+        options: dict[str, Any] = {}
+        for config in (self.data, self.model, self.train):
+            options |= dataclasses.asdict(config)
+        if self.fit.init_from:
+            options["init_from"] = f"{self.fit.init_from} (step {self.fit.init_step:,})"
+        return options | dict.fromkeys(self.fit.replaced, f"replaced by fit({self.fit.replaces}=...)")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-serializable dict that `from_dict` accepts."""
@@ -76,6 +107,7 @@ class RunInfo:
             model=from_dict(ModelConfig, values["model"]),
             train=from_dict(TrainConfig, _with_former_defaults(values.get("train", {}))),
             corpus=_typed(CorpusInfo, _with_paths(values.get("corpus", {}))),
+            fit=_typed(FitInfo, values.get("fit", {})),
             vocab=Vocab.from_dict(values["vocab"]),
         )
 

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import optax
 from jax.sharding import Mesh
 
-from charjax.config import FitOptions, TrainConfig
+from charjax.config import ADAMW_FIELDS, FitOptions, TrainConfig
 from charjax.data.batching import check_fits
 from charjax.data.corpus import Corpus, check_corpus
 from charjax.data.vocab import encode_context
@@ -30,12 +30,11 @@ from charjax.model import CharLSTM, check_serves
 from charjax.progress.reporter import Reporter, make_reporter
 from charjax.progress.tracker import Tracker, values_to_track
 from charjax.runs.compatibility import describe_run
-from charjax.runs.metadata import RunInfo
+from charjax.runs.metadata import FitInfo, RunInfo
 from charjax.runs.shared_folder import open_run
 from charjax.train_state import TrainState, check_optimizer
 from charjax.training.initial_params import initial_params
 from charjax.training.loop import Callback, TrainLoop
-from charjax.training.optimizer import ADAMW_FIELDS
 from charjax.training.plan import steps_of_run, training_layout
 from charjax.training.presets import PresetName, preset
 
@@ -118,7 +117,8 @@ def fit(
     called = _checked_callbacks(callbacks, trackers)
     reuse_memory()
     use_all_cores()
-    info = describe_run(model, corpus, config)
+    replaces = "" if how is None else "learning_rate" if callable(learning_rate) else "optimizer"
+    info = describe_run(model, corpus, config, FitInfo(replaces=replaces))
     _check_all_processes_agree(info, resume=resume, out=out, init_from=init_from)
     mesh = make_training_mesh(config.batch_size, config.microbatches) if mesh is None else checked_mesh(mesh)
     keep_lapack_on_one_thread(mesh.devices.flat[0].platform)
@@ -126,7 +126,9 @@ def fit(
     with together():
         _check(model, corpus, config, mesh)
         if init_from is not None and not resume:
-            start = initial_params(init_from, model, corpus.vocab, seed=config.seed)
+            start, step = initial_params(init_from, model, corpus.vocab, seed=config.seed)
+            began = FitInfo(init_from=os.path.abspath(init_from), init_step=step, replaces=replaces)
+            info = dataclasses.replace(info, fit=began)
     with contextlib.ExitStack() as stack:
         # Without a folder to save to, other signals end training as they would any other program.
         signals = stack.enter_context(SignalCatcher() if out is not None else SignalCatcher((signal.SIGINT,)))

@@ -15,8 +15,8 @@ from charjax.runs.model_file import load_params
 _log = logging.getLogger("charjax")
 
 
-def initial_params(folder: str | Path, model: CharLSTM, vocab: Vocab, *, seed: int) -> Params:
-    """Returns the parameters of another model, adapted to a vocabulary.
+def initial_params(folder: str | Path, model: CharLSTM, vocab: Vocab, *, seed: int) -> tuple[Params, int]:
+    """Returns the parameters of another model, adapted to a vocabulary, and the step that it was saved at.
 
     Row c of layer 0's w_ih and column c of the head belong to character c, and move with it to its new id. A character
     that the other model does not know gets freshly initialized weights and the smallest head bias of the known ones, so
@@ -51,7 +51,7 @@ def initial_params(folder: str | Path, model: CharLSTM, vocab: Vocab, *, seed: i
     bias = np.where(has, old["head"]["bias"][known], least)
     _log.info("%s", _described(folder, progress.step, vocab, has))
     layers = {**old, "layer_0": {"cell": {**old["layer_0"]["cell"], "w_ih": inputs}}}
-    return {**layers, "head": {"kernel": kernel, "bias": bias.astype(np.float32)}}
+    return {**layers, "head": {"kernel": kernel, "bias": bias.astype(np.float32)}}, progress.step
 
 
 def _ids_in(earlier: Vocab, vocab: Vocab) -> np.ndarray:

@@ -11,15 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from charjax.config import TrainConfig
+from charjax.config import ADAMW_FIELDS, TrainConfig
 from charjax.errors import UserError, check_type, checked_whole, in_short
 from charjax.training.plan import steps_of_run
 
-# TrainConfig fields that only the optimizer depends on.
-ADAMW_FIELDS = (
-    "learning_rate", "schedule", "warmup_frac", "final_lr_frac", "decay_factor", "decay_every", "weight_decay", "beta1",
-    "beta2", "clip_norm",
-)  # fmt: skip
 _OPTIMIZERS_KEPT = 32
 
 _log = logging.getLogger("charjax")

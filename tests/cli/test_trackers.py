@@ -58,6 +58,11 @@ def test_tensorboard_can_read_the_event_file(folder, monkeypatch):
     }
     for step, name, value in found:
         assert value == pytest.approx(getattr(expected[step], name), rel=1e-6)
+    # A resumed run goes on logging, unasked.
+    assert train("--resume", "--epochs=3") == 0
+    boards[1].close()
+    logged = {step for file in (folder / "run" / "tensorboard").iterdir() for step, *_ in scalars(file.read_bytes())}
+    assert logged == {e.step for e in read_metrics(folder / "run" / "metrics.jsonl")}
 
 
 def scalars(content):

@@ -22,6 +22,7 @@ from charjax.distributed.mesh import make_mesh
 from charjax.progress import reporter as reporters
 from charjax.runs.checkpoint_header import read_header
 from charjax.runs.logs import read_metrics
+from charjax.runs.model_file import read_info
 
 CORPUS = small_corpus()
 MODEL = small_model(CORPUS)
@@ -43,6 +44,11 @@ def test_a_schedule_takes_the_place_of_the_configured_one(tmp_path):
     fit(learning_rate=schedule, out=tmp_path)
     rates = [evaluation.learning_rate for evaluation in read_metrics(tmp_path / "metrics.jsonl")]
     assert rates == pytest.approx([float(schedule(step - 1)) for step in (12, 24, 36, 48)], rel=1e-5)
+    options = read_info(tmp_path).options()
+    assert options["learning_rate"] == options["schedule"] == "replaced by fit(learning_rate=...)"
+    assert options["beta1"] == SMALL.beta1
+    with pytest.raises(UserError, match=r"with fit\(learning_rate=\.\.\.\); pass the same learning_rate to resume it"):
+        fit(out=tmp_path, resume=True, epochs=3)
 
 
 @pytest.mark.slow
@@ -60,8 +66,10 @@ def test_an_optimizer_of_optax_takes_the_place_of_adamw(tmp_path, caplog):
     assert evaluations[-1].val_loss < evaluations[0].val_loss
     assert {evaluation.learning_rate for evaluation in evaluations} == {None}
     fit(optimizer=OPTIMIZER, out=tmp_path / "cut", epochs=1)
-    with pytest.raises(UserError, match=r"trained with a different optimizer .*; pass that one to resume it"):
+    with pytest.raises(UserError, match=r"was trained with fit\(optimizer=\.\.\.\); pass the same optimizer to resume"):
         fit(out=tmp_path / "cut", resume=True, epochs=2)
+    with pytest.raises(UserError, match=r"trained with a different optimizer .*; pass that one to resume it"):
+        fit(optimizer=optax.adam(0.01), out=tmp_path / "cut", resume=True, epochs=2)
     with caplog.at_level(logging.WARNING, logger="charjax"):
         assert int(fit(optimizer=OPTIMIZER, out=tmp_path / "cut", resume=True, epochs=2).step) == int(state.step)
     # The configured rate, which more epochs would raise, is not used.

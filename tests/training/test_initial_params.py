@@ -9,8 +9,8 @@ from helpers.small_run import small_corpus, small_model
 
 from charjax import CharLSTM, Corpus, History, UserError, Vocab, fit, init_carry, init_params, load_model
 from charjax.distributed.mesh import make_mesh
-from charjax.runs.metadata import Progress, RunInfo
-from charjax.runs.model_file import write_info, write_parameters
+from charjax.runs.metadata import FitInfo, Progress, RunInfo
+from charjax.runs.model_file import read_info, read_run, write_info, write_parameters
 from charjax.training.initial_params import initial_params
 
 MESH = make_mesh(jax.devices()[:1])
@@ -42,7 +42,7 @@ def test_known_characters_keep_their_predictions_in_another_vocabulary(english):
     _, old, _ = load_model(out)
     vocab = Vocab.from_text(ENGLISH + OTHER)
     model = other_model(Corpus.from_text(OTHER * 40, vocab="chars"), dropout=0.1).clone(vocab_size=vocab.size)
-    new = initial_params(out, model, vocab, seed=0)
+    new, _ = initial_params(out, model, vocab, seed=0)
     text = ENGLISH[:50]
     before = log_probabilities(earlier, old, corpus.vocab.encode(text))
     after = log_probabilities(model, new, vocab.encode(text))
@@ -57,7 +57,8 @@ def test_known_characters_keep_their_predictions_in_another_vocabulary(english):
 
 def test_the_same_vocabulary_keeps_every_weight(english):
     earlier, corpus, out = english
-    params = initial_params(out, earlier, corpus.vocab, seed=0)
+    params, step = initial_params(out, earlier, corpus.vocab, seed=0)
+    assert step == read_run(out)[1].model_step
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(load_model(out)[1]))
 
 
@@ -76,7 +77,8 @@ def test_rows_and_columns_go_with_their_characters(tmp_path, earlier, vocab, kno
     model = CharLSTM(earlier.size, hidden_dim=4, hidden_layers=1)
     params = jax.device_get(init_params(jax.random.key(1), model))
     new_model = CharLSTM(vocab.size, hidden_dim=4, hidden_layers=1)
-    new = initial_params(write_model(tmp_path / "model", model, params, earlier), new_model, vocab, seed=7)
+    new, step = initial_params(write_model(tmp_path / "model", model, params, earlier), new_model, vocab, seed=7)
+    assert step == 3
     fresh = jax.device_get(init_params(jax.random.key(7), new_model))
     for ours in range(vocab.size):
         source, theirs = (params, known[ours]) if ours in known else (fresh, ours)
@@ -111,6 +113,17 @@ def test_fine_tuning_beats_training_from_nothing_on_a_small_text(english, caplog
     assert "characters are new to it: " in said
     assert "'\u00e9' (U+00E9)" in said
     assert tuned < loss() - 0.5
+
+
+def test_a_run_says_where_it_started(english, tmp_path):
+    _, _, out = english
+    corpus = Corpus.from_text(OTHER * 10, vocab="chars")
+    options = {"batch_size": 4, "seq_len": 16, "epochs": 0.2, "sample_length": 0, "progress": False}
+    fit(other_model(corpus), corpus, mesh=MESH, out=tmp_path / "run", init_from=out, **options)
+    fit(other_model(corpus), corpus, mesh=MESH, out=tmp_path / "run", resume=True, **options | {"epochs": 0.4})
+    began = read_run(tmp_path / "run")[0].fit
+    assert began == FitInfo(init_from=str(out), init_step=read_run(out)[1].model_step, replaces="")
+    assert str(out) in read_info(tmp_path / "run").options()["init_from"]
 
 
 @pytest.mark.parametrize("wrong", [{"hidden_dim": 13}, {"hidden_layers": 1}])

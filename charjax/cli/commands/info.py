@@ -51,6 +51,4 @@ def _facts(info: RunInfo, progress: Progress) -> Facts:
         ),
         ("best", best),
     ]
-    for config in (info.data, info.model, info.train):
-        facts += [(f"--{name.replace('_', '-')}", repr(value)) for name, value in dataclasses.asdict(config).items()]
-    return facts
+    return facts + [(f"--{name.replace('_', '-')}", repr(value)) for name, value in info.options().items()]

@@ -1,7 +1,5 @@
 """`charjax report`: writes a report on one or more runs."""
 
-import dataclasses
-
 from charjax.cli.arguments import ReportCommand
 from charjax.cli.output import report_page as say_written
 from charjax.cli.run_comparison import Evaluated, axis_title, curves, differences, read_evaluated
@@ -72,9 +70,7 @@ def _configurations(runs: list[Evaluated]) -> list[str]:
     facts = []
     for run in runs:
         parts = {"text": run.info.corpus.name, "characters": f"{run.info.corpus.train_characters:,}"}
-        for config in (run.info.data, run.info.model, run.info.train):
-            parts |= {name: str(value) for name, value in dataclasses.asdict(config).items()}
-        facts.append(parts)
+        facts.append(parts | {name: str(value) for name, value in run.info.options().items()})
     differing = differences(facts)
     common = [[name, value] for name, value in facts[0].items() if name not in differing]
     shown = [heading("Configuration")]

@@ -21,6 +21,7 @@ from charjax.model import CharLSTM
 from charjax.progress.reporter import make_reporter
 from charjax.runs.checkpoint_header import read_header
 from charjax.runs.compatibility import check_same_text
+from charjax.runs.layout import TENSORBOARD
 from charjax.runs.metadata import RunInfo
 from charjax.runs.model_file import read_info
 from charjax.training.fit import fit
@@ -59,6 +60,8 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
+        # Logged before the interruption, so expected after it.
+        command = dataclasses.replace(command, tensorboard=command.tensorboard or (command.out / TENSORBOARD).is_dir())
     model, corpus, train_config = prepare(command, data, model_config, train_config, given, recognize)
     fit(
         model,
