@@ -77,7 +77,8 @@ class TrainCommand(Checked):
     """Continue the run in --out exactly where it stopped, with its original options."""
 
     init_from: Optional[Path] = None
-    """Run folder or model to take the initial weights and the model size from. Its vocabulary may differ."""
+    """Run folder or model to take the initial weights and the model size from. Its characters are kept and those
+    of the text are added, unless --vocab is given."""
 
     preset: Optional[PresetName] = None
     """Model size and a recipe suited to the text: tiny trains for about ten seconds on two CPU cores,

@@ -136,15 +136,18 @@ def read_corpus(
     *,
     memory_mb: int | None = None,
     recognize: Recognize | None = None,
+    base: Vocab | None = None,
 ) -> Corpus:
-    """Reads text as `Corpus.from_file` does, ignoring `data.vocab`.
+    """Reads text as `Corpus.from_file` does, ignoring `data.vocab`; a vocabulary chosen by kind extends `base`.
 
     Raises:
         UserError: as for `Corpus.from_file`, or a file is in both the training and the validation text.
         OSError: a file cannot be read.
     """
     wanted: list[TextPaths] = [texts] if data.validation is None else [texts, data.validation]
-    (file, ids), *held_out = _read(wanted, vocab, separator=data.separator, memory_mb=memory_mb, recognize=recognize)
+    (file, ids), *held_out = _read(
+        wanted, vocab, separator=data.separator, memory_mb=memory_mb, recognize=recognize, base=base
+    )
     if held_out:
         train, validation = cast(Ids, ids), cast(Ids, held_out[0][1])
         for one in (file, held_out[0][0]):
@@ -209,17 +212,18 @@ def _read(
     memory_mb: int | None = None,
     on_unknown: OnUnknown | None = None,
     recognize: Recognize | None = None,
+    base: Vocab | None = None,
 ) -> list[tuple[TextFile, np.ndarray | FileIds]]:
     """Reads texts into memory, or only opens them if they do not fit or there are multiple processes."""
     budget = room_for_text() if memory_mb is None else 1_000_000 * checked_whole("memory_mb", memory_mb, least=0)
     if are_several():
-        files = _open_together(lambda: _open(texts, vocab, budget, separator), vocab, recognize)
+        files = _open_together(lambda: _open(texts, vocab, budget, separator), vocab, recognize, base)
         return [(file, FileIds(file, 0, file.characters)) for file in files]
     sources = _open(texts, vocab, budget, separator)
     fits = budget is None or sum(source.size for source in sources) <= budget
     if not fits:
         _log.info("%s does not fit in its memory budget and is read from disk as needed", sources[0].name)
-    files = survey_texts(sources, vocab, on_unknown=on_unknown, recognize=recognize)
+    files = survey_texts(sources, vocab, on_unknown=on_unknown, recognize=recognize, base=base)
     return [(file, TextPieces(file).read_all() if fits else FileIds(file, 0, file.characters)) for file in files]
 
 
@@ -244,13 +248,13 @@ def _open(
 
 
 def _open_together(
-    open_texts: Callable[[], list[TextSource]], vocab: str | Vocab, recognize: Recognize | None
+    open_texts: Callable[[], list[TextSource]], vocab: str | Vocab, recognize: Recognize | None, base: Vocab | None
 ) -> list[TextFile]:
     """Opens texts in multiple processes; the main one reads all of them, and the others only what they train on."""
     opened = functools.cache(open_texts)
 
     def survey() -> list[dict[str, Any]]:
-        files = survey_texts(opened(), vocab, recognize=recognize)
+        files = survey_texts(opened(), vocab, recognize=recognize, base=base)
         return [{"file": file.to_dict(), "fingerprint": _fingerprint(file.source)} for file in files]
 
     found = from_main(survey)

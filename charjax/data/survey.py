@@ -163,6 +163,7 @@ def survey_texts(
     *,
     on_unknown: OnUnknown | None = None,
     recognize: Callable[[list[str]], None] | None = None,
+    base: Vocab | None = None,
 ) -> list[TextFile]:
     """Makes a first pass over texts and chooses a vocabulary that has all of their characters.
 
@@ -172,6 +173,7 @@ def survey_texts(
         on_unknown: what to do about characters that a given vocabulary lacks; None raises an error that does not
             suggest any option.
         recognize: called with the digests of the texts before anything else is checked.
+        base: a vocabulary to extend, unless `vocab` is a vocabulary.
 
     Raises:
         UserError: one of the texts is empty, is not UTF-8 although `vocab` requires it, or has characters that `vocab`
@@ -189,7 +191,9 @@ def survey_texts(
         if not survey.source.size:
             raise UserError(f"{survey.source.name} is empty; use non-empty text")
     chosen = _choose(surveys, vocab)
-    if vocab == "auto":
+    if base is not None and not isinstance(vocab, Vocab):
+        chosen = base.union(chosen)
+    elif vocab == "auto":
         _log_choice(surveys, chosen)
     if chosen.kind != "bytes":
         for survey in surveys:

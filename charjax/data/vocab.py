@@ -76,6 +76,20 @@ class Vocab:
         """The smallest unsigned integer type that fits every id."""
         return np.min_scalar_type(max(self.size - 1, 0))
 
+    def union(self, other: "Vocab") -> "Vocab":
+        """Returns the smallest vocabulary that can encode whatever either of two vocabularies can.
+
+        Examples:
+            >>> from charjax import Vocab
+            >>> Vocab.from_text("latte").union(Vocab.from_text("crema")).characters
+            'acelmrt'
+        """
+        if "bytes" in (self.kind, other.kind):
+            return Vocab.bytes()
+        if self.kind == other.kind == "ascii":
+            return self
+        return Vocab("chars", "".join(sorted({*map(chr, self.codes()), *map(chr, other.codes())})))
+
     def unknown(self, text: str) -> str:
         """Returns the distinct characters in a string that the vocabulary lacks, in code point order."""
         _check_is_text(text)

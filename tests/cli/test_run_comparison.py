@@ -8,7 +8,9 @@ import sys
 import pytest
 from helpers.command_line import fails, run_in_fixture, shows
 
+from charjax.data.vocab import Vocab
 from charjax.runs.logs import read_metrics, read_samples
+from charjax.runs.model_file import read_info
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -144,3 +146,17 @@ def test_training_starts_from_another_run_and_takes_its_size(trained, tmp_path, 
     assert "has --hidden-dim 8, not 9" in wrong
     message = fails(capsys, "train", trained.text, "-o", tmp_path / "run", "--resume", "--init-from", trained.run)
     assert "omit --init-from" in message
+
+
+def test_a_model_that_is_trained_on_keeps_its_characters(trained, tmp_path, capsys):
+    text, out = tmp_path / "new.txt", tmp_path / "run"
+    text.write_text("déjà vu, " * 40)
+    options = ["--batch-size=4", "--seq-len=16", "--epochs=0.5", "--sample-length=0"]
+    shows(capsys, "train", text, "-o", out, *options, "--init-from", trained.run, warns="2 of 130 characters are new")
+    assert read_info(out).vocab == Vocab.ascii().union(Vocab.from_text("éà"))
+    shows(capsys, "train", text, "-o", out, "--resume", "--epochs=1")
+    shows(capsys, "sample", out, "--context", "Zebra à", "--length=1")
+    # Asked for by name, the vocabulary is the text's.
+    more = ["--vocab=chars", "--init-from", trained.run]
+    shows(capsys, "train", text, "-o", tmp_path / "other", *options, *more, warns="characters are new")
+    assert read_info(tmp_path / "other").vocab == Vocab.from_text("déjà vu, ")

@@ -14,6 +14,7 @@ from charjax.cli.startup import exit_on_interrupt
 from charjax.cli.trackers import trackers
 from charjax.config import DataConfig, ModelConfig, TrainConfig
 from charjax.data.corpus import Corpus, Recognize, read_corpus
+from charjax.data.vocab import Vocab
 from charjax.distributed.mesh import use_all_cores
 from charjax.distributed.processes import check_same, from_main, is_main, join_processes, leaving_together
 from charjax.host.memory import reuse_memory
@@ -53,16 +54,19 @@ def run(command: TrainCommand, given: frozenset[str]) -> None:
 def _train(command: TrainCommand, given: frozenset[str]) -> None:
     check_same({"--resume": command.resume})
     data, model_config, train_config = command.data, command.model, command.train
-    recognize = None
+    recognize = base = None
     if command.resume:
         info = RunInfo.from_dict(from_main(lambda: _saved_info(command)))
-        recognize = functools.partial(check_same_text, info, run_dir=command.out)
+        recognize, base = functools.partial(check_same_text, info, run_dir=command.out), info.vocab
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
         # Logged before the interruption, so expected after it.
         command = dataclasses.replace(command, tensorboard=command.tensorboard or (command.out / TENSORBOARD).is_dir())
-    model, corpus, train_config = prepare(command, data, model_config, train_config, given, recognize)
+    elif command.init_from is not None and "vocab" not in given:
+        # The model goes on knowing its characters, even those that the new text lacks.
+        base = read_info(command.init_from).vocab
+    model, corpus, train_config = prepare(command, data, model_config, train_config, given, recognize, base)
     fit(
         model,
         corpus,
@@ -86,9 +90,11 @@ def prepare(
     train_config: TrainConfig,
     given: frozenset[str],
     recognize: Recognize | None = None,
+    base: Vocab | None = None,
 ) -> tuple[CharLSTM, Corpus, TrainConfig]:
     """Reads the text and applies the command's preset, if any; the options named in `given` override it."""
-    corpus = read_corpus(command.text, data, data.vocab, memory_mb=train_config.text_memory_mb, recognize=recognize)
+    memory = train_config.text_memory_mb
+    corpus = read_corpus(command.text, data, data.vocab, memory_mb=memory, recognize=recognize, base=base)
     if isinstance(command, TrainCommand) and command.init_from is not None:
         size = read_info(command.init_from).model
         unasked = {"hidden_dim", "hidden_layers"} - given
