@@ -3,6 +3,7 @@
 import contextlib
 import ctypes.util
 import functools
+import itertools
 import platform
 import re
 import shutil
@@ -149,16 +150,15 @@ def with_another_type(types):
 
 
 def forms():
-    """The compiled forms; the default tier runs the best and the plainest."""
-    found = libraries.libraries()
-    slow = [pytest.param(library, marks=pytest.mark.slow) for library in found[1:-1]]
-    return [*found[:1], *slow, *found[1:][-1:]]
+    """The compiled forms with formats; the default tier runs all formats of the best form, and one of the plainest."""
+    formats = [("float32", False), ("float32", True), ("bfloat16", False), ("int8", False)]
+    for library, format_ in itertools.product(libraries.libraries(), formats):
+        is_quick = library is libraries.libraries()[0] or (library.instructions, format_) == ("generic", formats[0])
+        name = f"{library.instructions}-{format_[0]}-{'ids' if format_[1] else 'vectors'}"
+        yield pytest.param(library, *format_, marks=[] if is_quick else pytest.mark.slow, id=name)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "one_hot"), [("float32", False), ("float32", True), ("bfloat16", False), ("int8", False)]
-)
-@pytest.mark.parametrize("library", forms(), ids=lambda library: library.instructions)
+@pytest.mark.parametrize(("library", "dtype", "one_hot"), [*forms()])
 def test_the_kernel_itself_refuses_what_it_would_misread(library, dtype, one_hot):
     def run(target, results, types, attributes):
         zeros = [np.zeros(one.shape, one.dtype) for one in types]
