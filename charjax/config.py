@@ -218,7 +218,7 @@ class TrainConfig(Checked):
 
     text_memory_mb: Optional[Count] = None
     """Maximum memory for the text, in megabytes; by default a quarter of the free memory.
-    Larger texts stay on disk and are read in chunks, with the same result."""
+    Larger text stays on disk and is read in chunks, with the same result."""
 
     microbatches: Count = 1
     """Number of parts to split each batch into and process one after another, for batches that do not fit in memory

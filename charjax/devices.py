@@ -21,4 +21,4 @@ def all_devices() -> list[jax.Device]:
         if not names:
             raise
         chosen = " ".join(f"{name}={os.environ[name]}" for name in names)
-        raise UserError(f"{chosen}: JAX finds no such devices here; unset it to use the best available") from error
+        raise UserError(f"{chosen}: JAX found no such devices here; unset it to use the best ones available") from error

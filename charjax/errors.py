@@ -14,8 +14,8 @@ BROKEN_PIPE = 128 + 13
 # What to do about an OS error caused by a particular file or its disk.
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or files"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions of it and its folder"),
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions and those of its folder"),
+    errno.EFBIG: "raise the file size limit (ulimit -f)",
     errno.EROFS: "make its file system writable",
     errno.ENAMETOOLONG: "shorten its name",
 }
@@ -23,7 +23,7 @@ _REMEDIES = {
 _REMEDIES_OF_LIMITS = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs, which have too many files open",
-    errno.ENOMEM: "free some memory, or raise the limit on it (ulimit -v)",
+    errno.ENOMEM: "free some memory, or raise the memory limit (ulimit -v)",
 }
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
@@ -45,9 +45,9 @@ class UserError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when a signal ends training early, once the state is saved or, without a run folder, attached here.
+    """Raised when a signal ends training, once the state is saved or, without a run folder, attached to the exception.
 
-    Not an `Exception`, so it also ends a loop over settings that catches exceptions.
+    It is not an `Exception`, so it also ends a loop over settings that catches exceptions.
 
     The command line prints the message and exits with 128 + signum.
 
@@ -81,12 +81,12 @@ def remedy_for(error: OSError) -> str:
 
 
 def in_short(value: object) -> str:
-    """Formats a value for a message, on one line of bounded length, even if it comes from a file."""
+    """Formats a value for a message, on one line of bounded length; safe for arbitrary values read from a file."""
     return re.sub(r"\s*\n\s*", " ", _SHORT.repr(value))
 
 
 def check_type(name: str, value: object, kind: type, advice: str) -> None:
-    """Checks the type of an argument, since callers may swap two, or pass a path instead of its contents.
+    """Checks an argument's type, since callers may swap two arguments, or pass a path instead of what it contains.
 
     Raises:
         UserError: the type is wrong; the message ends with `advice`.

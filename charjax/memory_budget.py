@@ -58,27 +58,29 @@ def check_room_to_train(model: ModelConfig, train: TrainConfig, vocab_size: int,
         train: training configuration; only batch_size, seq_len and microbatches matter.
         vocab_size: V.
         devices: devices of the run. Each holds a copy of the parameters and optimizer moments, and its share of the
-            batch; devices that are CPU cores share the memory of the host.
+            batch; devices that are CPU cores share the host's memory.
 
     Raises:
-        UserError: the run does not fit; the message says what to lower.
+        UserError: the run does not fit; the message says what to reduce.
     """
     states, share = _parts_to_train(model, train, vocab_size, devices)
     available = available_memory(devices)
     if available is None or states + share <= available:
         return
     if states > available:
-        advice = f"lower --hidden-dim (currently {model.hidden_dim}) or --hidden-layers ({model.hidden_layers})"
+        advice = (
+            f"reduce --hidden-dim (currently {model.hidden_dim}) or --hidden-layers (currently {model.hidden_layers})"
+        )
     else:
         advice = (
-            f"lower --batch-size (currently {train.batch_size}) or --seq-len ({train.seq_len}), "
-            f"or raise --microbatches ({train.microbatches})"
+            f"reduce --batch-size (currently {train.batch_size}) or --seq-len (currently {train.seq_len}), "
+            f"or increase --microbatches (currently {train.microbatches})"
         )
     copies = sum(device.process_index == jax.process_index() for device in devices)
     if devices[0].platform == "cpu" and copies > 1 and states // copies + share <= available:
         advice += f", or set JAX_NUM_CPU_DEVICES=1 for one copy of the model instead of {copies}"
     raise UserError(
-        f"training needs about {_size(states + share)} of memory, but {_size(available)} is available; {advice}"
+        f"training needs about {_size(states + share)} of memory, but only {_size(available)} is available; {advice}"
     )
 
 
@@ -91,13 +93,13 @@ def check_room_to_sweep(
     members: int,
     at_once: int,
 ) -> None:
-    """Checks that the models of a sweep fit in the available memory; does nothing if that is unknown.
+    """Checks that a sweep's models fit in the available memory; does nothing if that is unknown.
 
     Args:
         model: size of each model.
         train: as for `check_room_to_train`.
         vocab_size: V.
-        devices: devices of the sweep; those that are CPU cores share the memory of the host.
+        devices: devices of the sweep; those that are CPU cores share the host's memory.
         members: number of models.
         at_once: number of models that a device trains at the same time.
 
@@ -112,14 +114,14 @@ def check_room_to_sweep(
     needed, available = states + kept, available_memory(devices)
     if available is not None and needed > available:
         raise UserError(
-            f"training {members:,} models at once needs about {_size(needed)} of memory, but {_size(available)} is "
-            f"available; lower the number of values or --seeds, --hidden-dim (currently {model.hidden_dim}) or "
-            f"--batch-size ({train.batch_size})"
+            f"training {members:,} models at once needs about {_size(needed)} of memory, but only {_size(available)} "
+            f"is available; reduce the number of values, --seeds, --hidden-dim (currently {model.hidden_dim}) or "
+            f"--batch-size (currently {train.batch_size})"
         )
 
 
 def _kept_for_backward(model: ModelConfig, train: TrainConfig, vocab_size: int) -> int:
-    """Returns the number of bytes that a batch keeps for the backward pass."""
+    """Returns the number of bytes saved for the backward pass of a batch."""
     width = 2 if model.dtype == "bfloat16" else _FLOAT32
     characters = train.batch_size * train.seq_len // train.microbatches
     return characters * (_SAVED_PER_UNIT * model.hidden_dim * model.hidden_layers * width + vocab_size * _FLOAT32)
@@ -133,7 +135,7 @@ def check_room_to_load(model: ModelConfig, vocab_size: int) -> None:
     """
     needed, available = _FLOAT32 * count_parameters(model, vocab_size), available_memory(all_devices()[:1])
     if available is not None and needed > available:
-        raise UserError(f"the model needs about {_size(needed)} of memory, but {_size(available)} is available")
+        raise UserError(f"the model needs about {_size(needed)} of memory, but only {_size(available)} is available")
 
 
 def check_room_to_sample(
@@ -155,10 +157,10 @@ def check_room_to_sample(
         length: characters generated per sample.
         context_length: characters of context per sample.
         block: number of characters whose noise is sampled at once.
-        flags: options that the message suggests lowering.
+        flags: options that the message suggests reducing.
 
     Raises:
-        UserError: the samples do not fit; the message says what to lower.
+        UserError: the samples do not fit; the message says what to reduce.
     """
     # The states and matrix products of one step; the logits of the context; the noise for a block of characters and the
     # random bits it is made from; the ids on the device and on the host.
@@ -168,7 +170,7 @@ def check_room_to_sample(
     if available is not None and needed > available:
         raise UserError(
             f"generating {num_samples} x {length} characters needs about {_size(needed)} of memory, but "
-            f"{_size(available)} is available; lower {flags}"
+            f"only {_size(available)} is available; reduce {flags}"
         )
 
 

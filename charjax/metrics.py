@@ -45,7 +45,7 @@ _MEASURED = (
     "elapsed_seconds",
 )  # fmt: skip
 _DERIVED = ("perplexity", "bits_per_char")
-# None if unknown; logs written by earlier versions lack the last two.
+# These are None if unknown; logs written by earlier versions do not contain the last two.
 _OPTIONAL = ("chars_per_second", "learning_rate", "grad_norm")
 _COUNTS = ("skipped_steps", "chars_seen")
 

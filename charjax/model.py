@@ -238,7 +238,7 @@ def checked_key(key: Array) -> Array:
     """Returns PRNG keys [] or [B] as typed keys; raw uint32 keys, as from `jax.random.PRNGKey`, are converted.
 
     Raises:
-        UserError: `key` is neither typed keys nor raw ones.
+        UserError: `key` is neither a typed nor a raw PRNG key (or an array of them).
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
@@ -249,7 +249,7 @@ def checked_key(key: Array) -> Array:
 
 
 def model_to_use(config: ModelConfig, vocab_size: int) -> CharLSTM:
-    """Builds the model of a run for sampling and scoring on this machine.
+    """Builds a run's model for sampling and scoring on this machine.
 
     If the implementation that the run was trained with is not available here, a warning is logged and the default one
     is used; all implementations take the same parameters and compute the same function.

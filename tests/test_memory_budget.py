@@ -130,10 +130,10 @@ def test_every_core_has_a_copy_of_the_parameters_and_a_share_of_the_batch(system
         (
             {"hidden_dim": 10**8, "hidden_layers": 2},
             {},
-            r"needs about 1\.9\d EB .*lower --hidden-dim \(currently 100000000\)",
+            r"needs about 1\.9\d EB .*reduce --hidden-dim \(currently 100000000\)",
         ),
         ({"hidden_dim": 10**5, "hidden_layers": 1000}, {}, r"or --hidden-layers \(1000\)"),
-        ({}, {"batch_size": 10**4, "seq_len": 10**4}, r"lower --batch-size \(currently 10000\) or --seq-len \(10000\)"),
+        ({}, {"batch_size": 10**4, "seq_len": 10**4}, r"reduce --batch-size \(currently 10000\) or --seq-len \("),
     ],
 )
 def test_the_message_says_what_to_lower(system, model, train, advice):
@@ -146,7 +146,7 @@ def test_fit_fails_before_it_writes(system, tmp_path):
     with pytest.raises(UserError, match="--hidden-dim"):
         fit(small_model(corpus, hidden_dim=10**8), corpus, SMALL, out=tmp_path / "run")
     (system / "meminfo").write_text("MemAvailable:    7000 kB\n")
-    with pytest.raises(UserError, match="lower --sample-length"):
+    with pytest.raises(UserError, match="reduce --sample-length"):
         fit(small_model(corpus), corpus, SMALL, out=tmp_path / "run", sample_length=10**6)
     assert not (tmp_path / "run").exists()
 

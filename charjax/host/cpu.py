@@ -8,7 +8,7 @@ _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 
 def available_cores() -> int:
-    """Returns the number of cores in the process's affinity mask on Linux, elsewhere the number of all cores."""
+    """Returns the number of cores in the process's affinity mask on Linux, elsewhere the total number of cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

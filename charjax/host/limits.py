@@ -4,7 +4,7 @@ import sys
 
 from charjax.host.cpu import available_cores
 
-# Bytes of address space (`ulimit -v`) and of private memory (`ulimit -d`) that training takes with jax 0.10, not
+# Bytes of address space (`ulimit -v`) and of private memory (`ulimit -d`) that training needs with jax 0.10, not
 # counting the model itself, with a margin; and threads per core, each with its own stack.
 _PROGRAMS, _THREADS_PER_CORE = {"AS": 1_100_000_000, "DATA": 700_000_000}, 5
 _USUAL_STACK = 8 << 20
@@ -14,7 +14,7 @@ def limit_on(name: str) -> int | None:
     """Returns a limit in its own unit; None if no limit is set, as on Windows.
 
     Args:
-        name: the limit's name in `resource` without its prefix, such as "AS" for the address space in bytes.
+        name: the limit's name in `resource` without its prefix, e.g. "AS" for the address space in bytes.
     """
     if sys.platform == "win32":
         return None
@@ -25,5 +25,5 @@ def limit_on(name: str) -> int | None:
 
 
 def space_for_programs(name: str) -> int:
-    """Estimates how many bytes of a limit ("AS" or "DATA") are taken by libraries, compiled programs and stacks."""
+    """Estimates how many bytes of a limit ("AS" or "DATA") are used by libraries, compiled programs and stacks."""
     return _PROGRAMS[name] + _THREADS_PER_CORE * available_cores() * (limit_on("STACK") or _USUAL_STACK)

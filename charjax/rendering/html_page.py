@@ -67,7 +67,7 @@ class PageWriter:
 
         Raises:
             UserError: the folder does not exist, or `path` exists and is not a regular file.
-            OSError: the folder is not writable. Every OSError of this class names `path`.
+            OSError: the folder is not writable. Every OSError raised by this class names `path`.
         """
         # Replace the target of a symbolic link, not the link.
         self._given, self._path, self._scale = Path(path), Path(path).resolve(), scale
@@ -152,7 +152,7 @@ class PageWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # On a full disk the rest of an unfinished text cannot be written, which no longer matters.
+        # On a full disk, closing fails to write the rest of the text, which no longer matters.
         for file in (self._body, self._details):
             with contextlib.suppress(OSError):
                 file.close()

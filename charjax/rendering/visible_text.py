@@ -11,7 +11,7 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     r"""Makes text safe for a terminal by showing escape sequences, bells and carriage returns instead of sending them.
 
     Control characters become control pictures (U+241B for ESC) or escapes such as \x9b. Newlines and tabs are kept, and
-    \r\n becomes a newline. Line separators, surrogates, bidirectional controls and characters that `encoding` lacks
+    \r\n becomes a newline. Line separators, surrogates, bidirectional controls and characters not in `encoding`
     become escapes; the surrogate for an undecodable byte becomes an escape of that byte.
 
     Args:

@@ -1,6 +1,6 @@
 """Restores checkpoints with Orbax; `checkpoint_store` saves them, and layout.py lists their files.
 
-RUN/checkpoints has one folder for each checkpoint that is kept: the latest two and the best one. Each contains the full
+RUN/checkpoints contains one folder per checkpoint kept: the latest two and the best one. Each contains the full
 TrainState and, as Orbax custom metadata, the RunInfo and Progress. Digests of all files are written last; a checkpoint
 that is incomplete or has since changed is skipped, and the previous one is restored.
 """
@@ -30,11 +30,10 @@ def restore_checkpoint(run_dir: str | Path, abstract: TrainState) -> tuple[Train
             those that the checkpoint was saved on.
 
     Returns:
-        The state on its devices, the configuration of the run, and its progress.
+        The state on its devices, the run's configuration, and its progress.
 
     Raises:
-        UserError: the folder is not a run folder, the shapes or dtypes of the state differ, or all checkpoints are
-            damaged.
+        UserError: the folder is not a run folder, the state's shapes or dtypes differ, or all checkpoints are damaged.
 
     Examples:
         >>> import tempfile
@@ -109,7 +108,7 @@ def _check_arrays(path: Path, found: dict[str, str], expected: dict[str, str]) -
         if name in found and name in expected:
             raise UserError(f"{describe_checkpoint(path)} does not match the model ({what})")
         if "opt_state" in name:
-            advice = "pass that one to resume it"
+            advice = "pass the original optimizer to resume it"
             raise UserError(f"{describe_checkpoint(path)} was trained with a different optimizer ({what}); {advice}")
         raise UserError(f"{describe_checkpoint(path)} was written by a different version of charjax ({what})")
 

@@ -23,8 +23,8 @@ class Header(NamedTuple):
 
     Attributes:
         path: the checkpoint folder.
-        info: configuration of the run.
-        progress: progress of the run.
+        info: the run's configuration.
+        progress: the run's progress.
     """
 
     path: Path
@@ -37,7 +37,7 @@ def read_header(run_dir: str | Path, *, quiet: bool = False, up_to: int | None =
 
     Args:
         run_dir: the run folder.
-        quiet: do not log a warning for each damaged checkpoint, because the restore that follows does.
+        quiet: log no warnings about damaged checkpoints, because the restore that follows logs them.
         up_to: a step; checkpoints after it are ignored if there is one at or before it.
 
     Raises:

@@ -32,7 +32,7 @@ from charjax.train_state import TrainState
 KEEP_LATEST = 2
 A_MONTH = 30 * 24 * 3600  # seconds
 _REMOVED, _ORBAX_TEMPORARY = ".removed", ".orbax-checkpoint-tmp"
-# Folders left behind by saves and removals that were killed.
+# Folders left behind when a save or removal was killed.
 _INCOMPLETE = re.compile(rf"\d+({re.escape(_REMOVED)}|{re.escape(_ORBAX_TEMPORARY)}.*)")
 
 
@@ -53,7 +53,7 @@ class CheckpointStore:
             info: the configuration of the run.
             step: step of the checkpoint that the run continues from. Later checkpoints, which were damaged or led to
                 non-finite values, are renamed to STEP.set-aside; incomplete ones are removed.
-            lock: lock of the folder, in the main process; nothing is written to any folder but the locked one.
+            lock: the folder's lock, in the main process; nothing is written to a folder other than the locked one.
 
         Raises:
             OSError: the folder cannot be written.
@@ -74,7 +74,8 @@ class CheckpointStore:
 
     def __enter__(self) -> Self:
         logging.getLogger("absl").addFilter(_is_of_use)
-        # Never removed, because what a failed save leaves behind may be garbage-collected at any later time.
+        # This filter is never removed: futures left over from a failed save may be garbage-collected (and logged) at
+        # any point afterwards.
         logging.getLogger("asyncio").addFilter(_is_not_told_yet)
         return self
 
@@ -165,8 +166,8 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
     Args:
         run_dir: the run folder, created if needed.
         state: the training state to save.
-        info: configuration of the run.
-        progress: progress of the run; its step names the checkpoint.
+        info: the run's configuration.
+        progress: the run's progress; its step names the checkpoint.
 
     Raises:
         UserError: a run is being trained in the folder, or an argument has the wrong type.
@@ -203,12 +204,12 @@ def save_checkpoint(run_dir: str | Path, state: TrainState, info: RunInfo, progr
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
-    """Returns False for the warning Orbax logs at every save about missing OCDBT files, which charjax does not use."""
+    """Returns False for Orbax's warning, at every save, about missing OCDBT files, which charjax does not use."""
     return "Skipping merge of OCDBT" not in record.getMessage()
 
 
 def _is_not_told_yet(record: logging.LogRecord) -> bool:
-    """Returns False for asyncio messages about the other writes of a failed save, which charjax has reported."""
+    """Returns False for asyncio messages about other writes of a failed save, which charjax has already reported."""
     message = record.getMessage()
     return not ("exception was never retrieved" in message and "orbax" in message)
 
@@ -222,14 +223,14 @@ def _context() -> ocp.Context:
     context.array.saving.enable_write_sharding_file = False
     # Write only the first device's copy; slicing out a part on each device would compile a program per shape.
     context.array.saving.use_replica_parallel = False
-    # Orbax measures its timeout by the wall clock, which may jump, and keeps running while the machine sleeps.
+    # Orbax measures its timeout by the wall clock, which may jump and keeps running while the machine sleeps.
     context.asynchronous.timeout_secs = A_MONTH
     context.asynchronous.create_directories_asynchronously = False
     return context
 
 
 def _remove_incomplete(path: Path) -> None:
-    """Removes the leftovers of saves and removals that were killed."""
+    """Removes folders left behind when a save or removal was killed."""
     for incomplete in path.iterdir():
         if _INCOMPLETE.fullmatch(incomplete.name):
             remove_tree(incomplete)

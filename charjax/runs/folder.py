@@ -33,7 +33,7 @@ _log = logging.getLogger("charjax")
 
 
 class _Stage(enum.Enum):
-    """Contents of a run folder.
+    """Describes the contents of a run folder.
 
     Attributes:
         EMPTY: the folder is empty or does not exist yet.
@@ -104,7 +104,7 @@ class RunFolder:
             with self._advised():
                 self._open.close()
         finally:
-            # If files or folders cannot be removed either, the original error says why.
+            # If files or folders cannot be removed either, the original error already says why.
             with contextlib.suppress(OSError, UserError):
                 self._lock.check()
                 if self._stage is _Stage.STARTED:
@@ -167,8 +167,8 @@ class RunFolder:
     def outdated_model(self, latest: Header) -> Header | None:
         """Returns the checkpoint from which to rewrite model.safetensors, or None if the file is up to date.
 
-        The file is out of date in run folders from earlier versions, if the run was killed between saving the
-        checkpoint and the model, after a rollback, or if it is damaged.
+        The file is out of date if it is missing, as in run folders from earlier versions, or damaged, if the run was
+        killed between saving the checkpoint and the model, and after a rollback.
 
         Args:
             latest: the checkpoint to continue from; it is used for the model if the best one is damaged.

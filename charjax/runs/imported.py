@@ -22,7 +22,7 @@ def import_model(file: str | Path, out: str | Path, *, vocab: Vocab | None = Non
         file: a state_dict, either as .safetensors (of any float dtype) or as saved by torch.save (.pt or .pth, which
             requires torch). Untrusted files are safe, since nothing in them is executed.
         out: the folder to create.
-        vocab: the characters, in the order of the model's ids; by default those in the metadata of the file, where
+        vocab: the characters, in the order of the model's ids; by default those listed in the file's metadata, where
             `charjax.export.write_torch` puts them.
 
     Raises:
@@ -66,7 +66,7 @@ def import_model(file: str | Path, out: str | Path, *, vocab: Vocab | None = Non
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Reads a state_dict and the metadata of the file."""
+    """Reads a state_dict and the file's metadata."""
     file = Path(os.path.realpath(path))  # the Hugging Face cache consists of links
     match path.suffix:
         case ".safetensors":
@@ -81,7 +81,7 @@ def _read_with_torch(path: Path) -> Mapping[str, Any]:
         torch = importlib.import_module("torch")
     except ImportError as error:
         advice = "install it (pip install torch), or save the weights as .safetensors"
-        raise UserError(f"{path} needs PyTorch; {advice}") from error
+        raise UserError(f"reading {path} needs PyTorch; {advice}") from error
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
@@ -92,7 +92,7 @@ def _read_with_torch(path: Path) -> Mapping[str, Any]:
     is_state_dict = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
     if not is_state_dict or not all(isinstance(one, torch.Tensor) and one.layout == torch.strided for one in arrays):
         raise UserError(f"{path} is not a state_dict of tensors; save only model.state_dict()")
-    # A tensor with few stored values may repeat them any number of times.
+    # A tensor's strides may repeat a few stored values any number of times.
     if sum(array.numel() for array in arrays) > size:
         raise UserError(f"{path} is damaged: its tensors have more elements than the file has bytes")
     return found

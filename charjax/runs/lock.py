@@ -21,7 +21,7 @@ _log = logging.getLogger("charjax")
 class FolderLock:
     """An advisory lock (flock) on the file `.lock` in a folder; releasing it removes the file.
 
-    If a process is killed, its file stays behind unlocked and does no harm.
+    If a process is killed, its file stays behind, unlocked and harmless.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -15,11 +15,11 @@ _LONGEST_LINE = 1 << 32  # bytes
 _HEADING = re.compile(
     r"^=== (step \d+, epoch [\d.]+, validation loss [\d.a-z]+ nats per character) ===\n", re.MULTILINE
 )
-_LONGEST_EVALUATION = 100_000  # bytes; an evaluation takes a few hundred
+_LONGEST_EVALUATION = 100_000  # bytes; evaluations are a few hundred bytes long
 
 
 class AppendLog:
-    """Context manager for a UTF-8 file open for appending, flushed after every entry; lone surrogates become escapes.
+    """Context manager for a UTF-8 file open for appending, flushed after every entry; lone surrogates are escaped.
 
     Attributes:
         path: the file.

@@ -33,10 +33,10 @@ _REWRITE = "run charjax train with --resume and the same --out"
 
 
 def load_model(run_dir: str | Path) -> tuple[CharLSTM, Params, Vocab]:
-    """Loads the best model of a run so far, or a model from any folder with the three model files.
+    """Loads a run's best model so far, or the model in any folder that contains the three model files.
 
     Args:
-        run_dir: the folder, which is only read and does not need checkpoints.
+        run_dir: the folder; it is only read, and does not need to contain checkpoints.
 
     Returns:
         The model, its parameters on the default device, and its vocabulary.
@@ -94,7 +94,7 @@ def save_model(out: str | Path, model: CharLSTM, params: Params, vocab: Vocab) -
 
 @in_default_modes
 def load_params(folder: str | Path) -> tuple[Params, RunInfo, Progress]:
-    """Loads the same parameters as `load_model`, along with the configuration of their run.
+    """Loads the same parameters as `load_model`, along with their run's configuration.
 
     Returns:
         The parameters on the default device, the configuration, and the progress at which they were saved (step 0 if
@@ -141,7 +141,7 @@ def read_info(folder: str | Path) -> RunInfo:
 
 
 def read_run(folder: str | Path) -> tuple[RunInfo, Progress]:
-    """Reads the configuration and progress of a run from its latest checkpoint, or of a model from its files.
+    """Reads a run's configuration and progress from its latest checkpoint, or a model's from its files.
 
     Raises:
         UserError: the folder contains neither a run nor a model, or all checkpoints are damaged.
@@ -190,7 +190,7 @@ def write_parameters(folder: Path, params: Params, progress: Progress) -> None:
     Args:
         folder: the folder to write to.
         params: the model's parameters.
-        progress: progress of the run, stored with the parameters.
+        progress: the run's progress, stored with the parameters.
 
     Raises:
         OSError: the file cannot be written; the previous one is kept.

@@ -9,8 +9,8 @@ from typing import Any
 
 from charjax.errors import UserError
 
-# Maximum size of a JSON file in bytes; once parsed, it can take twenty times as much memory. The largest vocabulary
-# takes 13 MB.
+# Maximum size of a JSON file in bytes; once parsed, it can occupy twenty times as much memory. The largest vocabulary
+# file is 13 MB.
 LARGEST_JSON = 1 << 24
 
 
@@ -53,7 +53,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes | str, name: object) -> Any:
-    """Parses JSON of any content and depth; error messages call it `name`.
+    """Parses untrusted JSON, which error messages call `name`.
 
     Raises:
         UserError: the content is not valid JSON.

@@ -2,7 +2,7 @@
 
 A file consists of the header length (8 bytes, little-endian), the header (JSON: the dtype, shape and offsets of each
 array by name, and strings under `__metadata__`) and the arrays. charjax adds a SHA-256 digest of the arrays to the
-metadata; files written by other tools may lack it.
+metadata; files written by other tools may not have one.
 """
 
 import hashlib
@@ -71,19 +71,19 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict
         offsets = {name: _check_entry(path, name, entries, shapes, size) for name in sorted({*entries, *shapes})}
         found = os.fstat(file.fileno()).st_size - file.tell()
         if found != size:
-            raise UserError(f"{path} is damaged: its arrays take {found:,} bytes, not {size:,}")
+            raise UserError(f"{path} is damaged: its arrays total {found:,} bytes, not {size:,}")
         data = _read_data(file, path, metadata, size)
     return {name: data[part].view("<f4").reshape(shapes[name]) for name, part in offsets.items()}, metadata
 
 
 def read_any_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads arbitrary arrays from an untrusted file, using little more memory than the size of the file.
+    """Reads arbitrary arrays from an untrusted file, using little more memory than the file's size.
 
     Returns:
         The arrays by name, of any float dtype, and the metadata.
 
     Raises:
-        UserError: the file is not a safetensors file, an array is not float, or the file is damaged.
+        UserError: the file is not a safetensors file, an array is not floating-point, or the file is damaged.
         OSError: the file cannot be read.
     """
     with open_file(path) as file:
@@ -96,7 +96,7 @@ def read_any_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         used += end - begin
     # If arrays shared bytes, their total size could be many times that of the file.
     if used != data.size:
-        raise UserError(f"{path} is damaged: its arrays take {used:,} bytes, not {data.size:,}")
+        raise UserError(f"{path} is damaged: its arrays total {used:,} bytes, not {data.size:,}")
     return arrays, metadata
 
 
@@ -104,7 +104,7 @@ def _read_header(file: BinaryIO, path: Path, largest: int) -> tuple[dict[str, An
     """Reads the array descriptions, which are not checked yet, and the metadata."""
     length = int.from_bytes(file.read(8), "little")
     if length > largest:
-        raise UserError(f"{path} is not a model file: its header takes {length:,} bytes")
+        raise UserError(f"{path} is not a model file: its header would be {length:,} bytes long")
     entries = parse_json(file.read(length), f"the header of {path}")
     metadata = entries.pop("__metadata__", {}) if isinstance(entries, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -124,7 +124,8 @@ def _described(path: Path, name: str, entry: Any, size: int) -> tuple[np.dtype, 
     """Checks an array's description and returns its dtype, its shape and where it begins and ends after the header."""
     match entry:
         case {"dtype": str(kind)} if kind not in _FLOATS:
-            raise UserError(f"{path} has {in_short(name)} of dtype {in_short(kind)}, not one of {', '.join(_FLOATS)}")
+            what = f"the dtype of {in_short(name)} must be one of {', '.join(_FLOATS)}, not {in_short(kind)}"
+            raise UserError(f"{path}: {what}")
         case {"dtype": kind, "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             is_shape = len(shape) <= _MOST_DIMENSIONS and all(isinstance(n, int) and n >= 0 for n in shape)
             dtype = _FLOATS[kind]
@@ -145,4 +146,4 @@ def _check_entry(path: Path, name: str, entries: Any, shapes: Mapping[str, tuple
         case [int(begin), int(end)] if 0 <= begin <= end <= size and begin % 4 == 0:
             if end - begin == 4 * math.prod(shapes[name]):
                 return slice(begin, end)
-    raise UserError(f"{path} is damaged: {name} is at {in_short(entry.get('data_offsets'))}")
+    raise UserError(f"{path} is damaged: the offsets of {name} are {in_short(entry.get('data_offsets'))}")

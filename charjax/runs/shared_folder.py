@@ -26,12 +26,12 @@ def open_run(out: str | Path | None, info: RunInfo, *, resume: bool) -> Iterator
 
     Args:
         out: the folder, the same in all processes; None writes nothing to disk.
-        info: configuration of the run.
+        info: the run's configuration.
         resume: continue from the latest checkpoint.
     """
     if out is None:
         if resume:
-            raise UserError("resume needs a run folder; set out")
+            raise UserError("only a run with a folder can be resumed; pass its folder as out")
         yield None
         return
     with contextlib.ExitStack() as stack:
@@ -46,8 +46,8 @@ class SharedRun:
     """A run folder as seen by one of the processes that train together, or by a single process.
 
     With multiple processes, if the main one cannot write its logs, it stores the error in `failure` instead of raising
-    it, because the others would wait for it in the next computation. All of them see the error at their next call and
-    stop together.
+    it, because the others would wait for it in the next computation. All of them see the error at their next
+    `check` and stop together.
 
     Attributes:
         path: the folder.

@@ -14,7 +14,7 @@ from charjax.runs.safe_files import read_json
 
 _ASCII = Vocab.ascii().to_dict()
 _LOGS = (METRICS, SAMPLES)
-# Without the model, which is written after the first checkpoint; a folder that has one is a model.
+# The model is not one of them, because it is written after the first checkpoint; a folder with a model is a model.
 _FILES = (CONFIG, VOCAB, LOCK, *_LOGS)
 # A file that was being replaced; see `replacing`.
 _TEMPORARY = re.compile(rf"\.({'|'.join(map(re.escape, (CONFIG, VOCAB, MODEL)))})\.\d+\.new")
@@ -59,7 +59,7 @@ def is_unfinished_start(folder: Path) -> bool:
 
 
 def remove_unfinished_start(folder: Path) -> None:
-    """Removes only what a run writes up to its first checkpoint, except for the lock.
+    """Removes the files that a run writes up to its first checkpoint, except the lock, and nothing else.
 
     The caller must hold the lock and must have either written these files or called `is_unfinished_start` since.
 

@@ -23,7 +23,7 @@ SMALLER = "make the model, the batch or the text smaller, or raise the limits (u
         (
             PermissionError(13, "Permission denied", "x"),
             2,
-            "charjax: error: x: Permission denied; check the permissions of it and its folder",
+            "charjax: error: x: Permission denied; check its permissions and those of its folder",
         ),
         (
             OSError(28, "No space left on device"),
@@ -95,8 +95,8 @@ def test_sampling_imports_nothing_that_only_training_needs():
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("JAX_PLATFORMS=cuda", "JAX finds no such devices here; unset it to use the best available"),
-        ("JAX_NUM_CPU_DEVICES=0", "JAX finds no such devices here; unset it to use the best available"),
+        ("JAX_PLATFORMS=cuda", "JAX found no such devices here; unset it to use the best ones available"),
+        ("JAX_NUM_CPU_DEVICES=0", "JAX found no such devices here; unset it to use the best ones available"),
         ("JAX_NUM_CPU_DEVICES=two", "is not a value that JAX accepts; unset it"),
         ("JAX_ENABLE_X64=maybe", "is not a value that JAX accepts; unset it"),
     ],

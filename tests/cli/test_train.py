@@ -263,7 +263,7 @@ def test_files_that_may_not_be_read(capsys, options, open_folder):
     shutil.copy(open_folder / "coffee.txt", closed)
     closed.chmod(0)
     (open_folder / "closed").mkdir(mode=0)
-    denied = "Permission denied; check the permissions of it and its folder"
+    denied = "Permission denied; check its permissions and those of its folder"
     with somebody_else():
         assert fails(capsys, "info", open_folder / "closed") == f"{open_folder}/closed: {denied}"
         assert fails(capsys, "eval", run, closed) == f"{closed}: {denied}"

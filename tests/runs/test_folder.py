@@ -31,10 +31,10 @@ def refuse(number):
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (errno.EACCES, "nothing was kept; check the permissions of it and its folder, or choose another --out"),
+        (errno.EACCES, "nothing was kept; check its permissions and those of its folder, or choose another --out"),
         (errno.EROFS, "nothing was kept; make its file system writable, or choose another --out"),
         (errno.ENOSPC, "nothing was kept; free some space or files, or choose another --out"),
-        (errno.EFBIG, r"nothing was kept; raise the limit on the size of files \(ulimit -f\), or choose another --out"),
+        (errno.EFBIG, r"nothing was kept; raise the file size limit \(ulimit -f\), or choose another --out"),
         (errno.ENAMETOOLONG, "nothing was kept; shorten its name, or choose another --out"),
         (errno.ENOTDIR, "nothing was kept; choose another --out"),
         (errno.EMFILE, r"nothing was kept; raise the limit on open files \(ulimit -n\)"),
@@ -159,7 +159,7 @@ def test_a_resumed_run_is_told_that_checkpoints_are_kept(run, monkeypatch):
     monkeypatch.setattr("charjax.runs.model_file.replacing", refuse(errno.EACCES))
     with pytest.raises(
         UserError,
-        match="earlier checkpoints are kept; check the permissions of it and its folder, and continue with --resume",
+        match="earlier checkpoints are kept; check its permissions and those of its folder, and continue with --resume",
     ):
         fit(MODEL, CORPUS, SMALL, out=run, resume=True)
 

@@ -115,7 +115,7 @@ def test_torchs_own_files(out, tmp_path, capsys):
         ({"second.weight": np.ones((9, 6)), "second.bias": np.ones(9)}, VOCAB, "must not have 'second.bias'"),
         ({"embed.weight": np.ones((9, 3))}, VOCAB, r"'embed.weight', .* must be .*, not \[9, 3\], \[24, 9\], \[9, 6\]"),
         ({"head.bias": np.full(9, np.nan)}, VOCAB, "parameter head.bias has values that are not finite"),
-        ({"count": np.ones(1, np.int64)}, VOCAB, "has 'count' of dtype 'I64', not one of F64, F32, F16, BF16"),
+        ({"count": np.ones(1, np.int64)}, VOCAB, "the dtype of 'count' must be one of F64, F32, F16, BF16, not 'I64'"),
     ],
 )
 def test_other_weights_are_refused(file, out, changes, vocab, message):

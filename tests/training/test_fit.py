@@ -438,7 +438,7 @@ def test_a_sample_context_outside_the_vocabulary_is_refused(tmp_path):
 
 def test_resuming_nothing_is_refused(tmp_path):
     refused(tmp_path, "does not exist", resume=True)
-    refused(tmp_path, "set out", out=None, resume=True)
+    refused(tmp_path, "pass its folder as out", out=None, resume=True)
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):

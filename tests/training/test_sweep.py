@@ -192,9 +192,7 @@ def test_an_unknown_option_suggests_the_nearest():
 
 def test_too_many_models_for_the_memory(monkeypatch):
     monkeypatch.setattr(memory, "system_memory", lambda: 10**6)
-    with pytest.raises(
-        UserError, match=r"training 100 models at once needs about .*; lower the number of values or --"
-    ):
+    with pytest.raises(UserError, match=r"training 100 models at once needs about .*; reduce the number of values, --"):
         sweep(seeds=100)
 
 
