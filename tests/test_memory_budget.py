@@ -117,7 +117,7 @@ def test_every_core_has_a_copy_of_the_parameters_and_a_share_of_the_batch(system
     model, cpu = ModelConfig(hidden_dim=4000, hidden_layers=2), jax.devices()[:1]  # 3.1 GB a copy
     check_room_to_train(model, TrainConfig(batch_size=64), 128, cpu)
     with pytest.raises(
-        UserError, match=r"needs about 26\.1 GB of memory, but 8\.19 GB is .*JAX_NUM_CPU_DEVICES=1 for one"
+        UserError, match=r"needs about 26\.1 GB of memory, but only 8\.19 GB is .*JAX_NUM_CPU_DEVICES=1 for one"
     ):
         check_room_to_train(model, TrainConfig(batch_size=64), 128, cpu * 8)
     accelerators = [Accelerator({"bytes_limit": 4 * GB})] * 8

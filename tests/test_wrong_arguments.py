@@ -196,7 +196,7 @@ MISTAKES = [
     ("hidden_layers must be a whole number from 1 to 1000, not 0", lambda: CharLSTM(5, hidden_layers=0)),
     ("stop must be a str, not list; pass a single string", lambda: write(stop=["x"])),
     ("the stop string cannot be used: it is empty", lambda: write(stop="")),
-    ("the stop string cannot be used: the chars vocabulary lacks 'é'", lambda: write(stop="é")),
+    ("the stop string cannot be used: the chars vocabulary does not contain 'é'", lambda: write(stop="é")),
     ("context must be a str, not NoneType; pass a string, or a list", lambda: write(None)),
     ("context must be a str, not int", lambda: write(["a", 5])),
     ("context must be a str, not int; ", lambda: write(5)),
@@ -222,7 +222,7 @@ MISTAKES = [
     ("separator must be .m. integers, not str", lambda: list(score_pieces(MODEL, PARAMS, [IDS], separator="\n"))),
     ("devices must be distinct devices", lambda: make_mesh(jax.devices()[:1] * 2)),
     ("batch_size must be a whole number of at least 1, not 0", lambda: make_streams(IDS, batch_size=0, seq_len=2)),
-    ("the weights of a layer must be LSTMWeights, .* not dict", lambda: ops.lstm(CELL, IDS[None], CARRY[0])),
+    ("a layer's weights must be LSTMWeights, .* not dict", lambda: ops.lstm(CELL, IDS[None], CARRY[0])),
     (
         "weights must be a list of LSTMWeights, .* not LSTMWeights",
         lambda: lstm_stack(LSTMWeights(**CELL), IDS[None], CARRY),

@@ -24,8 +24,8 @@ from charjax.ops.lstm.single_step import StepState
 
 # Characters per compiled call.
 CHUNK = 128
-# Long text is read in groups, each split into ROWS parts that are read in parallel, starting up to BURN_IN characters
-# early.
+# Long text is read in groups, each split into ROWS parts that are read in parallel, each from up to BURN_IN characters
+# before its start.
 ROWS = 16
 BURN_IN = 8 * CHUNK
 GROUP = ROWS * 16 * BURN_IN

@@ -31,7 +31,7 @@ class Correlations(NamedTuple):
         varies: [F] bool, whether the feature varies in the text.
         varies_in_both: [F] bool, whether it varies both in the stretches of `choice` and in those of `check`.
         mean: [F] float64, the features' means; for a binary feature, the fraction of characters where it is 1.
-        liveliest: [F] int64, where the stretch in which the feature varies most begins; stretches begin at multiples of
+        liveliest: [F] int64, the start of the stretch in which the feature varies most; stretches begin at multiples of
             `STRETCH_TO_SHOW`, and ties go to the first.
         characters: the number of characters read.
     """

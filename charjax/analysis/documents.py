@@ -107,7 +107,7 @@ def segment_blocks(
     Yields:
         Blocks of S segments; the last may have fewer.
     """
-    # Ids that have not been cut yet and their positions in their documents, preceded by the last character that has.
+    # Ids not yet cut into segments, with their positions in their documents, after those of the last id already cut.
     ids, positions = np.zeros(1, np.int32), np.zeros(1, np.int64)
     for new_ids, begins in pieces:
         ids = np.concatenate([ids, new_ids.astype(np.int32)])

@@ -25,8 +25,8 @@ from charjax.model import CharLSTM
 
 # Characters per call, which bounds memory.
 CHUNK = 4000
-# The number of characters of the training text to measure gradients on, and the number of stretches, spread over the
-# text, that they come from.
+# The number of characters of training text to measure gradients on, and the number of stretches, spread over the text,
+# that they are taken from.
 MEASURED, STRETCHES = 10_000, 20
 
 
@@ -62,7 +62,7 @@ class DynamicScore(NamedTuple):
 
 
 class DynamicPiece(NamedTuple):
-    """Consecutive characters of a text, scored twice; `ids` and `begins` are the same in both.
+    """Consecutive characters of the text, scored twice; `ids` and `begins` are the same in both.
 
     Attributes:
         dynamic: their scores under the weights as updated on all earlier segments.
@@ -94,7 +94,7 @@ def dynamic_score(
     learning_rate: float = DynamicConfig.learning_rate,
     decay: float = DynamicConfig.decay,
 ) -> DynamicScore:
-    """Scores a text, updating the weights on each segment after it has been scored.
+    """Scores text, updating the weights on each segment after it has been scored.
 
     The update rule is that of Krause et al. 2018, "Dynamic Evaluation of Neural Sequence Models", with their RMS
     normalization and decay: if g is the gradient of a segment's total nats divided by seq_len, r the root mean square
@@ -102,7 +102,7 @@ def dynamic_score(
 
         w += -learning_rate g / (r + 0.1 m) + min(decay r / m, 1) (w_original - w).
 
-    So weights move by about the learning rate, whatever the scale of their gradients, and those with the largest
+    Weights therefore move by about the learning rate, whatever the scale of their gradients, and those with the largest
     gradients decay fastest towards their original values. The recurrent state is carried from segment to segment;
     gradients are truncated at the start of each segment.
 

@@ -110,7 +110,7 @@ class FeatureReader:
         elif character in _OPENING:
             self._open.append(character)
         elif _OPENING_OF.get(character) in self._open:
-            # Also closes any inner ones that were left open.
+            # This also closes any inner brackets that were left open.
             while self._open.pop() != _OPENING_OF[character]:
                 pass
 

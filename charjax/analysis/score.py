@@ -26,7 +26,7 @@ STRETCH, BURN_IN = 2048, 256
 
 
 class ScoredPiece(NamedTuple):
-    """Consecutive characters of a text, with the model's predictions.
+    """Consecutive characters of the text, with the model's predictions.
 
     Attributes:
         ids: [n] integer, the characters.
@@ -69,7 +69,7 @@ def score(model: CharLSTM, params: Params, ids: jax.typing.ArrayLike, *, window:
         params: its parameters.
         ids: [B, N] integer in [0, V), N >= 1; the rows are read in parallel, each from a zero state.
         window: characters per compiled call, which bounds memory use on the device; the result is bitwise identical for
-            every window.
+            any window.
 
     Returns:
         nats [B, N - 1] float32: -log p(ids[b, t + 1] | ids[b, :t + 1]). The first character of a row has no context and
@@ -124,8 +124,8 @@ def score_pieces(
             document that it ends, and the next document is read from a zero state. None treats the whole text as one
             document.
         top: K, the number of most likely characters to return, at most V.
-        streams: the number of parts of the text to read in parallel, which is several times as fast. Each part of 2048
-            characters is read from 256 characters earlier to warm up its state; anything older is forgotten. With 1,
+        streams: the number of parts of the text to read in parallel, which is several times faster. Reading of each
+            2048-character part starts 256 characters early to warm up its state; anything older is forgotten. With 1,
             the text is read in a single pass and the scores are exact.
         window: see `score`.
 

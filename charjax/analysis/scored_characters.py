@@ -19,7 +19,7 @@ _NEWLINE = ord("\n")
 
 
 class Characters(NamedTuple):
-    """Consecutive characters of a text and their scores; with a byte vocabulary, a character may have multiple ids.
+    """Consecutive characters of the text and their scores; with a byte vocabulary, a character may have multiple ids.
 
     Attributes:
         points: [n] uint32, code points, decoded as with `errors="surrogateescape"`.
@@ -28,7 +28,7 @@ class Characters(NamedTuple):
         begins: [n] bool, whether a document begins here.
         nats: [n] float64, -log p(character | those before it in its document); NaN if nothing precedes it.
         counted: [n] int64, the number of ids that `nats` sums over: all but the first of a document.
-        sizes: [n] int64, the number of ids of the character.
+        sizes: [n] int64, the number of ids in the character.
         ids: [n] int64, the character's most surprising id.
         top_ids: [n, K] int32, the most likely ids at the position of that id; see `ScoredPiece`.
         top_probs: [n, K] float32, their probabilities.
@@ -154,7 +154,7 @@ class Alternatives:
 
 
 class Totals:
-    """Running totals over a text.
+    """Running totals over the text.
 
     Attributes:
         characters: the number of characters.

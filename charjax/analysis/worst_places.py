@@ -1,4 +1,4 @@
-"""The most surprising characters of a text."""
+"""The most surprising characters in the text."""
 
 import dataclasses
 import heapq

@@ -41,7 +41,7 @@ def _keep_compiled_programs() -> None:
     """Turns on JAX's persistent compilation cache, in the user's cache folder, unless the user has configured it."""
     if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return
-    # JAX would warn, in the middle of the output, about a program that cannot be written or that a kill truncated.
+    # JAX would warn, in the middle of the output, about programs that cannot be written or were truncated by a kill.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     folder = chosen or _default_cache()
@@ -67,7 +67,7 @@ def _default_cache() -> str | None:
 
 
 def _obstacle(folder: str | None) -> str | None:
-    """Returns why programs cannot be written to a folder, which is created if needed; None if no reason is known."""
+    """Returns the reason why programs cannot be written to a folder, if any; the folder is created if needed."""
     if folder is None:
         return "no home folder"
     if "://" in folder:

@@ -87,7 +87,7 @@ def parse(argv: list[str]) -> Parsed:
         if flags.config is not None:
             from_file = _read_config(Path(flags.config), options)
             given |= from_file.keys()
-            # At the end, since a list of values takes all arguments up to the next option.
+            # These come last, since a list of values takes all arguments up to the next option.
             argv = [*argv, *_as_flags({name: from_file[name] for name in from_file.keys() - flags.given})]
         missing = _missing(COMMANDS[argv[0]], len(flags.positionals), given)
         if missing and not {"-h", "--help"} & set(argv):
@@ -101,7 +101,7 @@ def _spelt_out(argument: str) -> str:
 
 
 def _join_lines(kind: type) -> None:
-    """Joins the lines of the options' docstrings, as tyro would keep the line breaks of the source in the help."""
+    """Joins the lines of the options' docstrings, because tyro would keep the source's line breaks in the help."""
     import docstring_parser  # noqa: PLC0415 -- needed only for the help
 
     for field in dataclasses.fields(kind):
@@ -133,7 +133,7 @@ def _is_positional(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _missing(kind: type, positionals: int, given: frozenset[str]) -> list[str]:
-    """Returns the required arguments and options that a command line lacks, as named in the help."""
+    """Returns the required arguments and options missing from a command line, as named in the help."""
     required = [
         field
         for field in dataclasses.fields(kind)
@@ -148,8 +148,8 @@ def _read_flags(command: str, argv: list[str], options: dict[str, Any]) -> _Flag
     """Finds the options on a command line.
 
     Raises:
-        UserError: an option is unknown (the message suggests the closest one) or lacks its value, or there is text
-            where a number is expected.
+        UserError: an option is unknown (the message suggests the closest one) or has no value, or there is text where a
+            number is expected.
     """
     given, config, positionals, position = set(), None, list[str](), 0
     rest: list[str] = []
@@ -231,7 +231,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Reads options from a TOML file, whose tables, if any, only group them, or from the config.json of a run.
 
-    A run's config.json has all training options; those that the command does not have are ignored.
+    A run's config.json contains all training options; those that the command does not accept are ignored.
 
     Raises:
         UserError: the file cannot be read, an option is unknown or repeated, or a value has the wrong type.
@@ -267,7 +267,7 @@ def _of_run(content: Any) -> list[tuple[str, Any]]:
     """Returns the options in a run's config.json; raises a ValueError for any other content."""
     parts: list[Any] = [content.get(name) for name in ("data", "model", "train")] if isinstance(content, dict) else [0]
     if not all(isinstance(part, dict) for part in parts):
-        raise ValueError("it has no data, model and train")
+        raise ValueError("it does not contain data, model and train")
     return [(name, value) for part in parts for name, value in part.items() if value is not None]
 
 

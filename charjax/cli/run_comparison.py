@@ -76,13 +76,13 @@ def _place(run: Evaluated, evaluation: Evaluation, against: Axis) -> float:
         return evaluation.elapsed_seconds
     if against == "epochs":
         return evaluation.epoch
-    # Logs of earlier versions lack the count.
+    # Logs written by earlier versions do not contain the count.
     seen = evaluation.chars_seen
     return evaluation.epoch * run.info.corpus.train_characters if seen is None else seen
 
 
 def differences(facts: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """Returns the facts that differ between runs, each with its value for every run, or "-" where a run lacks it."""
+    """Returns the facts that differ between runs, each with its value for every run, or "-" for a run without it."""
     names = dict.fromkeys(name for one in facts for name in one)
     rows = {name: [one.get(name, "-") for one in facts] for name in names}
     return {name: row for name, row in rows.items() if len(set(row)) > 1}

@@ -13,7 +13,7 @@ from types import FrameType
 from charjax.errors import UserError
 from charjax.host.limits import limit_on, space_for_programs
 
-# Bytes that should remain for arrays next to the compiled programs.
+# Bytes that should remain for arrays, in addition to the compiled programs.
 _LEAST_MEMORY = 200_000_000
 
 

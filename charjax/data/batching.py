@@ -16,7 +16,7 @@ import numpy as np
 from charjax.array_types import Array, Ids
 from charjax.errors import UserError, checked_whole
 
-# Number of characters read at once; those read from a file take about twelve bytes each during decoding.
+# Number of characters read at once; decoding them from a file takes about twelve bytes per character.
 READ_CHARACTERS = 1 << 18
 
 
@@ -93,8 +93,8 @@ def make_streams(ids: np.ndarray, *, batch_size: int, seq_len: int, burn_in: int
         ids: [N] integer, N >= 2.
         batch_size: B; sequences in excess of the N - 1 labels stay empty.
         seq_len: T, characters per window.
-        burn_in: number of characters that each sequence also reads before its first label, as far as the text goes
-            back. They set up the state and do not count, so that B sequences give the same loss as a single one.
+        burn_in: number of characters that each sequence also reads before its first label, or as many as there are.
+            They set up the state and do not count, so that B sequences give the same loss as a single one.
 
     Returns:
         NumPy arrays: position t of sequence b has input ids[b, t] and label ids[b, t + 1], which counts where

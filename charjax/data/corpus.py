@@ -31,7 +31,7 @@ from charjax.distributed.processes import are_several, from_main, together
 from charjax.errors import UserError, check_type, checked_path, checked_whole
 from charjax.host.memory import room_for_text
 
-# Number of blocks of text that a fingerprint covers, and the size of each.
+# Number of blocks of text that a fingerprint covers, and their size.
 FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 64, 4096
 # Number of characters in a piece of text.
 PIECE = 1 << 22
@@ -52,9 +52,9 @@ class Corpus:
         vocab: the vocabulary.
         train_frac: the requested fraction.
         name: name of the file, or of the first file if there are more.
-        sha256: hex digest of the bytes of the text, by which a resumed run recognizes it.
+        sha256: hex digest of the text's bytes, by which a resumed run recognizes it.
         paths: absolute paths of the files, folders and patterns; empty if the text did not come from files.
-        separator: text inserted between two files; None for a line break.
+        separator: text inserted between files; None for a line break.
         validation_path: absolute path of separate validation text; None if there is none.
         validation_sha256: hex digest of separate validation text; empty if there is none.
 
@@ -103,7 +103,7 @@ class Corpus:
                 .zst are decompressed; from .jsonl files, the "text" field of each line is read.
             vocab: "ascii", "chars", "bytes", "auto" (the first of these that fits the text), or a `Vocab`.
             train_frac: fraction of the characters to train on, in (0, 1); the rest, at the end, is for validation.
-            separator: text inserted between two files or .jsonl records; by default a line break, unless the first one
+            separator: text inserted between files or .jsonl records; by default a line break, unless the preceding text
                 already ends with one.
             validation: separate text for validation; all of `path` is then used for training.
             memory_mb: megabytes that the text may take up; larger text stays on disk and is read on demand. The default
@@ -111,7 +111,7 @@ class Corpus:
 
         Raises:
             UserError: a file does not exist, is damaged, is a document or is in UTF-16; the text is too short to split;
-                or the vocabulary lacks some of its characters.
+                or some of its characters are not in the vocabulary.
             OSError: a file cannot be read.
         """
         held_out = None if validation is None else str(checked_path("validation", validation))
@@ -182,7 +182,7 @@ def _split(ids: Any, train_frac: float, name: str) -> tuple[Ids, Ids]:
     cut = round(train_frac * len(ids))
     if not 2 <= cut <= len(ids) - 2:
         raise UserError(
-            f"train_frac {train_frac} leaves {cut} of the {len(ids)} characters of {name} to train on and "
+            f"train_frac {train_frac} leaves {cut} of the {len(ids)} characters in {name} to train on and "
             f"{len(ids) - cut} to validate on, but each split needs 2; choose a --train-frac closer to 0.5, "
             "or use longer text"
         )
@@ -323,7 +323,7 @@ def read_pieces(
         path: a file, folder or pattern, or a list of them, as in `Corpus.from_file`.
         vocab: as in `Corpus.from_file`.
         separator: as in `Corpus.from_file`.
-        on_unknown: what to do about characters that the vocabulary lacks, as in `Vocab.encode`.
+        on_unknown: what to do about characters not in the vocabulary, as in `Vocab.encode`.
 
     Returns:
         An iterable of ids [n]; each iteration reads the text from its beginning.

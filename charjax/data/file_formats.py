@@ -48,7 +48,7 @@ def _zstd_contents(path: Path) -> Iterator[bytes]:
     try:
         zstandard = importlib.import_module("zstandard")
     except ModuleNotFoundError:
-        raise UserError(f"{path} needs a package to read zstd: pip install 'charjax[zstd]'") from None
+        raise UserError(f"reading {path} needs zstandard; install it with pip install 'charjax[zstd]'") from None
     # `stream_reader` would mistake a truncated file for a complete one.
     decompressor, frame = zstandard.ZstdDecompressor(max_window_size=2**31), None
     with _reporting_damage(path, zstandard.ZstdError), path.open("rb") as file:
@@ -59,7 +59,7 @@ def _zstd_contents(path: Path) -> Iterator[bytes]:
                 data = frame.unused_data
                 frame = None if frame.eof else frame
         if frame is not None:
-            raise EOFError("it ends in the middle")
+            raise EOFError("it is truncated")
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def _text_of(line: bytes, where: str) -> bytes:
     except json.JSONDecodeError as error:
         wrong = f"is not valid JSON ({error.msg}, column {error.colno})"
     except UnicodeEncodeError:
-        wrong = "has half a surrogate pair"
+        wrong = "contains half a surrogate pair"
     except (UnicodeDecodeError, RecursionError) as error:
         wrong = f"is not valid JSON ({error})"
     raise UserError(f"{where} {wrong}; correct or remove it")

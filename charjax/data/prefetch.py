@@ -80,8 +80,8 @@ class Prefetcher:
         """Returns the chunk that contains `window` and starts reading the next one.
 
         Raises:
-            UserError: the file with the text has changed.
-            OSError: the file with the text can no longer be read.
+            UserError: the text file has changed.
+            OSError: the text file can no longer be read.
         """
         chunk = window // self.chunk_windows
         if self._current is None or self._current[0] != chunk:

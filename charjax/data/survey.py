@@ -165,19 +165,19 @@ def survey_texts(
     recognize: Callable[[list[str]], None] | None = None,
     base: Vocab | None = None,
 ) -> list[TextFile]:
-    """Makes a first pass over texts and chooses a vocabulary that has all of their characters.
+    """Makes a first pass over texts and chooses a vocabulary that contains all of their characters.
 
     Args:
         sources: the texts.
         vocab: as in `Corpus.from_file`.
-        on_unknown: what to do about characters that a given vocabulary lacks; None raises an error that does not
-            suggest any option.
+        on_unknown: what to do about characters not in a given vocabulary; None raises an error that does not suggest
+            any option.
         recognize: called with the digests of the texts before anything else is checked.
         base: a vocabulary to extend, unless `vocab` is a vocabulary.
 
     Raises:
-        UserError: one of the texts is empty, is not UTF-8 although `vocab` requires it, or has characters that `vocab`
-            lacks.
+        UserError: one of the texts is empty, is not UTF-8 although `vocab` requires it, or contains characters not in
+            `vocab`.
     """
     kind = vocab.kind if isinstance(vocab, Vocab) else DataConfig(vocab=vocab).vocab  # type: ignore[arg-type]
     fixed = Vocab.ascii() if kind == "ascii" else vocab
@@ -320,7 +320,7 @@ def _count_invalid(source: TextSource) -> int:
 
 
 def _unknown_error(source: TextSource, vocab: Vocab, unknown: str, advice: str) -> UserError:
-    """Returns an error that names the characters the vocabulary lacks and the location of the first one."""
+    """Returns an error that names the characters not in the vocabulary and the location of the first one."""
     codes = np.array([ord(character) for character in unknown], np.uint32)
     offset = source.mark
     for points in code_points(source.chunks()):

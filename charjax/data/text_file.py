@@ -12,7 +12,7 @@ from charjax.errors import UserError
 
 # Number of characters between index entries; up to that many are decoded to find a character.
 INDEX_STRIDE = 1 << 16
-# Entries in a table of ids for a character that is left out and for one that was not in the text before.
+# Entries in a table of ids for a character that is skipped, and for one that was not in the text when surveyed.
 SKIPPED, _NEW = -2, -1
 
 
@@ -28,7 +28,7 @@ class TextFile:
         index: byte offset of every `INDEX_STRIDE`th character; None if all characters are single bytes.
         size: number of bytes.
         sha256: hex digest of the bytes.
-        unknown: maps each code point that the vocabulary lacks to the id that replaces it, or `SKIPPED`.
+        unknown: maps each code point not in the vocabulary to the id that replaces it, or `SKIPPED`.
     """
 
     source: TextSource

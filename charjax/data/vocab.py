@@ -91,7 +91,7 @@ class Vocab:
         return Vocab("chars", "".join(sorted({*map(chr, self.codes()), *map(chr, other.codes())})))
 
     def unknown(self, text: str) -> str:
-        """Returns the distinct characters in a string that the vocabulary lacks, in code point order."""
+        """Returns the distinct characters in a string that are not in the vocabulary, in code point order."""
         _check_is_text(text)
         if self.kind == "bytes":
             return ""
@@ -103,15 +103,15 @@ class Vocab:
 
         Args:
             text: any string; "bytes" encodes it as UTF-8, and surrogate escapes as the bytes that they represent.
-            on_unknown: how to handle characters that the vocabulary lacks: "error" raises an error, "skip" leaves them
-                out, and "replace" uses a similar character, e.g. e for é, or else "?", a space or the first character
+            on_unknown: how to handle characters not in the vocabulary: "error" raises an error, "skip" leaves them out,
+                and "replace" uses a similar character, e.g. e for é, or else "?", a space or the first character
                 in the vocabulary. The number of skipped or replaced characters is logged as a warning.
 
         Returns:
             [N] ids in `dtype`; N is the number of characters, or of bytes for "bytes".
 
         Raises:
-            UserError: the vocabulary lacks characters in the text.
+            UserError: the text contains characters not in the vocabulary.
         """
         unknown, on_unknown = self.unknown(text), check_on_unknown(on_unknown)
         if unknown and on_unknown == "error":
@@ -148,7 +148,7 @@ class Vocab:
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"ids must be a one-dimensional array of integers, not {ids.dtype} of shape {ids.shape}")
         if ids.min() < 0 or ids.max() >= self.size:
-            raise ValueError(f"ids must lie in [0, {self.size}), not in [{ids.min()}, {ids.max()}]")
+            raise ValueError(f"ids must be in [0, {self.size}), but the values range from {ids.min()} to {ids.max()}")
         if self.kind == "bytes":
             return ids.astype(np.uint8, copy=False).tobytes().decode("utf-8", errors="replace")
         codes = self.codes()
@@ -182,7 +182,7 @@ def check_on_unknown(on_unknown: OnUnknown) -> OnUnknown:
 
 
 def stand_in(vocab: Vocab, character: str) -> str:
-    """Returns a replacement for a character that a vocabulary lacks, always one character, to preserve positions."""
+    """Returns a replacement for a character not in a vocabulary, always one character, to preserve positions."""
     plain = unicodedata.normalize("NFKD", character).translate(_TYPED)[0]
     candidates = (plain, plain.swapcase(), "?", " ")
     return next((one for one in candidates if len(one) == 1 and not vocab.unknown(one)), vocab.characters[:1])
@@ -191,7 +191,7 @@ def stand_in(vocab: Vocab, character: str) -> str:
 def log_unknown(name: str, vocab: Vocab, unknown: str, count: int, *, skip: bool) -> None:
     """Logs which characters in the text were skipped or replaced, and how many."""
     _log.warning(
-        "%s: %s %s, because the %s vocabulary lacks %s",
+        "%s: %s %s, because the %s vocabulary does not contain %s",
         name,
         "1 character was" if count == 1 else f"{count:,} characters were",
         "skipped" if skip else "replaced",
@@ -201,7 +201,7 @@ def log_unknown(name: str, vocab: Vocab, unknown: str, count: int, *, skip: bool
 
 
 def encode_context(vocab: Vocab, context: str, on_unknown: OnUnknown | None = None) -> np.ndarray:
-    """Encodes a context as ids [P]; an empty context becomes a line break if the vocabulary has one.
+    """Encodes a context as ids [P]; an empty context becomes a line break if the vocabulary contains one.
 
     Args:
         vocab: the vocabulary.
@@ -209,14 +209,14 @@ def encode_context(vocab: Vocab, context: str, on_unknown: OnUnknown | None = No
         on_unknown: as for `Vocab.encode`; None raises an error that does not suggest any option.
 
     Raises:
-        UserError: the vocabulary lacks characters in the context.
+        UserError: the context contains characters not in the vocabulary.
     """
     check_type("context", context, str, "pass a string, or a list of strings for multiple texts")
     unknown, policy = vocab.unknown(context), "error" if on_unknown is None else check_on_unknown(on_unknown)
     if unknown and policy == "error":
         advice = "remove them" if on_unknown is None else "remove them, or use --on-unknown skip or replace"
         raise UserError(
-            f"the context has characters that the {vocab.kind} vocabulary lacks: {show_characters(unknown)}; {advice}"
+            f"the context contains characters not in the {vocab.kind} vocabulary: {show_characters(unknown)}; {advice}"
         )
     ids = vocab.encode(context, on_unknown=policy)
     return ids if len(ids) or vocab.unknown("\n") else vocab.encode("\n")
@@ -226,12 +226,12 @@ def encode_stop(vocab: Vocab, stop: str) -> np.ndarray:
     """Encodes a stop string as ids [n].
 
     Raises:
-        UserError: the string is empty, or the vocabulary lacks some of its characters.
+        UserError: the string is empty, or contains characters not in the vocabulary.
     """
     check_type("stop", stop, str, "pass a single string")
     unknown = vocab.unknown(stop)
     if unknown or not stop:
-        why = f"the {vocab.kind} vocabulary lacks {show_characters(unknown)}" if unknown else "it is empty"
+        why = f"the {vocab.kind} vocabulary does not contain {show_characters(unknown)}" if unknown else "it is empty"
         raise UserError(f"the stop string cannot be used: {why}; choose a different one")
     return vocab.encode(stop)
 

@@ -2,7 +2,8 @@
 
 html_model.js performs the same computation as `CharLSTM`, and html_page.js is the user interface. Recurrent weights and
 those between layers are rounded to 8 bits with one scale per column, since rounding errors average out over the many
-terms of a sum. The rows of layer 0 and the head, whose errors affect the gates and logits directly, have 16 bits.
+terms of a sum. The rows of layer 0 and the head, whose errors affect the gates and logits directly, are rounded to 16
+bits.
 """
 
 import base64
@@ -42,8 +43,8 @@ def write_html(run: str | Path, out: str | Path, *, title: str | None = None, co
         context: text that is shown when the page opens.
 
     Raises:
-        UserError: the run does not contain a model, `out` is a folder or a file of the run, or the vocabulary lacks
-            characters in the context.
+        UserError: the run does not contain a model, `out` is a folder or a file of the run, or the context contains
+            characters not in the vocabulary.
         OSError: the page cannot be written.
 
     Examples:

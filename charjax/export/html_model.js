@@ -1,15 +1,15 @@
 "use strict";
-// The model: its alphabet, its weights, one step, and what is read off its logits.
+// The model: its vocabulary, its weights, a step, and the losses and samples computed from its logits.
 
-// The weights of products are whole numbers from -127 to 127, and h is rounded to whole 1023rds: the sum over 256 inputs
-// is a whole number below 2^25. A double holds 53 bits exactly, so two weights share one, 26 bits apart, and one
-// multiplication serves both. That is nearly twice as fast as one weight at a time.
+// The weights of products are integers from -127 to 127, and h is rounded to multiples of 1/1023, so a sum over 256
+// inputs is an integer below 2^25. A double represents integers of 53 bits exactly, so two weights are packed into one,
+// 26 bits apart, and multiplied at once. That is nearly twice as fast as multiplying one weight at a time.
 const H_STEPS = 1023, FIELD = 2 ** 26, MOST_INPUTS = 256, GROUP = 16;
 // Python's base64.b85encode, with "," for "<", which could begin a tag.
 const BASE85 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
-// Characters between two states that are kept while reading, and likely characters that are kept of each place.
+// The number of characters between saved states, and the number of likely characters kept for each position.
 const SAVE_EVERY = 32, SHOWN = 5;
-// Phones type these for what they stand for here.
+// Phones substitute the keys for the values.
 const PLAIN = { "‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "." };
 
 function decodeBase85(text) {
@@ -23,14 +23,14 @@ function decodeBase85(text) {
   return view.buffer;
 }
 
-// The alphabet. `codes` has the code point of every id; a model of bytes has none, and reads UTF-8.
+// The vocabulary. `codes` contains the code point of every id; it is null for a byte vocabulary, which encodes UTF-8.
 class Vocab {
   constructor(codes) {
     this.bytes = !codes;
     this.characters = this.bytes ? [] : codes.map(code => String.fromCodePoint(code));
     this.idOf = new Map(this.characters.map((character, id) => [character, id]));
   }
-  // The ids of one character; none if the model does not know it.
+  // Returns the ids of a character; empty if it is not in the vocabulary.
   encode(character) {
     if (this.bytes) return [...new TextEncoder().encode(character)];
     const known = this.idOf.has(character) ? character : PLAIN[character];
@@ -40,7 +40,7 @@ class Vocab {
     if (this.bytes && id > 127) return "0x" + id.toString(16).toUpperCase();
     return visibleName(this.bytes ? String.fromCharCode(id) : this.characters[id]);
   }
-  // Decodes id by id; bytes wait until their character is complete.
+  // Returns a function that decodes one id at a time; bytes are held back until their character is complete.
   makeDecoder() {
     if (!this.bytes) return id => this.characters[id];
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
@@ -60,15 +60,15 @@ function sigmoid(x) {
   return 1 / (1 + Math.exp(-x));
 }
 
-// A state is [h of layer 0, c of layer 0, h of layer 1, ...], changed in place by `step`. The functions are made once, so
-// that the compiler takes the arrays for constants, which makes them a third faster.
+// A state is [h of layer 0, c of layer 0, h of layer 1, ...], changed in place by `step`. The functions are created only
+// once, so that the compiler treats the arrays as constants, which makes the functions a third faster.
 function makeModel({ layers, hidden, vocabSize }, buffer) {
   const gates = 4 * hidden, groups = Math.ceil(gates / GROUP), padded = groups * GROUP, size = padded * hidden / 2;
-  // Of all products, one after the other: layer 0's own, then from below and own of each layer.
+  // All products, one after another: layer 0's own, then, for each further layer, the one from below and its own.
   const packed = new Float64Array((2 * layers - 1) * size), perStep = new Float64Array((2 * layers - 1) * padded);
   const rounded = new Float64Array(hidden), z = new Float64Array(padded), sums = new Float64Array(8), biases = [];
   let taken = 0;
-  // The order of the arrays is that of `_weights` in html.py.
+  // Takes the next array; `_weights` in html.py writes them in the same order.
   function take(Kind, length) {
     const from = taken;
     taken += length * Kind.BYTES_PER_ELEMENT;
@@ -114,7 +114,7 @@ function makeModel({ layers, hidden, vocabSize }, buffer) {
     }
   }
 
-  // A function of its own, whose sums stay in registers.
+  // This is a separate function so that the sums stay in registers.
   function sumUp(at, from, to) {
     let s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
     for (let j = from; j < to; j++, at += 8) {
@@ -139,7 +139,7 @@ function makeModel({ layers, hidden, vocabSize }, buffer) {
     return at;
   }
 
-  // Gates i, f, g, o.
+  // Updates h and c from the gates i, f, g, o.
   function applyGates(h, c) {
     for (let k = 0; k < hidden; k++) {
       c[k] = sigmoid(z[hidden + k]) * c[k] + sigmoid(z[k]) * Math.tanh(z[2 * hidden + k]);
@@ -159,7 +159,7 @@ function makeModel({ layers, hidden, vocabSize }, buffer) {
         applyGates(state[2 * n], state[2 * n + 1]);
       }
     },
-    // The logits [vocabSize] of the next character.
+    // Returns the logits [vocabSize] for the next character.
     logits(state) {
       const h = state[state.length - 2], logits = new Float64Array(vocabSize);
       for (let j = 0, at = 0; j < hidden; j++) {
@@ -175,7 +175,7 @@ function copyOf(state) {
   return state.map(part => part.slice());
 }
 
-// -log p of a character in nats, and the most likely ones with their probabilities.
+// Returns -log p of a character in nats, and the most likely characters with their probabilities.
 function judge(logits, id, shown) {
   const most = logits.reduce((a, b) => Math.max(a, b)), top = [];
   let sum = 0;
@@ -191,7 +191,7 @@ function judge(logits, id, shown) {
   return { nats: nats(id), top: top.map(k => [k, Math.exp(-nats(k))]) };
 }
 
-// The probabilities that characters are sampled with; at temperature 0 the most likely one is certain.
+// Returns the probabilities to sample characters with; at temperature 0, the most likely one is certain.
 function distribution(logits, temperature, topK) {
   const ranked = logits.slice().sort(), most = ranked[ranked.length - 1];
   const least = ranked[Math.max(0, ranked.length - topK)];
@@ -214,7 +214,7 @@ function sample(probabilities, uniform) {
   return last;
 }
 
-// Uniform numbers in [0, 1) of a seed: mulberry32.
+// Returns a generator of uniform numbers in [0, 1) for a seed: mulberry32.
 function makeRandom(seed) {
   let state = seed >>> 0;
   return () => {
@@ -225,7 +225,7 @@ function makeRandom(seed) {
   };
 }
 
-// Reads a text, and again from near the first change after it changed.
+// Reads text; when it changes, rereads it only from shortly before the first change.
 class Reader {
   constructor(model) {
     this.model = model;
@@ -265,7 +265,7 @@ class Reader {
   }
 }
 
-// Continues a text from the state after it.
+// Continues a text from the model's state after reading it.
 class Writer {
   constructor(model, vocab, state, seed) {
     Object.assign(this, { model, state: copyOf(state), text: "" });

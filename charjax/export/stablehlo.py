@@ -66,7 +66,7 @@ def write_stablehlo(run: str | Path, out: str | Path) -> None:
     - score: ids [B, T] int32 and the state before them, h and c, each [L, B, H] float32 -> log-probabilities [B, T, V]
       for the character after each position, and the state after the last one.
     - generate: context [B, P] int32, a seed, the indices 0 to N - 1 of the characters to generate [N] int32,
-      temperature, top_k (0 for no limit), top_p (1 for no limit), min_p -> ids [B, N] int32, the same that
+      temperature, top_k (0 for no limit), top_p (1 for no limit), min_p -> ids [B, N] int32, the same as
       `charjax.generate` samples with a key made from this seed.
 
     model.json contains the vocabulary, in the format of vocab.json, and the model's sizes.

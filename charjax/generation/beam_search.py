@@ -192,8 +192,8 @@ def beam_search_text(
         The continuations, best first, without the context; fewer than `beam_width` if there are no more.
 
     Raises:
-        UserError: the vocabulary does not match the model or lacks a character, a number is out of range, or there is
-            not enough memory.
+        UserError: the vocabulary does not match the model, a character is not in it, a number is out of range, or
+            there is not enough memory.
 
     Examples:
         >>> import jax
@@ -210,7 +210,7 @@ def beam_search_text(
         check_type("end", end, str, "use a single character")
     end_ids = None if end is None else vocab.encode(end)
     if end_ids is not None and len(end_ids) != 1:
-        raise UserError(f"end must be a single character of the {vocab.kind} vocabulary, not {end!r}")
+        raise UserError(f"end must be a single character in the {vocab.kind} vocabulary, not {end!r}")
     wanted = _Wanted(length=length, beam_width=beam_width, length_penalty=length_penalty)
     check_room_to_sample(
         model.config,
@@ -321,7 +321,7 @@ def _merge(first: Texts, second: Texts) -> Texts:
 
 
 def _is_decided(search: Search, goal: Goal) -> Array:
-    """Returns whether no beam can still overtake the worst finished continuation.
+    """Returns True if no beam can still overtake the worst finished continuation.
 
     Log-probabilities only decrease, so the best score a beam can reach is its current log-probability divided by the
     largest divisor still to come.

@@ -34,7 +34,7 @@ class Decoder(Protocol):
         """Packs the model's parameters once, for any number of calls to the other methods."""
 
     def init(self, batch: int) -> State:
-        """Returns the initial state of B sequences."""
+        """Returns the initial state for B sequences."""
 
     def pad_context(self, ids: ArrayLike, lengths: ArrayLike | None) -> tuple[ArrayLike, ArrayLike | None]:
         """Pads the arguments of `prefill` if that avoids recompilation and reading the padding takes no time."""

@@ -167,7 +167,7 @@ def generate_text(
         if no argument is a list.
 
     Raises:
-        UserError: the vocabulary does not match the model, a context has characters that it lacks, a number is out of
+        UserError: the vocabulary does not match the model, a context contains characters not in it, a number is out of
             range, lists differ in length, or there is not enough memory.
         NotImplementedError: the weights are int8, but the native kernel is not available.
 
@@ -184,7 +184,7 @@ def generate_text(
     num_samples = SampleConfig(num_samples=num_samples, length=length).num_samples
     count = _number_of_texts({"context": context, "seed": seed, "temperature": temperature}, num_samples)
     stop_ids = None if stop is None else encode_stop(vocab, stop)
-    # A shared context is encoded only once, because the memory for `count` copies has not been checked yet.
+    # Encode a shared context only once: we have not yet checked that `count` copies fit in memory.
     texts: Any = context if _is_list(context) else [context]
     contexts = [encode_context(vocab, text, on_unknown) for text in texts]
     longest = max(map(len, contexts))

@@ -82,7 +82,7 @@ def checked_text(ids: Ids, vocab_size: int, name: str = "ids") -> Ids:
     if not isinstance(ids, FileIds):
         return checked_ids(ids, vocab_size, "[N]", name, dtype=None)
     if ids.file.vocab.size > vocab_size:
-        raise UserError(f"{name} must be in [0, {vocab_size}), but the text's vocabulary has {ids.file.vocab.size}")
+        raise UserError(f"{name} must be in [0, {vocab_size}), but the text's vocabulary has {ids.file.vocab.size} ids")
     return ids
 
 
@@ -114,7 +114,8 @@ def checked_ids(
     if isinstance(array, jax.core.Tracer):
         return array
     if array.size and (array.min() < 0 or array.max() >= vocab_size):
-        raise UserError(f"{name} must be in [0, {vocab_size}), not in [{array.min()}, {array.max()}]")
+        found = f"the values range from {array.min()} to {array.max()}"
+        raise UserError(f"{name} must be in [0, {vocab_size}), but {found}")
     return array if dtype is None else array.astype(dtype)
 
 
@@ -135,6 +136,6 @@ def _is_finite(leaf: Any) -> bool:
         return True
     on_cpu = not isinstance(leaf, jax.Array) or {device.platform for device in leaf.devices()} == {"cpu"}
     array = np.asarray(leaf) if on_cpu else leaf  # shares memory
-    # Summing is several times as fast, but may overflow.
+    # Summing is several times faster than checking every element, but may overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(jnp.isfinite(array).all())

@@ -32,7 +32,7 @@ class Session:
     def __init__(
         self, model: CharLSTM, params: Params, vocab: Vocab, config: SampleConfig, *, stop: str | None = None
     ) -> None:
-        """Starts with empty text.
+        """Starts a session with no text.
 
         Args:
             model: the model.
@@ -42,7 +42,7 @@ class Session:
             stop: sampling ends right after the first occurrence of this string.
 
         Raises:
-            UserError: stop is empty or has characters that the vocabulary lacks, or the vocabulary or params do not
+            UserError: stop is empty or contains characters not in the vocabulary, or the vocabulary or params do not
                 match the model.
             NotImplementedError: the weights are int8, but the native kernel is not available.
         """

@@ -78,7 +78,7 @@ def make_reporter(file: TextIO | None = None) -> Reporter:
     file = file or sys.stdout
     if file is None:
         return NullReporter()
-    # Not rich's own test, which FORCE_COLOR overrides, so that a live bar would fill a log file.
+    # Rich's own test is not used, because FORCE_COLOR overrides it, and a live bar would then fill a log file.
     if file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         return TerminalReporter(Console(file=file, highlight=False, markup=False, emoji=False))
     return PlainReporter(file)

@@ -66,7 +66,7 @@ class TensorBoard:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Hands the values to tensorboardX, which writes them in the background."""
         if self._writer is None:
-            # TensorBoard then drops what a run that was killed or rolled back had logged for later steps.
+            # TensorBoard then drops any later steps that were logged before the run was killed or rolled back.
             self._writer = self._open(self._folder, purge_step=step, flush_secs=0)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

@@ -4,7 +4,7 @@ const text = byId("text"), tip = byId("tip"), box = byId("details");
 const DIGITS = box.dataset.digits, BASE = DIGITS.length, ESCAPE = box.dataset.escape, INSTEAD = box.dataset.instead;
 const low = +box.dataset.low, step = +box.dataset.step, bits = box.dataset.bits === "yes";
 const SYMBOLS = {"\n": "\u21b5", "\t": "\u21e5", " ": "\u2423"};
-// One line per character, and where each piece of text begins in it; made when first needed.
+// The details, one line per character, and the index of each text node's first character; created when first needed.
 let lines, names, starts;
 
 const length = string => [...string].length;
@@ -23,7 +23,7 @@ function read() {
   }
 }
 
-// An invisible character has an element of its own.
+// Every invisible character has its own element.
 function isMarked(node) {
   return /[NTXZ]$/.test(node.parentElement.className);
 }

@@ -142,7 +142,7 @@ def make_evaluator(model: CharLSTM, ids: Ids, *, mesh: Mesh | None = None, budge
 
 
 def evaluation_layout(length: int, devices: int) -> SequenceLayout:
-    """Returns the layout that divides `length` characters into sequences, a multiple of the number of devices."""
+    """Returns the layout that divides `length` characters into a multiple of `devices` sequences."""
     # Enough sequences to keep the machine busy, but few enough that burn-in is about a tenth of the work.
     wanted = min(EVAL_MAX_SEQUENCES, max(1, (length - 1) // (10 * EVAL_BURN_IN)))
     batch_size = -(-wanted // devices) * devices
@@ -172,7 +172,7 @@ class Evaluator(NamedTuple):
             # At most one chunk is dispatched ahead, to limit memory use.
             sums[-1:] = jax.device_get(sums[-1:])
             sums.append(metrics)
-        # Summed in NumPy, because JAX would stay at 32 bits.
+        # Summed in NumPy, because JAX would sum in 32 bits.
         nats, chars = (np.concatenate(parts)[: self.feed.windows] for parts in zip(*jax.device_get(sums), strict=True))
         return float(np.sum(nats, dtype=np.float64) / np.sum(chars, dtype=np.int64))
 
@@ -185,7 +185,7 @@ def evaluate(
 
     The text is split into sequences that are processed in parallel. Every sequence but the first starts with a burn-in
     of 200 characters, which set up its recurrent state and are not counted. The result therefore matches a single pass
-    from the beginning, except for anything that the state remembers for longer than that.
+    from the beginning, except for anything that the state remembers from further back.
 
     Args:
         model: the model.

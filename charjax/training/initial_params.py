@@ -19,8 +19,8 @@ def initial_params(folder: str | Path, model: CharLSTM, vocab: Vocab, *, seed: i
     """Returns the parameters of another model, adapted to a vocabulary, and the step that it was saved at.
 
     Row c of layer 0's w_ih and column c of the head belong to character c, and move with it to its new id. A character
-    that the other model does not know gets freshly initialized weights and the smallest head bias of the known ones, so
-    that the predictions for known characters hardly change.
+    not in the other model's vocabulary gets freshly initialized weights and the smallest head bias of the known ones,
+    so that the predictions for known characters hardly change.
 
     Args:
         folder: a run folder or model folder.
@@ -37,7 +37,7 @@ def initial_params(folder: str | Path, model: CharLSTM, vocab: Vocab, *, seed: i
         if getattr(ours, name) != getattr(theirs, name):
             flag = "--" + name.replace("_", "-")
             raise UserError(
-                f"{folder} has {flag} {getattr(theirs, name)}, not {getattr(ours, name)}; "
+                f"{folder} was trained with {flag} {getattr(theirs, name)}, not {getattr(ours, name)}; "
                 f"to start from it, train with {flag} {getattr(theirs, name)}"
             )
     old = jax.device_get(params)
@@ -55,7 +55,7 @@ def initial_params(folder: str | Path, model: CharLSTM, vocab: Vocab, *, seed: i
 
 
 def _ids_in(earlier: Vocab, vocab: Vocab) -> np.ndarray:
-    """Returns the id in `earlier` of each character in `vocab`, or -1 if it is missing there; [V] int64.
+    """Returns the id in `earlier` of each character in `vocab`, or -1 if it is not there; [V] int64.
 
     In a byte vocabulary, values below 128 are characters; the others match only another byte vocabulary.
     """

@@ -43,7 +43,8 @@ SKIPS_TO_ROLL_BACK = 3
 Callback = Callable[[Evaluation, TrainState], bool | None]
 """Called after each evaluation with the state, which the next step invalidates; returning True ends training."""
 
-# Compilation and evaluation fragment memory, so each of the next few calls returns unused memory to the system.
+# Compilation and evaluation fragment memory, so each of the first few calls after them returns unused memory to the
+# system.
 CALLS_TO_SETTLE = 2
 
 
@@ -251,7 +252,7 @@ class TrainLoop:
         if self.folder is not None:
             self.folder.record(evaluation, sample)
         self.reporter.evaluation(evaluation, sample)
-        # In all processes, although only the main one may have callbacks.
+        # Called in all processes, although only the main one may have callbacks.
         if from_main(lambda: self._asked_to_stop(evaluation, state)):
             self._stop = "requested by a callback"
 

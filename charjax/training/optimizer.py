@@ -29,7 +29,7 @@ class Hyperparameters(NamedTuple):
         decay_steps: int32, at least 1. For the cosine schedule, steps from the peak to the last step; for the step
             schedule, steps from one decay to the next.
         final_lr_frac: float32, where the cosine schedule ends, as a fraction of the peak.
-        decay_factor: float32, factor of each decay in the step schedule.
+        decay_factor: float32, factor applied at each decay in the step schedule.
         weight_decay: float32, weight decay of the matrices.
         clip_norm: float32, maximum global norm of the gradient.
     """
@@ -70,7 +70,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         def update(
             updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters | None = None, **_: Any
         ) -> tuple[Any, Any]:
-            # None also if this optimizer is part of a chain, to which `make_train_step` passes no hyperparameters.
+            # The argument is also None if this optimizer is part of a chain, to which `make_train_step` passes none.
             return shared.update(updates, state, params, hyperparameters=hyperparameters or own)
 
         optimizer = cls(shared.init, update)
@@ -101,7 +101,7 @@ def _hyperparameters(config: TrainConfig, total_steps: int) -> Hyperparameters:
     if config.schedule == "cosine":
         decay_steps = max(1, total_steps - warmup_steps)
     else:
-        # Steps are int32, so a longer interval than int32 can hold never ends during training.
+        # Steps are int32, so an interval too long for an int32 never ends during training.
         decay_steps = min(max(1, round(config.decay_every * total_steps / config.epochs)), 2**31 - 1)
     return Hyperparameters(
         learning_rate=np.float32(config.learning_rate),
@@ -117,7 +117,7 @@ def _hyperparameters(config: TrainConfig, total_steps: int) -> Hyperparameters:
 def _learning_rate(schedule: str | optax.Schedule, given: Hyperparameters, step: Any, xp: Any = jnp) -> Any:
     """Returns the learning rate of a step, computed with `xp`, which is jax.numpy or numpy.
 
-    The built-in optax schedules would not do, because they need step counts that are known at compile time.
+    optax's built-in schedules cannot be used, because they need step counts that are known at compile time.
     """
     if not isinstance(schedule, str):
         return given.learning_rate * schedule(step)

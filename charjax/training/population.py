@@ -67,7 +67,7 @@ class Population:
         optimizer = make_optimizer(config, self.plan.total_steps)
         self._model, self._size = model.clone(dropout=0.0), len(settings)
         self._mesh = _mesh_for(self._size, devices)
-        # Padded with copies of the last model, so that every device has the same number.
+        # Padded with copies of the last model, so that all devices have the same number of models.
         self._padding = -self._size % self._mesh.size
         # Every device holds the full text.
         train, held_out = (budget and budget // self._mesh.size for budget in text_budgets(corpus, config, self._mesh))
@@ -169,7 +169,7 @@ def _compiled(function: Callable[[Any, Any, Any], Any], mesh: Mesh, *, donate: b
         return jax.lax.map(lambda member: function(member[0], member[1], shared), (own, other), batch_size=at_once)
 
     in_specs = (_OVER_MEMBERS, _OVER_MEMBERS, REPLICATED)
-    # The check of varying axes is off, because the code shared with single-model training only knows the axis "data".
+    # The check of varying axes is off, because the code shared with single-model training knows only the "data" axis.
     sharded = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=_OVER_MEMBERS, check_vma=False)
     placed = NamedSharding(mesh, _OVER_MEMBERS)
     return jax.jit(sharded, donate_argnums=0 if donate else (), out_shardings=placed)

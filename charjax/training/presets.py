@@ -34,7 +34,7 @@ class _Size:
     characters: int
 
 
-# docs/learning.md has the experiments behind these numbers.
+# docs/learning.md describes the experiments behind these numbers.
 _SIZES = {
     "tiny": _Size(256, 0.02, 0.01, 1_000_000),
     "small": _Size(512, 0.01, 0.01, 3_000_000),
@@ -96,5 +96,5 @@ def preset(name: PresetName, characters: int, **given: Any) -> Preset:
 
 
 def _dropout(passes: float, hidden_dim: int) -> float:
-    """Returns a dropout rate that keeps a model from memorizing the text; it grows with the passes and hidden_dim."""
+    """Returns a dropout rate that keeps a model from memorizing the text; it grows with `passes` and `hidden_dim`."""
     return round(min(MOST_DROPOUT, max(0.0, 0.17 * math.log2(passes * hidden_dim / 512))), 2)

@@ -37,7 +37,7 @@ class TrainMetrics(NamedTuple):
         nats: [] float32, sum of -log p(label).
         chars: [] int32, number of characters predicted; nats / chars is the loss.
         grad_norm: [] float32, mean global norm of the gradients before clipping.
-        skipped: [] int32, number of skipped steps, which nats, chars and grad_norm leave out.
+        skipped: [] int32, number of skipped steps, which are excluded from nats, chars and grad_norm.
         skipped_in_a_row: [] int32, length of the longest run of skipped steps, which may have begun in earlier calls.
     """
 
@@ -52,7 +52,7 @@ class StepSettings(NamedTuple):
     """Traced scalars that may differ between the models trained by one program.
 
     Attributes:
-        hyperparameters: hyperparameters of the optimizer; None if it was not made by `make_optimizer`.
+        hyperparameters: the optimizer's hyperparameters; None if it was not made by `make_optimizer`.
         dropout: dropout rate to use instead of the model's; None uses the model's.
     """
 
@@ -66,7 +66,7 @@ class TrainStep(NamedTuple):
     Attributes:
         jitted: (state, streams, num_steps [] int32, hyperparameters) -> (state, metrics).
         steps_per_call: default number of steps per call.
-        hyperparameters: hyperparameters of the optimizer; None if it was not made by `make_optimizer`.
+        hyperparameters: the optimizer's hyperparameters; None if it was not made by `make_optimizer`.
     """
 
     jitted: Any

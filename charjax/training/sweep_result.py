@@ -34,7 +34,7 @@ class SweepMember:
 
     @property
     def val_loss(self) -> float:
-        """Lowest validation loss in nats per character, which the best parameters have; inf if the model diverged."""
+        """Lowest validation loss in nats per character, that of the best parameters; inf if the model diverged."""
         return math.inf if self.diverged else min(evaluation.val_loss for evaluation in self.evaluations)
 
 

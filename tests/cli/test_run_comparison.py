@@ -143,7 +143,7 @@ def test_training_starts_from_another_run_and_takes_its_size(trained, tmp_path, 
     shows(capsys, "train", trained.text, "-o", tmp_path / "tiny", *options, "--preset", "tiny", warns="knows all")
     assert json.loads((tmp_path / "tiny" / "config.json").read_text())["model"]["hidden_dim"] == 8
     wrong = fails(capsys, "train", trained.text, "-o", tmp_path / "other", *options, "--hidden-dim=9")
-    assert "has --hidden-dim 8, not 9" in wrong
+    assert "was trained with --hidden-dim 8, not 9" in wrong
     message = fails(capsys, "train", trained.text, "-o", tmp_path / "run", "--resume", "--init-from", trained.run)
     assert "omit --init-from" in message
 

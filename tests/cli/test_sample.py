@@ -122,7 +122,7 @@ def test_a_text_ends_right_after_the_stop_even_across_pieces(run, loaded, capfdb
 @pytest.mark.parametrize("options", [[], ["--num-samples", "2"], ["--interactive"], ["--beam-width", "2"]])
 def test_a_stop_that_cannot_occur(run, capsys, options):
     assert "the stop string cannot be used: it is empty" in fails(capsys, "sample", run, "--stop", "", *options)
-    assert "the ascii vocabulary lacks 'é' (U+00E9)" in fails(capsys, "sample", run, "--stop", "né", *options)
+    assert "vocabulary does not contain 'é' (U+00E9)" in fails(capsys, "sample", run, "--stop", "né", *options)
 
 
 # ---- turns
@@ -168,7 +168,7 @@ def test_a_bad_line_is_reported_and_the_conversation_continues(run, loaded, monk
     first, second = err.splitlines()
     assert first.startswith("charjax: ")
     assert "'é' (U+00E9)" in first
-    assert second.endswith("the ascii vocabulary lacks: byte 0xff; remove them, or use --on-unknown skip or replace")
+    assert second.endswith("not in the ascii vocabulary: byte 0xff; remove them, or use --on-unknown skip or replace")
 
 
 def test_lines_may_end_as_on_windows(run, loaded, monkeypatch, capsys):
@@ -361,7 +361,7 @@ def test_settings_out_of_range(run, capsys, option, rule):
         ("--num-samples 2 --context-file b", "omit --num-samples, or use --context"),
         ("--beam-width 2 --context-file b", "omit --beam-width, or use --context"),
         ("--interactive --length 0", "--interactive needs a --length or a --stop to end a turn"),
-        ("--beam-width 2 --num-samples 3", "--beam-width 2 finds no more than 2 texts; raise it to 3, or lower"),
+        ("--beam-width 2 --num-samples 3", "a --beam-width of 2 gives at most 2 texts; raise it to 3, or lower"),
         ("--beam-width 2 --temperature 0.5", "--temperature is for sampling; omit it or --beam-width"),
         ("--beam-width 2 --top-k 3", "--top-k is for sampling"),
         ("--beam-width 2 --top-p 0.5", "--top-p is for sampling"),

@@ -62,7 +62,7 @@ def test_a_locale_without_utf8(trained, tmp_path):
     shutil.copytree(trained.run, tmp_path / "café")
     code, out, err = in_shell(":", "sample", tmp_path / "café", "--context", "é", **ASCII_ONLY)
     assert (code, out) == (2, "")
-    assert "the ascii vocabulary lacks: 'é' (U+00E9)" in err
+    assert "not in the ascii vocabulary: 'é' (U+00E9)" in err
 
 
 def test_a_terminal_without_utf8(trained):
@@ -80,7 +80,7 @@ def test_a_terminal_without_utf8(trained):
         err = process.stderr.read()
         os.close(controller)
     assert process.returncode == 2
-    assert rb"the ascii vocabulary lacks: '\xe9' (U+00E9)" in err
+    assert rb"not in the ascii vocabulary: '\xe9' (U+00E9)" in err
 
 
 # ---- a cache that cannot be written

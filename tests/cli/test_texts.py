@@ -151,7 +151,8 @@ def test_unknown_characters_do_not_stop_a_text(trained, tmp_path, capsys, comman
     known.write_text({"skip": "Grandmothers cafs: nave.\n", "replace": "Grandmother's cafes: naive.\n"}[on_unknown] * 3)
     file = ["--context-file"] if command[0] == "sample" else []
     assert fails(capsys, *command, trained.run, *file, path).endswith(", or use --on-unknown skip or replace")
-    said = f"charjax: {path}: 9 characters were {done}, because the ascii vocabulary lacks 'é' (U+00E9), 'ï' (U+00EF)"
+    why = "the ascii vocabulary does not contain 'é' (U+00E9), 'ï' (U+00EF)"
+    said = f"charjax: {path}: 9 characters were {done}, because {why}"
     out = shows(capsys, *command, trained.run, *file, path, "--on-unknown", on_unknown, warns=said)
     assert out.replace(str(path), str(known)) == shows(capsys, *command, trained.run, *file, known)
 

@@ -134,7 +134,7 @@ def test_a_vocabulary_may_be_given(path):
         (b"", {}, "is empty"),
         (b"x", {}, "has 1 character; at least 4 are needed"),
         (b"xyz", {}, "has 3 characters; at least 4 are needed"),
-        (b"x" * 10, {}, "leaves 9 of the 10 characters of .* to train on and 1 to validate"),
+        (b"x" * 10, {}, "leaves 9 of the 10 characters in .* to train on and 1 to validate"),
         (b"xxxx", {"vocab": "latin"}, "vocab must be auto, ascii, chars or bytes, not 'latin'"),
         (b"xxxx", {"train_frac": 1.0}, "train_frac must be between 0 and 1"),
         (b"xxxx", {"train_frac": 0}, "train_frac must be between 0 and 1"),
@@ -239,7 +239,7 @@ def test_a_split_may_be_as_short_as_two(train_frac):
 
 
 def test_a_training_split_of_one_is_rejected():
-    with pytest.raises(UserError, match="leaves 1 of the 10 characters of text to train on and 9 to validate"):
+    with pytest.raises(UserError, match="leaves 1 of the 10 characters in text to train on and 9 to validate"):
         Corpus.from_text("abcdefghij", train_frac=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Characters that a vocabulary lacks: an error, left out, or replaced by one that it has."""
+"""Characters not in a vocabulary: an error, left out, or replaced by one that is."""
 
 import logging
 
@@ -70,7 +70,7 @@ def test_the_number_is_said_once(tmp_path, caplog):
         list(read_pieces(path, "ascii", on_unknown="skip"))
         list(read_pieces(path, "chars", on_unknown="skip"))
         encode_context(Vocab.ascii(), "né", "skip")
-    lacks = "because the ascii vocabulary lacks 'é' (U+00E9)"
+    lacks = "because the ascii vocabulary does not contain 'é' (U+00E9)"
     assert caplog.messages == [
         f"{path}: 9 characters were replaced, {lacks}",
         f"{path}: 9 characters were skipped, {lacks}",

@@ -122,7 +122,7 @@ def test_a_damaged_file_is_named(tmp_path, ending, keep):
 def test_zstd_needs_a_package(tmp_path, monkeypatch):
     (tmp_path / "text.zst").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(UserError, match=r"text\.zst needs a package to read zstd: pip install 'charjax\[zstd\]'"):
+    with pytest.raises(UserError, match=r"text\.zst needs zstandard; install it with pip install 'charjax\[zstd\]'"):
         Corpus.from_file(tmp_path / "text.zst")
 
 
@@ -145,7 +145,7 @@ def test_json_lines_are_read_by_their_text(tmp_path, ending):
         ('{"text": 7}', 'is not an object with a string "text"'),
         ("[1]", 'is not an object with a string "text"'),
         ("[" * 100_000, "is not valid JSON"),
-        ('{"text": "\\ud800"}', "has half a surrogate pair"),
+        ('{"text": "\\ud800"}', "contains half a surrogate pair"),
         (b'{"text": "\xff"}', "is not valid JSON"),
     ],
 )

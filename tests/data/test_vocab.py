@@ -110,7 +110,7 @@ def test_a_dict_that_is_not_a_vocabulary_is_rejected(values):
 @pytest.mark.parametrize("vocab", VOCABS, ids=lambda vocab: vocab.kind)
 def test_ids_end_at_the_size(vocab):
     assert len(vocab.decode([vocab.size - 1])) == 1
-    with pytest.raises(ValueError, match=rf"must lie in \[0, {vocab.size}\)"):
+    with pytest.raises(ValueError, match=rf"must be in \[0, {vocab.size}\)"):
         vocab.decode([vocab.size])
 
 

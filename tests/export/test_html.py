@@ -242,7 +242,7 @@ def test_what_cannot_be_exported(tmp_path):
         write_html(run, run)
     with pytest.raises(UserError, match=r"config\.json is a file of the run, which this would replace"):
         write_html(run, run / "config.json")
-    with pytest.raises(UserError, match="the context has characters that the chars vocabulary lacks: 'd'"):
+    with pytest.raises(UserError, match="the context contains characters not in the chars vocabulary: 'd'"):
         write_html(run, tmp_path / "x.html", context="abd")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_html(run, tmp_path / "nowhere" / "x.html")

@@ -139,5 +139,5 @@ def test_both_kernels_lower_for_a_tpu(dtype):
 
 
 def test_weights_that_do_not_fit_are_named():
-    with pytest.raises(NotImplementedError, match="4096 units in float32 do not fit"):
+    with pytest.raises(NotImplementedError, match="cannot hold 4096 units in float32"):
         tiling(10, 64, 4096, FLOAT32, unit_bytes=24)

@@ -70,7 +70,7 @@ def test_a_kernel_built_for_a_later_jax_is_left_out_with_a_word(monkeypatch, cap
     assert libraries._load("generic", path) is not None
     monkeypatch.setattr(libraries, "_ffi_version", lambda: 0)
     assert libraries._load("generic", path) is None
-    assert "it was built for a later jax than " in caplog.text
+    assert "it was built for a newer version of jax than " in caplog.text
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_a_run_says_where_it_started(english, tmp_path):
 def test_another_size_is_refused(english, wrong):
     _, corpus, out = english
     (name,) = wrong
-    with pytest.raises(UserError, match=f"has --{name.replace('_', '-')} .* to start from it, train with --"):
+    with pytest.raises(UserError, match=f"trained with --{name.replace('_', '-')} .* to start from it, train with --"):
         fit(other_model(corpus, **wrong), corpus, mesh=MESH, init_from=out, progress=False, batch_size=4)
 
 

@@ -190,7 +190,7 @@ def _first_to_color(
         return command.start
     if feature is None:
         return 0
-    # The stretch where it varies most is in the middle of the excerpt or, if longer than that, at its start.
+    # Center the excerpt on the stretch where the feature varies most, or start it there if the stretch is longer.
     around = max(0, command.chars - STRETCH_TO_SHOW) // 2
     before = max(0, min(int(found.liveliest[feature]) - around, len(ids) - command.chars))
     breaks = np.flatnonzero(vocab.codes()[ids[before : before + command.chars // 4]] == ord("\n"))

@@ -80,7 +80,7 @@ def _check(command: SampleCommand) -> None:
 def _check_search(beam_width: int, sampling: SampleConfig) -> None:
     if sampling.num_samples > beam_width:
         raise UserError(
-            f"--beam-width {beam_width} finds no more than {beam_width} texts; "
+            f"a --beam-width of {beam_width} gives at most {beam_width} texts; "
             f"raise it to {sampling.num_samples}, or lower --num-samples"
         )
     for name in ("temperature", "top_k", "top_p", "min_p", "weights"):
@@ -136,7 +136,8 @@ def _take_turns(command: SampleCommand, session: Session, vocab: Vocab) -> None:
 
 def _input_lines() -> Iterator[str]:
     """Yields lines of input without their line endings; on a terminal, shows a prompt and allows line editing."""
-    # UTF-8 in any locale, as for all text; other bytes become surrogates, which the vocabulary contains or reports.
+    # Input is UTF-8 in any locale, like all text. Other bytes become surrogates, which are either in the vocabulary or
+    # reported.
     cast(io.TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield from (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)

@@ -126,7 +126,7 @@ def _count_lines(text: TextPieces) -> int:
 
 
 class _Scorer:
-    """Scores a text with fixed weights.
+    """Scores the text with fixed weights.
 
     Attributes:
         how: how the text is read, for the report.
@@ -146,12 +146,12 @@ class _Scorer:
     def scores(
         self, model: CharLSTM, params: Params, text: Iterable[np.ndarray], separator: np.ndarray | None
     ) -> Iterator[ScoredPiece]:
-        """Scores a text; see `score_pieces`."""
+        """Scores the text; see `score_pieces`."""
         return score_pieces(model, params, text, separator=separator, top=self._top, streams=self._streams)
 
 
 class _DynamicScorer:
-    """Scores a text with weights that are updated on it.
+    """Scores the text with weights that are updated on it.
 
     Attributes:
         how: how the text is read, for the report.
@@ -169,7 +169,7 @@ class _DynamicScorer:
     def scores(
         self, model: CharLSTM, params: Params, text: Iterable[np.ndarray], separator: np.ndarray | None
     ) -> Iterator[ScoredPiece]:
-        """Scores a text; see `dynamic_score_pieces`."""
+        """Scores the text; see `dynamic_score_pieces`."""
         self.static_nats = 0.0
         pieces = dynamic_score_pieces(
             model,

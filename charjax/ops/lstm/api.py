@@ -56,7 +56,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 # JAX differentiates these automatically, any number of times and in forward mode too.
 DIFFERENTIATED_BY_JAX = (lstm_flax, lstm_scan)
-# These have a `run_stack` beside the function for one layer.
+# These have a `run_stack` in addition to the function for one layer.
 ALL_LAYERS_AT_ONCE = ("wavefront", "mosaic_gpu")
 DTYPES = ("float32", "bfloat16")
 MIN_STEPS_FOR_NATIVE = 8
@@ -77,7 +77,7 @@ def lstm(
     c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g) and h_t = sigmoid(o) tanh(c_t), as in torch.nn.LSTM.
 
     Args:
-        weights: the parameters of the layer, converted to float32, for D inputs and H hidden units.
+        weights: the layer's parameters, converted to float32, for D inputs and H hidden units.
         x: [B, T, D] float inputs; or [B, T] integers in [0, D), which act as one-hot rows and turn the input product
             into a row lookup (an out-of-range integer gives NaN).
         carry: the state before the first step, `c` and `h` [B, H], converted to float32.
@@ -142,7 +142,7 @@ def lstm_stack(
         dtype: see `lstm`.
 
     Returns:
-        y [B, T, H] in `dtype`, the hidden state of the last layer after every step, and the carry of each layer.
+        y [B, T, H] in `dtype`, the last layer's hidden state after every step, and the carry of each layer.
     """
     if isinstance(weights, LSTMWeights) or not isinstance(weights, tuple | list):
         raise ValueError(f"weights must be a list of LSTMWeights, one per layer, not {type(weights).__name__}")
@@ -194,7 +194,7 @@ def _forward_mode_explained() -> Iterator[None]:
         yield
     except TypeError as error:
         if "forward-mode" in str(error):
-            error.add_note('charjax: implementation="scan" and "flax" have forward mode (docs/jax.md)')
+            error.add_note('charjax: implementation="scan" and "flax" support forward mode (docs/jax.md)')
         raise
 
 
@@ -248,7 +248,7 @@ def _default_for_sequences(dtype: str, platform: str) -> str:
     choice = {"gpu": "wavefront", "tpu": "recompute"}.get(platform, "native" if library else "custom_vjp")
     if platform == "cpu" and (better := better_form()):
         logging.getLogger("charjax").warning(
-            "this CPU is faster with the %s form of the LSTM kernel, which is not installed: reinstall charjax with a "
+            "this CPU is faster with the %s form of the LSTM kernel, which is not installed; reinstall charjax with a "
             "C++ compiler (CHARJAX_REQUIRE_KERNEL=1 makes the installation fail if a form does not compile)",
             better,
         )
@@ -259,11 +259,11 @@ def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str |
     """Checks the arguments of `lstm` and returns the name of the implementation to use."""
     _check_shapes(weights, x, carry)
     if dtype not in DTYPES:
-        raise NotImplementedError(f"dtype {dtype!r} is not supported: choose one of {', '.join(DTYPES)}")
+        raise NotImplementedError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
     name = implementation or default_implementation(dtype, x.shape[1])
     if name not in IMPLEMENTATIONS:
         raise NotImplementedError(
-            f"LSTM implementation {name!r} does not exist: choose one of {', '.join(IMPLEMENTATIONS)}"
+            f"LSTM implementation {name!r} does not exist; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     return name
 
@@ -271,13 +271,13 @@ def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str |
 def _checked_weights(weights: LSTMWeights) -> LSTMWeights:
     if not isinstance(weights, LSTMWeights):
         found = type(weights).__name__
-        raise ValueError(f"the weights of a layer must be LSTMWeights, as LSTMWeights(**cell) makes them, not {found}")
+        raise ValueError(f"a layer's weights must be LSTMWeights, e.g. LSTMWeights(**cell), not {found}")
     return weights
 
 
 def _checked_carry(carry: LSTMCarry) -> LSTMCarry:
     if not isinstance(carry, LSTMCarry):
-        raise ValueError(f"the carry of a layer must be an LSTMCarry (see init_carry), not {type(carry).__name__}")
+        raise ValueError(f"a layer's carry must be an LSTMCarry (see init_carry), not {type(carry).__name__}")
     return carry
 
 

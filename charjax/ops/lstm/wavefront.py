@@ -148,7 +148,7 @@ def _backward(
     last_h = jnp.stack([layer.h for layer in last])
     dy = _pad(dy, layers - 1, 0)
     keep_SLBH = _skew(keep, layers)
-    # There is no layer below layer 0, so that half of its matmul is not used.
+    # There is no layer below layer 0, so half of its matmul is unused.
     w_ih = [jnp.zeros_like(weights[0].w_hh), *(layer.w_ih for layer in weights[1:])]
     w_LXG = jnp.stack(
         [jnp.concatenate([layer.w_hh, below]).astype(dtype) for layer, below in zip(weights, w_ih, strict=True)]

@@ -29,7 +29,7 @@ def lstm_cudnn(weights: LSTMWeights, x: Array, carry: LSTMCarry, dtype: jnp.dtyp
 
     Raises:
         NotImplementedError: the dtype is not float32, the platform is not a GPU, there are no inputs, or this jaxlib
-            has no cuDNN.
+            does not include cuDNN.
     """
     platform = target_platform()
     if platform != "gpu":
@@ -68,9 +68,9 @@ def _forward(
     try:
         outputs, saved = rnn.lstm_fwd(x, h, c, flat, lengths, **_setting(x, h, tf32))
     except AttributeError as error:
-        # JAX raises this if jaxlib has no cuDNN, e.g. on a machine without a GPU.
+        # JAX raises this if jaxlib does not include cuDNN, e.g. on a machine without a GPU.
         raise NotImplementedError(
-            "LSTM implementation 'cudnn' is not available, because this jaxlib has no cuDNN; install jax[cuda12]"
+            "LSTM implementation 'cudnn' is not available, because this jaxlib does not include it; install jax[cuda12]"
         ) from error
     # The operation does not declare which axes its results vary over, so they would be treated as replicated and their
     # gradients would be summed over the devices.

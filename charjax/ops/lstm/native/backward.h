@@ -42,7 +42,7 @@ struct Backward {
   int rows_of(int part, int parts) const { return part_begin(n.B, parts, part + 1) - part_begin(n.B, parts, part); }
   int padded_rows(int rows) const { return round_up(rows, group); }
   int steps_per_block(int rows) const { return std::max(1, std::min(n.T, BLOCK / padded_rows(rows))); }
-  // Two more rows than are used, because panels a power of two apart would map to the same cache sets.
+  // There are two more rows than are used, because panels a power of two apart would map to the same cache sets.
   size_t block(int rows) const { return static_cast<size_t>(steps_per_block(rows)) * padded_rows(rows) + 2; }
 
   void allocate(int parts) {

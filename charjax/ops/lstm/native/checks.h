@@ -1,4 +1,4 @@
-// Checks the buffers that XLA passes to a custom call against what it reads and writes, before any pointer is used.
+// Checks that the buffers XLA passes to a custom call match what it reads and writes, before any pointer is used.
 #pragma once
 
 #include <algorithm>
@@ -40,14 +40,14 @@ class Checks {
   // Checks a dimension and returns it as an int.
   int dimension(const char* name, int64_t size, int64_t least = 0, int64_t largest = LARGEST) {
     if (size >= least && size <= largest) return static_cast<int>(size);
-    fail(std::string(name) + " is " + std::to_string(size) + ", not from " + std::to_string(least) + " to " +
-         std::to_string(largest));
+    fail(std::string(name) + " must be from " + std::to_string(least) + " to " + std::to_string(largest) + ", not " +
+         std::to_string(size));
     return static_cast<int>(least);
   }
   template <class E>
   void expect(const char* name, const Buffer& buffer, std::initializer_list<int64_t> shape) {
     const auto found = buffer.dimensions();
-    if (buffer.element_type() != TYPE<E>) fail(std::string(name) + " has another dtype than the kernel reads");
+    if (buffer.element_type() != TYPE<E>) fail(std::string(name) + " does not have the dtype that the kernel reads");
     if (!std::equal(found.begin(), found.end(), shape.begin(), shape.end())) {
       std::string text = std::string(name) + " does not have shape [";
       for (const int64_t size : shape) text += (text.back() == '[' ? "" : ", ") + std::to_string(size);

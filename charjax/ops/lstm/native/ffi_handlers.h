@@ -51,7 +51,7 @@ ffi::Error run(Pass& pass, ffi::ThreadPool& pool, int64_t threads) {
   const int parts = std::max<int>(1, std::min<int64_t>(threads, pass.n.B / LEAST_ROWS));
   pass.allocate(parts);
   if (!pass.scratch.ok())
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory in an LSTM layer: use a smaller batch");
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory in an LSTM layer; use a smaller batch");
   pass.pack();
   run_parts(pool, parts, [&](int part) { pass.run(part, parts); });
   return ffi::Error::Success();
@@ -117,7 +117,7 @@ template <class E>
 ffi::Error run_generation(Generate<E>& g, ffi::ThreadPool& pool, int64_t threads) {
   if (!g.allocate())
     return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                      "out of memory in generation: generate fewer sequences at once");
+                      "out of memory in generation; generate fewer sequences at once");
   const int parts = static_cast<int>(std::min<int64_t>(threads, g.B / OWN_ROWS));
   if (parts > 1) {
     const auto in_order = [](int pieces, int64_t, const auto& piece) {

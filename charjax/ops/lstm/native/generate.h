@@ -32,7 +32,7 @@ struct Generate {
 
   static constexpr int32_t SAMPLE = -1, SKIP = -2, RESET = -3;
   static constexpr int group = GROUP<E>;
-  static constexpr int SAMPLE_BYTES = 64;  // the cost of one logit's noise, as the bytes read in the same time
+  static constexpr int SAMPLE_BYTES = 64;  // the cost of one logit's noise, in bytes read in the same time
   Scratch scratch;
   float *c, *h;            // [L][B][padded]
   float *logits, *values;  // [B][columns()]

@@ -65,7 +65,7 @@ def _load(instructions: str, path: Path) -> Library | None:
             return None
         # JAX checks the versions later, when it starts the CPU backend, which would then fail entirely.
         if kernel.charjax_ffi_version() > _ffi_version():
-            raise OSError(f"it was built for a later jax than {jax.__version__}")
+            raise OSError(f"it was built for a newer version of jax than {jax.__version__}")
         return _register(instructions, kernel)
     except (OSError, AttributeError) as error:  # from the linker and from ctypes, respectively
         _log.warning("the LSTM kernel %s cannot be used: %s; reinstall charjax", path.name, in_short(str(error)))

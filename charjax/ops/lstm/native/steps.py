@@ -17,7 +17,7 @@ from charjax.array_types import Array, LSTMCarry, LSTMWeights
 from charjax.host.cpu import available_cores
 from charjax.ops.lstm.native.libraries import Library, libraries
 
-# Instructions in place of an id: sample an id; skip this step; and RESET - id, read id from a zero state.
+# Instructions instead of an id: sample an id; skip this step; and, as RESET - id, read id from a zero state.
 SAMPLE, SKIP, RESET = -1, -2, -3
 
 
@@ -124,7 +124,7 @@ def take_steps(
         jax.random.key_data(keys),
         jnp.asarray(position, jnp.uint32),
         *settings,
-        # All cores, even if JAX splits them into multiple devices, because the other devices are idle in the meantime.
+        # Use all cores, even if JAX splits them into multiple devices, because the other devices are idle meanwhile.
         threads=np.int64(available_cores()),
         vocab_size=np.int64(vocab_size),
     )

@@ -53,8 +53,8 @@ def choose(
         interpret: Pallas's parameters for interpreting the kernel on any platform, or None to compile it.
 
     Returns:
-        ids [B] int32, the carry of layer 0 after reading them, and its h in the operand dtype, which XLA would
-        otherwise round in another launch.
+        ids [B] int32, the carry of layer 0 after reading them, and its h rounded to the operand dtype, which XLA would
+        otherwise do in another launch.
     """
     # Imported on first use, because importing takes 0.17 s and CPUs do not need it.
     from jax.experimental.pallas import mosaic_gpu as plgpu

@@ -41,7 +41,7 @@ Carries = tuple[LSTMCarry, ...]
 
 OLDEST_JAX = (0, 11)  # earlier versions cannot pass a kernel an array to update
 UNROLL = 10  # steps per loop iteration: the host starts each iteration
-# Of an H100; of XLA's matmuls; and the most summands that the kernels should read.
+# The multiprocessors of an H100, the tile size of XLA's matmuls, and the most summands that the kernels should read.
 MULTIPROCESSORS, TILE, MOST_SUMMANDS = 132, 128, 8
 
 
@@ -162,7 +162,7 @@ def _backward(
     dy, last = cotangents
     hidden, sizes = weights[0].w_hh.shape[0], Sizes.of(weights, x)
     w_LXG, _ = _packed(weights, sizes, dtype)
-    # A single layer has no layer below it that needs the rest.
+    # With a single layer, there is no layer below that would need the rest.
     w_LGX = (w_LXG if sizes.layers > 1 else w_LXG[:, : sizes.hidden]).mT
     dropout = _dropout(keep, rate, sizes)
     dc, dh_last = (jnp.stack([_pad(part, 1, sizes.hidden) for part in parts]) for parts in zip(*last, strict=True))
@@ -175,7 +175,7 @@ def _backward(
     summands = sizes.summands(w_LGX.shape[1], w_LGX.shape[2])
     dz = jnp.zeros((sizes.layers, summands, sizes.batch, w_LGX.shape[1] // summands), dtype)
     state = _over_diagonals(step, sizes, Backward(dc, dz, z), reverse=True)
-    # Each layer's last dz, that of its first time, is still there.
+    # state.dz still holds each layer's last dz, that of its first time step.
     dh = _matmul(state.dz, w_LGX).sum(axis=1)
     first = tuple(LSTMCarry(state.dc[n, :, :hidden], dh[n, :, :hidden]) for n in range(sizes.layers))
     gradients, dx = _gradients(weights, x, inputs_LTBX, state.z, sizes)
@@ -211,7 +211,7 @@ def _over_diagonals(
     trips, left = divmod(sizes.time + sizes.layers - 1, UNROLL)
 
     def trip(n: Array, state: State, size: int = UNROLL) -> State:
-        # The kernel adds the two numbers: computing them here would take another launch per step.
+        # The kernel adds the two numbers; adding them here would take another launch per step.
         start = (UNROLL * (trips - 1 - n if reverse else n))[None]
         for offset in sorted(range(size), reverse=reverse):
             state = step((start, jnp.full(1, offset, jnp.int32)), state)
@@ -228,7 +228,7 @@ def _matmul(parts: Array, w: Array) -> Array:
 
 
 def _in_range(weights: Layers, x: Array, sizes: Sizes) -> Array:
-    """Prepares x for the kernels: pads [T, B, D], and gives integers out of range a number that the kernels know."""
+    """Prepares x for the kernels: pads [T, B, D], and replaces out-of-range integers with one that the kernels know."""
     if x.ndim == 3:
         return _pad(x, 2, sizes.inputs)
     return jnp.where(x < weights[0].w_ih.shape[0], x, sizes.hidden + sizes.inputs).astype(jnp.int32)

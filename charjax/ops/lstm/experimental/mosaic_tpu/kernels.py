@@ -1,8 +1,9 @@
 """The two time loops of `recompute` as TPU kernels in Pallas, with one launch each.
 
 The grid runs over time. w_hh is copied to VMEM once and stays there for the whole sequence, as do h and c, while the
-pipeline prefetches the inputs of the next steps and writes back the results of the previous ones. Each grid step takes
-multiple time steps, to amortize its overhead. Units are padded to the lanes of a register, rows to its sublanes.
+pipeline prefetches the inputs of the next steps and writes back the results of the previous ones. Each grid step
+processes multiple time steps, to amortize its overhead. Units are padded to a multiple of the register's lane count,
+and rows to a multiple of its sublane count.
 
 These kernels have been compiled for TPUs and run in interpret mode on CPUs, but never on a TPU.
 """

@@ -36,7 +36,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(time: int, batch: int, hidden: int, dtype: jnp.dtype, unit_bytes: int) -> Tiling:
-    """Divides a layer whose blocks take `unit_bytes` per step, row and unit; all sizes must be at least 1."""
+    """Divides a layer whose blocks occupy `unit_bytes` per step, row and unit; all sizes must be at least 1."""
     padded = _up(hidden, LANES)
     sublanes = 8 * 4 // dtype.itemsize
     tiles = _blocks(batch, max(sublanes, min(MOST_ROWS, MOST_ROWS_TIMES_UNITS // padded)))
@@ -49,7 +49,7 @@ def tiling(time: int, batch: int, hidden: int, dtype: jnp.dtype, unit_bytes: int
     memory = 4 * padded**2 * dtype.itemsize + steps * step_bytes + 16 * rows * padded * 4 + 2**22
     if memory > MEMORY_BYTES:
         raise NotImplementedError(
-            f"LSTM implementation 'mosaic_tpu' keeps w_hh in VMEM, where {hidden} units in {dtype.name} do not fit"
+            f"LSTM implementation 'mosaic_tpu' keeps w_hh in VMEM, which cannot hold {hidden} units in {dtype.name}"
         )
     return Tiling(tiles, rows, padded, blocks, steps, memory)
 
