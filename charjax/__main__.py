@@ -12,7 +12,7 @@ def main() -> None:
     with exit_on_interrupt(), garbage_collection_off():
         from charjax.cli.main import main as run  # noqa: PLC0415 -- slow, and the user may press Ctrl-C meanwhile
     code = run()
-    # Python's last garbage collection would go through everything imported, which takes longer than the rest of exit.
+    # Python's final garbage collection would scan everything imported, which takes longer than the rest of shutdown.
     gc.freeze()
     sys.exit(code)
 

@@ -39,7 +39,7 @@ def bits_per_char(loss: float) -> float:
     return loss / math.log(2)
 
 
-# The float fields of an Evaluation, in the order of its JSON, and those of them that are derived from others.
+# An Evaluation's float fields, in the order of its JSON, and the ones that are derived from other fields.
 _MEASURED = (
     "epoch", "train_loss", "val_loss", "perplexity", "bits_per_char", "learning_rate", "grad_norm", "chars_per_second",
     "elapsed_seconds",

@@ -25,7 +25,7 @@ class Place:
         column: the column, one-based.
         character: the character.
         nats: -log p(character | all before it).
-        byte: the name of the most surprising byte of a multi-byte character, otherwise empty.
+        byte: the name of the most surprising byte in a multi-byte character, otherwise empty.
         expected: the most likely other characters, in order of decreasing probability.
         before: up to AROUND characters before it.
         after: up to AROUND characters after it.

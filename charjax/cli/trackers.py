@@ -12,7 +12,7 @@ from charjax.runs.layout import TENSORBOARD
 
 
 def trackers(tensorboard: bool, named: str | None, out: Path) -> list[Tracker]:
-    """Returns the trackers of a run.
+    """Returns a run's trackers.
 
     Args:
         tensorboard: whether to write event files to the run folder.

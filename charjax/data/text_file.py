@@ -21,7 +21,7 @@ class TextFile:
     """Text that has been surveyed and can be read in any order.
 
     Attributes:
-        source: the bytes of the text.
+        source: the text's bytes.
         vocab: the vocabulary.
         characters: number of characters.
         first_byte: offset of the first character, after any byte order mark.

@@ -39,7 +39,7 @@ def write_html(run: str | Path, out: str | Path, *, title: str | None = None, co
     Args:
         run: a run folder, or any folder with the three model files.
         out: the page to write; an existing file is replaced.
-        title: heading of the page; by default the name of the folder.
+        title: heading of the page; by default the folder's name.
         context: text that is shown when the page opens.
 
     Raises:

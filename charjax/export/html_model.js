@@ -60,8 +60,8 @@ function sigmoid(x) {
   return 1 / (1 + Math.exp(-x));
 }
 
-// A state is [h of layer 0, c of layer 0, h of layer 1, ...], changed in place by `step`. The functions are created only
-// once, so that the compiler treats the arrays as constants, which makes the functions a third faster.
+// A state is [h of layer 0, c of layer 0, h of layer 1, ...], changed in place by `step`. The functions are created once
+// only, so that the compiler treats the arrays as constants, which makes the functions a third faster.
 function makeModel({ layers, hidden, vocabSize }, buffer) {
   const gates = 4 * hidden, groups = Math.ceil(gates / GROUP), padded = groups * GROUP, size = padded * hidden / 2;
   // All products, one after another: layer 0's own, then, for each further layer, the one from below and its own.

@@ -59,7 +59,7 @@ def check_shapes(model: CharLSTM, params: Params) -> None:
 
 
 def check_vocab(model: CharLSTM, vocab: Vocab) -> None:
-    """Checks that the size of the vocabulary matches the model.
+    """Checks that the vocabulary's size matches the model.
 
     Raises:
         UserError: the sizes differ, or an argument has the wrong type.
@@ -74,7 +74,7 @@ def check_vocab(model: CharLSTM, vocab: Vocab) -> None:
 
 
 def checked_text(ids: Ids, vocab_size: int, name: str = "ids") -> Ids:
-    """Checks the ids of a text, [N], and returns them: `FileIds` as they are, anything else as a NumPy array.
+    """Checks the text's ids [N] and returns them: `FileIds` as they are, anything else as a NumPy array.
 
     Raises:
         UserError: the ids are not [N] integers in [0, V), or the file's vocabulary is larger than V.

@@ -26,7 +26,7 @@ def frame(body: Sequence[str], legend: Sequence[Legend], *, heights: Iterable[tu
         body: elements, drawn in order.
         legend: entries from top to bottom; those with an empty name are left out.
         heights: vertical positions of the grid lines, with the labels to their left.
-        titles: the titles of the axes, from `axis_titles`.
+        titles: the axis titles, from `axis_titles`.
     """
     bottom, wide = TOP + HEIGHT, LEFT + WIDTH + _LEGEND
     size = f'width="{wide}" height="{(high := max(bottom + _BOTTOM, 2 * TOP + _LINE * len(legend)))}"'

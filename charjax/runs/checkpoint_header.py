@@ -1,4 +1,4 @@
-"""Reads the metadata of a checkpoint from its JSON, without importing Orbax."""
+"""Reads a checkpoint's metadata from its JSON, without importing Orbax."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Saves the checkpoints and the model of a run in the background."""
+"""Saves a run's checkpoints and model in the background."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ _INCOMPLETE = re.compile(rf"\d+({re.escape(_REMOVED)}|{re.escape(_ORBAX_TEMPORAR
 
 
 class CheckpointStore:
-    """Writes the checkpoints and model files of a run; as a context manager, it waits for the last save on exit.
+    """Writes a run's checkpoints and model files; as a context manager, it waits for the last save on exit.
 
     A save copies the state and writes it in the background. With multiple processes, all of them open the same folder
     and save at the same time: each writes its part of the checkpoint, and the main one writes everything else.
@@ -50,7 +50,7 @@ class CheckpointStore:
 
         Args:
             run_dir: the run folder.
-            info: the configuration of the run.
+            info: the run's configuration.
             step: step of the checkpoint that the run continues from. Later checkpoints, which were damaged or led to
                 non-finite values, are renamed to STEP.set-aside; incomplete ones are removed.
             lock: the folder's lock, in the main process; nothing is written to a folder other than the locked one.

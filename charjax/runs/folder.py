@@ -89,7 +89,7 @@ class RunFolder:
             self._stage = _examine_new(self.path, path)
 
     def __enter__(self) -> Self:
-        """Locks the folder if the run is being resumed; the folder of a new run is locked by `begin`.
+        """Locks the folder if the run is being resumed; a new run's folder is locked by `begin`.
 
         Raises:
             UserError: another process is writing to the folder, or it cannot be written.
@@ -114,7 +114,7 @@ class RunFolder:
                 self._remove_created_folders()
 
     def begin(self, progress: Progress) -> None:
-        """Creates the folder of a new run.
+        """Creates a new run's folder.
 
         Raises:
             UserError: another process created the folder first, or it cannot be written.
@@ -218,7 +218,7 @@ class RunFolder:
             raise UserError(f"{where} cannot be written ({error.strerror or error}); {advice}") from error
 
     def _claim(self) -> None:
-        """Locks the folder of a new run and checks that it has not changed in the meantime.
+        """Locks a new run's folder and checks that it has not changed in the meantime.
 
         Raises:
             UserError: another process got there first.

@@ -28,7 +28,7 @@ def check_digests(folder: Path) -> None:
 
     Raises:
         DamagedError: the folder has no digests, or a file is missing, has changed or cannot be read.
-        OSError: a limit of the process or system prevents reading, so the state of the folder is unknown.
+        OSError: a process or system limit prevents reading, so the state of the folder is unknown.
     """
     for name, expected in _read_digests(folder).items():
         try:

@@ -26,7 +26,7 @@ class AppendLog:
     """
 
     def __init__(self, path: str | Path, *, size: int | None = None) -> None:
-        """Opens or creates the file and drops a last line that was cut off by a crash.
+        """Opens or creates the file, and drops its last line if that was cut off by a crash.
 
         Args:
             path: the file; its folder must exist.
@@ -87,7 +87,7 @@ class MetricsLog(AppendLog):
 
 
 def read_metrics(path: str | Path) -> list[Evaluation]:
-    """Reads a metrics.jsonl file, ignoring a last line that is still being written.
+    """Reads a metrics.jsonl file, ignoring its last line if that is still being written.
 
     Raises:
         UserError: the file cannot be read, or a line is not an evaluation.

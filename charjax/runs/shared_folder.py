@@ -108,7 +108,7 @@ class SharedRun:
         return state, progress, from_dict(TrainConfig, earlier)
 
     def begin(self, progress: Progress) -> None:
-        """Creates the folder of a new run; raises the same errors as `RunFolder.begin`."""
+        """Creates a new run's folder; raises the same errors as `RunFolder.begin`."""
         with together():
             if self._folder is not None:
                 self._folder.begin(progress)

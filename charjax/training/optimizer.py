@@ -28,7 +28,7 @@ class Hyperparameters(NamedTuple):
         warmup_steps: int32, at least 1; the last of them runs at the peak.
         decay_steps: int32, at least 1. For the cosine schedule, steps from the peak to the last step; for the step
             schedule, steps from one decay to the next.
-        final_lr_frac: float32, where the cosine schedule ends, as a fraction of the peak.
+        final_lr_frac: float32, final rate of the cosine schedule, as a fraction of the peak.
         decay_factor: float32, factor applied at each decay in the step schedule.
         weight_decay: float32, weight decay of the matrices.
         clip_norm: float32, maximum global norm of the gradient.
@@ -49,7 +49,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
     Attributes:
         shared: the underlying transformation, whose `update` takes the hyperparameters as an argument; the same object
             for all optimizers that differ only in their hyperparameters.
-        hyperparameters: the hyperparameters of this optimizer.
+        hyperparameters: this optimizer's hyperparameters.
         rate: function on the host from step to learning rate; None if the rate is unknown.
     """
 

@@ -36,7 +36,7 @@ _OVER_MEMBERS = PartitionSpec(MEMBER_AXIS)
 
 
 class Setting(NamedTuple):
-    """Settings that may differ between the models of a population."""
+    """Settings that may differ between the models in a population."""
 
     learning_rate: float
     dropout: float

@@ -76,7 +76,7 @@ def sweep(
         out: new folder for the best member, as a run that `load_model` accepts, together with sweep.json, which
             contains all evaluations, and sweep.svg, a plot; None writes nothing to disk.
         mesh: devices to use; all by default.
-        progress: show progress as `fit` does, with the loss of the best member at each evaluation.
+        progress: show progress as `fit` does, with the best member's loss at each evaluation.
         reporter: shows progress in a custom way; see `Reporter`.
         **overrides: any other `TrainConfig` fields by name, e.g. batch_size=32.
 
@@ -86,7 +86,7 @@ def sweep(
 
     Raises:
         TypeError: `overrides` contains an unknown option.
-        UserError: as for `fit`, or a setting has no values or repeated ones, all members diverged, or `out` is not
+        UserError: as for `fit`, or a setting has no values or duplicate ones, all members diverged, or `out` is not
             empty.
         Interrupted: SIGINT, SIGTERM or SIGHUP arrived while training with `out`; nothing is kept.
 

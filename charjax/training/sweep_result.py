@@ -71,7 +71,7 @@ class SweepResult:
     """The return value of `sweep`.
 
     Attributes:
-        model: the model of the best member.
+        model: the best member's model.
         params: its parameters at its best evaluation.
         members: all members, in the order of their settings.
     """

@@ -22,7 +22,7 @@ SAMPLE, SKIP, RESET = -1, -2, -3
 
 
 class PackedWeights(NamedTuple):
-    """The weights of a model in the layout of the kernel.
+    """A model's weights in the kernel's layout.
 
     Attributes:
         kernels: one-dimensional, in the operand dtype: each layer, then the head, as [panel][k][column of the panel].

@@ -215,7 +215,7 @@ def _hand_on(at: _Place, t: Array, h: Array, dropout: Any, state: Forward) -> No
 
 
 def _read_next(at: _Place, t: Array, x: Any, state: Forward) -> None:
-    """Writes a part of the input of layer 0 at time t."""
+    """Writes part of layer 0's input at time t."""
     hidden, width = state.c.shape[2], state.inputs.shape[3]
     # The thread blocks of a layer cover its H units; there may be several times as many inputs.
     for first in range(0, width - hidden, hidden):
