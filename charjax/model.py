@@ -258,7 +258,7 @@ def model_to_use(config: ModelConfig, vocab_size: int) -> CharLSTM:
     try:
         check_serves(model)
     except NotImplementedError as error:
-        logging.getLogger("charjax").warning("%s: using the default instead", error)
+        logging.getLogger("charjax").warning("%s; using the default instead", error)
         return model.clone(implementation=None)
     return model
 

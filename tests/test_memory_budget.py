@@ -132,7 +132,7 @@ def test_every_core_has_a_copy_of_the_parameters_and_a_share_of_the_batch(system
             {},
             r"needs about 1\.9\d EB .*reduce --hidden-dim \(currently 100000000\)",
         ),
-        ({"hidden_dim": 10**5, "hidden_layers": 1000}, {}, r"or --hidden-layers \(1000\)"),
+        ({"hidden_dim": 10**5, "hidden_layers": 1000}, {}, r"or --hidden-layers \(currently 1000\)"),
         ({}, {"batch_size": 10**4, "seq_len": 10**4}, r"reduce --batch-size \(currently 10000\) or --seq-len \("),
     ],
 )

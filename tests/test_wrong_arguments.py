@@ -174,7 +174,7 @@ MISTAKES = [
     ),
     (r"ids must be \[B, N\] integers, not str; vocab.encode", lambda: score(MODEL, PARAMS, "a flat white")),
     (r"ids must be \[N\] integers, not Corpus", lambda: evaluate(MODEL, PARAMS, CORPUS)),
-    (r"ids must be in \[0, 25\), not in", lambda: evaluate(MODEL, PARAMS, np.full(9, 77))),
+    (r"ids must be in \[0, 25\), but the values range from 77", lambda: evaluate(MODEL, PARAMS, np.full(9, 77))),
     ("params has layer_1.* this model does not need", lambda: evaluate(SHALLOW, PARAMS, IDS)),
     ("params has layer_1.*, which this model does", lambda: make_eval_step(SHALLOW, seq_len=8)(PARAMS, STREAMS)),
     ("pass variables", lambda: evaluate(MODEL, {"params": PARAMS}, IDS)),

@@ -59,7 +59,9 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter  # noqa: PLC0415 -- an extra
         except ImportError as error:
-            raise UserError('TensorBoard needs tensorboardX: pip install "charjax[tensorboard]"') from error
+            raise UserError(
+                'TensorBoard needs tensorboardX; install it with pip install "charjax[tensorboard]"'
+            ) from error
         self._open, self._folder = SummaryWriter, str(checked_path("folder", folder))
         self._writer: Any = None
 
