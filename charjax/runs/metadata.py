@@ -43,7 +43,7 @@ class CorpusInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitInfo:
-    """What a run was trained with besides its options.
+    """Describes what a run was trained with besides its options.
 
     Attributes:
         init_from: absolute path of the model that training started from; empty if the weights were random.

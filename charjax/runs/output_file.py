@@ -36,12 +36,12 @@ def _trained_on(run: Path) -> list[Path]:
 
 
 def _is_text(file: Path, path: Path) -> bool:
-    """Returns whether a file is the text at a path, in that folder, or matches that pattern."""
+    """Returns True if a file is the text at a path, is in that folder, or matches that pattern."""
     if path.is_dir():
         return file.resolve().is_relative_to(path.resolve())
     if path.exists():
         return file.samefile(path)
     try:
         return any(file.samefile(match) for match in text_files(path))
-    except UserError:  # nothing is left of the text
+    except UserError:  # the text no longer exists
         return False

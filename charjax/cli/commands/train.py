@@ -61,10 +61,10 @@ def _train(command: TrainCommand, given: frozenset[str]) -> None:
         data = _override(info.data, data, given)
         model_config = _override(info.model, model_config, given)
         train_config = _override(info.train, train_config, given)
-        # Logged before the interruption, so expected after it.
+        # A run that logged to TensorBoard before it was interrupted continues to do so.
         command = dataclasses.replace(command, tensorboard=command.tensorboard or (command.out / TENSORBOARD).is_dir())
     elif command.init_from is not None and "vocab" not in given:
-        # The model goes on knowing its characters, even those that the new text lacks.
+        # The model keeps all of its characters, even those that are not in the new text.
         base = read_info(command.init_from).vocab
     model, corpus, train_config = prepare(command, data, model_config, train_config, given, recognize, base)
     fit(
