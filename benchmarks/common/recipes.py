@@ -6,19 +6,19 @@ from typing import Any
 RECIPES: dict[float, dict[str, Any]] = {
     1.88: {
         "hidden_dim": 256, "hidden_layers": 1, "batch_size": 32, "seq_len": 32,
-        "learning_rate": 0.02, "warmup_frac": 0.05, "epochs": 0.18,
+        "learning_rate": 0.02, "warmup_frac": 0.05, "epochs": 0.2,
     },
     1.60: {
-        "hidden_dim": 256, "hidden_layers": 1, "batch_size": 32, "seq_len": 50,
-        "learning_rate": 0.02, "warmup_frac": 0.03, "epochs": 0.9,
+        "hidden_dim": 256, "hidden_layers": 1, "batch_size": 32, "seq_len": 32,
+        "learning_rate": 0.02, "warmup_frac": 0.03, "epochs": 0.85,
     },
     1.4697: {
         "hidden_dim": 512, "hidden_layers": 1, "dropout": 0.3, "batch_size": 32, "seq_len": 50,
-        "learning_rate": 0.01, "warmup_frac": 0.02, "epochs": 3,
+        "learning_rate": 0.01, "warmup_frac": 0.02, "epochs": 2.5,
     },
     1.42: {
         "hidden_dim": 1024, "hidden_layers": 1, "dropout": 0.55, "batch_size": 32, "seq_len": 50,
-        "learning_rate": 0.007, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 5,
+        "learning_rate": 0.007, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 4,
     },
     1.40: {
         "hidden_dim": 1024, "hidden_layers": 1, "dropout": 0.65, "batch_size": 32, "seq_len": 50,

@@ -1,5 +1,6 @@
 """Logs measurements in addition to the run folder's logs: the tracker interface, and TensorBoard."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +70,10 @@ class TensorBoard:
         """Hands the values to tensorboardX, which writes them in the background."""
         if self._writer is None:
             # TensorBoard then drops any later steps that were logged before the run was killed or rolled back.
-            self._writer = self._open(self._folder, purge_step=step, flush_secs=0)
+            # The name's seconds alone may be those of an earlier file.
+            self._writer = self._open(
+                self._folder, purge_step=step, flush_secs=0, filename_suffix=f".{time.time_ns() % 10**9:09}"
+            )
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 

@@ -13,6 +13,7 @@ from typing import Any, Unpack
 import optax
 from jax.sharding import Mesh
 
+from charjax.array_types import Params
 from charjax.config import ADAMW_FIELDS, FitOptions, TrainConfig
 from charjax.data.batching import check_fits
 from charjax.data.corpus import Corpus, check_corpus
@@ -117,8 +118,7 @@ def fit(
     called = _checked_callbacks(callbacks, trackers)
     reuse_memory()
     use_all_cores()
-    replaces = "" if how is None else "learning_rate" if callable(learning_rate) else "optimizer"
-    info = describe_run(model, corpus, config, FitInfo(replaces=replaces))
+    info = describe_run(model, corpus, config, _described(how))
     _check_all_processes_agree(info, resume=resume, out=out, init_from=init_from)
     mesh = make_training_mesh(config.batch_size, config.microbatches) if mesh is None else checked_mesh(mesh)
     keep_lapack_on_one_thread(mesh.devices.flat[0].platform)
@@ -126,9 +126,7 @@ def fit(
     with together():
         _check(model, corpus, config, mesh)
         if init_from is not None and not resume:
-            start, step = initial_params(init_from, model, corpus.vocab, seed=config.seed)
-            began = FitInfo(init_from=os.path.abspath(init_from), init_step=step, replaces=replaces)
-            info = dataclasses.replace(info, fit=began)
+            start, info = _start_from(init_from, model, info)
     with contextlib.ExitStack() as stack:
         # Without a folder to save to, other signals end training as they would any other program.
         signals = stack.enter_context(SignalCatcher() if out is not None else SignalCatcher((signal.SIGINT,)))
@@ -220,6 +218,20 @@ def _checked_optimizer(
     if unused:
         raise UserError(f"{unused[0]} is an AdamW setting, but optimizer replaces AdamW; pass only one of the two")
     return optimizer
+
+
+def _described(how: optax.GradientTransformation | optax.Schedule | None) -> FitInfo:
+    """Returns what the run is trained with besides its options."""
+    if how is None:
+        return FitInfo(replaces="")
+    return FitInfo(replaces="optimizer" if isinstance(how, optax.GradientTransformation) else "learning_rate")
+
+
+def _start_from(folder: str | Path, model: CharLSTM, info: RunInfo) -> tuple[Params, RunInfo]:
+    """Returns the parameters to start from, adapted from another model, and the run's configuration, which names it."""
+    start, step = initial_params(folder, model, info.vocab, seed=info.train.seed)
+    fit = dataclasses.replace(info.fit, init_from=os.path.abspath(folder), init_step=step)
+    return start, dataclasses.replace(info, fit=fit)
 
 
 def _check_paths(out: Any, init_from: Any) -> None:

@@ -132,7 +132,7 @@ def test_paths_that_cannot_be_read_or_written(file, out, tmp_path, capsys):
     message = "weights.bin must be a .safetensors, .pt or .pth file"
     assert fails(capsys, "import", file.with_suffix(".bin"), "--out", out).endswith(message)
     safetensors.numpy.save_file(weights(), file)
-    assert "weights.safetensors is not UTF-8" in fails(capsys, "import", file, "--out", out, "--vocab", file)
+    assert "weights.safetensors is a binary file" in fails(capsys, "import", file, "--out", out, "--vocab", file)
     with pytest.raises(UserError, match="already exists; choose another --out"):
         import_model(file, tmp_path, vocab=VOCAB)
 
