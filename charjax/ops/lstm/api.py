@@ -58,6 +58,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 DIFFERENTIATED_BY_JAX = (lstm_flax, lstm_scan)
 # These have a `run_stack` in addition to the function for one layer.
 ALL_LAYERS_AT_ONCE = ("wavefront", "mosaic_gpu")
+# What None chooses on accelerators, for all sizes and formats until measurements say otherwise. GPU:
+# benchmarks/results/gpu-limits-2026-11-27-2306-NVIDIA-H200.json (2 x 512, bfloat16, 64 and 1024 sequences). TPU:
+# compiled-v5e-2x2-2026-11-25-0028.json, by the compiler's estimate.
+ON_ACCELERATORS = {"gpu": "wavefront", "tpu": "recompute"}
 DTYPES = ("float32", "bfloat16")
 MIN_STEPS_FOR_NATIVE = 8
 
@@ -245,7 +249,7 @@ def default_implementation(dtype: str, time: int) -> str:
 @functools.cache
 def _default_for_sequences(dtype: str, platform: str) -> str:
     library = library_for(dtype) if platform == "cpu" else None
-    choice = {"gpu": "wavefront", "tpu": "recompute"}.get(platform, "native" if library else "custom_vjp")
+    choice = ON_ACCELERATORS.get(platform, "native" if library else "custom_vjp")
     if platform == "cpu" and (better := better_form()):
         logging.getLogger("charjax").warning(
             "this CPU is faster with the %s form of the LSTM kernel, which is not installed; reinstall charjax with a "
