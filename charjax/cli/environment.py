@@ -5,12 +5,14 @@ import hashlib
 import logging
 import os
 import platform
+import signal
 import sys
 import warnings
 
 import absl.logging
 import jax
 
+from charjax.cli.startup import exit_at_once
 from charjax.host.cpu import cpu_flags
 from charjax.host.memory import save_address_space
 
@@ -20,6 +22,7 @@ _log = logging.getLogger("charjax")
 def set_up() -> None:
     """Applies all settings."""
     save_address_space()
+    sys.unraisablehook = _show_unraisable
     _quieten_orbax()
     _keep_compiled_programs()
 
@@ -29,10 +32,15 @@ def _quieten_orbax() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)
     # When one write in a save fails, Orbax drops the writes that have not started and does not await those that end.
     warnings.filterwarnings("ignore", "coroutine .*serialize.* was never awaited", RuntimeWarning)
-    sys.unraisablehook = _show_unraisable
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows an exception that Python drops, except for a known one, and ends the process for a KeyboardInterrupt.
+
+    It is dropped if the signal arrives during a garbage collection, where JAX has a callback.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        exit_at_once(signal.SIGINT)
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 

@@ -15,7 +15,7 @@ from typing import TextIO
 from charjax.cli.arguments import COMMANDS, Command, SweepCommand, TrainCommand
 from charjax.cli.option_parsing import parse
 from charjax.cli.output import tolerate_lost_output
-from charjax.cli.startup import check_memory_limits, exit_on_interrupt, garbage_collection_off
+from charjax.cli.startup import check_memory_limits, exit_on_interrupt, garbage_collection_off, raise_on_interrupt
 from charjax.errors import BROKEN_PIPE, USER_ERROR, Interrupted, UserError, remedy_for
 from charjax.rendering.visible_text import one_line
 
@@ -109,11 +109,15 @@ def _run(argv: list[str]) -> None:
     if isinstance(parsed.command, TrainCommand | SweepCommand):
         with tolerate_lost_output():
             _set_up_log(logging.WARNING if parsed.command.quiet else logging.INFO)
-            _import_run(parsed.command)(parsed.command, parsed.given)
+            run = _import_run(parsed.command)
+            with raise_on_interrupt():
+                run(parsed.command, parsed.given)
     else:
         _set_up_log(logging.WARNING)
-        _import_run(parsed.command)(parsed.command)
-        sys.stdout.flush()
+        run = _import_run(parsed.command)
+        with raise_on_interrupt():
+            run(parsed.command)
+            sys.stdout.flush()
 
 
 def _require_current_directory() -> None:

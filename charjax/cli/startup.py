@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 
 from charjax.errors import UserError
@@ -15,6 +16,8 @@ from charjax.host.limits import limit_on, space_for_programs
 
 # Bytes that should remain for arrays, in addition to the compiled programs.
 _LEAST_MEMORY = 200_000_000
+
+_Handler = Callable[[int, FrameType | None], None]
 
 
 def require_utf8() -> None:
@@ -62,27 +65,37 @@ def garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-@contextlib.contextmanager
-def exit_on_interrupt() -> Iterator[None]:
+def exit_on_interrupt() -> AbstractContextManager[None]:
     """Makes SIGINT end the process with a one-line message and exit code 130 inside a with block.
 
     Meant for imports, when there is nothing to save: a KeyboardInterrupt in the middle of one may surface as another
     error or, in C code, not at all. Does nothing outside the main thread, or if SIGINT is ignored or has another
     handler, as in background jobs of a shell.
     """
-    previous = signal.getsignal(signal.SIGINT)
+    return _replacing(signal.default_int_handler, exit_at_once)
+
+
+def raise_on_interrupt() -> AbstractContextManager[None]:
+    """Makes SIGINT raise a KeyboardInterrupt again inside a with block within that of `exit_on_interrupt`."""
+    return _replacing(exit_at_once, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _replacing(current: _Handler, other: _Handler) -> Iterator[None]:
+    """Replaces the handler of SIGINT inside a with block; does nothing if the current one is not as expected."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or previous is not signal.default_int_handler:
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not current:
         yield
         return
-    signal.signal(signal.SIGINT, _exit)
+    signal.signal(signal.SIGINT, other)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, current)
 
 
-def _exit(number: int, frame: FrameType | None) -> None:
+def exit_at_once(number: int, frame: FrameType | None = None) -> None:
+    """Handles a signal by ending the process with a one-line message and without cleaning up."""
     del frame
     with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(sys.stderr.fileno(), b"charjax: interrupted\n")

@@ -9,7 +9,7 @@ import threading
 import pytest
 from helpers.real_runs import handled_by_default
 
-from charjax.cli.startup import exit_on_interrupt
+from charjax.cli.startup import exit_at_once, exit_on_interrupt, raise_on_interrupt
 from charjax.host.signals import SignalCatcher
 
 
@@ -129,6 +129,27 @@ main()
     assert (done.returncode, done.stderr) == (130, "charjax: interrupted\n")
 
 
+def test_ctrl_c_in_a_garbage_collection_is_not_lost(tmp_path):
+    """JAX has a callback there, in which Python drops a KeyboardInterrupt."""
+    code = """
+import gc, signal, sys
+def interrupt(phase, info):
+    gc.callbacks.remove(interrupt)
+    signal.raise_signal(signal.SIGINT)
+def audit(event, args):
+    if event == "open" and str(args[0]).endswith("config.json"):  # the command has begun
+        gc.callbacks.append(interrupt)
+        gc.collect()
+sys.addaudithook(audit)
+from charjax.__main__ import main
+sys.argv[1:] = ["info", sys.argv[1]]
+main()
+"""
+    (tmp_path / "config.json").write_text("{}")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "charjax: interrupted\n")
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -140,5 +161,8 @@ def test_an_ignored_signal_stays_ignored():
 
 def test_the_handler_is_restored():
     with exit_on_interrupt():
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is exit_at_once
+        with raise_on_interrupt(), pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is exit_at_once
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
