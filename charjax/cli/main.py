@@ -1,6 +1,7 @@
 """Runs a command line and reports any failure on one line."""
 
 import contextlib
+import gc
 import importlib
 import io
 import keyword
@@ -151,11 +152,14 @@ def _set_up_log(level: int) -> None:
 def _import_run(command: Command) -> Callable[..., None]:
     """Imports a command's `run` function and, with it, JAX, which takes about a second."""
     (name,) = (name for name, kind in COMMANDS.items() if kind is type(command))
+    is_first = "jax" not in sys.modules
     with exit_on_interrupt(), garbage_collection_off():
         _import_jax()
         importlib.import_module("charjax.cli.environment").set_up()
         module = f"{name}_" if keyword.iskeyword(name) else name
         run: Callable[..., None] = importlib.import_module(f"charjax.cli.commands.{module}").run
+        if is_first:
+            gc.freeze()  # nearly all of it stays, and the next collection would search it for a tenth of a second
     return run
 
 
