@@ -18,17 +18,17 @@ import tyro
 
 from charjax._version import __version__
 from charjax.cli.arguments import COMMANDS, Command
+from charjax.cli.completion import SHELLS, completion_script
 from charjax.errors import UserError
 from charjax.training.presets import PresetName
 
 _DESCRIPTION = (
     f"charjax {__version__}: train character-level LSTM language models and generate text with them.\n\n"
     "charjax COMMAND --help explains a command's options; charjax --version prints the version; "
-    "charjax --print-completion bash (or zsh, tcsh) prints a script that completes commands and options."
+    "charjax --print-completion bash (or zsh, tcsh) prints a script that completes commands, options and paths."
 )
 # Short forms of options.
 _SHORT = {"-o": "--out", "--lr": "--learning-rate"}
-_SHELLS = ("bash", "zsh", "tcsh")
 _WHOLE_NUMBERS = (int, int | None)
 _NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
 _NUMBER_LISTS = (tuple[float, ...],)
@@ -68,9 +68,14 @@ def parse(argv: list[str]) -> Parsed:
         print(f"charjax {__version__}")
         raise SystemExit(0)
     if argv[:1] == ["--print-completion"]:
-        if argv[1:] not in [[shell] for shell in _SHELLS]:
-            raise UserError(f"--print-completion must be {' or '.join(_SHELLS)}; see charjax --help")
-        _run_tyro(["--tyro-print-completion", argv[1]])
+        if argv[1:] not in [[shell] for shell in SHELLS]:
+            raise UserError(f"--print-completion must be {' or '.join(SHELLS)}; see charjax --help")
+        commands = {
+            command: {_flag(name): option for name, option in _options(kind).items()}
+            for command, kind in COMMANDS.items()
+        }
+        print(completion_script(argv[1], commands, _SHORT), end="")
+        raise SystemExit(0)
     argv = [_spelt_out(argument) for argument in argv]
     if not argv:
         raise UserError(f"pass a command, one of {', '.join(COMMANDS)}; see charjax --help")

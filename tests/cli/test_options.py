@@ -1,9 +1,12 @@
 """Parsing of the command line: every mistake is one line with what to do, and the help explains every option."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import json
+import os
+import pty
 import re
 import shlex
 import subprocess
@@ -111,18 +114,50 @@ def test_the_installed_script_prints_the_version():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"charjax {__version__}\n", "")
 
 
-def test_a_shell_completes_commands_and_options():
-    charjax = f"{sys.executable} -m charjax"
-    script = f"""
-source <({charjax} --print-completion bash)
-complete=$(complete -p charjax); function=${{complete#*-F }}; function=${{function%% *}}
-COMP_WORDS=(charjax sa); COMP_CWORD=1; $function; echo "${{COMPREPLY[@]}}"
-COMP_WORDS=(charjax sample --temp); COMP_CWORD=2; $function; echo "${{COMPREPLY[@]}}"
-"""
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    commands, options = done.stdout.splitlines()[:2]
-    assert commands.split()[0] == "sample"
-    assert options.split()[0] == "--temperature"
+def test_bash_completes_commands_options_choices_and_paths(tmp_path, capsys):
+    (tmp_path / "completion").write_text(completion(capsys, "bash"))
+    (tmp_path / "runs" / "my notes").mkdir(parents=True)
+    (tmp_path / "coffee.txt").write_text("")
+    expected = {
+        "sam\t runs/my\t --te\t 0.7": "sample|runs/my notes/|--temperature|0.7",
+        "train cof\t -o runs/m\t --dtype=fl\t": "train|coffee.txt|-o|runs/my notes/|--dtype=float32",
+        "import --vocab=cof\t": "import|--vocab=coffee.txt",
+        "train --vocab by\t --epochs co\t": "train|--vocab|bytes|--epochs|co",
+        "--ver\t": "--version",
+    }
+    show = "charjax() { local IFS='|'; echo \"<$*>\"; }\nsource completion\n"
+    typed = show + "".join(f"charjax {line}\n" for line in expected) + "exit\n"
+    controller, end = pty.openpty()
+    bash = ["bash", "--norc", "--noprofile", "-i"]
+    with subprocess.Popen(bash, cwd=tmp_path, stdin=end, stdout=end, stderr=end, start_new_session=True):
+        os.write(controller, typed.encode())
+        os.close(end)
+        shown = b"".join(until_closed(controller)).decode()
+    os.close(controller)
+    assert re.findall(r"<(.+)>\r\n", shown) == list(expected.values()), shown
+
+
+def completion(capsys, shell):
+    with pytest.raises(SystemExit):
+        main(["--print-completion", shell])
+    return capsys.readouterr().out
+
+
+def until_closed(terminal):
+    """Yields what a terminal shows until the last program that uses it ends."""
+    with contextlib.suppress(OSError):
+        while shown := os.read(terminal, 10_000):
+            yield shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_lists_all_options_and_no_help_text(capsys, shell):
+    script = completion(capsys, shell)
+    for kind in (DataConfig, ModelConfig, TrainConfig, SampleConfig):
+        names = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+        assert [name for name in names if not re.search(rf"[ (-]{name}[ ')]", script)] == []
+    assert " ".join(COMMANDS) in script
+    assert "likely character" not in script
     assert error_of("--print-completion", "fish").startswith("--print-completion must be bash or zsh or tcsh")
 
 
