@@ -21,6 +21,7 @@ _LARGEST = 2**31 - 2**26
 
 # Example code that reads the file; FILE stands for its name.
 READER = """\
+# pip install onnxruntime
 import json
 
 import numpy as np

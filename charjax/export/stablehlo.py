@@ -33,6 +33,7 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 # Example code that reads the file; FILE stands for its name.
 READER = """\
+# pip install jax flatbuffers
 import io
 import json
 import zipfile

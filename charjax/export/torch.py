@@ -9,6 +9,7 @@ from charjax.runs.safetensors_file import write_arrays
 
 # Example code that reads the file; FILE stands for its name.
 READER = '''\
+# pip install torch safetensors
 import torch
 from safetensors.torch import load_file
 

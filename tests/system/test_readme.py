@@ -135,6 +135,23 @@ def test_links_and_files_named_in_a_document_exist(document):
         assert list((ROOT / "benchmarks" / "results").glob(result)), result
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_says_how_to_install_what_its_examples_import(document):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: named_packages(lines) for name, lines in project["optional-dependencies"].items()}
+    text = (ROOT / document).read_text(encoding="utf-8")
+    installed = named_packages(project["dependencies"]) | {"charjax", *sys.stdlib_module_names}
+    for line in re.findall(r"pip install ([^`\n]+)", text):
+        installed |= set(re.findall(r"[\w-]+", line))
+        installed = installed.union(*(extras[extra] for extra in re.findall(r"\[(\w+)\]", line)))
+    code = "\n".join(code for _, code in blocks(document, "python", "py"))
+    assert set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) <= installed
+
+
+def named_packages(requirements):
+    return {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
+
+
 def test_tests_named_in_reliability_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")))
     assert named
