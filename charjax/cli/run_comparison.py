@@ -38,7 +38,7 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
     """Reads the configurations and logs of runs.
 
     Raises:
-        UserError: a folder is not a run folder, is given twice, or has no evaluations.
+        UserError: a folder is not a run folder, is given twice, or has no log or evaluations.
     """
     real = [os.path.realpath(folder) for folder in folders]
     common = os.path.commonpath([os.path.dirname(path) for path in real])
@@ -47,6 +47,11 @@ def read_evaluated(folders: Sequence[Path]) -> list[Evaluated]:
         if real.count(path) > 1:
             raise UserError(f"{folder} is given twice; pass each run only once")
         info, _ = read_run(folder)
+        if not os.path.lexists(folder / METRICS):
+            raise UserError(
+                f"{folder} is a model without the log of a training ({METRICS}), so it has no loss curves; "
+                "pass the --out folder of charjax train"
+            )
         evaluations = read_metrics(folder / METRICS)
         if not any(math.isfinite(evaluation.val_loss) for evaluation in evaluations):
             raise UserError(f"{folder} has not been evaluated yet; wait for its first evaluation")

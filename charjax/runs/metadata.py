@@ -77,6 +77,11 @@ class RunInfo:
     corpus: CorpusInfo = dataclasses.field(default_factory=CorpusInfo)
     fit: FitInfo = dataclasses.field(default_factory=FitInfo)
 
+    @property
+    def was_trained(self) -> bool:
+        """False for a model without a record of its training: one that was imported or written by `save_model`."""
+        return self.corpus.train_characters > 0
+
     def options(self) -> dict[str, Any]:
         """Returns all options by name; those that were not used are "replaced"."""
         options: dict[str, Any] = {}

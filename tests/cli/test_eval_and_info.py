@@ -1,5 +1,6 @@
 """`charjax eval` and `charjax info`: what they print about a run, and what they refuse."""
 
+import json
 import re
 import shutil
 
@@ -7,7 +8,7 @@ import jax
 import pytest
 from helpers.command_line import fails, shows
 
-from charjax import load_model
+from charjax import load_model, save_model
 from charjax.runs.checkpoint import read_header
 
 
@@ -50,6 +51,18 @@ def test_info_shows_the_run_and_counts_its_parameters(trained, capsys):
     assert f"1 x 8 LSTM, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters" in out
     assert "coffee.txt" in out
     assert re.search(r"^--learning-rate +0.02$", out, re.MULTILINE)
+
+
+def test_a_model_without_a_training_shows_only_what_is_known(trained, tmp_path, capsys):
+    model, params, vocab = load_model(trained.run)
+    save_model(tmp_path / "model", model, params, vocab)
+    names = [line.split()[0] for line in shows(capsys, "info", tmp_path / "model").splitlines()]
+    assert names == ["model", "vocabulary", "training"]
+    found = json.loads(shows(capsys, "info", tmp_path / "model", "--json"))
+    assert [name for name, value in found.items() if value is None] == ["data", "train", "corpus", "fit", "progress"]
+    assert "--epochs" in shows(capsys, "info", tmp_path / "model", trained.run)
+    for command, option in (("plot", "-o=x.svg"), ("report", "--html=x.html")):
+        assert "is a model without the log of a training" in fails(capsys, command, tmp_path / "model", option)
 
 
 @pytest.mark.parametrize("command", ["sample", "eval", "info"])

@@ -10,15 +10,19 @@ from charjax.metrics import bits_per_char, perplexity
 from charjax.runs.metadata import Progress, RunInfo
 from charjax.runs.model_file import read_run
 
+# Parts of the JSON that are null for a model without a record of its training.
+_OF_TRAINING = ("data", "train", "corpus", "fit", "progress")
+
 
 def run(command: InfoCommand) -> None:
     """Prints the configuration and progress of a run or, for multiple runs, only the differences."""
     runs = [read_run(path) for path in command.runs]
     if command.json:
         for path, (info, progress) in zip(command.runs, runs, strict=True):
-            parameters = count_parameters(info.model, info.vocab.size)
-            rest = {"parameters": parameters, "progress": dataclasses.asdict(progress)}
-            write_json({"run": str(path), **info.to_dict(), **rest})
+            values = {**info.to_dict(), "progress": dataclasses.asdict(progress)}
+            if not info.was_trained:
+                values |= dict.fromkeys(_OF_TRAINING)
+            write_json({"run": str(path), **values, "parameters": count_parameters(info.model, info.vocab.size)})
     elif len(runs) == 1:
         write_facts(_facts(*runs[0]))
     else:
@@ -28,6 +32,15 @@ def run(command: InfoCommand) -> None:
 
 def _facts(info: RunInfo, progress: Progress) -> Facts:
     parameters = count_parameters(info.model, info.vocab.size)
+    sizes = f"{info.model.hidden_layers} x {info.model.hidden_dim} LSTM"
+    facts = [
+        ("model", f"{sizes}, {parameters:,} parameters, {info.model.dtype}"),
+        ("vocabulary", f"{info.vocab.kind}, {info.vocab.size} characters"),
+    ]
+    return [*facts, *_training(info, progress)] if info.was_trained else [*facts, ("training", "not recorded")]
+
+
+def _training(info: RunInfo, progress: Progress) -> Facts:
     best = "not evaluated yet"
     if progress.best_val_loss is not None:
         best = (
@@ -36,10 +49,7 @@ def _facts(info: RunInfo, progress: Progress) -> Facts:
             f"{bits_per_char(progress.best_val_loss):.3f} bits/char)"
         )
     minutes, seconds = divmod(round(progress.elapsed_seconds), 60)
-    sizes = f"{info.model.hidden_layers} x {info.model.hidden_dim} LSTM"
     facts = [
-        ("model", f"{sizes}, {parameters:,} parameters, {info.model.dtype}"),
-        ("vocabulary", f"{info.vocab.kind}, {info.vocab.size} characters"),
         (
             "text",
             f"{info.corpus.name}, {info.corpus.train_characters:,} characters to train on and "
