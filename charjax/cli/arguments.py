@@ -68,7 +68,7 @@ class TrainCommand(Checked):
     .gz, .bz2, .xz and .zst files are decompressed; .jsonl files contribute the "text" field of each line."""
 
     out: Path
-    """Run folder to create or, with --resume, to continue (short form: -o)."""
+    """Run folder to create or, with --resume, to continue; an empty one may exist (short form: -o)."""
 
     quiet: bool = False
     """Print nothing but warnings and errors."""
@@ -168,7 +168,7 @@ class SweepCommand(Checked):
     """Text to train on, as for charjax train."""
 
     out: Path
-    """Folder to create (short form: -o)."""
+    """Folder to create; an empty one may exist (short form: -o)."""
 
     quiet: bool = False
     """Print nothing but warnings and errors."""
@@ -451,7 +451,7 @@ class ImportCommand(Checked):
     """State_dict as .safetensors, or as .pt or .pth, which requires PyTorch. No code in the file is executed."""
 
     out: Path
-    """Folder to create (short form: -o)."""
+    """Folder to create; an empty one may exist (short form: -o)."""
 
     vocab: Optional[str] = None
     """Vocabulary of the model: ascii, bytes, a vocab.json, or text that contains all of its characters, which are then

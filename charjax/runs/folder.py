@@ -252,5 +252,7 @@ def _examine_new(path: Path, name: str | Path) -> _Stage:
         _log.info("%s contains a run that was stopped before its first checkpoint was complete; starting it over", name)
         return _Stage.UNFINISHED
     if any(path.iterdir()):
+        if not (path / CHECKPOINTS).is_dir():
+            raise UserError(f"{name} already exists and is not a run that can be resumed; choose another --out")
         raise UserError(f"{name} already exists; add --resume to continue its run, or choose another --out")
     return _Stage.EMPTY

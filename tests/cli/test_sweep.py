@@ -36,7 +36,7 @@ def test_it_prints_a_table_and_keeps_the_best_as_a_run(capsys, text, tmp_path):
     assert info.train.learning_rate == 0.03
     assert float(rows[1][5]) == pytest.approx(progress.best_val_loss, abs=1e-4)
     assert read_metrics(out / "metrics.jsonl")[-1].val_loss == progress.best_val_loss
-    assert f"{out} already exists; choose another --out" in fails(capsys, *argv)
+    assert f"{out} already exists and is not empty; choose another --out" in fails(capsys, *argv)
     assert "has no checkpoints" in fails(capsys, "train", text, "--out", out, "--resume")
 
 

@@ -176,7 +176,7 @@ def test_an_existing_folder_is_refused_by_all_and_reported_once(tmp_path, alone)
     (tmp_path / "taken").write_text("")
     found = train(2, text, tmp_path)
     assert [code for code, _, _ in found] == [2, 2]
-    assert found[0][2][-1].startswith(f"charjax: error: {tmp_path} already exists; ")
+    assert found[0][2][-1].startswith(f"charjax: error: {tmp_path} already exists and ")
     assert found[1][1:] == ([], [])
 
 

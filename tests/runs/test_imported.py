@@ -1,6 +1,7 @@
 """`charjax import`: a model folder of PyTorch's weights, whoever wrote them, or one line and nothing written."""
 
 import json
+import os
 import random
 
 import jax
@@ -133,8 +134,17 @@ def test_paths_that_cannot_be_read_or_written(file, out, tmp_path, capsys):
     assert fails(capsys, "import", file.with_suffix(".bin"), "--out", out).endswith(message)
     safetensors.numpy.save_file(weights(), file)
     assert "weights.safetensors is a binary file" in fails(capsys, "import", file, "--out", out, "--vocab", file)
-    with pytest.raises(UserError, match="already exists; choose another --out"):
+    with pytest.raises(UserError, match="already exists and is not empty; choose another --out"):
         import_model(file, tmp_path, vocab=VOCAB)
+
+
+def test_an_empty_folder_is_filled_and_not_replaced(file, out, tmp_path, monkeypatch):
+    safetensors.numpy.save_file(weights(), file)
+    out.mkdir()
+    monkeypatch.chdir(out)
+    import_model(file, ".", vocab=VOCAB)
+    assert sorted(os.listdir(".")) == ["config.json", "model.safetensors", "vocab.json"]
+    assert sorted(os.listdir(tmp_path)) == [out.name, file.name]
 
 
 def test_damaged_files_are_refused_or_read(file):

@@ -443,7 +443,7 @@ def test_resuming_nothing_is_refused(tmp_path):
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="already exists; add --resume"):
+    with pytest.raises(UserError, match="already exists and is not a run that can be resumed; choose"):
         fit(MODEL, CORPUS, SMALL, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -176,7 +176,7 @@ def test_members_trained_side_by_side_as_on_accelerators(swept, monkeypatch):
         ({"batch_size": 4000}, "the largest that fit: "),
         ({"batch_size": 8, "microbatches": 3}, "batch_size 8 cannot be split evenly over 3 microbatches"),
         ({"out": __file__}, "is a file; choose a folder for --out"),
-        ({"out": os.path.dirname(__file__)}, "already exists; choose another --out"),
+        ({"out": os.path.dirname(__file__)}, "already exists and is not empty; choose another --out"),
         ({"out": f"{__file__}/run"}, "cannot be written .*; nothing was kept; choose another --out"),
     ],
 )
