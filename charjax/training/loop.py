@@ -37,6 +37,8 @@ from charjax.training.throughput import ThroughputMeter
 
 SAMPLE_TEMPERATURE = 0.8
 
+_BY_CALLBACK = "requested by a callback"
+
 # Number of consecutive skipped steps after which training counts as diverged.
 SKIPS_TO_ROLL_BACK = 3
 
@@ -131,7 +133,7 @@ class TrainLoop:
         if self.folder is not None:
             self.folder.check()
         if self.progress.step < self.plan.total_steps:
-            self.reporter.message(f"stopped at step {self.progress.step} of {self.plan.total_steps}: {self._stop}")
+            self.reporter.message(self._why_early())
         return state
 
     def _is_over(self) -> bool:
@@ -142,6 +144,15 @@ class TrainLoop:
             if without >= patience:
                 self._stop = f"no lower validation loss in {without} evaluations (patience {patience})"
         return bool(self._stop) or progress.step >= self.plan.total_steps
+
+    def _why_early(self) -> str:
+        """Explains why training ended early and, if there is a run folder, what it keeps."""
+        progress, patience = self.progress, self._stop != _BY_CALLBACK
+        why = f"stopped at step {progress.step} of {self.plan.total_steps}: {self._stop}"
+        best = f"best validation loss {progress.best_val_loss:.4f} at step {progress.best_step}"
+        if self.folder is None:
+            return f"{why}; {best}"
+        return f"{why}; {best}, whose model is kept; continue with --resume{' and a higher --patience' * patience}"
 
     def _begin(self) -> TrainState:
         """Initializes the training state and saves it as the first checkpoint."""
@@ -160,7 +171,9 @@ class TrainLoop:
         assert self.folder is not None  # `open_run` refuses to resume without one
         state, progress, earlier = self.folder.restore(self._abstract_state(), check=self._check_length)
         self._continue_from(progress)
-        self.reporter.message(f"resuming at step {progress.step} of {self.plan.total_steps}")
+        is_over = progress.step == self.plan.total_steps
+        more = "; to train longer, raise --epochs" if is_over else ""
+        self.reporter.message(f"resuming at step {progress.step} of {self.plan.total_steps}{more}")
         if is_main() and self._rate_is_configured:
             warn_if_rate_rises(earlier, self.config, self.plan.steps_per_epoch, progress.step)
         return state
@@ -254,7 +267,7 @@ class TrainLoop:
         self.reporter.evaluation(evaluation, sample)
         # Called in all processes, although only the main one may have callbacks.
         if from_main(lambda: self._asked_to_stop(evaluation, state)):
-            self._stop = "requested by a callback"
+            self._stop = _BY_CALLBACK
 
     def _asked_to_stop(self, evaluation: Evaluation, state: TrainState) -> bool:
         """Calls all callbacks and returns True if any of them returns True."""

@@ -176,6 +176,7 @@ def test_a_finished_run_may_be_given_more_epochs(tmp_path, caplog):
     again = Recorder()
     fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, reporter=again)
     assert again.updates == []
+    assert again.messages == ["resuming at step 48 of 48; to train longer, raise --epochs"]
     assert "learning rate" not in caplog.text
     more = fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, epochs=3)
     assert "the learning rate rises from 0.0001 to " in caplog.text

@@ -39,6 +39,14 @@ def steps_of(out):
 # ---- optimizers and schedules
 
 
+class Messages(reporters.NullReporter):
+    def __init__(self):
+        self.texts = []
+
+    def message(self, text):
+        self.texts.append(text)
+
+
 def test_a_schedule_takes_the_place_of_the_configured_one(tmp_path):
     schedule = optax.linear_schedule(0.02, 0.0, 48)
     fit(learning_rate=schedule, out=tmp_path)
@@ -81,19 +89,10 @@ def test_a_rollback_halves_the_updates_of_any_optimizer(tmp_path):
     train = CORPUS.train.copy()
     train[[(step - 1) * SMALL.seq_len + 5 for step in (20, 21, 22)]] = MODEL.vocab_size
     corpus = dataclasses.replace(CORPUS, train=train)
-    messages = []
-
-    class Reporter(reporters.NullReporter):
-        def message(self, text):
-            messages.append(text)
-
-    options = {"optimizer": OPTIMIZER, "checkpoint_every": 6, "steps_per_call": 1}
+    said, options = Messages(), {"optimizer": OPTIMIZER, "checkpoint_every": 6, "steps_per_call": 1}
     with pytest.raises(UserError, match="after 5 rollbacks"):
-        charjax.fit(MODEL, corpus, SMALL, mesh=MESH, out=tmp_path, reporter=Reporter(), **options)
-    assert [re.search(r"with ([\d.]+) times", text)[1] for text in messages if "going back" in text][:2] == [
-        "0.5",
-        "0.25",
-    ]
+        charjax.fit(MODEL, corpus, SMALL, mesh=MESH, out=tmp_path, reporter=said, **options)
+    assert re.findall(r"with ([\d.]+) times", " ".join(said.texts))[:2] == ["0.5", "0.25"]
 
 
 @pytest.mark.parametrize("given", [{"learning_rate": 0.1}, {"learning_rate": lambda step: 0.1}, {"clip_norm": 1.0}])
@@ -160,7 +159,14 @@ def test_patience_counts_evaluations_without_a_lower_loss(tmp_path, monkeypatch,
     assert steps_of(tmp_path) == list(range(12, last + 1, 12))
     if last < 60:
         # Resumed with the same patience it ends at once; with more it goes on.
-        assert int(fit(out=tmp_path, resume=True, epochs=2.5, patience=patience).step) == last
+        said = Messages()
+        assert int(fit(out=tmp_path, resume=True, epochs=2.5, patience=patience, reporter=said).step) == last
+        best = min(losses[: last // 12])
+        assert said.texts[-1] == (
+            f"stopped at step {last} of 60: no lower validation loss in {patience} evaluations (patience {patience}); "
+            f"best validation loss {best:.4f} at step {12 + 12 * losses.index(best)}, whose model is kept; "
+            "continue with --resume and a higher --patience"
+        )
         monkeypatch.setattr("charjax.training.loop.make_evaluator", lambda *_, **__: Scripted(9, 9, 9))
         assert int(fit(out=tmp_path, resume=True, epochs=2.5, patience=patience + 1).step) == last + 12
 
