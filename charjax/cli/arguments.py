@@ -319,6 +319,8 @@ class ScoreCommand(Checked):
         super().__post_init__()
         if self.separator == "":
             raise UserError("separator must be at least one character, not empty")
+        if self.json and self.paint:
+            raise UserError("--json prints nothing but JSON; omit --paint, or use --html")
         if self.dynamic and self.streams not in (None, 1):
             raise UserError("streams must be 1 with --dynamic, which adapts to all of the preceding text")
         try:

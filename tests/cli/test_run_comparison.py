@@ -45,6 +45,9 @@ def test_eval_and_score_as_json(trained, capsys):
     measured = json.loads(shows(capsys, "eval", trained.run, "--json"))
     assert measured["loss"] == pytest.approx(read_metrics(trained.run / "metrics.jsonl")[0].val_loss, rel=1e-6)
     assert measured["perplexity"] > 1
+    assert (measured["text"], measured["validation_part_of"]) == (None, [str(trained.text)])
+    of_text = json.loads(shows(capsys, "eval", trained.run, trained.text, "--json"))
+    assert (of_text["text"], of_text["validation_part_of"], of_text["was_trained_on"]) == (str(trained.text), [], True)
     scored = json.loads(shows(capsys, "score", trained.run, trained.text, "--json", "--worst=2"))
     assert scored["characters"] == len(trained.text.read_text())
     assert len(scored["worst"]) == 2
@@ -53,6 +56,7 @@ def test_eval_and_score_as_json(trained, capsys):
     line = trained.text.read_text().splitlines()[worst["line"] - 1]
     assert line[worst["column"] - 1] == worst["character"]
     assert {"name", "probability"} == worst["expected"][0].keys()
+    assert "omit --paint" in fails(capsys, "score", trained.run, trained.text, "--json", "--paint=9")
 
 
 @pytest.mark.parametrize("against", ["characters", "seconds", "epochs"])

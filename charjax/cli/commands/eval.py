@@ -24,18 +24,21 @@ def run(command: EvalCommand) -> None:
             ids = read_validation_text(info, str(command.run))
         except UserError as error:
             raise UserError(f"{error}; pass a TEXT") from None
-        text = info.data.validation or f"the validation part of {', '.join(info.corpus.paths)}"
+        path, parts, was_trained_on = info.data.validation, info.corpus.paths, False
+        text = path or f"the validation part of {', '.join(parts)}"
     else:
         ids, _, sha256 = read_ids(
             command.text, info.vocab, separator=info.data.separator, on_unknown=command.on_unknown
         )
+        path, parts, was_trained_on = str(command.text), (), sha256 == info.corpus.sha256
         part = "" if info.data.validation else "most of "
-        trained_on = f" (the run was trained on {part}it; omit TEXT to use only its validation text)"
-        text = f"{command.text}{trained_on if sha256 == info.corpus.sha256 else ''}"
+        note = f" (the run was trained on {part}it; omit TEXT to use only its validation text)"
+        text = f"{path}{note if was_trained_on else ''}"
     loss = evaluate(model, params, ids)
     if command.json:
+        what = {"text": path, "validation_part_of": [] if path else parts, "was_trained_on": was_trained_on}
         measured = {"loss": loss, "perplexity": perplexity(loss), "bits_per_char": bits_per_char(loss)}
-        write_json({"run": str(command.run), "text": text, "characters": len(ids), **measured})
+        write_json({"run": str(command.run), **what, "characters": len(ids), **measured})
         return
     write_facts(
         [
