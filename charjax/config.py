@@ -42,7 +42,7 @@ OnUnknown = Literal["error", "skip", "replace"]
 class Checked:
     """Base class for dataclasses that check every field against its type when they are constructed.
 
-    Numbers may be NumPy or JAX scalars; they are converted to Python numbers.
+    Numbers may be NumPy or JAX scalars; they are converted to Python numbers, and integers in float fields to floats.
     """
 
     def __post_init__(self) -> None:
@@ -50,8 +50,14 @@ class Checked:
             value = getattr(self, field.name)
             if getattr(value, "shape", None) == () and hasattr(value, "item"):
                 value = value.item()
-                object.__setattr__(self, field.name, value)
             _check(field.name, value, field.type)
+            value = float(value) if type(value) is int and _is_float(field.type) else value
+            object.__setattr__(self, field.name, value)
+
+
+def _is_float(kind: Any) -> bool:
+    """Returns True for float, also if it is optional or has Bounds."""
+    return kind is float or (get_origin(kind) is not tuple and any(map(_is_float, get_args(kind))))
 
 
 def _check(name: str, value: Any, kind: Any) -> None:

@@ -52,6 +52,13 @@ def test_counts_are_whole_and_positive(kind, name):
             kind(**{name: value})
 
 
+def test_a_float_is_one_whatever_was_given():
+    configs = [TrainConfig(epochs=given, clip_norm=given) for given in (6, 6.0, np.float32(6), np.int64(6))]
+    assert {repr(config) for config in configs} == {repr(configs[1])}
+    assert repr(from_dict(TrainConfig, {"epochs": 10})) == repr(TrainConfig())
+    assert repr(SampleConfig(top_p=1, seed=2).top_p) == "1.0"
+
+
 @pytest.mark.parametrize(("kind", "name", "inside", "outside"), BOUNDS)
 def test_bounds(kind, name, inside, outside):
     for value in inside:
