@@ -371,13 +371,13 @@ class PlotCommand:
 class ReportCommand:
     """Write a report on one or more runs: loss curves, best losses, configuration differences and samples."""
 
-    example: ClassVar[str] = "charjax report runs/small runs/large --html report.html"
+    example: ClassVar[str] = "charjax report runs/small runs/large --out report.html"
 
     runs: RunsArgument
     """Run folders."""
 
-    html: Path
-    """HTML file to write; it is self-contained."""
+    out: Path
+    """HTML file to write (short form: -o); it is self-contained."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

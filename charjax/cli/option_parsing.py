@@ -10,7 +10,7 @@ import shlex
 import tomllib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -29,6 +29,8 @@ _DESCRIPTION = (
 )
 # Short forms of options.
 _SHORT = {"-o": "--out", "--lr": "--learning-rate"}
+# Earlier names of options, by command.
+_FORMER = {"report": {"--html": "--out"}}
 _WHOLE_NUMBERS = (int, int | None)
 _NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
 _NUMBER_LISTS = (tuple[float, ...],)
@@ -76,7 +78,7 @@ def parse(argv: list[str]) -> Parsed:
         }
         print(completion_script(argv[1], commands, _SHORT), end="")
         raise SystemExit(0)
-    argv = [_spelt_out(argument) for argument in argv]
+    argv = [_spelt_out(argument, _SHORT | _FORMER.get(argv[0], {})) for argument in argv]
     if not argv:
         raise UserError(f"pass a command, one of {', '.join(COMMANDS)}; see charjax --help")
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
@@ -100,9 +102,9 @@ def parse(argv: list[str]) -> Parsed:
     return Parsed(_run_tyro(argv), given)
 
 
-def _spelt_out(argument: str) -> str:
+def _spelt_out(argument: str, flags: Mapping[str, str]) -> str:
     flag, equals, value = argument.partition("=")
-    return _SHORT.get(flag, flag) + equals + value
+    return flags.get(flag, flag) + equals + value
 
 
 def _join_lines(kind: type) -> None:

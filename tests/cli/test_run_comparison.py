@@ -106,7 +106,7 @@ def test_a_log_of_an_earlier_version_has_its_place(two, tmp_path, capsys):
 
 
 def test_a_report_is_one_page_that_loads_nothing(two, tmp_path, capsys):
-    shows(capsys, "report", *two, "--html", tmp_path / "report.html", warns="written to")
+    shows(capsys, "report", *two, "-o", tmp_path / "report.html", warns="written to")
     page = (tmp_path / "report.html").read_text()
     assert "default-src 'none'" in page
     assert "<script" not in page
@@ -120,6 +120,7 @@ def test_a_report_is_one_page_that_loads_nothing(two, tmp_path, capsys):
     assert len(samples) == 4
     assert all(text.startswith("The ") and len(text) == 16 for _, text in samples)
     assert page.count("<pre>") == 1 + 4
+    assert "<h2>Samples</h2>" in page
     assert page.count("<polyline") == 4
 
 
@@ -127,7 +128,9 @@ def test_a_report_of_a_run_without_samples(two, tmp_path, capsys):
     shutil.copytree(two[1], tmp_path / "run")
     (tmp_path / "run" / "samples.txt").unlink()
     shows(capsys, "report", tmp_path / "run", "--html", tmp_path / "report.html", warns="written to")
-    assert "run: how it was trained" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "run: how it was trained" in page
+    assert "<h2>Samples</h2>" not in page
     message = fails(capsys, "report", tmp_path / "run", "--html", tmp_path / "run" / "vocab.json")
     assert "is a file of the run" in message
 

@@ -1,5 +1,7 @@
 """`charjax report`: writes a report on one or more runs."""
 
+from pathlib import Path
+
 from charjax.cli.arguments import ReportCommand
 from charjax.cli.output import report_page as say_written
 from charjax.cli.run_comparison import Evaluated, axis_title, curves, differences, read_evaluated
@@ -19,15 +21,15 @@ _MOST_SAMPLES = 8
 
 def run(command: ReportCommand) -> None:
     """Writes the page."""
-    check_output(command.html, command.runs)
+    check_output(command.out, command.runs)
     runs = read_evaluated(command.runs)
-    parts = [_losses(runs), _curves(runs), *_configurations(runs), heading("Samples")]
-    for folder, one in zip(command.runs, runs, strict=True):
-        parts += _samples(one.name, read_samples(folder / SAMPLES))
+    parts = [_losses(runs), _curves(runs), *_configurations(runs)]
+    samples = [part for one in zip(command.runs, runs, strict=True) for part in _samples(*one)]
+    parts += [heading("Samples"), *samples] if samples else []
     title = f"{runs[0].name}: how it was trained" if len(runs) == 1 else f"{len(runs)} runs compared"
-    with naming(command.html), replacing(command.html) as file:
+    with naming(command.out), replacing(command.out) as file:
         file.write(report_page(title, parts).encode())
-    say_written(command.html)
+    say_written(command.out)
 
 
 def _losses(runs: list[Evaluated]) -> str:
@@ -80,8 +82,9 @@ def _configurations(runs: list[Evaluated]) -> list[str]:
     return [*shown, folded(what, [table(["", "value"], common)])]
 
 
-def _samples(name: str, samples: list[tuple[str, str]]) -> list[str]:
+def _samples(folder: Path, run: Evaluated) -> list[str]:
     """Returns some of a run's samples: always the last one and, folded, some earlier ones."""
+    samples = read_samples(folder / SAMPLES)
     if not samples:
         return []
     count = min(_MOST_SAMPLES, len(samples))
@@ -89,4 +92,4 @@ def _samples(name: str, samples: list[tuple[str, str]]) -> list[str]:
     shown = [part for title, text in chosen[:-1] for part in (heading(title, 3), text_block(text))]
     last, text = samples[-1]
     rest = [folded("Earlier samples", shown)] if shown else []
-    return [heading(f"{name}: {last}", 3), text_block(text), *rest]
+    return [heading(f"{run.name}: {last}", 3), text_block(text), *rest]
