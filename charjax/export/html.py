@@ -23,7 +23,7 @@ from charjax.config import SampleConfig
 from charjax.data.vocab import Vocab, encode_context
 from charjax.export.loading import checked_out
 from charjax.generation.inputs import checked_params
-from charjax.host.atomic_file import replacing
+from charjax.host.atomic_file import writing_output
 from charjax.model import CharLSTM, layer_weights
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_template import class_of, color_rules, content_policy, escape
@@ -67,7 +67,7 @@ def write_html(run: str | Path, out: str | Path, *, title: str | None = None, co
     data = b"".join(_weights(model, checked_params(model, params)))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     # If the page is a symbolic link, its target is replaced, not the link itself.
-    with replacing(page.resolve()) as file:
+    with writing_output(page.resolve()) as file:
         file.write(
             _page(
                 title=folder.resolve().name if title is None else title,

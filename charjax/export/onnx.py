@@ -10,7 +10,7 @@ import numpy as np
 from charjax.array_types import Params
 from charjax.errors import UserError
 from charjax.export.loading import load_to_export
-from charjax.host.atomic_file import replacing
+from charjax.host.atomic_file import writing_output
 from charjax.memory_budget import count_parameters
 from charjax.model import CharLSTM
 
@@ -80,7 +80,7 @@ def write_onnx(run: str | Path, out: str | Path) -> None:
     made = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION, producer_name="charjax")
     onnx.helper.set_model_props(made, {"vocab": json.dumps(vocab.to_dict())})
     onnx.checker.check_model(made, full_check=True)
-    with replacing(Path(out)) as file:
+    with writing_output(Path(out)) as file:
         file.write(made.SerializeToString())
 
 

@@ -24,7 +24,7 @@ from charjax.errors import UserError
 from charjax.export.loading import load_to_export
 from charjax.generation.sampling import Settings, gumbel_noise, sample
 from charjax.generation.xla_decoder import XlaDecoder
-from charjax.host.atomic_file import replacing
+from charjax.host.atomic_file import writing_output
 from charjax.host.jax_modes import in_default_modes
 from charjax.model import CharLSTM
 from charjax.ops.lstm.single_step import StepState
@@ -106,7 +106,7 @@ def write_stablehlo(run: str | Path, out: str | Path) -> None:
     arrays = io.BytesIO()
     np.savez(arrays, **weights)
     content = {"model.json": json.dumps(info, indent=2).encode(), "weights.npz": arrays.getvalue()}
-    with replacing(Path(out)) as file, zipfile.ZipFile(file, "w") as archive:
+    with writing_output(Path(out)) as file, zipfile.ZipFile(file, "w") as archive:
         for name, data in (content | _programs(model, weights)).items():
             archive.writestr(name, data)
 

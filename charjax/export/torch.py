@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from charjax.export.loading import load_to_export
+from charjax.host.atomic_file import make_folder_of
 from charjax.interop.torch import to_torch
 from charjax.runs.safetensors_file import write_arrays
 
@@ -62,4 +63,5 @@ def write_torch(run: str | Path, out: str | Path) -> None:
         8
     """
     _, params, vocab = load_to_export(run, out)
+    make_folder_of(Path(out))
     write_arrays(Path(out), to_torch(params), {"format": "pt", "vocab": json.dumps(vocab.to_dict())})

@@ -18,6 +18,21 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folder_of(path: Path) -> None:
+    """Creates the folder of a file, and its parents, if they do not exist; an OSError names `path`."""
+    with naming(path):
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def writing_output(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that a user asked for as `replacing` does, but creates its folder; any OSError names `path`."""
+    make_folder_of(path)
+    with naming(path), replacing(path) as file:
+        yield file
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file next to `path`, and moves it to `path` once the block has finished.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from charjax.errors import UserError
-from charjax.host.atomic_file import naming, replacing
+from charjax.host.atomic_file import make_folder_of, naming, replacing
 from charjax.rendering.color_scale import Scale
 from charjax.rendering.html_template import Curve, ExcerptTable, class_of, escape, page_around_text
 from charjax.rendering.visible_text import BIDI_CONTROLS, name_character
@@ -66,17 +66,17 @@ class PageWriter:
             bits: whether the numbers are bits, so that tooltips also show probabilities.
 
         Raises:
-            UserError: the folder does not exist, or `path` exists and is not a regular file.
-            OSError: the folder is not writable. Every OSError raised by this class names `path`.
+            UserError: `path` exists and is not a regular file.
+            OSError: the folder cannot be created or is not writable. Every OSError raised by this class names
+                `path`.
         """
         # Replace the target of a symbolic link, not the link.
         self._given, self._path, self._scale = Path(path), Path(path).resolve(), scale
-        if not self._path.parent.is_dir():
-            raise UserError(f"{path} cannot be written: there is no folder {self._path.parent}; create it first")
         if self._path.exists() and not self._path.is_file():
             kind = "folder" if self._path.is_dir() else "pipe or device"
             raise UserError(f"{path} is a {kind}; choose a file to write the page to")
         with naming(self._given):
+            make_folder_of(self._path)
             # __exit__ closes them.
             self._body = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115
             self._details = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115

@@ -61,8 +61,8 @@ def test_eval_and_score_as_json(trained, capsys):
 
 @pytest.mark.parametrize("against", ["characters", "seconds", "epochs"])
 def test_a_plot_has_two_curves_per_run(two, tmp_path, capsys, against):
-    shows(capsys, "plot", *two, "-o", tmp_path / "curves.svg", "--against", against)
-    chart = (tmp_path / "curves.svg").read_text()
+    shows(capsys, "plot", *two, "-o", tmp_path / "new" / "folder" / "curves.svg", "--against", against)
+    chart = (tmp_path / "new" / "folder" / "curves.svg").read_text()
     curves = [points.split() for points in re.findall(r'<polyline points="([^"]*)"', chart)]
     assert [len(curve) for curve in curves] == [1, 1, 4, 4]
     assert chart.count("stroke-dasharray") == 4
@@ -92,7 +92,8 @@ def test_pictures_that_cannot_be_drawn(two, tmp_path, capsys, monkeypatch):
     assert "is a file of the run" in message
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert 'pip install "charjax[plots]"; or use .svg' in fails(capsys, "plot", two[0], "-o", tmp_path / "a.png")
-    assert "No such file or directory" in fails(capsys, "plot", two[0], "-o", tmp_path / "nowhere" / "curves.svg")
+    file = tmp_path / "run" / "config.json"
+    assert fails(capsys, "plot", two[0], "-o", file / "a.svg") == f"{file / 'a.svg'}: Not a directory"
 
 
 def test_a_log_of_an_earlier_version_has_its_place(two, tmp_path, capsys):
@@ -106,8 +107,8 @@ def test_a_log_of_an_earlier_version_has_its_place(two, tmp_path, capsys):
 
 
 def test_a_report_is_one_page_that_loads_nothing(two, tmp_path, capsys):
-    shows(capsys, "report", *two, "-o", tmp_path / "report.html", warns="written to")
-    page = (tmp_path / "report.html").read_text()
+    shows(capsys, "report", *two, "-o", tmp_path / "new" / "report.html", warns="written to")
+    page = (tmp_path / "new" / "report.html").read_text()
     assert "default-src 'none'" in page
     assert "<script" not in page
     assert not re.search(r"(src|href)=", page)

@@ -137,12 +137,12 @@ def test_the_loss_is_that_of_a_training_step_with_a_learning_rate_of_zero(run, t
 
 
 def test_the_size_of_chunks_does_not_matter_at_all(run, text, tmp_path, capsys, monkeypatch):
-    options = ("--html", tmp_path / "page.html", "--paint", "300", "--separator", "\n")
+    options = ("--html", tmp_path / "new" / "page.html", "--paint", "300", "--separator", "\n")
     found = []
     for read_bytes, block in ((1 << 22, 4096), (7, 1), (100, 64), (1000, 4096)):
         monkeypatch.setattr(corpus_module, "PIECE", read_bytes)
         monkeypatch.setattr(scored_characters, "BLOCK", block)
-        found.append((shows(capsys, "score", run, text, *options), (tmp_path / "page.html").read_bytes()))
+        found.append((shows(capsys, "score", run, text, *options), (tmp_path / "new" / "page.html").read_bytes()))
     assert all(each == found[0] for each in found)
 
 
@@ -395,7 +395,7 @@ def test_options_that_the_text_does_not_fit(run, text, capsys):
 
 def test_paths_where_no_page_can_be_written(run, text, tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
-    assert "there is no folder" in fails(capsys, "score", run, text, "--html", tmp_path / "nowhere" / "page.html")
+    assert "Not a directory" in fails(capsys, "score", run, text, "--html", text / "page.html")
     assert "is a folder; name a file in it" in fails(capsys, "score", run, text, "--html", tmp_path)
     assert "is a pipe or device" in fails(capsys, "score", run, text, "--html", "/dev/null")
     assert sorted(tmp_path.iterdir()) == before

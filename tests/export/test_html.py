@@ -221,8 +221,8 @@ def test_nothing_is_requested(browser, tmp_path):
 
 
 def test_the_policy_allows_nothing_but_this_script_and_style(tmp_path):
-    write_html(save_model(tmp_path / "run", Vocab.ascii()), tmp_path / "x.html")
-    page = (tmp_path / "x.html").read_text()
+    write_html(save_model(tmp_path / "run", Vocab.ascii()), tmp_path / "new" / "x.html")
+    page = (tmp_path / "new" / "x.html").read_text()
     (policy,) = re.findall('http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     digest = "'sha256-[A-Za-z0-9+/]{43}='"
     expected = f"default-src 'none'; style-src {digest}; script-src {digest}; base-uri 'none'; form-action 'none'"
@@ -244,6 +244,6 @@ def test_what_cannot_be_exported(tmp_path):
         write_html(run, run / "config.json")
     with pytest.raises(UserError, match="the context contains characters not in the chars vocabulary: 'd'"):
         write_html(run, tmp_path / "x.html", context="abd")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        write_html(run, tmp_path / "nowhere" / "x.html")
+    with pytest.raises(NotADirectoryError, match=r"model\.safetensors/x\.html"):
+        write_html(run, run / "model.safetensors" / "x.html")
     assert [path for path in Path(tmp_path).iterdir() if path != run] == []

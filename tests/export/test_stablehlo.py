@@ -56,8 +56,8 @@ def test_a_process_without_charjax_gets_the_same_results(saved, export, root, tm
 
 def test_the_programs_are_portable_wherever_they_are_written(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(single_step, "target_platform", lambda: "tpu")
-    write_stablehlo(saved.folder, tmp_path / "model.zip")
-    with zipfile.ZipFile(tmp_path / "model.zip") as file:
+    write_stablehlo(saved.folder, tmp_path / "new" / "model.zip")
+    with zipfile.ZipFile(tmp_path / "new" / "model.zip") as file:
         content = {name: file.read(name) for name in file.namelist()}
     for name in ("score.bin", "generate.bin"):
         program = jax.export.deserialize(bytearray(content[name]))

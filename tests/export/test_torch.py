@@ -34,8 +34,8 @@ def test_the_printed_lines_give_the_same_logits(saved, export, root):
 
 def test_the_vocabulary_is_in_the_metadata_and_no_torch_is_needed(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    write_torch(saved.folder, tmp_path / "model.safetensors")
-    with safetensors.safe_open(tmp_path / "model.safetensors", "np") as file:
+    write_torch(saved.folder, tmp_path / "new" / "model.safetensors")
+    with safetensors.safe_open(tmp_path / "new" / "model.safetensors", "np") as file:
         assert json.loads(file.metadata()["vocab"]) == saved.vocab.to_dict()
 
 

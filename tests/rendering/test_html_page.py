@@ -218,8 +218,10 @@ def test_a_new_page_has_the_mode_of_any_new_file_and_a_link_stays_a_link(tmp_pat
 
 
 def test_paths_where_no_page_can_be_written(tmp_path):
-    with pytest.raises(UserError, match=r"x\.html cannot be written: there is no folder .*nowhere; create it first"):
-        PageWriter(tmp_path / "nowhere" / "x.html", SURPRISE)
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/nowhere"):
+        with pytest.raises(NotADirectoryError, match=rf"Not a directory: '{tmp_path}/{folder}/x\.html'"):
+            PageWriter(tmp_path / folder / "x.html", SURPRISE)
     with pytest.raises(UserError, match="is a folder; choose a file"):
         PageWriter(tmp_path, SURPRISE)
     with pytest.raises(UserError, match="/dev/null is a pipe or device; choose a file"):

@@ -7,7 +7,7 @@ from charjax.cli.arguments import PlotCommand
 from charjax.cli.output import report_page
 from charjax.cli.run_comparison import axis_title, curves, read_evaluated
 from charjax.errors import UserError
-from charjax.host.atomic_file import naming, replacing
+from charjax.host.atomic_file import writing_output
 from charjax.rendering.line_chart import Curve, line_chart
 from charjax.rendering.svg_axes import COLORS
 from charjax.runs.output_file import check_output
@@ -23,7 +23,7 @@ def run(command: PlotCommand) -> None:
         raise UserError(f"--out must end in .svg, .png or .pdf, not {command.out.name}")
     check_output(command.out, command.runs)
     found, across = curves(read_evaluated(command.runs), command.against), axis_title(command.against)
-    with naming(command.out), replacing(command.out) as file:
+    with writing_output(command.out) as file:
         file.write(
             line_chart(found, across=across, up=_UP).encode() if kind == ".svg" else _plotted(found, across, kind)
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from charjax.cli.arguments import ReportCommand
 from charjax.cli.output import report_page as say_written
 from charjax.cli.run_comparison import Evaluated, axis_title, curves, differences, read_evaluated
-from charjax.host.atomic_file import naming, replacing
+from charjax.host.atomic_file import writing_output
 from charjax.memory_budget import count_parameters
 from charjax.metrics import bits_per_char, perplexity
 from charjax.progress.formatting import duration, quantity
@@ -27,7 +27,7 @@ def run(command: ReportCommand) -> None:
     samples = [part for one in zip(command.runs, runs, strict=True) for part in _samples(*one)]
     parts += [heading("Samples"), *samples] if samples else []
     title = f"{runs[0].name}: how it was trained" if len(runs) == 1 else f"{len(runs)} runs compared"
-    with naming(command.out), replacing(command.out) as file:
+    with writing_output(command.out) as file:
         file.write(report_page(title, parts).encode())
     say_written(command.out)
 
