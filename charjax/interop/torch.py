@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from charjax.errors import UserError
+from charjax.errors import UserError, in_short
 from charjax.host.jax_modes import in_default_modes
 
 Params = dict[str, Any]  # flax's nested dict of arrays
@@ -138,7 +138,7 @@ def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         to none of these keep their names.
 
     Raises:
-        UserError: there is not exactly one LSTM, or the shape of the embedding does not match.
+        UserError: there is not exactly one LSTM and one linear layer, or the shape of the embedding does not match.
     """
     _check_is_mapping(state_dict, "the state_dict")
     first = "weight_ih_l0"
@@ -153,8 +153,13 @@ def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     matrices = [key for key in others if key.endswith("weight") and len(np.shape(state_dict[key])) == 2]
     biases = {key: f"{key.removesuffix('weight')}bias" for key in matrices}
     linear = [key for key in matrices if biases[key] in others]
-    if len(linear) == 1:
-        names |= {linear[0]: "head.weight", biases[linear[0]]: "head.bias"}
+    if len(linear) != 1:
+        found = f"{len(linear)}: {in_short(linear)}" if linear else "none"
+        raise UserError(
+            "the weights must have one linear layer from the H hidden units to the V characters, which is a weight "
+            f"[V, H] and a bias [V]; found {found}"
+        )
+    names |= {linear[0]: "head.weight", biases[linear[0]]: "head.bias"}
     renamed = {names.get(key, key): array for key, array in state_dict.items()}
     for key in matrices:
         if key not in linear:
