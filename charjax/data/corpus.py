@@ -42,7 +42,7 @@ Recognize = Callable[[list[str]], None]
 _log = logging.getLogger("charjax")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
     """Text as ids, split into a training and a validation part.
 
@@ -61,6 +61,8 @@ class Corpus:
     Examples:
         >>> from charjax import Corpus
         >>> corpus = Corpus.from_text("to be or not to be", train_frac=0.5)
+        >>> print(corpus)
+        Corpus(name='text', train=<9 ids>, validation=<9 ids>, vocab=<ascii, 128 characters>)
         >>> corpus.vocab.decode(corpus.train)
         'to be or '
         >>> len(corpus.validation)
@@ -77,6 +79,12 @@ class Corpus:
     separator: str | None = None
     validation_path: str | None = None
     validation_sha256: str = ""
+
+    def __repr__(self) -> str:
+        """Returns a single line with sizes instead of the text and the vocabulary."""
+        vocab = f"<{self.vocab.kind}, {self.vocab.size} characters>"
+        sizes = f"train=<{len(self.train):,} ids>, validation=<{len(self.validation):,} ids>, vocab={vocab}"
+        return f"Corpus(name={self.name!r}, {sizes})"
 
     @property
     def path(self) -> str:

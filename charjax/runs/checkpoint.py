@@ -104,12 +104,14 @@ def _check_arrays(path: Path, found: dict[str, str], expected: dict[str, str]) -
     for name in sorted({*found, *expected}):
         if found.get(name) == expected.get(name):
             continue
+        if "opt_state" in name:  # the model is the same, since the parameters come first
+            raise UserError(
+                f"{describe_checkpoint(path)} was written with another optimizer, whose state has other arrays; "
+                "pass the original optimizer to resume it"
+            )
         what = f"{name} is {found.get(name, 'missing')}, not {expected.get(name, 'missing')}"
         if name in found and name in expected:
             raise UserError(f"{describe_checkpoint(path)} does not match the model ({what})")
-        if "opt_state" in name:
-            advice = "pass the original optimizer to resume it"
-            raise UserError(f"{describe_checkpoint(path)} was trained with a different optimizer ({what}); {advice}")
         raise UserError(f"{describe_checkpoint(path)} was written by a different version of charjax ({what})")
 
 

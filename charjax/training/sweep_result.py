@@ -77,7 +77,7 @@ class SweepResult:
     """
 
     model: CharLSTM
-    params: Params
+    params: Params = dataclasses.field(repr=False)
     members: tuple[SweepMember, ...]
 
     @property

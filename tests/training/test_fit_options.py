@@ -76,7 +76,7 @@ def test_an_optimizer_of_optax_takes_the_place_of_adamw(tmp_path, caplog):
     fit(optimizer=OPTIMIZER, out=tmp_path / "cut", epochs=1)
     with pytest.raises(UserError, match=r"was trained with fit\(optimizer=\.\.\.\); pass the same optimizer to resume"):
         fit(out=tmp_path / "cut", resume=True, epochs=2)
-    with pytest.raises(UserError, match=r"trained with a different optimizer .*; pass the original optimizer to"):
+    with pytest.raises(UserError, match=r"with another optimizer, whose state has other arrays; pass"):
         fit(optimizer=optax.adam(0.01), out=tmp_path / "cut", resume=True, epochs=2)
     with caplog.at_level(logging.WARNING, logger="charjax"):
         assert int(fit(optimizer=OPTIMIZER, out=tmp_path / "cut", resume=True, epochs=2).step) == int(state.step)

@@ -207,6 +207,7 @@ def test_the_table_has_the_best_mean_first_and_what_diverged_last():
 
     members = [member(0.1, 0, 3.0, 2.0, 2.5), member(0.1, 1, 1.0), member(0.01, 0, 1.5, 1.25), member(0.01, 1, 1.25)]
     result = SweepResult(model=MODEL, params={}, members=(*members, member(0.2, 0, 0.5), member(0.2, 1)))
+    assert "params" not in repr(result)
     assert result.table().splitlines() == [
         "learning rate  dropout  weight decay  val loss  spread  lowest  diverged",
         "         0.01     0.25             0    1.2500  0.0000  1.2500    0 of 2",
