@@ -1,12 +1,15 @@
 """Logs measurements in addition to the run folder's logs: the tracker interface, and TensorBoard."""
 
-import time
+import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from charjax.errors import UserError, checked_path
 from charjax.metrics import Evaluation
+
+_NUMBERS = itertools.count()
 
 
 class Tracker(Protocol):
@@ -71,9 +74,8 @@ class TensorBoard:
         if self._writer is None:
             # TensorBoard then drops any later steps that were logged before the run was killed or rolled back.
             # The name's seconds alone may be those of an earlier file.
-            self._writer = self._open(
-                self._folder, purge_step=step, flush_secs=0, filename_suffix=f".{time.time_ns() % 10**9:09}"
-            )
+            own = f".{os.getpid()}.{next(_NUMBERS)}"
+            self._writer = self._open(self._folder, purge_step=step, flush_secs=0, filename_suffix=own)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
