@@ -7,7 +7,7 @@ from charjax.cli.startup import exit_on_interrupt, garbage_collection_off, requi
 
 
 def main() -> None:
-    """Runs the command line and exits with its code."""
+    """Runs the command-line interface and exits with its exit code."""
     with exit_on_interrupt():
         require_utf8()
         with garbage_collection_off():

@@ -14,7 +14,7 @@ RECIPES: dict[float, dict[str, Any]] = {
     },
     1.4697: {
         "hidden_dim": 512, "hidden_layers": 1, "dropout": 0.3, "batch_size": 32, "seq_len": 50,
-        "learning_rate": 0.01, "warmup_frac": 0.02, "epochs": 2.5,
+        "learning_rate": 0.01, "warmup_frac": 0.02, "epochs": 3,
     },
     1.42: {
         "hidden_dim": 1024, "hidden_layers": 1, "dropout": 0.55, "batch_size": 32, "seq_len": 50,

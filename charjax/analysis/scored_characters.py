@@ -137,7 +137,7 @@ class Alternatives:
     """Names the characters that the model expected instead of those in the text."""
 
     def __init__(self, vocab: Vocab, top: int) -> None:
-        """Names up to `top` alternatives; needs scores with K > `top`, since the character itself may be among them."""
+        """Names up to `top` alternatives; scores must have K > `top`, as the actual character may be one of the K."""
         self._top = top
         bytes_above = 0xDC00 if vocab.kind == "bytes" else 0
         self._names = [name_character(chr(c if c < 0x80 else c + bytes_above)) for c in vocab.codes().tolist()]

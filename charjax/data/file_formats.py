@@ -74,7 +74,7 @@ def _reporting_damage(path: Path, *kinds: Any) -> Iterator[None]:
 
 
 def gap(before: bytes, separator: bytes | None) -> bytes:
-    """Returns the separator to insert after `before`; None means a line break, unless `before` ends with one."""
+    """Returns what to insert after `before`: `separator` or, if that is None, a line break unless it ends with one."""
     if separator is not None:
         return separator
     return b"" if before.endswith(b"\n") else b"\n"

@@ -42,12 +42,12 @@ class _Wanted(Checked):
 
 
 class Goal(NamedTuple):
-    """The goal of a search, as arrays so that new values do not trigger recompilation.
+    """The limit, end and penalty of a search, as arrays so that new values do not trigger recompilation.
 
     Attributes:
         length: [] int32, the maximum number of characters per continuation.
         end: [] int32, the id that ends a continuation; -1 for none.
-        penalty: [] float32, the length penalty alpha of GNMT.
+        penalty: [] float32, the exponent alpha of GNMT's length penalty.
     """
 
     length: Array

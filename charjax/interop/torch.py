@@ -145,7 +145,7 @@ def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     prefixes = [key.removesuffix(first) for key in state_dict if key.endswith(first)]
     if len(prefixes) != 1:
         raise UserError(
-            f"the weights must be those of a single LSTM, with one key that ends in {first}, not {len(prefixes)}"
+            f"expected the weights of a single LSTM, with one key that ends in {first}, but found {len(prefixes)}"
         )
     ours = {key: key.removeprefix(prefixes[0]) for key in state_dict if key.startswith(prefixes[0])}
     names = {key: f"lstm.{name}" for key, name in ours.items() if _LSTM_KEY.fullmatch(name)}
@@ -189,7 +189,7 @@ def _check_keys(tree: Any, expected: list[str], where: str) -> None:
     _check_is_mapping(tree, where)
     for key in expected:
         if key not in tree:
-            raise UserError(f"{where} must have {key!r}, but it is missing")
+            raise UserError(f"{where} is missing {key!r}")
     for key in tree:
         if key not in expected:
             raise UserError(f"{where} must not have {key!r}, which a CharLSTM does not use; rename or remove it")
@@ -217,7 +217,7 @@ def _check_shapes(arrays: Mapping[str, Float32], layers: int) -> None:
     for key, shape in expected.items():
         if arrays[key].shape != shape:
             raise UserError(
-                f"{key!r} must be {list(shape)} for {hidden} hidden units and {vocab} characters,"
+                f"{key!r} must have shape {list(shape)} for {hidden} hidden units and {vocab} characters,"
                 f" not {list(arrays[key].shape)}"
             )
 

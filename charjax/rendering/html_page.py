@@ -1,8 +1,8 @@
-"""Writes an HTML page with text in which each character is colored according to a number.
+"""Writes an HTML page of text with each character colored by a number.
 
-The page is one file that loads nothing from a network, and its content security policy (CSP) allows only its own
-script, by digest. Without the script it has no tooltips. All text is escaped, and characters that would reorder or hide
-text, or that HTML cannot contain, are shown by name in a box.
+The page is a single file that loads nothing over the network, and its content security policy (CSP) allows only its
+own script, by digest. Without the script it has no tooltips. All text is escaped, and characters that would reorder or
+hide text, or that HTML cannot contain, are shown by name in a box.
 
 The tooltip of a character is encoded as a line of a hidden element, in a few ASCII characters that html_template.js
 reads: three digits for the number; INSTEAD and the name of the least expected byte, if the character is multi-byte;

@@ -263,7 +263,7 @@ def check_problem(model: CharLSTM, corpus: Corpus, config: TrainConfig, mesh: Me
     total = steps_of_run(config, steps_per_epoch)
     if total > MOST_STEPS:  # the devices count steps in int32
         raise UserError(
-            f"{config.epochs:.12g} epochs are {total:,} steps, more than {MOST_STEPS:,}; "
+            f"{config.epochs:.12g} epochs is {total:,} steps, which exceeds the limit of {MOST_STEPS:,}; "
             f"lower --epochs to at most {MOST_STEPS // steps_per_epoch}"
         )
 

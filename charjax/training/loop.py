@@ -347,11 +347,11 @@ class TrainLoop:
         step = self.progress.step
         if self.meter.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
             raise DivergedError(
-                f"loss or gradient not finite in {SKIPS_TO_ROLL_BACK} steps in a row, up to step {step}"
+                f"non-finite loss or gradient in {SKIPS_TO_ROLL_BACK} steps in a row, up to step {step}"
             )
         if skipped:
             steps = "a step" if skipped == 1 else f"{skipped} steps"
-            self.reporter.message(f"skipped {steps} up to step {step}: loss or gradient not finite")
+            self.reporter.message(f"skipped {steps} (now at step {step}): non-finite loss or gradient")
 
 
 def _evaluated(progress: Progress, val_loss: float) -> Progress:

@@ -70,7 +70,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         def update(
             updates: Any, state: Any, params: Any = None, *, hyperparameters: Hyperparameters | None = None, **_: Any
         ) -> tuple[Any, Any]:
-            # The argument is also None if this optimizer is part of a chain, to which `make_train_step` passes none.
+            # Also None if this optimizer is wrapped in optax.chain: make_train_step passes no hyperparameters to it.
             return shared.update(updates, state, params, hyperparameters=hyperparameters or own)
 
         optimizer = cls(shared.init, update)

@@ -354,8 +354,8 @@ def test_settings_out_of_range(run, capsys, option, rule):
     [
         ("--context a --context-file b", "--context and --context-file cannot be combined"),
         ("--length-penalty 1", "--length-penalty needs --beam-width"),
-        ("--interactive --num-samples 2", "--interactive continues a single text; omit --num-samples"),
-        ("--interactive --beam-width 2", "--interactive continues a single text; omit --beam-width"),
+        ("--interactive --num-samples 2", "--interactive generates a single continuation; omit --num-samples"),
+        ("--interactive --beam-width 2", "--interactive generates a single continuation; omit --beam-width"),
         ("--length 0 --num-samples 2", "pass a --length with --num-samples"),
         ("--length 0 --beam-width 2", "pass a --length with --beam-width"),
         ("--num-samples 2 --context-file b", "omit --num-samples, or use --context"),

@@ -108,8 +108,8 @@ def test_torchs_own_files(out, tmp_path, capsys):
     [
         ({}, None, "does not list its 9 characters; pass them with --vocab"),
         ({}, Vocab.ascii(), "needs a vocabulary of 9 characters, not 128; pass the right one with --vocab"),
-        ({"lstm.weight_ih_l0": None}, VOCAB, "one key that ends in weight_ih_l0, not 0"),
-        ({"other.weight_ih_l0": np.ones((24, 9))}, VOCAB, "one key that ends in weight_ih_l0, not 2"),
+        ({"lstm.weight_ih_l0": None}, VOCAB, "one key that ends in weight_ih_l0, but found 0"),
+        ({"other.weight_ih_l0": np.ones((24, 9))}, VOCAB, "one key that ends in weight_ih_l0, but found 2"),
         ({"lstm.weight_ih_l0_reverse": np.ones((24, 9))}, VOCAB, "belongs to a bidirectional LSTM"),
         ({"norm.weight": np.ones(6)}, VOCAB, "must not have 'norm.weight'"),
         ({"norm.weight": np.ones(6), "norm.bias": np.ones(6)}, VOCAB, "must not have 'norm.bias'"),

@@ -260,7 +260,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_reported(tmp_path):
     state = fit(MODEL, spoilt(3, 4, 8), SMALL, out=tmp_path, epochs=1, steps_per_call=1, reporter=recorder)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     assert recorder.messages[1:] == [
-        f"skipped a step up to step {step}: loss or gradient not finite" for step in (3, 4, 8)
+        f"skipped a step (now at step {step}): non-finite loss or gradient" for step in (3, 4, 8)
     ]
     evaluations = read_metrics(tmp_path / "metrics.jsonl")
     assert [evaluation.skipped_steps for evaluation in evaluations][:2] == [3, 0]
@@ -278,7 +278,7 @@ def test_a_diverged_run_goes_back_with_a_lower_rate(diverged):
     out, state, recorder = diverged
     rollbacks = [text for text in recorder.messages if "going back" in text]
     assert rollbacks
-    assert "not finite in 3 steps in a row, up to step" in rollbacks[0]
+    assert "non-finite loss or gradient in 3 steps in a row, up to step" in rollbacks[0]
     assert rollbacks[0].endswith("with 0.5 times the learning rate")
     assert int(state.step) == read_header(out).progress.step
     assert read_header(out).progress.rollbacks == len(rollbacks)
@@ -355,7 +355,7 @@ def test_a_checkpoint_that_diverges_again_is_given_up_for_the_best(tmp_path):
 
 def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoints(tmp_path):
     with pytest.raises(
-        UserError, match=r"not finite .* the last good checkpoint is kept in .*; .*--learning-rate \(currently 1e"
+        UserError, match=r"non-finite .* the last good checkpoint is kept in .*; .*--learning-rate \(currently 1e"
     ):
         fit(MODEL, CORPUS, SMALL, out=tmp_path, learning_rate=1e9, clip_norm=1e9, schedule="constant", warmup_frac=0)
     _, params, _ = load_model(tmp_path)
@@ -363,7 +363,9 @@ def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoints(tmp_path):
 
 
 def test_without_a_run_folder_a_diverged_run_ends_at_once():
-    with pytest.raises(UserError, match=r"not finite in 3 steps in a row, up to step 5; try a lower --learning-rate"):
+    with pytest.raises(
+        UserError, match=r"non-finite loss or gradient in 3 steps in a row, up to step 5; try a lower --learning-rate"
+    ):
         fit(MODEL, spoilt(3, 4, 5), SMALL, steps_per_call=1)
 
 
@@ -474,7 +476,7 @@ def test_every_core_is_a_device_unless_the_user_chooses():
 
 
 def test_more_steps_than_int32_can_count_are_refused(tmp_path):
-    refused(tmp_path, "999999999 epochs are .* steps, more than 2,147,483,647; lower --epochs to at most 89",
+    refused(tmp_path, "999999999 epochs is .* steps, which exceeds the limit of .*; lower --epochs to at most 89",
             epochs=999999999)  # fmt: skip
 
 

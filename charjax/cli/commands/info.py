@@ -52,8 +52,8 @@ def _training(info: RunInfo, progress: Progress) -> Facts:
     facts = [
         (
             "text",
-            f"{info.corpus.name}, {info.corpus.train_characters:,} characters to train on and "
-            f"{info.corpus.validation_characters:,} to validate",
+            f"{info.corpus.name}, {info.corpus.train_characters:,} characters for training and "
+            f"{info.corpus.validation_characters:,} for validation",
         ),
         (
             "progress",

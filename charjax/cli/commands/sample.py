@@ -62,11 +62,11 @@ def _check(command: SampleCommand) -> None:
         raise UserError("--length-penalty needs --beam-width; add it, or omit --length-penalty")
     for given, flag in ((several, "--num-samples"), (command.beam_width is not None, "--beam-width")):
         if given and command.interactive:
-            raise UserError(f"--interactive continues a single text; omit {flag}")
+            raise UserError(f"--interactive generates a single continuation; omit {flag}")
         if given and endless:
-            raise UserError(f"--length 0 continues a single text forever; pass a --length with {flag}")
+            raise UserError(f"--length 0 generates a single, endless continuation; pass a --length with {flag}")
     if several and command.context_file is not None:
-        raise UserError("--context-file continues a single text; omit --num-samples, or use --context")
+        raise UserError("--context-file generates a single continuation; omit --num-samples, or use --context")
     if command.beam_width is not None and command.context_file is not None:
         raise UserError("--context-file is for sampling; omit --beam-width, or use --context")
     if command.interactive and command.context_file == STANDARD_INPUT:

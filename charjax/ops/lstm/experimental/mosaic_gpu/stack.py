@@ -175,7 +175,7 @@ def _backward(
     summands = sizes.summands(w_LGX.shape[1], w_LGX.shape[2])
     dz = jnp.zeros((sizes.layers, summands, sizes.batch, w_LGX.shape[1] // summands), dtype)
     state = _over_diagonals(step, sizes, Backward(dc, dz, z), reverse=True)
-    # state.dz still holds each layer's last dz, that of its first time step.
+    # state.dz still holds the dz computed last for each layer, i.e. that of its first time step.
     dh = _matmul(state.dz, w_LGX).sum(axis=1)
     first = tuple(LSTMCarry(state.dc[n, :, :hidden], dh[n, :, :hidden]) for n in range(sizes.layers))
     gradients, dx = _gradients(weights, x, inputs_LTBX, state.z, sizes)
