@@ -103,12 +103,10 @@ def limits_table(measured: list[Row]) -> str:
 
 def sampling_table(measured: list[Row]) -> str:
     """Returns what was found about every decoder."""
-    lines = []
-    for row in measured:
-        cells = ["-", "-", ("" if "refused" in row else "FAILS: ") + why(row)]
-        if "state" in row:
-            cells = [f"{row['state']:.1e}", f"{row['choice']:.1e}", "agrees" if row["agrees"] else "DIFFERS"]
-        lines.append([row["implementation"] or OURS, row["dtype"], str(row["streams"]), *cells])
+    lines = [
+        [row["implementation"] or OURS, row["dtype"], str(row["streams"]), *_verdict(row, "state", "choice")]
+        for row in measured
+    ]
     return markdown(("decoder", "dtype", "streams", "state", "choice, nats", ""), lines)
 
 
@@ -132,13 +130,18 @@ def curve_table(measured: list[Row]) -> str:
 
 def correctness_table(measured: list[Row]) -> str:
     """Returns the errors of every implementation."""
-    lines = []
-    for row in measured:
-        cells = ["-", "-", ("" if "refused" in row else "FAILS: ") + why(row)]
-        if "outputs" in row:
-            cells = [f"{row['outputs']:.1e}", f"{row['gradients']:.1e}", "agrees" if row["agrees"] else "DIFFERS"]
-        lines.append([row["implementation"], row["dtype"], str(row["hidden_dim"]), *cells])
+    lines = [
+        [row["implementation"], row["dtype"], str(row["hidden_dim"]), *_verdict(row, "outputs", "gradients")]
+        for row in measured
+    ]
     return markdown(("implementation", "dtype", "H", "outputs", "gradients", ""), lines)
+
+
+def _verdict(row: Row, *errors: str) -> list[str]:
+    """Returns a check's errors and what follows from them, or why there are none."""
+    if errors[0] not in row:
+        return [*("-" for _ in errors), ("" if "refused" in row else "FAILS: ") + why(row)]
+    return [*(f"{row[error]:.1e}" for error in errors), "agrees" if row["agrees"] else "DIFFERS"]
 
 
 def training_table(measured: list[Row]) -> str:

@@ -20,8 +20,8 @@ def check(implementation: str, dtype: str, hidden_dim: int, batch_size: int, seq
 
     Returns:
         The largest error of the "outputs" and of the "gradients", and "moves", the largest difference between the two
-        runs, which only a race can cause. An array's error is its largest difference as a share of the array's largest
-        value.
+        runs: large for a race, and about as large as the errors where XLA adds in an order that varies. An array's
+        error is its largest difference as a share of the array's largest value.
     """
     layers, ids, carries, pulls = _inputs(hidden_dim, batch_size, seq_len)
 

@@ -218,7 +218,7 @@ def _over_diagonals(
         return state
 
     state = trip(jnp.int32(-1), state, left) if reverse else state
-    state = jax.lax.fori_loop(0, trips, trip, state)
+    state = jax.lax.fori_loop(0, trips, trip, state) if trips else state
     return state if reverse else trip(jnp.int32(trips), state, left)
 
 
