@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from helpers.compiler_flags import xla_flags
+
 ROOT = Path(__file__).resolve().parent.parent
 CHILD_STARTUP = ROOT / "tests" / "helpers" / "child_startup"
 # A process keeps every program that it compiled; beyond this size it drops them between two modules.
@@ -34,10 +36,10 @@ ALLOWED_SKIPS = (
 # Before jax is first imported, here or in a child process.
 DEVICES = os.environ.setdefault("CHARJAX_TEST_DEVICES", "2")
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # LLVM's optimizations take half of a test's time; 0 tests with them, as before a release.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = xla_flags(DEVICES)
 # One cache for all workers and their children, outside the clone.
 CACHE = Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/charjax-tests-{os.getuid()}"))
 CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)

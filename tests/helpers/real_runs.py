@@ -16,6 +16,7 @@ from charjax.runs.checkpoint_header import read_header
 from charjax.runs.model_file import load_params
 from charjax.train_state import abstract_train_state
 from charjax.training.optimizer import make_optimizer
+from helpers.compiler_flags import xla_flags
 from helpers.small_run import TEXT, assert_same
 
 OPTIONS = """
@@ -26,7 +27,7 @@ OPTIONS = """
 
 def environment(**more):
     """Returns the environment of a training on one device."""
-    return {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", **more}
+    return {**os.environ, "XLA_FLAGS": xla_flags(1), **more}
 
 
 def command(text, out, *more):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from helpers.compiler_flags import xla_flags
 
 EARLY, LAST = 2_000, 10_000
 EVERY = 100
@@ -67,7 +68,7 @@ def test_ten_thousand_steps_take_no_more_than_two_thousand(tmp_path):
     arguments = [str(number) for number in (EARLY, LAST, EVERY)]
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla_flags(1),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
     }
     done = subprocess.run(
