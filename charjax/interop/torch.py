@@ -127,18 +127,17 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
     return params
 
 
-def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames the arrays of a model with one LSTM, one linear layer and optionally an embedding for `from_torch`.
+def standard_names(state_dict: Mapping[str, Any]) -> dict[str, str]:
+    """Finds the one LSTM and the one linear layer of a model.
 
     Args:
         state_dict: as for `from_torch`, with any names that end like those in torch.
 
     Returns:
-        The arrays by their new names. An embedding is multiplied into the input weights of layer 0. Arrays that belong
-        to none of these keep their names.
+        The names of their arrays -> those that `from_torch` expects.
 
     Raises:
-        UserError: there is not exactly one LSTM and one linear layer, or the shape of the embedding does not match.
+        UserError: there is not exactly one of each.
     """
     _check_is_mapping(state_dict, "the state_dict")
     first = "weight_ih_l0"
@@ -149,22 +148,40 @@ def with_standard_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         )
     ours = {key: key.removeprefix(prefixes[0]) for key in state_dict if key.startswith(prefixes[0])}
     names = {key: f"lstm.{name}" for key, name in ours.items() if _LSTM_KEY.fullmatch(name)}
-    others = [key for key in state_dict if key not in names]
-    matrices = [key for key in others if key.endswith("weight") and len(np.shape(state_dict[key])) == 2]
-    biases = {key: f"{key.removesuffix('weight')}bias" for key in matrices}
-    linear = [key for key in matrices if biases[key] in others]
+    biases = {key: f"{key.removesuffix('weight')}bias" for key in _matrices(state_dict, names)}
+    linear = [key for key, bias in biases.items() if bias in state_dict and bias not in names]
     if len(linear) != 1:
         found = f"{len(linear)}: {in_short(linear)}" if linear else "none"
         raise UserError(
             "the weights must have one linear layer from the H hidden units to the V characters, which is a weight "
             f"[V, H] and a bias [V]; found {found}"
         )
-    names |= {linear[0]: "head.weight", biases[linear[0]]: "head.bias"}
+    return names | {linear[0]: "head.weight", biases[linear[0]]: "head.bias"}
+
+
+def with_standard_names(state_dict: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Renames arrays for `from_torch`, and multiplies an embedding into the input weights of layer 0.
+
+    Args:
+        state_dict: arrays by name.
+        names: new names, as found by `standard_names`; arrays that belong to no layer keep theirs.
+
+    Raises:
+        UserError: the shape of the embedding does not match.
+    """
     renamed = {names.get(key, key): array for key, array in state_dict.items()}
-    for key in matrices:
-        if key not in linear:
-            _multiply_in(renamed, key)
+    for key in _matrices(state_dict, names):
+        _multiply_in(renamed, key)
     return renamed
+
+
+def _matrices(state_dict: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """Returns the keys of matrices that have no new name."""
+    return [
+        key
+        for key, array in state_dict.items()
+        if key not in names and key.endswith("weight") and len(np.shape(array)) == 2
+    ]
 
 
 def _multiply_in(arrays: dict[str, Any], embedding: str) -> None:

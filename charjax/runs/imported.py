@@ -8,7 +8,7 @@ from typing import Any
 
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError, check_type, checked_path
-from charjax.interop.torch import from_torch, with_standard_names
+from charjax.interop.torch import from_torch, standard_names, with_standard_names
 from charjax.model import CharLSTM
 from charjax.runs.model_file import save_model
 from charjax.runs.safe_files import open_file, parse_json
@@ -48,12 +48,17 @@ def import_model(file: str | Path, out: str | Path, *, vocab: Vocab | None = Non
     if vocab is not None:
         check_type("vocab", vocab, Vocab, "e.g. Vocab.ascii()")
     state_dict, metadata = _read(path)
+    names: dict[str, str] = {}
     try:
-        params = from_torch(with_standard_names(state_dict))
+        names = standard_names(state_dict)
+        params = from_torch(with_standard_names(state_dict, names))
         if vocab is None and "vocab" in metadata:
             vocab = Vocab.from_dict(parse_json(metadata["vocab"], "the vocabulary"))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        message = str(error)
+        for own, standard in names.items():
+            message = message.replace(repr(standard), repr(own))
+        raise UserError(f"{path}: {message}") from error
     hidden_dim, vocab_size = params["head"]["kernel"].shape
     if vocab is None:
         raise UserError(f"{path} does not list its {vocab_size} characters; pass them with --vocab")

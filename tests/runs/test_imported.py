@@ -130,6 +130,14 @@ def test_other_weights_are_refused(file, out, changes, vocab, message):
     assert not out.exists()
 
 
+def test_a_message_has_the_names_of_the_file(file, out):
+    arrays = {name.replace("lstm", "rnn").replace("head", "decoder"): array for name, array in weights().items()}
+    for name, shape in (("rnn.weight_hh_l0", (24, 5)), ("decoder.weight", (9, 7))):
+        safetensors.numpy.save_file(arrays | {name: np.ones(shape, np.float32)}, file)
+        with pytest.raises(UserError, match=rf"weights.safetensors: '{name}' must have shape .*, not"):
+            import_model(file, out, vocab=VOCAB)
+
+
 def test_paths_that_cannot_be_read_or_written(file, out, tmp_path, capsys):
     assert fails(capsys, "import", file, "--out", out) == f"{file}: No such file or directory"
     message = "weights.bin must be a .safetensors, .pt or .pth file"
