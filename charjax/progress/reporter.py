@@ -67,6 +67,39 @@ class NullReporter:
         """Does nothing."""
 
 
+class Both:
+    """Passes everything on to two reporters."""
+
+    def __init__(self, first: Reporter, second: Reporter) -> None:
+        """Initializes the pair, which is told everything in this order."""
+        self._reporters = first, second
+
+    def start(self, total_steps: int, step: int, chars_per_step: int, epochs: float = 1) -> None:
+        """Starts both."""
+        for reporter in self._reporters:
+            reporter.start(total_steps, step, chars_per_step, epochs)
+
+    def update(self, step: int, loss: float) -> None:
+        """Updates both."""
+        for reporter in self._reporters:
+            reporter.update(step, loss)
+
+    def evaluation(self, evaluation: Evaluation, sample_text: str = "") -> None:
+        """Passes the evaluation to both."""
+        for reporter in self._reporters:
+            reporter.evaluation(evaluation, sample_text)
+
+    def message(self, text: str) -> None:
+        """Passes the message to both."""
+        for reporter in self._reporters:
+            reporter.message(text)
+
+    def stop(self) -> None:
+        """Stops both."""
+        for reporter in self._reporters:
+            reporter.stop()
+
+
 def make_reporter(file: TextIO | None = None) -> Reporter:
     """Returns a live bar in a notebook or a terminal that can move its cursor, otherwise a plain-line reporter.
 

@@ -28,7 +28,7 @@ from charjax.host.memory import reuse_memory
 from charjax.host.signals import SignalCatcher
 from charjax.memory_budget import check_room_to_sample, check_room_to_train
 from charjax.model import CharLSTM, check_serves
-from charjax.progress.reporter import Reporter, make_reporter
+from charjax.progress.reporter import Both, Reporter, make_reporter
 from charjax.progress.tracker import Tracker, values_to_track
 from charjax.runs.compatibility import describe_run
 from charjax.runs.metadata import FitInfo, RunInfo
@@ -57,7 +57,7 @@ def fit(
     mesh: Mesh | None = None,
     learning_rate: float | optax.Schedule | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     reporter: Reporter | None = None,
     callbacks: Sequence[Callback] = (),
     trackers: Sequence[Tracker] = (),
@@ -74,13 +74,15 @@ def fit(
             identical to that of an uninterrupted run.
         init_from: folder of another run or model of the same size, whose weights training starts from. Its vocabulary
             may differ: known characters keep their weights, and new ones get fresh weights. Ignored with `resume`.
-        mesh: devices to use; all by default. On CPU, each core is a device unless JAX was already in use.
+        mesh: devices to use; all by default. On CPU, each core that gets at least 8 sequences is a device, unless
+            JAX was already in use.
         learning_rate: peak learning rate, or an optax schedule (step -> rate) to use instead of `config.schedule`.
         optimizer: any optax transformation, to use instead of AdamW and its settings in `config`. To resume the run,
             pass it again.
         progress: show a summary of the run and then its progress on standard error: a live bar in a terminal or a
-            notebook, plain lines elsewhere.
-        reporter: shows progress in a custom way; see `Reporter`.
+            notebook, plain lines elsewhere. By default it is shown unless a reporter is given; with True, it is shown
+            beside what the reporter does.
+        reporter: is told the progress, to keep it (`History`) or to show it in a custom way; see `Reporter`.
         callbacks: functions that are called after each evaluation with the `Evaluation` and the state, which the next
             step invalidates. If any returns True, training ends. With multiple processes, only the main one calls them.
         trackers: objects that log the metrics of each evaluation elsewhere; see `Tracker`. With multiple processes,
@@ -187,18 +189,22 @@ def configured(
     return dataclasses.replace(config, **overrides)
 
 
-def chosen_reporter(reporter: Any, *, progress: bool) -> Reporter | None:
-    """Returns the reporter passed in or, if there is none but progress is to be shown, one for standard error.
+def chosen_reporter(reporter: Any, *, progress: bool | None) -> Reporter | None:
+    """Returns the reporter passed in and, if progress is to be shown, one for standard error.
+
+    Args:
+        reporter: a reporter or None.
+        progress: whether to show progress on standard error; None shows it if there is no reporter.
 
     Raises:
         UserError: the argument is not a reporter.
     """
     if reporter is None:
-        return make_reporter(sys.stderr) if progress else None
+        return None if progress is False else make_reporter(sys.stderr)
     if isinstance(reporter, type) or not hasattr(reporter, "evaluation"):
         raise UserError(f"reporter must be a Reporter, e.g. History(), not {in_short(reporter)}")
     found: Reporter = reporter
-    return found
+    return Both(found, make_reporter(sys.stderr)) if progress else found
 
 
 def _checked_optimizer(

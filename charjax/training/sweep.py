@@ -54,7 +54,7 @@ def sweep(
     seeds: int = 1,
     out: str | Path | None = None,
     mesh: Mesh | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     reporter: Reporter | None = None,
     **overrides: Unpack[SweepOptions],
 ) -> SweepResult:
@@ -77,7 +77,7 @@ def sweep(
             contains all evaluations, and sweep.svg, a plot; None writes nothing to disk.
         mesh: devices to use; all by default.
         progress: show progress as `fit` does, with the best member's loss at each evaluation.
-        reporter: shows progress in a custom way; see `Reporter`.
+        reporter: is told the progress, as by `fit`.
         **overrides: any other `TrainConfig` fields by name, e.g. batch_size=32.
 
     Returns:

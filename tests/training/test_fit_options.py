@@ -16,7 +16,7 @@ import pytest
 from helpers.small_run import SMALL, assert_same, small_corpus, small_model
 
 import charjax
-from charjax import Interrupted, NotebookReporter, UserError
+from charjax import History, Interrupted, NotebookReporter, UserError
 from charjax.config import FitOptions, SweepOptions, TrainConfig
 from charjax.distributed.mesh import make_mesh
 from charjax.progress import reporter as reporters
@@ -216,6 +216,13 @@ def test_a_program_without_streams_trains(monkeypatch):
     monkeypatch.setattr("sys.stderr", None)
     monkeypatch.setattr("sys.stdout", None)
     charjax.fit(MODEL, CORPUS, SMALL, mesh=MESH, epochs=0.5)
+
+
+def test_progress_is_shown_beside_a_reporter_if_asked_for(capsys):
+    for progress, shown in ((None, False), (True, True)):
+        history = History()
+        charjax.fit(MODEL, CORPUS, SMALL, mesh=MESH, reporter=history, progress=progress)
+        assert (f"{history.evaluations[-1].val_loss:.3f}" in capsys.readouterr().err) == shown
 
 
 def test_a_notebook_gets_its_own_reporter(monkeypatch):
