@@ -15,9 +15,10 @@ Kind = Literal["ascii", "chars", "bytes"]
 # Number of characters encoded or decoded at once, so that the full text is never in memory as UTF-32.
 CHUNK = 1 << 20
 _MAX_SHOWN = 5
-# Quotes and dashes as they are typed; Unicode compatibility decomposition covers other look-alikes.
+# Quotes, dashes and letters as they are typed; Unicode compatibility decomposition covers other look-alikes.
 _TYPED = str.maketrans(
-    "\u2018\u2019\u201a\u201c\u201d\u201e\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "'''\"\"\"-------"
+    "\u2018\u2019\u201a\u201c\u201d\u201e\u2010\u2011\u2012\u2013\u2014\u2015\u2212ßæÆœŒøØłŁđĐðÐþÞ\u0131",
+    "'''\"\"\"-------saAoOoOlLdDdDtTi",
 )
 
 _log = logging.getLogger("charjax")

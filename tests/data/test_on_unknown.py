@@ -56,6 +56,8 @@ def test_a_text_is_read_without_or_with_stand_ins(tmp_path_factory, text, reads,
         (" ab", "日", " "),
         ("bc", "日", "b"),
         ("b?", "\n", "?"),
+        ("s?", "ß", "s"),
+        ("o?", "Ø", "o"),
     ],
 )
 def test_the_stand_in_is_one_similar_character(known, character, expected):
