@@ -105,7 +105,8 @@ class DataConfig(Checked):
     """Fraction of the text to train on, between 0 and 1. The rest, at the end, is used for validation."""
 
     validation: Optional[Annotated[str, Bounds("a path", 1, 100_000)]] = None
-    """Separate text to validate on, a path like TEXT. The model then trains on all of TEXT, ignoring --train-frac."""
+    """Separate text to validate on, in any form that TEXT takes. The model then trains on all of TEXT, ignoring
+    --train-frac."""
 
     separator: Optional[Text] = None
     """String to insert between files, and between the texts of a .jsonl file, e.g. $'\\n\\n' in most shells.

@@ -228,7 +228,7 @@ def _start(model: CharLSTM, params: Params, train_ids: Ids | None, seq_len: int,
 
 
 def _stretches(ids: Ids) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the parts of the training text to measure gradients on, each as a document: (ids [n], begins [n])."""
+    """Yields the parts of the training text to compute gradients on, each as a document: (ids [n], begins [n])."""
     length = MEASURED // STRETCHES
     parts = (
         [ids[:]]

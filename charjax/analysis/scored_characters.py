@@ -134,16 +134,16 @@ class Expected(NamedTuple):
 
 
 class Alternatives:
-    """Names the characters that the model expected instead of those in the text."""
+    """The characters that the model considered most likely, other than the actual one."""
 
     def __init__(self, vocab: Vocab, top: int) -> None:
-        """Names up to `top` alternatives; scores must have K > `top`, as the actual character may be one of the K."""
+        """Prepares up to `top` alternatives; needs K > `top`, as the actual character may be one of the K."""
         self._top = top
         bytes_above = 0xDC00 if vocab.kind == "bytes" else 0
         self._names = [name_character(chr(c if c < 0x80 else c + bytes_above)) for c in vocab.codes().tolist()]
 
     def of(self, found: Characters, index: int) -> list[Expected]:
-        """Returns the most likely other characters at an index, in order of decreasing probability."""
+        """Returns the most likely alternatives at an index, in order of decreasing probability."""
         ids, probs, itself = found.top_ids[index].tolist(), found.top_probs[index].tolist(), int(found.ids[index])
         others = [(i, p) for i, p in zip(ids, probs, strict=True) if i != itself]
         return [Expected(self._names[i], p) for i, p in others[: self._top]]

@@ -280,7 +280,7 @@ class ScoreCommand(Checked):
     it, shows what the model expected."""
 
     html_chars: Count = 100_000
-    """Maximum number of characters to color on the page. Browsers are slow with millions."""
+    """Maximum number of characters to color on the page. With millions, browsers become slow."""
 
     paint: NonNegativeCount = 0
     """Number of characters to color in the terminal. Without color support, marks below each line show the surprise."""
@@ -289,7 +289,7 @@ class ScoreCommand(Checked):
     """First line to color."""
 
     worst: NonNegativeCount = 10
-    """Number of most surprising places to list, at most one per 60 characters of a line."""
+    """Number of most surprising places to list. Places on the same line are at least 60 characters apart."""
 
     top: NonNegativeCount = 5
     """Number of likely alternatives to show for each of these places and for each character on the page."""

@@ -82,7 +82,7 @@ def raise_on_interrupt() -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _replacing(current: _Handler, other: _Handler) -> Iterator[None]:
-    """Replaces the handler of SIGINT inside a with block; does nothing if the current one is not as expected."""
+    """Replaces the SIGINT handler inside a with block; does nothing if the handler is another than `current`."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not current:
         yield

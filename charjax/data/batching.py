@@ -58,7 +58,10 @@ class SequenceLayout:
 
     @classmethod
     def of(cls, length: int, *, batch_size: int, seq_len: int, burn_in: int = 0) -> "SequenceLayout":
-        """Lays out a split of `length` characters as sequences, with the arguments and errors of `make_streams`."""
+        """Lays out a split of `length` characters as sequences.
+
+        Arguments and errors are those of `make_streams`.
+        """
         batch_size, seq_len = checked_whole("batch_size", batch_size), checked_whole("seq_len", seq_len)
         burn_in = checked_whole("burn_in", burn_in, least=0)
         if length < 2:

@@ -82,7 +82,7 @@ def _files_below(folder: Path) -> list[Path]:
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     files = sorted(path for path in files if path.is_file())
     if not files:
-        raise UserError(f"{folder} is a folder without files; use a text file, or a folder that contains some")
+        raise UserError(f"{folder} contains no files; use a text file, or a folder of text files")
     return files
 
 

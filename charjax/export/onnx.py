@@ -1,4 +1,4 @@
-"""Writes a model as an ONNX graph (https://onnx.ai) with the native LSTM operator, for onnxruntime and others."""
+"""Writes a model as an ONNX graph (https://onnx.ai) with the native LSTM operator."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from charjax.host.atomic_file import writing_output
 from charjax.memory_budget import count_parameters
 from charjax.model import CharLSTM
 
-# From January 2022, and supported by every runtime still in use.
+# These versions are from January 2022; every runtime still in use supports them.
 _OPSET, _IR_VERSION = 16, 8
 # A protocol buffer can hold 2 GiB; the rest is for the graph and the vocabulary.
 _LARGEST = 2**31 - 2**26

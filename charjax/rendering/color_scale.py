@@ -15,9 +15,10 @@ _UNCOLORED_FRACTION = 0.2
 
 
 class Scale(NamedTuple):
-    """A color scale from `low` to `high` in `levels` equal steps; values outside fall into the first or last step.
+    """A color scale from `low` to `high` in `levels` equal steps.
 
-    With 0 at the low end, the steps go from uncolored to warm; with 0 in the middle, from cold via uncolored to warm.
+    Values outside this range fall into the first or last step. With 0 at the low end, the steps go from uncolored to
+    warm; with 0 in the middle, from cold through uncolored to warm.
 
     Attributes:
         name: quantity and unit, for the legend.

@@ -33,7 +33,7 @@ class _Cell(NamedTuple):
 
 
 def has_colors(console: Console) -> bool:
-    """Returns whether a console shows colors: its terminal supports them or FORCE_COLOR is set, and NO_COLOR is not."""
+    """Returns whether a console supports colors: its terminal does or FORCE_COLOR is set, and NO_COLOR is not."""
     return console.color_system is not None and not console.no_color
 
 

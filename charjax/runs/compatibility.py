@@ -98,7 +98,7 @@ def check_same_run(earlier: RunInfo, now: RunInfo, run_dir: str | Path) -> None:
 def _fixed(info: RunInfo) -> dict[str, Any]:
     train = dataclasses.asdict(info.train)
     fixed = dataclasses.asdict(info.data) | dataclasses.asdict(info.model)
-    # All implementations compute the same result, and the text is identified by its digests, so these may change.
+    # These fields may change: all implementations compute the same result, and digests identify the text.
     for name in ("implementation", "separator", "validation"):
         del fixed[name]
     return fixed | {name: train[name] for name in _FIXED_TRAIN_FIELDS}

@@ -1,4 +1,4 @@
-"""Writes and reads metrics.jsonl and samples.txt, which grow by whole entries and can be truncated."""
+"""Writes, reads and truncates metrics.jsonl and samples.txt, entry by entry."""
 
 import os
 import re

@@ -95,7 +95,7 @@ class Population:
         self._validation.__exit__(*exception)
 
     def take_steps(self, step: int, most: int) -> tuple[int, TrainMetrics]:
-        """Takes at most `most` optimizer steps, starting at `step`; returns the number taken and the metrics."""
+        """Takes up to `most` optimizer steps, starting at `step`; returns the number taken and the metrics."""
         window = step % self.plan.steps_per_epoch
         count = min(most, self.plan.steps_to_pause(step), self._feed.end_of_chunk(window) - window)
         shared = self._feed.chunk_at(window), np.int32(count)

@@ -65,7 +65,7 @@ def test_both_losses_are_printed_side_by_side(run, text, trained_on, capsys):
     assert numbers(printed["bits/char"]) == pytest.approx(np.array([found.loss, static]) / np.log(2), abs=1e-4)
     assert found.loss < static - 0.01
     assert printed["read"] == "in one pass, updating the weights every 20 characters"
-    assert printed["gradients"] == f"measured on {trained_on}, which the run was trained on, then on the text itself"
+    assert printed["gradients"] == f"measured on the training text, {trained_on}, and then on the scored text"
     # The worst place is that of the weights that learn.
     worst, as_they_were = found.nats.max() / np.log(2), found.static_nats.max() / np.log(2)
     assert re.search(rf"\s{worst:.2f}\s", out)
@@ -97,7 +97,7 @@ def test_without_its_training_text_gradients_are_measured_on_the_text(text, tmp_
     def source_of(run):
         found = facts(shows(capsys, "score", run, text, "--dynamic"))
         assert numbers(found["loss"])[0] == pytest.approx(expected.loss, abs=2e-6)
-        return found["gradients"].removeprefix("measured on the text itself: ")
+        return found["gradients"].removeprefix("measured on the scored text only: ")
 
     corpus.write_text("é" + TEXT)
     assert source_of(from_file) == f"{corpus} has changed since the run was trained on it"

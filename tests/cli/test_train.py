@@ -117,7 +117,7 @@ def test_what_cannot_be_resumed(trained, text, tmp_path, capsys, train_fails):
 def test_files_that_are_not_texts(text, tmp_path, train_fails):
     assert "nowhere.txt does not exist; use a text file" in train_fails(path=tmp_path / "nowhere.txt")
     (tmp_path / "folder").mkdir()
-    assert "folder is a folder without files; use a text file" in train_fails(path=tmp_path / "folder")
+    assert "folder contains no files; use a text file" in train_fails(path=tmp_path / "folder")
     os.mkfifo(tmp_path / "pipe")
     assert "pipe is a pipe or device; use a text file" in train_fails(path=tmp_path / "pipe")
     assert "/dev/zero is a pipe or device" in train_fails(path="/dev/zero")

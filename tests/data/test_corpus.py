@@ -149,7 +149,7 @@ def test_invalid_texts_and_settings_are_rejected(path, content, options, message
 def test_a_missing_file_and_a_folder_are_rejected(path, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Corpus.from_file(path)
-    with pytest.raises(UserError, match="is a folder without files"):
+    with pytest.raises(UserError, match="contains no files"):
         Corpus.from_file(tmp_path)
 
 

@@ -103,7 +103,7 @@ def run(command: NeuronsCommand) -> None:
 
 
 def _parse_features(names: str) -> list[int]:
-    """Returns the FEATURES indices of comma-separated names, or all indices if no name is given."""
+    """Parses comma-separated names into indices of FEATURES; no names select all of them."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in NAMES:

@@ -192,7 +192,7 @@ def _top_k(command: ScoreCommand) -> int:
 
 def _training_text(info: RunInfo) -> tuple[Ids | None, str]:
     """Returns a run's training text, if it still exists, and a description of what the gradients are measured on."""
-    on_itself = "measured on the text itself"
+    on_itself = "measured on the scored text only"
     try:
         train_ids = read_training_text(info, "the run").train
     except UserError as error:
@@ -200,7 +200,7 @@ def _training_text(info: RunInfo) -> tuple[Ids | None, str]:
     except OSError as error:
         return None, f"{on_itself}: {error.filename}, which the run was trained on, cannot be read ({error.strerror})"
     paths = ", ".join(info.corpus.paths)
-    return train_ids, f"measured on {paths}, which the run was trained on, then on the text itself"
+    return train_ids, f"measured on the training text, {paths}, and then on the scored text"
 
 
 def _observed(blocks: Iterable[Characters], observers: Sequence[Callable[[Characters], None]]) -> Iterator[Characters]:

@@ -229,7 +229,7 @@ def _named(text: str) -> str:
 
 
 def _shorten(text: str, most: int) -> str:
-    """Truncates text to a number of columns; wide characters and names occupy multiple columns each."""
+    """Truncates text to at most `most` columns; a wide character or the name of a character takes several."""
     columns = 0
     for place, character in enumerate(text):
         columns += cell_len(character)

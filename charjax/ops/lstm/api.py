@@ -58,7 +58,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 DIFFERENTIATED_BY_JAX = (lstm_flax, lstm_scan)
 # These have a `run_stack` in addition to the function for one layer.
 ALL_LAYERS_AT_ONCE = ("wavefront", "mosaic_gpu")
-# What None chooses on accelerators, for all sizes and formats until measurements say otherwise. GPU:
+# The implementations for None on accelerators, whatever the size and dtype until measurements say otherwise. GPU:
 # benchmarks/results/gpu-limits-2026-11-27-2306-NVIDIA-H200.json (2 x 512, bfloat16, 64 and 1024 sequences). TPU:
 # compiled-v5e-2x2-2026-11-25-0028.json, by the compiler's estimate.
 ON_ACCELERATORS = {"gpu": "wavefront", "tpu": "recompute"}

@@ -242,7 +242,10 @@ def _in_blocks(
 
 
 def _products_of(weights: Layers, *, dropped: bool, dtype: str) -> Callable[[Array, Any], tuple[Array, Array]]:
-    """Builds (h [L, B, H], below [L - 1, B, H] or None) -> (own [L, B, 4H], above [L - 1, B, 4H]), float32."""
+    """Returns a function that multiplies h and what comes from the layers below by the weights.
+
+    It maps (h [L, B, H], below [L - 1, B, H] or None) to products (own [L, B, 4H], above [L - 1, B, 4H]) in float32.
+    """
     w_hh = jnp.stack([layer.w_hh for layer in weights]).astype(dtype)
     gates = w_hh.shape[-1]
     if len(weights) == 1:

@@ -41,7 +41,7 @@ Carries = tuple[LSTMCarry, ...]
 
 OLDEST_JAX = (0, 11)  # earlier versions cannot pass a kernel an array to update
 UNROLL = 10  # steps per loop iteration: the host starts each iteration
-# The multiprocessors of an H100, the tile size of XLA's matmuls, and the most summands that the kernels should read.
+# Multiprocessors of an H100, tile size of XLA's matmuls, and the maximum number of partial sums for a kernel to read.
 MULTIPROCESSORS, TILE, MOST_SUMMANDS = 132, 128, 8
 
 
@@ -185,7 +185,7 @@ def _backward(
 
 
 def _gradients(weights: Layers, x: Array, inputs_LTBX: Array, dz: Array, sizes: Sizes) -> tuple[Layers, Any]:
-    """Returns the gradients of the weights and of x."""
+    """Returns the gradients with respect to the weights and x."""
     rows, hidden = sizes.time * sizes.batch, weights[0].w_hh.shape[0]
     dz_LRG = dz.reshape(sizes.layers, rows, -1)
     dw_LXG = matmul(inputs_LTBX.reshape(sizes.layers, rows, -1).mT, dz_LRG)

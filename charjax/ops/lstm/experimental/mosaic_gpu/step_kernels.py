@@ -277,13 +277,13 @@ def _factor(at: _Place, t: Array, dropout: Any) -> Array:
 
 
 def _sum_of(product: Any, layer: Array, row: Array, columns: Any) -> Array:
-    """Returns some columns of a product's row, summed over its summands."""
+    """Returns some columns of a row of a product that is stored as partial sums."""
     parts = [product[layer, summand, row, columns] for summand in range(product.shape[1])]
     return functools.reduce(jnp.add, parts)
 
 
 def _put(operand: Any, layer: Array, row: Array, start: Array, values: Array) -> None:
-    """Writes part of a row to the summand of the operand that it belongs to."""
+    """Writes part of a row of `operand`, into the block of columns that `start` lies in."""
     width = operand.shape[3]
     operand[layer, start // width, row, pl.ds(start % width, values.shape[0])] = values
 
