@@ -98,7 +98,7 @@ def test_files_that_are_not_prompts(run, context_file, tmp_path, capsys):
     message = fails(capsys, "sample", run, "--context-file", wrong)
     assert message.endswith("byte 0xff at offset 2; convert the file, or use --on-unknown skip or replace")
     (tmp_path / "folder").mkdir()
-    assert "is a folder" in fails(capsys, "sample", run, "--context-file", tmp_path / "folder")
+    assert "contains no files" in fails(capsys, "sample", run, "--context-file", tmp_path / "folder")
     assert "--context-file needs a non-empty value" in fails(capsys, "sample", run, "--context-file", "")
 
 

@@ -359,7 +359,7 @@ def test_a_longer_text_needs_no_more_memory(run, tmp_path, capsys, monkeypatch):
 
 def test_files_that_cannot_be_scored(run, tmp_path, capsys):
     assert "does not exist" in fails(capsys, "score", run, tmp_path / "nowhere.txt")
-    assert "is a folder" in fails(capsys, "score", run, tmp_path)
+    assert "contains no files" in fails(capsys, "score", run, tmp_path)
     path = tmp_path / "text.txt"
     path.write_text("")
     assert "is empty" in fails(capsys, "score", run, path)

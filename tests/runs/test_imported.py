@@ -132,7 +132,7 @@ def test_other_weights_are_refused(file, out, changes, vocab, message):
 
 def test_a_message_has_the_names_of_the_file(file, out):
     arrays = {name.replace("lstm", "rnn").replace("head", "decoder"): array for name, array in weights().items()}
-    for name, shape in (("rnn.weight_hh_l0", (24, 5)), ("decoder.weight", (9, 7))):
+    for name, shape in (("rnn.weight_hh_l0", (20, 6)), ("decoder.weight", (9, 7))):
         safetensors.numpy.save_file(arrays | {name: np.ones(shape, np.float32)}, file)
         with pytest.raises(UserError, match=rf"weights.safetensors: '{name}' must have shape .*, not"):
             import_model(file, out, vocab=VOCAB)
