@@ -22,7 +22,7 @@ RECIPES: dict[float, dict[str, Any]] = {
     },
     1.40: {
         "hidden_dim": 1024, "hidden_layers": 1, "dropout": 0.65, "batch_size": 32, "seq_len": 50,
-        "learning_rate": 0.007, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 15,
+        "learning_rate": 0.007, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 12,
     },
 }  # fmt: skip
 # Without meaning: for a rehearsal on any text.
