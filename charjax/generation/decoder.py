@@ -10,7 +10,7 @@ from charjax.generation.native_decoder import NativeDecoder
 from charjax.generation.sampling import Sampling
 from charjax.generation.xla_decoder import XlaDecoder
 from charjax.model import CharLSTM
-from charjax.ops.lstm.native.steps import library_for_steps
+from charjax.ops.lstm.native.generation import library_for_generation
 from charjax.ops.lstm.target import target_is_hopper, target_platform
 
 # Pytrees whose structure depends on the decoder. Every state has a `carry`, the recurrent state per layer, [B, H]
@@ -98,7 +98,7 @@ def make_decoder(model: CharLSTM, weights: str = "auto") -> Decoder:
     """
     dtype = model.dtype if weights == "auto" else weights
     native = target_platform() == "cpu" and model.implementation in (None, "native")
-    if native and (library := library_for_steps()):
+    if native and (library := library_for_generation()):
         return NativeDecoder(model, dtype, library)
     if dtype == "int8":
         raise NotImplementedError("int8 weights require the native kernel on a CPU; use bfloat16 or float32 instead")

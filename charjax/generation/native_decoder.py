@@ -15,9 +15,9 @@ from charjax.config import SampleConfig
 from charjax.generation.blocks import BLOCK, capacity_for
 from charjax.generation.sampling import Sampling, make_settings
 from charjax.model import Carry, CharLSTM, init_carry, layer_weights
-from charjax.ops.lstm.native import steps
+from charjax.ops.lstm.native import generation
+from charjax.ops.lstm.native.generation import RESET, SAMPLE, SKIP, PackedWeights
 from charjax.ops.lstm.native.libraries import Library
-from charjax.ops.lstm.native.steps import RESET, SAMPLE, SKIP, PackedWeights
 
 
 class NativeState(NamedTuple):
@@ -28,7 +28,7 @@ class NativeState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NativeDecoder:
-    """Implements `Decoder` with the compiled kernel; see `charjax.ops.lstm.native.steps`.
+    """Implements `Decoder` with the compiled kernel; see `charjax.ops.lstm.native.generation`.
 
     The results for a sequence are bitwise identical whatever the rest of the batch is.
 
@@ -46,7 +46,9 @@ class NativeDecoder:
     def pack(self, params: Params) -> PackedWeights:
         """Packs the parameters."""
         head = params["head"]
-        return steps.pack(layer_weights(self.model, params), head["kernel"], head["bias"], self.dtype, self.library)
+        return generation.pack(
+            layer_weights(self.model, params), head["kernel"], head["bias"], self.dtype, self.library
+        )
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def init(self, batch: int) -> NativeState:
@@ -99,7 +101,7 @@ class NativeDecoder:
         del filtered
         given = jnp.where(jnp.arange(capacity) < -(-length // BLOCK) * BLOCK, SAMPLE, SKIP)
         given = jnp.broadcast_to(given[None], (len(sampling.keys), capacity))
-        ids, carry, _ = self._take_steps(weights, state.carry, given, *sampling)
+        ids, carry, _ = self._run_steps(weights, state.carry, given, *sampling)
         return NativeState(carry), ids
 
     def _read(
@@ -109,9 +111,9 @@ class NativeDecoder:
         batch = len(given)
         keys = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), batch)
         sampling = Sampling(keys, jnp.zeros((), jnp.int32), make_settings(SampleConfig(), batch))
-        _, carry, logits = self._take_steps(weights, state.carry, given, *sampling, with_logits=with_logits)
+        _, carry, logits = self._run_steps(weights, state.carry, given, *sampling, with_logits=with_logits)
         return logits, NativeState(carry)
 
     @property
-    def _take_steps(self) -> Callable[..., tuple[Array, Carry, Array]]:
-        return functools.partial(steps.take_steps, self.library, self.dtype, vocab_size=self.model.vocab_size)
+    def _run_steps(self) -> Callable[..., tuple[Array, Carry, Array]]:
+        return functools.partial(generation.run_steps, self.library, self.dtype, vocab_size=self.model.vocab_size)

@@ -20,7 +20,7 @@ from charjax.data.vocab import Vocab
 from charjax.generation import decoder
 from charjax.generation.beam_search import beam_search_text
 from charjax.generation.session import Session
-from charjax.ops.lstm.native.steps import library_for_steps
+from charjax.ops.lstm.native.generation import library_for_generation
 
 
 def save(folder, vocab):
@@ -293,14 +293,14 @@ def test_settings_reach_the_sampler(run, loaded, capfdbinary, settings):
 
 
 def test_weights_of_eight_bits(run, loaded, capfdbinary):
-    if library_for_steps() is None:
+    if library_for_generation() is None:
         pytest.skip("no kernel on this machine")
     (expected,) = generate_text(*loaded, "a", length=60, weights="int8")
     assert samples(capfdbinary, run, "--context", "a", "--length", 60, "--weights", "int8") == f"a{expected}\n"
 
 
 def test_weights_of_eight_bits_without_the_kernel(run, monkeypatch, capsys):
-    monkeypatch.setattr(decoder, "library_for_steps", lambda: None)
+    monkeypatch.setattr(decoder, "library_for_generation", lambda: None)
     jax.clear_caches()  # weights may have been packed with the kernel before
     try:
         assert "int8" in fails(capsys, "sample", run, "--weights", "int8")

@@ -18,8 +18,8 @@ from charjax.generation.generate import _generate, generate_text
 from charjax.generation.native_decoder import NativeDecoder
 from charjax.generation.xla_decoder import XlaDecoder
 from charjax.model import CharLSTM, init_carry, init_params
+from charjax.ops.lstm.native.generation import library_for_generation
 from charjax.ops.lstm.native.libraries import STEP_DTYPES, libraries
-from charjax.ops.lstm.native.steps import library_for_steps
 
 VOCAB = Vocab.ascii()
 MODEL = CharLSTM(VOCAB.size, hidden_dim=10, hidden_layers=2, dropout=0.5)
@@ -27,7 +27,7 @@ PARAMS = init_params(jax.random.key(0), MODEL)
 generate = functools.partial(generate_function, MODEL, PARAMS)
 # By the native decoder, if the kernel is compiled, and by XLA's.
 by_both = pytest.mark.parametrize("model", [MODEL, MODEL.clone(implementation="scan")], ids=["native", "xla"])
-needs_kernel = pytest.mark.skipif(library_for_steps() is None, reason="the native kernel is not compiled here")
+needs_kernel = pytest.mark.skipif(library_for_generation() is None, reason="the native kernel is not compiled here")
 
 
 def context(*texts):
@@ -242,7 +242,7 @@ def test_the_only_character_left_is_the_most_likely(options):
 
 @needs_kernel
 def test_the_kernel_samples_as_xla_does():
-    check_sampling(library_for_steps())
+    check_sampling(library_for_generation())
 
 
 # ---- forms of the kernel, formats of the weights, kinds of keys
@@ -282,7 +282,7 @@ def test_int8_weights_give_nearly_the_same_state():
 
 @pytest.mark.parametrize("implementation", ["scan", "flax", None])
 def test_int8_needs_the_kernel(implementation, monkeypatch):
-    monkeypatch.setattr("charjax.generation.decoder.library_for_steps", lambda: None)
+    monkeypatch.setattr("charjax.generation.decoder.library_for_generation", lambda: None)
     model = MODEL.clone(implementation=implementation)
     with pytest.raises(NotImplementedError, match="int8 weights require the native kernel"):
         generate_function(model, PARAMS, context("a"), key=jax.random.key(0), length=1, weights="int8")

@@ -11,7 +11,7 @@ from charjax.config import SampleConfig
 from charjax.generation.native_decoder import NativeDecoder
 from charjax.generation.sampling import Settings, gumbel_noise, make_settings, sample
 from charjax.model import CharLSTM, init_carry, init_params
-from charjax.ops.lstm.native.steps import SAMPLE, take_steps
+from charjax.ops.lstm.native.generation import SAMPLE, run_steps
 
 
 def check_steps(library, dtype, batch, hidden):
@@ -22,7 +22,7 @@ def check_steps(library, dtype, batch, hidden):
     given = rng.integers(0, 20, (batch, 12)).astype(np.int32)
     weights = NativeDecoder(model, dtype, library).pack(params)
     keys, settings = jax.random.split(jax.random.key(0), batch), make_settings(SampleConfig(), batch)
-    take = jax.jit(functools.partial(take_steps, library, dtype, vocab_size=20, with_logits=True))
+    take = jax.jit(functools.partial(run_steps, library, dtype, vocab_size=20, with_logits=True))
     _, carry, found = take(weights, init_carry(model, batch), given, keys, jnp.int32(0), settings)
     logits, expected = model.apply({"params": params}, given, init_carry(model, batch))
     tolerance = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.02}[dtype]
@@ -48,7 +48,7 @@ def check_sampling(library):
     params["head"]["kernel"] = jnp.asarray(logits, jnp.float32)
     carry = (LSTMCarry(jnp.zeros((200, 200)), jnp.eye(200)),)
     given = np.full((200, 1), SAMPLE, np.int32)
-    take = jax.jit(functools.partial(take_steps, library, "float32", vocab_size=65))
+    take = jax.jit(functools.partial(run_steps, library, "float32", vocab_size=65))
     weights = NativeDecoder(one, "float32", library).pack(params)
     ids, _, _ = take(weights, carry, given, keys, jnp.int32(7), settings)
     np.testing.assert_array_equal(ids[:, 0], expected)

@@ -24,7 +24,7 @@ from charjax.generation.sampling import make_settings
 from charjax.model import CharLSTM, init_params
 from charjax.ops.lstm import native
 from charjax.ops.lstm.api import IMPLEMENTATIONS
-from charjax.ops.lstm.native import steps
+from charjax.ops.lstm.native import generation
 from charjax.ops.lstm.native.libraries import STEP_DTYPES, Library
 
 pytestmark = pytest.mark.slow
@@ -121,7 +121,7 @@ def library(kernel, monkeypatch):
 
 def set_threads(monkeypatch, threads):
     monkeypatch.setattr(native, "threads_of_a_call", lambda: threads)
-    monkeypatch.setattr(steps, "available_cores", lambda: threads)
+    monkeypatch.setattr(generation, "available_cores", lambda: threads)
 
 
 @pytest.mark.usefixtures("library")
@@ -159,11 +159,13 @@ def write(library, dtype, batch, hidden=20, time=8):
     rng = np.random.default_rng(0)
     carry = [LSTMCarry(*rng.standard_normal((2, 9, hidden)).astype(np.float32)[:, :batch]) for _ in range(2)]
     given = rng.integers(0, 20, (9, time)).astype(np.int32)
-    given[:, 3:] = steps.SAMPLE
+    given[:, 3:] = generation.SAMPLE
     keys, settings = jax.random.split(jax.random.key(0), 9), make_settings(SampleConfig(top_p=0.9), batch)
     options = {"vocab_size": 20, "with_logits": True}
     position = jnp.int32(5)
-    found = steps.take_steps(library, dtype, weights, carry, given[:batch], keys[:batch], position, settings, **options)
+    found = generation.run_steps(
+        library, dtype, weights, carry, given[:batch], keys[:batch], position, settings, **options
+    )
     return jax.tree.leaves(found)
 
 

@@ -23,7 +23,7 @@ from charjax.generation.sampling import make_settings
 from charjax.host.cpu import cpu_flags
 from charjax.ops.lstm import api, native
 from charjax.ops.lstm.api import lstm
-from charjax.ops.lstm.native import libraries, steps
+from charjax.ops.lstm.native import generation, libraries
 from charjax.ops.lstm.native.libraries import INSTRUCTION_SETS
 
 FOLDER = Path(native.__file__).parent
@@ -124,13 +124,13 @@ def calls_of(library, dtype, one_hot):
         return pull(outputs)
 
     def generate(with_logits):
-        packed = steps.pack(layers, jnp.zeros((hidden, inputs)), jnp.zeros(inputs), dtype, library)
+        packed = generation.pack(layers, jnp.zeros((hidden, inputs)), jnp.zeros(inputs), dtype, library)
         keys = jax.random.split(jax.random.key(0), 3)
         settings = make_settings(SampleConfig(), 3)
         states = [LSTMCarry(jnp.zeros((3, hidden)), jnp.zeros((3, hidden)))] * 2
         given, position = jnp.zeros((3, 4), jnp.int32), jnp.int32(0)
         options = {"vocab_size": inputs, "with_logits": with_logits}
-        return steps.take_steps(library, dtype, packed, states, given, keys, position, settings, **options)
+        return generation.run_steps(library, dtype, packed, states, given, keys, position, settings, **options)
 
     with recorded_calls() as calls:
         if dtype in library.dtypes:

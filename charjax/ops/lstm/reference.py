@@ -1,4 +1,7 @@
-"""The reference implementation, `flax.linen.scan` of `LSTMCell` over time; all others must match its results."""
+"""The LSTM in flax: `flax.linen.scan` of `LSTMCell` over time.
+
+Tests compare it, like all other implementations, with float64 NumPy.
+"""
 
 from collections.abc import Callable
 

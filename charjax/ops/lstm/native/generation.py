@@ -36,7 +36,7 @@ class PackedWeights(NamedTuple):
     scale: Array
 
 
-def library_for_steps() -> Library | None:
+def library_for_generation() -> Library | None:
     """Returns the best compiled form of the kernel on this machine, or None."""
     return next(iter(libraries()), None)
 
@@ -77,7 +77,7 @@ def pack(
     )
 
 
-def take_steps(
+def run_steps(
     library: Library,
     dtype: str,
     weights: PackedWeights,
@@ -90,7 +90,7 @@ def take_steps(
     vocab_size: int,
     with_logits: bool = False,
 ) -> tuple[Array, tuple[LSTMCarry, ...], Array]:
-    """Takes T steps for a batch of B sequences.
+    """Runs T steps for a batch of B sequences.
 
     Args:
         library: the compiled form that the weights were packed for.
