@@ -16,7 +16,18 @@ from benchmarks.common.fits import ratio_of_speeds
 from benchmarks.common.results import ResultsFile
 from benchmarks.common.worker import Worker
 
-COMMANDS = ("train_step", "generation", "gpu", "saving", "streaming", "devices", "scaling", "speedrun", "compiled")
+COMMANDS = (
+    "train_step",
+    "generation",
+    "gpu",
+    "saving",
+    "streaming",
+    "devices",
+    "scaling",
+    "speedrun",
+    "compiled",
+    "page",
+)
 STARTERS = ("train_step", "generation", "gpu.__main__", "saving", "streaming", "devices", "scaling", "speedrun")
 
 

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import chromium
 
 from benchmarks.common import problem
 from benchmarks.gpu import report
@@ -132,6 +133,15 @@ def test_first_contact_goes_on_after_a_phase_that_fails(root, tmp_path):
     done = subprocess.run(command, env=os.environ | {"PYTHON": "false"}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.count(" failed\n") == 4
+
+
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="no chromium")
+def test_page(rehearse):
+    written, out = rehearse("page", "--hidden-dim=8", "--hidden-layers=1", "--length=50", "--rounds=2")
+    (content,) = written.values()
+    assert len(content["chars_per_second"]) == 2
+    assert "Chrome" in content["browser"]
+    assert "characters/s" in out
 
 
 def test_saving(rehearse):
