@@ -19,6 +19,7 @@ import tyro
 from charjax._version import __version__
 from charjax.cli.arguments import COMMANDS, Command
 from charjax.cli.completion import SHELLS, completion_script
+from charjax.config import DataConfig, ModelConfig, TrainConfig
 from charjax.errors import UserError
 from charjax.training.presets import PresetName
 
@@ -36,6 +37,8 @@ _NUMBERS = (*_WHOLE_NUMBERS, float, float | None)
 _NUMBER_LISTS = (tuple[float, ...],)
 _PATHS = (Path, Path | None)
 _LARGEST_CONFIG = 1_000_000
+# What the config.json of a run may set. It may be a stranger's, who must not choose --out, or the code of a --tracker.
+_OF_RUN = {field.name for kind in (DataConfig, ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
 _NUMERAL = re.compile(r"-[0-9.]")
 (_POSITIONAL,) = tyro.conf.Positional[str].__metadata__  # type: ignore[attr-defined]
 
@@ -249,7 +252,7 @@ def _read_config(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         if len(content) > _LARGEST_CONFIG:
             raise UserError(f"--config {path} is too large for an options file; choose a different one")
         if path.suffix == ".json":
-            values = [item for item in _of_run(json.loads(content)) if item[0] in options]
+            values = [item for item in _of_run(json.loads(content)) if item[0] in _OF_RUN & options.keys()]
         else:
             values = _flatten(tomllib.loads(content.decode("utf-8-sig")))
     except OSError as error:

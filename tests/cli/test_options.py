@@ -180,6 +180,11 @@ def test_the_configuration_of_a_run_is_a_config(trained, tmp_path):
     for name, value in [*saved["model"].items(), *saved["train"].items()]:
         part = parsed.command.model if name in saved["model"] else parsed.command.train
         assert getattr(part, name) == (7 if name == "epochs" else value)
+    # Of a stranger's run, neither the folder to write to nor the code to import.
+    saved["train"] |= {"tracker": "antigravity:fly_to", "out": "elsewhere", "distributed": True}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    command = parse(["train", "text.txt", "--out", "run", "--config", str(tmp_path / "config.json")]).command
+    assert (command.tracker, str(command.out), command.distributed) == (None, "run", False)
     # A sweep has no samples.
     parse(["sweep", "text.txt", "--out", "run", "--config", str(config)])
     for content in ("[]", "{", '{"model": {}}', "[" * 100_000):
