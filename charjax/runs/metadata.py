@@ -4,9 +4,14 @@ import dataclasses
 from types import UnionType
 from typing import Any, Self
 
+from charjax._version import __version__
 from charjax.config import ADAMW_FIELDS, SCHEDULE_FIELDS, DataConfig, ModelConfig, TrainConfig, from_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import UserError, in_short
+
+# Version of the files in a run folder. A release that writes what its predecessor would refuse or misread, e.g. a new
+# field, raises it.
+FORMAT = 1
 
 # The values used before these settings became options.
 _FORMER_DEFAULTS = {"beta1": 0.9, "beta2": 0.99}
@@ -93,16 +98,17 @@ class RunInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-serializable dict that `from_dict` accepts."""
-        return dataclasses.asdict(self)
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """Builds a RunInfo from JSON values.
 
         Raises:
-            UserError: a part is missing, unknown, of the wrong type or out of range.
+            UserError: a later version of charjax wrote them, or a part is missing, unknown, of the wrong type or out of
+                range.
         """
-        values = _check_names(cls, values)
+        values = _check_names(cls, _without_format(values))
         version = values.get("charjax_version", "")
         if not isinstance(version, str):
             raise UserError(f"charjax_version must be a string, not {in_short(version)}")
@@ -175,6 +181,20 @@ class Progress:
             UserError: a number is missing, unknown, of the wrong type, negative or not finite.
         """
         return _typed(cls, values)
+
+
+def _without_format(values: Any) -> Any:
+    """Removes the format version, which the oldest files lack; raises UserError if it is later than `FORMAT`."""
+    if not isinstance(values, dict):
+        return values
+    version = values.get("format", FORMAT)
+    if type(version) is not int or version < 1:
+        raise UserError(f"the format version must be a whole number of at least 1, not {in_short(version)}")
+    if version > FORMAT:
+        raise UserError(
+            f"its format version is {in_short(version)}, but charjax {__version__} only knows {FORMAT}; upgrade charjax"
+        )
+    return {name: value for name, value in values.items() if name != "format"}
 
 
 def _with_former_defaults(train: Any) -> Any:

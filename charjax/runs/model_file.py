@@ -137,7 +137,7 @@ def read_info(folder: str | Path) -> RunInfo:
     try:
         return RunInfo.from_dict({**parts[CONFIG], "vocab": parts[VOCAB]})
     except UserError as error:
-        raise UserError(f"{folder} is not a valid model: {error}") from error
+        raise UserError(f"{folder} cannot be loaded: {error}") from error
 
 
 def read_run(folder: str | Path) -> tuple[RunInfo, Progress]:
