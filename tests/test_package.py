@@ -55,6 +55,10 @@ def test_type_checkers_see_the_same_names():
         assert getattr(importlib.import_module(module), name) is getattr(charjax, public_name)
 
 
+def test_the_citation_is_of_this_version(root):
+    assert f"\nversion: {charjax.__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'charjax' has no attribute 'train_all'"):
         charjax.train_all  # noqa: B018

@@ -119,7 +119,7 @@ def test_the_first_snippet_has_fewer_than_ten_lines_and_its_text_is_shown():
 
 
 @pytest.mark.parametrize(
-    "document", [*DOCUMENTS, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/README.md"]
+    "document", [*DOCUMENTS, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "tests/README.md"]
 )
 def test_links_and_files_named_in_a_document_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
@@ -152,8 +152,9 @@ def named_packages(requirements):
     return {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
 
 
-def test_tests_named_in_reliability_exist():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")))
+@pytest.mark.parametrize("document", ["docs/reliability.md", "SECURITY.md"])
+def test_tests_named_in_a_document_exist(document):
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / document).read_text(encoding="utf-8")))
     assert named
     assert named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
 
