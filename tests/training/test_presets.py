@@ -1,5 +1,7 @@
 """Presets: sizes and recipes by the length of the text."""
 
+import re
+
 import pytest
 
 from charjax.config import ModelConfig, TrainConfig
@@ -62,6 +64,17 @@ def test_larger_presets_train_larger_models_on_more_characters():
     sizes = [(model.hidden_dim, train.epochs) for model, train in chosen]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == len(NAMES)
+
+
+def test_the_documented_sizes_are_those_of_the_presets(root):
+    table = (root / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| 1 x (\d+) \| [\d.]+ million \| (.*) \|$", table, re.MULTILINE)
+    assert tuple(name for name, *_ in rows) == NAMES
+    for name, hidden_dim, cells in rows:
+        for characters, cell in zip((100_000, 1_000_000, 10_000_000), cells.split(" | "), strict=True):
+            model, train = preset(name, characters)
+            shown = [float(number) for number in re.findall(r"[\d.]+", cell)]
+            assert [int(hidden_dim), *shown] == [model.hidden_dim, train.epochs, model.dropout]
 
 
 @pytest.mark.parametrize(("name", "characters", "message"), [
