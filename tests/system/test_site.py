@@ -1,10 +1,13 @@
-"""Links between documents lead to files and headings."""
+"""Links between documents lead to files and headings, and the API reference has every public name."""
 
+import inspect
 import json
 import re
 from pathlib import Path
 
 import pytest
+
+import charjax
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("*", "docs/**/*", "data_files/*", "tests/*", "benchmarks/**/*")
@@ -43,3 +46,17 @@ def test_links_lead_to_files_and_headings(document):
         assert target.is_file(), link
         # One that two headings share has a different form on the site.
         assert not anchor or anchors(target).count(anchor) == 1, link
+
+
+def test_the_api_reference_has_every_public_name_once():
+    modules = {name for name in charjax.__all__ if inspect.ismodule(getattr(charjax, name))}
+    functions = {
+        f"{module}.{name}"
+        for module in modules
+        for name, value in vars(getattr(charjax, module)).items()
+        if inspect.isfunction(value)
+    }
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    listed = re.findall(r"^::: charjax\.(\S+)$", pages, re.MULTILINE)
+    assert {*charjax.__all__} - modules | functions <= {*listed}
+    assert len(listed) == len({*listed})
