@@ -32,7 +32,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 class UserError(ValueError):
     """Reports a path, option, value or file that the user must change; the message says what is wrong and what to do.
 
-    The command line prints it and exits with `USER_ERROR`.
+    The command line prints it and exits with 2.
 
     Examples:
         >>> from charjax import TrainConfig, UserError
