@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from charjax.array_types import Array, LSTMCarry, LSTMWeights, Params
 from charjax.config import ModelConfig
+from charjax.distributed.mesh import use_all_cores
 from charjax.errors import UserError, check_type, checked_whole
 from charjax.host.jax_modes import in_default_modes
 from charjax.ops.lstm.api import default_dtype, lstm, lstm_stack
@@ -118,13 +119,18 @@ class CharLSTM(nn.Module):
     @classmethod
     def from_config(cls, config: ModelConfig, vocab_size: int) -> "CharLSTM":
         """Builds the model described by a config; the dtype "auto" becomes the faster one on this machine."""
+        dtype: str = config.dtype
+        if dtype == "auto":
+            # Finding it out starts JAX, after which `fit` could no longer make each core a device.
+            use_all_cores()
+            dtype = default_dtype()
         return cls(
             vocab_size=vocab_size,
             hidden_dim=config.hidden_dim,
             hidden_layers=config.hidden_layers,
             dropout=config.dropout,
             implementation=config.implementation,
-            dtype=default_dtype() if config.dtype == "auto" else config.dtype,
+            dtype=dtype,
         )
 
     @property

@@ -463,14 +463,15 @@ def test_an_empty_folder_is_accepted(tmp_path):
 
 
 def test_every_core_is_a_device_unless_the_user_chooses():
-    code = "import jax; from charjax.distributed.mesh import use_all_cores; use_all_cores(); print(jax.device_count())"
+    alone = "from charjax.distributed.mesh import use_all_cores; use_all_cores()"
+    before_fit = "from charjax import CharLSTM, ModelConfig; CharLSTM.from_config(ModelConfig(), 128)"
 
-    def count(**environment):
+    def count(setup=alone, **environment):
         environment = {**os.environ, "XLA_FLAGS": "", **environment}
-        command = [sys.executable, "-c", code]
+        command = [sys.executable, "-c", f"import jax; {setup}; print(jax.device_count())"]
         return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
-    assert count() == available_cores()
+    assert count() == count(before_fit) == available_cores()
     assert count(JAX_NUM_CPU_DEVICES="3") == 3
     assert count(XLA_FLAGS="--xla_force_host_platform_device_count=5") == 5
 
