@@ -78,7 +78,8 @@ def preset(name: PresetName, characters: int, **given: Any) -> Preset:
         **{
             "batch_size": BATCH_SIZE,
             "seq_len": SEQ_LEN,
-            "epochs": min(size.characters / characters, MOST_PASSES),
+            # Three digits, since progress and `info` show the number in full.
+            "epochs": float(f"{min(size.characters / characters, MOST_PASSES):.3g}"),
             "learning_rate": size.learning_rate,
             "weight_decay": size.weight_decay,
             **{field: value for field, value in given.items() if field not in of_model},
