@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 FOLDER = "charjax/ops/lstm/native"
 AVX2 = ["-mavx2", "-mfma"]
@@ -34,7 +35,21 @@ def extension(instructions: str) -> Extension:
     )
 
 
+class WithTexts(build_py):
+    """Copies the sample texts into the package; a clone and an editable installation have them beside it."""
+
+    def run(self) -> None:
+        """Builds the package."""
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib, "charjax", "data_files")
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("coffee.txt", "shakespeare.txt"):
+                self.copy_file(f"data_files/{name}", str(folder))
+
+
 setup(
+    cmdclass={"build_py": WithTexts},
     ext_modules=[] if sys.platform == "win32" else [extension(name) for name in FLAGS],
     options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from charjax.data.batching import make_streams as make_streams
     from charjax.data.corpus import Corpus as Corpus, read_pieces as read_pieces
+    from charjax.data.sample_texts import data_path as data_path
     from charjax.data.vocab import Vocab as Vocab
     from charjax.distributed.mesh import make_mesh as make_mesh, put_streams as put_streams
     from charjax.distributed.processes import join_processes as join_processes
@@ -59,11 +60,12 @@ __all__ = [
     "CharLSTM", "Corpus", "DynamicConfig", "DynamicPiece", "DynamicScore", "Evaluation", "History", "Interrupted",
     "LSTMCarry", "LSTMCell", "LSTMWeights", "ModelConfig", "NotebookReporter", "PlainReporter", "Reporter",
     "SampleConfig", "ScoredPiece", "TensorBoard", "TerminalReporter", "Tracker", "TrainConfig", "TrainState",
-    "UserError", "Vocab", "activations", "beam_search", "beam_search_text", "dynamic_score", "dynamic_score_pieces",
-    "evaluate", "export", "fit", "generate", "generate_text", "import_model", "init_carry", "init_params",
-    "init_train_state", "interop", "join_processes", "load_model", "make_eval_step", "make_mesh", "make_optimizer",
-    "make_streams", "make_train_step", "ops", "preset", "put_streams", "read_pieces", "restore_checkpoint",
-    "save_checkpoint", "save_model", "score", "score_pieces", "sweep", "unit_activations", "unit_correlations",
+    "UserError", "Vocab", "activations", "beam_search", "beam_search_text", "data_path", "dynamic_score",
+    "dynamic_score_pieces", "evaluate", "export", "fit", "generate", "generate_text", "import_model", "init_carry",
+    "init_params", "init_train_state", "interop", "join_processes", "load_model", "make_eval_step", "make_mesh",
+    "make_optimizer", "make_streams", "make_train_step", "ops", "preset", "put_streams", "read_pieces",
+    "restore_checkpoint", "save_checkpoint", "save_model", "score", "score_pieces", "sweep", "unit_activations",
+    "unit_correlations",
 ]  # fmt: skip
 _NAMES_OF = {
     "analysis.activations": ("activations", "unit_activations"),
@@ -74,6 +76,7 @@ _NAMES_OF = {
     "config": ("DynamicConfig", "ModelConfig", "SampleConfig", "TrainConfig"),
     "data.batching": ("make_streams",),
     "data.corpus": ("Corpus", "read_pieces"),
+    "data.sample_texts": ("data_path",),
     "data.vocab": ("Vocab",),
     "distributed.mesh": ("make_mesh", "put_streams"),
     "distributed.processes": ("join_processes",),

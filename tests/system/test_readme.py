@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import charjax
 from charjax.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,7 @@ def test_the_first_command_trains_and_prints_a_sample(first_output, folder):
 def test_a_document_runs_from_top_to_bottom(document, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(charjax, "data_path", (folder / "data_files").joinpath)
     names = {}
     for language, code in blocks(document, "python", "bash"):
         if language == "python":

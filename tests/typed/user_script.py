@@ -38,6 +38,7 @@ from charjax import (
     activations,
     beam_search,
     beam_search_text,
+    data_path,
     dynamic_score,
     dynamic_score_pieces,
     evaluate,
@@ -157,7 +158,7 @@ def read_texts() -> Corpus:
     pieces = read_pieces("texts/*.txt", corpus.vocab, on_unknown="replace")
     print(corpus.paths, pieces.size, corpus.vocab.encode("é", on_unknown="skip"))
     corpus.vocab.encode("é", on_unknown="drop")  # type: ignore[arg-type]
-    return Corpus.from_file("-", validation="held_out.txt")
+    return Corpus.from_file("-", validation=data_path("coffee.txt"))
 
 
 def use(run: Path) -> list[str]:
