@@ -6,8 +6,11 @@ Every sentence is a frame filled with random words. A good model of the text lea
 likely each one is; no model can know more than that.
 """
 
+import math
 import random
+import re
 from pathlib import Path
+from statistics import fmean
 
 SEED = 1652  # the year of London's first coffee house
 CHARACTERS = 50_000
@@ -53,6 +56,17 @@ def text(characters: int = CHARACTERS, seed: int = SEED) -> str:
     while sum(map(len, paragraphs)) < characters:
         paragraphs.append(" ".join(sentence(rng) for _ in range(SENTENCES_PER_PARAGRAPH)) + "\n\n")
     return "".join(paragraphs)
+
+
+def entropy() -> float:
+    """Returns the entropy of such a text in nats per character: the lowest possible loss on sentences not seen yet."""
+    slots = [re.findall(r"{(\w+)}", frame) for frame in FRAMES]
+    nats = math.log(len(FRAMES)) + fmean(sum(math.log(len(SLOTS[slot])) for slot in filled) for filled in slots)
+    words = fmean(sum(fmean(map(len, SLOTS[slot])) for slot in filled) for filled in slots)
+    fixed = fmean(len(re.sub(r"{\w+}", "", frame)) for frame in FRAMES)
+    # A space between sentences, two line breaks after the last of a paragraph.
+    between = (SENTENCES_PER_PARAGRAPH - 1 + 2) / SENTENCES_PER_PARAGRAPH
+    return nats / (words + fixed + between)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-FIGURES = {"coffee": 3, "shakespeare": 7}
-# Cells that only set values or train have nothing to show.
-SILENT = {"coffee": {"parameters", "watching"}, "shakespeare": {"parameters", "training"}}
+FIGURES = {"coffee": 3, "shakespeare": 6}
+# Cells that only set values or train without a bar have nothing to show.
+SILENT = {"coffee": {"install", "parameters", "watching"}, "shakespeare": {"install", "parameters"}}
 SMALL = {"hidden_dim": 16, "epochs": 1, "long_epochs": 2, "length": 80, "num_sampled": 8}
 
 
@@ -49,20 +50,54 @@ def outputs(notebook):
     return [output for cell in code_cells(notebook) for output in cell["outputs"]]
 
 
+def shown(notebook, kind):
+    """Returns all that a notebook displays of a kind such as image/png."""
+    displayed = [output["data"] for output in outputs(notebook) if "data" in output]
+    return ["".join(data[kind]) for data in displayed if kind in data]
+
+
 def check_outputs(notebook, figures):
-    """Checks that all cells ran in order, without an error or a line on stderr, and drew their figures."""
+    """Checks that all cells ran in order, without an error or a line on stderr, drew their figures and a bar."""
     cells = code_cells(notebook)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert {output["output_type"] for output in outputs(notebook)} <= {"stream", "display_data"}
     assert {output.get("name", "stdout") for output in outputs(notebook)} == {"stdout"}
-    pictures = [output["data"]["image/png"] for output in outputs(notebook) if "data" in output]
+    pictures = shown(notebook, "image/png")
     assert len(pictures) == figures
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    (progress,) = shown(notebook, "text/html")
+    assert "<progress" in progress
+    assert "<svg" in progress
+
+
+def without_magics(code):
+    """Returns a cell's source as Python, with what %pip is passed as the argument of a function."""
+    return re.sub(r"%pip (.*)", lambda found: f"pip({found[1]!r})", code)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_first_cell_installs_charjax_only_where_it_is_missing(root, monkeypatch, name):
+    cell = code_cells(read(name))[0]
+    passed = []
+    exec(without_magics(source(cell)), {"pip": passed.append})
+    assert not passed
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exec(without_magics(source(cell)), {"pip": passed.append})
+    (extra,) = re.fullmatch(r'install --quiet "charjax\[(\w+)\]"', passed[0]).groups()
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "matplotlib" in project["optional-dependencies"][extra][0]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_notebook_needs_no_file_of_the_clone(name):
+    code = "\n".join(source(cell) for cell in code_cells(read(name)))
+    assert f'data_path("{name}.txt")' in code
+    assert not re.search(r"\.\./|data_files|sys\.path", code)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_imported_names_exist(name):
-    tree = ast.parse("\n".join(source(cell) for cell in code_cells(read(name))))
+    tree = ast.parse("\n".join(without_magics(source(cell)) for cell in code_cells(read(name))))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names = [(node.module, alias.name) for node in imports for alias in node.names if "charjax" in node.module]
     assert {"fit", "generate_text"} <= {imported for _, imported in names}
@@ -101,6 +136,7 @@ def test_what_is_committed_is_a_full_run(name):
     assert notebook["metadata"]["language_info"] == {"name": "python"}
     assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
     printed = "".join("".join(output.get("text", [])) for output in outputs(notebook))
+    printed += "".join(shown(notebook, "text/html"))
     assert not re.search(r"/(home|root|tmp|work|usr|Users)/|[A-Z]:\\|0x[0-9a-f]{6}", printed)
     assert printed.replace("\n", "").isprintable()
 
@@ -108,11 +144,21 @@ def test_what_is_committed_is_a_full_run(name):
 def test_the_first_model_takes_fewer_than_ten_lines_and_generates():
     notebook = read("coffee")
     position, code = tagged(notebook, "first-model")
-    assert position == 1  # it needs nothing but the parameters
+    assert position == 2  # it needs nothing but charjax and the parameters
     assert "fit(" in code
     assert "generate_text(" in code
     assert len([line for line in code.splitlines() if line.strip()]) < 10
-    assert len("".join(code_cells(notebook)[position]["outputs"][0]["text"])) > 300
+    (text,) = (output["text"] for output in code_cells(notebook)[position]["outputs"] if "text" in output)
+    assert len("".join(text)) > 300
+
+
+def test_the_lowest_possible_loss_is_the_entropy_of_the_text(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "data_files")
+    import make_coffee
+
+    (floor,) = re.findall(r"^floor = ([\d.]+)$", "\n".join(map(source, code_cells(read("coffee")))), re.MULTILINE)
+    assert floor == f"{make_coffee.entropy():.4f}"
+    assert floor in (root / "data_files" / "README.md").read_text(encoding="utf-8")
 
 
 MINIMAL = """\
