@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 FOLDER = "charjax/ops/lstm/native"
@@ -35,6 +37,22 @@ def extension(instructions: str) -> Extension:
     )
 
 
+class BuildKernel(build_ext):
+    """Builds libraries without a Python version in their names, because they do not depend on it."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Returns the path of a library relative to the folder of the package."""
+        return f"{fullname.replace('.', os.sep)}.so"
+
+
+class WheelForAllPythons(bdist_wheel):
+    """Builds a wheel for all Pythons of a platform; one without the kernel is not for other platforms, either."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Returns the tags of Python, ABI and platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
 class WithTexts(build_py):
     """Copies the sample texts into the package; a clone and an editable installation have them beside it."""
 
@@ -49,7 +67,7 @@ class WithTexts(build_py):
 
 
 setup(
-    cmdclass={"build_py": WithTexts},
     ext_modules=[] if sys.platform == "win32" else [extension(name) for name in FLAGS],
+    cmdclass={"build_py": WithTexts, "build_ext": BuildKernel, "bdist_wheel": WheelForAllPythons},
     options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -85,7 +85,7 @@ def _read_with_torch(path: Path) -> Mapping[str, Any]:
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        advice = "install it (pip install torch), or save the weights as .safetensors"
+        advice = 'install it with pip install "charjax[torch]", or save the weights as .safetensors'
         raise UserError(f"reading {path} needs PyTorch; {advice}") from error
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size

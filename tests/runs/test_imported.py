@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +80,13 @@ def test_the_vocabulary_is_given_as_a_file(file, out, tmp_path, capsys, name):
     (tmp_path / "vocab.json").write_text(json.dumps(VOCAB.to_dict()))
     shows(capsys, "import", file, "--out", out, "--vocab", tmp_path / name)
     assert load_model(out)[2] == VOCAB
+
+
+def test_torchs_own_files_need_torch(out, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    advice = 'needs PyTorch; install it with pip install "charjax[torch]", or save the weights as .safetensors'
+    with pytest.raises(UserError, match=re.escape(advice)):
+        import_model(tmp_path / "weights.pt", out, vocab=VOCAB)
 
 
 def test_torchs_own_files(out, tmp_path, capsys):

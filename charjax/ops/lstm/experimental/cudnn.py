@@ -70,7 +70,8 @@ def _forward(
     except AttributeError as error:
         # JAX raises this if jaxlib does not include cuDNN, e.g. on a machine without a GPU.
         raise NotImplementedError(
-            "LSTM implementation 'cudnn' is not available, because this jaxlib does not include it; install jax[cuda12]"
+            "LSTM implementation 'cudnn' is not available, because this jaxlib does not include it; "
+            'install it with pip install "charjax[cuda]"'
         ) from error
     # The operation does not declare which axes its results vary over, so they would be treated as replicated and their
     # gradients would be summed over the devices.

@@ -53,8 +53,8 @@ def libraries() -> tuple[Library, ...]:
     If a form cannot be loaded, it is left out, and a warning says why.
     """
     folder = Path(__file__).parent
-    paths = [(name, path) for name in INSTRUCTION_SETS for path in sorted(folder.glob(f"_{name}.*so"))]
-    found = [_load(name, path) for name, path in paths]
+    paths = {name: folder / f"_{name}.so" for name in INSTRUCTION_SETS}
+    found = [_load(name, path) for name, path in paths.items() if path.exists()]
     return tuple(library for library in found if library is not None)
 
 
