@@ -22,7 +22,9 @@ def test_the_container_does_what_the_first_command_of_the_readme_does(root):
 def test_extras_that_documents_and_messages_name_exist(root, extras):
     files = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("charjax/**/*.py"), *root.glob("notebooks/*")]
     named = [re.findall(r"(?:charjax|install (?:--\w+ )?[\"']?\.)\[([\w,]+)\]", one.read_text()) for one in files]
-    assert {"plots", "torch"} <= {extra for found in named for each in found for extra in each.split(",")} <= set(extras)
+    assert (
+        {"plots", "torch"} <= {extra for found in named for each in found for extra in each.split(",")} <= set(extras)
+    )
 
 
 def test_the_dev_extra_has_what_the_tests_of_others_need(extras):
