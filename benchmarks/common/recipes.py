@@ -21,8 +21,8 @@ RECIPES: dict[float, dict[str, Any]] = {
         "learning_rate": 0.007, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 4,
     },
     1.40: {
-        "hidden_dim": 1024, "hidden_layers": 1, "dropout": 0.65, "batch_size": 32, "seq_len": 50,
-        "learning_rate": 0.007, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 12,
+        "hidden_dim": 1536, "hidden_layers": 1, "dropout": 0.55, "batch_size": 32, "seq_len": 50,
+        "learning_rate": 0.005, "weight_decay": 0.1, "warmup_frac": 0.02, "epochs": 4,
     },
 }  # fmt: skip
 # Without meaning: for a rehearsal on any text.

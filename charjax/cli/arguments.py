@@ -82,7 +82,7 @@ class TrainCommand(Checked):
 
     preset: Optional[PresetName] = None
     """Model size and a recipe suited to the text: tiny trains for about ten seconds on two CPU cores,
-    small for a minute or two, medium for ten minutes, large for an hour. Other options override it."""
+    small for a minute or two, medium for ten minutes, large for twenty. Other options override it."""
 
     config: Optional[Path] = None
     """Options file: TOML, e.g. hidden_dim = 256, or the config.json of a run. Options on the command line

@@ -39,7 +39,7 @@ _SIZES = {
     "tiny": _Size(256, 0.02, 0.01, 1_000_000),
     "small": _Size(512, 0.01, 0.01, 3_000_000),
     "medium": _Size(1024, 0.007, 0.1, 5_000_000),
-    "large": _Size(1536, 0.005, 0.1, 15_000_000),
+    "large": _Size(1536, 0.005, 0.1, 4_000_000),
 }
 
 
@@ -47,7 +47,7 @@ def preset(name: PresetName, characters: int, **given: Any) -> Preset:
     """Returns a model size and a training recipe suited to the length of the text.
 
     On two CPU cores with AVX-512 and bfloat16, "tiny" trains for about ten seconds, "small" for a minute or two,
-    "medium" for ten minutes and "large" for an hour, whatever the length of the text: the number of passes, which is at
+    "medium" for ten minutes and "large" for twenty, whatever the length of the text: the number of passes, which is at
     most 30 and may be less than one, is adjusted to match. The more passes, the higher the dropout.
 
     Args:
