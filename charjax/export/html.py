@@ -26,7 +26,7 @@ from charjax.generation.inputs import checked_params
 from charjax.host.atomic_file import writing_output
 from charjax.model import CharLSTM, layer_weights
 from charjax.rendering.color_scale import Scale
-from charjax.rendering.html_template import class_of, color_rules, content_policy, escape
+from charjax.rendering.html_template import color_rules, content_policy, escape, letter_of
 from charjax.runs.metadata import Progress, RunInfo
 from charjax.runs.model_file import load_params
 
@@ -80,9 +80,9 @@ def write_html(run: str | Path, out: str | Path, *, title: str | None = None, co
 
 
 def _page(*, title: str, about: str, facts: str, shape: dict[str, Any], data: bytes) -> str:
-    style = _read("html_page.css") + color_rules(_SCALE)
+    style = _read("html_page.css") + color_rules(_SCALE, ".{}")
     script = _read("html_model.js") + _read("html_page.js")
-    steps = "".join(f'<b class="{class_of(level)}"></b>' for level in range(_SCALE.levels))
+    steps = "".join(f'<b class="{letter_of(level)}"></b>' for level in range(_SCALE.levels))
     defaults = SampleConfig()
     return Template(_read("html_page.html")).substitute(
         policy=content_policy(style, script),

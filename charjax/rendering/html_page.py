@@ -23,7 +23,7 @@ from typing import BinaryIO, NamedTuple, Self
 from charjax.errors import UserError
 from charjax.host.atomic_file import make_folder_of, naming, replacing
 from charjax.rendering.color_scale import Scale
-from charjax.rendering.html_template import Curve, ExcerptTable, class_of, escape, page_around_text
+from charjax.rendering.html_template import Curve, ExcerptTable, escape, letter_of, page_around_text
 from charjax.rendering.visible_text import BIDI_CONTROLS, name_character
 
 _LONGEST_RUN = 4096
@@ -81,7 +81,7 @@ class PageWriter:
             self._body = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115
             self._details = tempfile.TemporaryFile("w+b", dir=self._path.parent)  # noqa: SIM115
         self._run: list[str] = []
-        self._class = ""
+        self._attributes = ""
         self._names: dict[str, int] = {}
         self._bits = bits
         # Three digits span the scale from its low end to over 500 bits, or to its high end.
@@ -92,13 +92,13 @@ class PageWriter:
         details = []
         for painted in characters:
             level = self._scale.level(painted.value)
-            color = "" if level == self._scale.neutral else class_of(level)
+            color = "" if level == self._scale.neutral else letter_of(level)
             mark = _mark(painted.text, colored=bool(color))
             # Adjacent characters of the same color share an element.
-            names = f"{color} {mark}".strip()
-            if names != self._class or mark or len(self._run) == _LONGEST_RUN:
+            attributes = (f"{color} class={mark}" if mark else color).strip()
+            if attributes != self._attributes or mark or len(self._run) == _LONGEST_RUN:
                 self._end_run()
-                self._class = names
+                self._attributes = attributes
             self._run.append(name_character(painted.text) if mark == "X" else painted.text)
             details.append(self._detail(painted) + "\n")
         with naming(self._given):
@@ -176,8 +176,7 @@ class PageWriter:
     def _end_run(self) -> None:
         if self._run:
             text = html.escape("".join(self._run), quote=False)
-            names = self._class if " " not in self._class else f'"{self._class}"'
-            self._write(f"<b class={names}>{text}</b>" if names else text)
+            self._write(f"<b {self._attributes}>{text}</b>" if self._attributes else text)
             self._run = []
 
     def _write(self, text: str) -> None:

@@ -25,7 +25,7 @@ function read() {
 
 // Every invisible character has its own element.
 function isMarked(node) {
-  return /[NTXZ]$/.test(node.parentElement.className);
+  return node.parentElement.tagName === "B" && node.parentElement.className !== "";
 }
 
 function find(event) {

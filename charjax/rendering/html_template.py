@@ -99,8 +99,8 @@ def content_policy(style: str, script: str | None = None) -> str:
     return f"default-src 'none'; style-src '{_digest(style)}'; {scripts}base-uri 'none'; form-action 'none'"
 
 
-def class_of(level: int) -> str:
-    """Returns the one-letter CSS class for a step's color."""
+def letter_of(level: int) -> str:
+    """Returns the letter for a step's color: an attribute where most characters need one, a class elsewhere."""
     return chr(ord("a") + level)
 
 
@@ -109,12 +109,17 @@ def escape(text: str) -> str:
     return html.escape(visible(text))
 
 
-def color_rules(scale: Scale) -> str:
-    """Returns the CSS for a scale's steps and for the page's background and ink, on light and dark pages."""
+def color_rules(scale: Scale, selector: str = "[{}]") -> str:
+    """Returns the CSS for a scale's steps and for the page's background and ink, on light and dark pages.
+
+    Args:
+        scale: the scale.
+        selector: selects the elements of a step, with its letter in place of {}.
+    """
 
     def rules(*, dark: bool) -> str:
         colors = [(level, scale.color(level, dark=dark)) for level in range(scale.levels)]
-        return "\n".join(f".{class_of(level)}{{background:{_hex(color)}}}" for level, color in colors)
+        return "\n".join(f"{selector.format(letter_of(level))}{{background:{_hex(color)}}}" for level, color in colors)
 
     page = f":root{{--page:{_hex(LIGHT_BACKGROUND)};--ink:{_hex(LIGHT_INK)}}}\n{rules(dark=False)}\n"
     dark_page = f":root{{--page:{_hex(DARK_BACKGROUND)};--ink:{_hex(DARK_INK)}}}\n{rules(dark=True)}"
@@ -152,7 +157,7 @@ def _table(excerpts: ExcerptTable, scale: Scale) -> str:
         label = escape(row.label)
         link = label if row.line is None else f'<a href="#{row.line}">{label}</a>'
         measures = "".join(f"<td>{escape(measure)}</td>" for measure in row.measures)
-        character = f'<b class="{class_of(scale.level(row.value))}">{escape(row.character)}</b>'
+        character = f"<b {letter_of(scale.level(row.value))}>{escape(row.character)}</b>"
         excerpt = f'<td class="excerpt">{escape(row.before)}{character}{escape(row.after)}</td>'
         rows.append(f"<tr><td>{link}</td>{measures}{excerpt}<td>{escape(row.remark)}</td></tr>\n")
     return f'<h2>{escape(excerpts.heading)}</h2>\n<table id="excerpts" translate="no">\n{"".join(rows)}</table>\n'
@@ -163,7 +168,7 @@ def _legend(scale: Scale) -> str:
     for level in range(scale.levels):
         low, high = scale.bounds(level)
         beyond = " and more" if level == scale.levels - 1 else ""
-        steps.append(f'<b class="{class_of(level)}" title="{low:.3g} to {high:.3g}{beyond}"> </b>')
+        steps.append(f'<b {letter_of(level)} title="{low:.3g} to {high:.3g}{beyond}"> </b>')
     return f"{escape(scale.name)}: {scale.low:.3g} {''.join(steps)} {scale.high:.3g}"
 
 

@@ -234,6 +234,13 @@ def test_carets_are_below_wide_characters_and_names(bytes_run, tmp_path, capsys)
 # ---- colors
 
 
+def test_the_page_takes_at_most_25_bytes_per_character(run, tmp_path, capsys):
+    """Also where, as with this model, nearly every character has another color than its neighbors."""
+    (tmp_path / "long.txt").write_text((TEXT * 9)[:20_000])
+    shows(capsys, "score", run, tmp_path / "long.txt", "--html", tmp_path / "long.html", "--worst", 0)
+    assert (tmp_path / "long.html").stat().st_size <= 25 * 20_000
+
+
 def test_without_colors_the_text_has_marks(run, text, capsys, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     out = shows(capsys, "score", run, text, "--paint", "20")

@@ -16,7 +16,7 @@ class PaintedPage(html.parser.HTMLParser):
         content: text inside each kind of tag.
         facts: the text of each cell of its tables.
         text: the colored text.
-        pieces: (piece, class) of each element in it.
+        pieces: (piece, its color's letter and its class) of each element in it.
         tips: (character, tooltip) of each character of it.
     """
 
@@ -51,7 +51,7 @@ class PaintedPage(html.parser.HTMLParser):
                 self.text += data
                 self.shown += list(data)
             if tag == "b":
-                self.pieces.append((data, attrs.get("class", "")))
+                self.pieces.append((data, " ".join(name if value is None else value for name, value in attrs.items())))
         for name in ("details", "names"):
             if attrs.get("id") == name:
                 setattr(self, name, data)
