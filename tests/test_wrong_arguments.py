@@ -104,6 +104,7 @@ TAKEN = {
     | {"steps_per_call": 1, "microbatches": 1},
     "preset": {"name": "tiny", "characters": 9},
     "put_streams": {"tree": STREAMS, "mesh": MESH},
+    "data_path": {"name": "coffee.txt"},
     "read_pieces": {"path": __file__, "vocab": "auto", "separator": None, "on_unknown": "error"},
     "restore_checkpoint": {"run_dir": "runs/none", "abstract": STATE},
     "save_checkpoint": {"run_dir": "runs/none", "state": STATE, "info": INFO, "progress": Progress(step=0)},

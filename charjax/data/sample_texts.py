@@ -23,8 +23,7 @@ def data_path(name: str) -> Path:
     """
     package = Path(__file__).parents[1]
     installed, cloned = package / "data_files", package.parent / "data_files"
-    texts = sorted((installed if installed.is_dir() else cloned).glob("*.txt"))
-    for text in texts:
-        if text.name == name:
-            return text
-    raise UserError(f"there is no sample text {in_short(name)}; choose one of {', '.join(text.name for text in texts)}")
+    texts = {text.name: text for text in sorted((installed if installed.is_dir() else cloned).glob("*.txt"))}
+    if not isinstance(name, str) or name not in texts:
+        raise UserError(f"name must be that of a sample text, {' or '.join(texts)}, not {in_short(name)}")
+    return texts[name]

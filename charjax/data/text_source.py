@@ -76,6 +76,8 @@ def _files_below(folder: Path) -> list[Path]:
     def fail(error: OSError) -> None:
         raise error
 
+    if all((folder / name).is_file() for name in ("config.json", "model.safetensors")):
+        raise UserError(f"{folder} is the folder of a run or model, not of text; to train on from it, use --init-from")
     files: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -151,6 +151,12 @@ def test_a_missing_file_and_a_folder_are_rejected(path, tmp_path):
         Corpus.from_file(path)
     with pytest.raises(UserError, match="contains no files"):
         Corpus.from_file(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        UserError, match="is the folder of a run or model, not of text; to train on from it, use --init-"
+    ):
+        Corpus.from_file(tmp_path)
 
 
 def test_an_error_in_reading_names_the_file(path, monkeypatch):

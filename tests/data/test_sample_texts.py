@@ -30,4 +30,4 @@ def test_an_installed_package_has_them_inside(tmp_path):
 def test_an_unknown_name_is_answered_with_those_there_are(name):
     with pytest.raises(UserError) as refused:
         data_path(name)
-    assert str(refused.value) == f"there is no sample text {name!r}; choose one of coffee.txt, shakespeare.txt"
+    assert str(refused.value) == f"name must be that of a sample text, coffee.txt or shakespeare.txt, not {name!r}"

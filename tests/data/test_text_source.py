@@ -234,6 +234,9 @@ def test_other_places(tmp_path, folder, caplog):
         Corpus.from_file([folder, texts], vocab="ascii")
     with pytest.raises(UserError, match="--separator line 1, column 2: 'é'"):
         Corpus.from_file(folder, vocab="ascii", separator="|é")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress("a\nbé".encode()))
+    with pytest.raises(UserError, match=r"b\.txt\.gz line 2, column 2: 'é'"):
+        Corpus.from_file([folder, tmp_path / "b.txt.gz"], vocab="ascii")
     (tmp_path / "latin.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9")
     with pytest.raises(UserError, match=r"latin\.txt is not UTF-8: byte 0xe9 at offset 6; use --vocab bytes"):
         Corpus.from_file([folder, tmp_path / "latin.txt"], vocab="chars")
