@@ -110,7 +110,7 @@ class TrainLoop:
             self._step = at_exit.enter_context(ThreadPoolExecutor(1)).submit(self._lowered_step().compile)
             state = self._resume() if resume else self._begin()
             at_exit.callback(self.reporter.stop)
-            if not resume:
+            if self.progress.step < self.plan.total_steps:
                 self.reporter.message(self._summary())
             self._announce()
             return self._train(state)

@@ -13,6 +13,9 @@ from charjax.model import CharLSTM
 from charjax.ops.lstm.api import describe_implementation
 from charjax.training.plan import StepPlan
 
+# Fewer hardly change a model.
+_FEW_STEPS = 50
+
 
 def summary(model: CharLSTM, corpus: Corpus, config: TrainConfig, plan: StepPlan, devices: Sequence[jax.Device]) -> str:
     """Returns the model, text, steps, devices, implementation and expected memory, one per line."""
@@ -21,10 +24,11 @@ def summary(model: CharLSTM, corpus: Corpus, config: TrainConfig, plan: StepPlan
     window = f"{config.batch_size} x {config.seq_len} characters"
     kinds = Counter(device.device_kind for device in devices)
     memory = humanize.naturalsize(memory_to_train(model.config, config, model.vocab_size, devices), format="%.3g")
+    few = "; few: try a smaller batch, shorter windows or more epochs" if plan.total_steps < _FEW_STEPS else ""
     rows = {
         "model": f"{layers}, {parameters:,} parameters, {model.vocab_size} characters",
         "text": f"{len(corpus.train):,} characters to train on, {len(corpus.validation):,} to validate",
-        "steps": f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in total, each of {window}",
+        "steps": f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in total, each of {window}{few}",
         "devices": ", ".join(f"{count} x {kind}" for kind, count in kinds.items()),
         "LSTM": describe_implementation(model.implementation, model.dtype, config.seq_len),
         "memory": f"about {memory} for the training state and one batch",

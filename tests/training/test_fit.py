@@ -178,7 +178,9 @@ def test_a_finished_run_may_be_given_more_epochs(tmp_path, caplog):
     assert again.updates == []
     assert again.messages == ["resuming at step 48 of 48; to train longer, raise --epochs"]
     assert "learning rate" not in caplog.text
-    more = fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, epochs=3)
+    more = fit(MODEL, CORPUS, SMALL, out=tmp_path, resume=True, epochs=3, reporter=again)
+    assert again.messages[1] == "resuming at step 48 of 72"
+    assert "steps    24 per epoch, 72 in total" in again.messages[2]
     assert "the learning rate rises from 0.0001 to " in caplog.text
     assert int(more.step) == read_header(tmp_path).progress.step
     assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 3
