@@ -2,6 +2,7 @@
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --quick
+    python -m benchmarks.scaling --loading      texts only
 
 Each axis varies one size around the middle (H = 256, L = 2, B = 64, T = 100, ASCII); texts of 1 MB to 1 GB are made on
 the spot. Writes JSON and, where matplotlib is installed, a plot beside it.
@@ -102,11 +103,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("scaling", __doc__)
     add_results(parser)
     parser.add_argument("--quick", action="store_true", help="a few points, and texts up to 10 MB")
+    parser.add_argument("--loading", action="store_true", help="only how long texts take to load")
     arguments = parser.parse_args(argv)
     loading = measure_loading(TEXT_MEGABYTES[:2] if arguments.quick else TEXT_MEGABYTES)
-    rows = measure_axes(QUICK if arguments.quick else AXES)
+    rows = [] if arguments.loading else measure_axes(QUICK if arguments.quick else AXES)
     path = ResultsFile(arguments.results, "scaling", middle=MIDDLE, rows=rows, loading=loading).save()
     print("written:", path)
+    if not rows:
+        return
     if importlib.util.find_spec("matplotlib"):
         plot(rows, path.with_suffix(".png"))
         print("plotted:", path.with_suffix(".png"))
