@@ -13,8 +13,8 @@ from charjax.model import CharLSTM
 from charjax.ops.lstm.api import describe_implementation
 from charjax.training.plan import StepPlan
 
-# Fewer hardly change a model.
-_FEW_STEPS = 50
+# What a learning rate schedule flattens out after fewer is rarely a trained model.
+_FEW_STEPS = 300
 
 
 def summary(model: CharLSTM, corpus: Corpus, config: TrainConfig, plan: StepPlan, devices: Sequence[jax.Device]) -> str:
@@ -24,7 +24,7 @@ def summary(model: CharLSTM, corpus: Corpus, config: TrainConfig, plan: StepPlan
     window = f"{config.batch_size} x {config.seq_len} characters"
     kinds = Counter(device.device_kind for device in devices)
     memory = humanize.naturalsize(memory_to_train(model.config, config, model.vocab_size, devices), format="%.3g")
-    few = "; few: try a smaller batch, shorter windows or more epochs" if plan.total_steps < _FEW_STEPS else ""
+    few = "; few: a preset, a smaller batch or more epochs may learn more" if plan.total_steps < _FEW_STEPS else ""
     rows = {
         "model": f"{layers}, {parameters:,} parameters, {model.vocab_size} characters",
         "text": f"{len(corpus.train):,} characters to train on, {len(corpus.validation):,} to validate",

@@ -87,12 +87,13 @@ def test_a_kernel_compiled_with_later_headers_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("best", ["avx512bf16", "generic"])
 @pytest.mark.usefixtures("new_choice")
-def test_training_says_which_form_this_cpu_lacks(monkeypatch, caplog, best):
+def test_training_says_which_form_this_cpu_lacks(monkeypatch, caplog, root, best):
     monkeypatch.setattr(libraries, "cpu_flags", lambda: INSTRUCTION_SETS[best])
     monkeypatch.setattr(libraries, "libraries", lambda: ())
     assert api.default_implementation("float32", 100) == "custom_vjp"
     (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
     assert f"this CPU is faster with the {best} form of the LSTM kernel, which is not installed" in warning
+    assert warning.endswith(f"pip install --editable {root}")
 
 
 @contextlib.contextmanager

@@ -199,8 +199,8 @@ def test_what_is_about_to_happen_is_said_first_and_progress_by_default(capsys):
     assert lines[:4] == [
         "model    2 layers of 12 units, 9,632 parameters, 128 characters",
         "text     3,024 characters to train on, 336 to validate",
-        "steps    24 per epoch, 48 in total, each of 8 x 16 characters; few: try a smaller batch, "
-        "shorter windows or more epochs",
+        "steps    24 per epoch, 48 in total, each of 8 x 16 characters; few: a preset, a smaller batch "
+        "or more epochs may learn more",
         "devices  2 x cpu",
     ]
     assert re.fullmatch(r"LSTM     \w+( \(\w+\))?, (float32|bfloat16) operands", lines[4])

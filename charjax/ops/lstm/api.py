@@ -5,6 +5,7 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -252,11 +253,19 @@ def _default_for_sequences(dtype: str, platform: str) -> str:
     choice = ON_ACCELERATORS.get(platform, "native" if library else "custom_vjp")
     if platform == "cpu" and (better := better_form()):
         logging.getLogger("charjax").warning(
-            "this CPU is faster with the %s form of the LSTM kernel, which is not installed; reinstall charjax with a "
-            "C++ compiler (CHARJAX_REQUIRE_KERNEL=1 makes the installation fail if a form does not compile)",
-            better,
+            "this CPU is faster with the %s form of the LSTM kernel, which is not installed; %s", better, _advice()
         )
     return choice
+
+
+def _advice() -> str:
+    source = Path(__file__).parents[3]
+    if (source / "setup.py").is_file():
+        return f"charjax was imported from {source}: build the kernel there with pip install --editable {source}"
+    return (
+        "reinstall charjax with a C++ compiler (CHARJAX_REQUIRE_KERNEL=1 makes the installation fail if a form does "
+        "not compile)"
+    )
 
 
 def _check(weights: LSTMWeights, x: Any, carry: LSTMCarry, implementation: str | None, dtype: str) -> str:
